@@ -1,0 +1,45 @@
+"""The `longpo` command: it only finds the right tool and turns bad input into one clear line.
+
+Every group of subcommands lives beside the code it runs, in a module with `register(subparsers)`. A subcommand sets
+`run` on its parser: a function from the parsed arguments to an exit status or None.
+"""
+
+import argparse
+import sys
+
+from nemo_longpo import __version__
+from nemo_longpo.errors import InputError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    from nemo_longpo.conversion.cli import register as register_convert
+    from nemo_longpo.data_tools.cli import register as register_data
+    from nemo_longpo.doctor import register as register_doctor
+    from nemo_longpo.recipes.demo.cli import register as register_demo
+
+    parser = argparse.ArgumentParser(
+        prog="longpo",
+        description="Turn a short-context model into a long-context one with preference data that it writes itself.",
+    )
+    parser.add_argument("--version", action="version", version=f"nemo_longpo {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for register in (register_data, register_convert, register_doctor, register_demo):
+        register(subparsers)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one subcommand; the exit status is 0 on success, 2 on bad input, 130 on Ctrl-C."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return arguments.run(arguments) or 0
+    except InputError as error:
+        print(f"longpo: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("longpo: interrupted; finished parts are kept, run the same command to continue", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
