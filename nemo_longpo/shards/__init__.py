@@ -1,0 +1,1 @@
+"""Preference pairs on disk: schema, reader, writer, provenance."""

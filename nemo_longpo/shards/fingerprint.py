@@ -1,0 +1,86 @@
+"""Names for a tokenizer, a chat template and a model that change when their behaviour does.
+
+Tokenizers are passed in, so this module needs no transformers.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from nemo_longpo.errors import InputError
+
+from .manifest import ReferenceModel, sha256_file
+
+# Spaces, scripts, digits, newlines and code: places where tokenizers of the same vocabulary part ways.
+_PROBE = (
+    "The quick brown fox, 12345 and 3.14!  Two  spaces\n\nA new paragraph:\tnaïve café, 你好，世界, Привет, مرحبا 🙂\n"
+    "def f(x):\n    return {'a': x ** 2}  # done\n <tag> [INST] x [/INST] </s>"
+)
+_ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "max_position_embeddings")
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """sha256 over a Hugging Face tokenizer's vocabulary, BOS and EOS ids, and its encoding of a fixed text.
+
+    Every added token is part of that text, so its stripping rules count too. The padding and truncation state, and
+    aliases such as the pad token, do not count: trainers set them freely.
+    """
+    probe = _PROBE + "".join(f" {token.content} x{token.content}" for token in _added_tokens(tokenizer))
+    encoded = tokenizer(probe, add_special_tokens=False, padding=False, truncation=False, verbose=False)["input_ids"]
+    content = {
+        "vocabulary": sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0])),
+        "bos": tokenizer.bos_token_id,
+        "eos": tokenizer.eos_token_id,
+        "encoded": list(encoded),
+    }
+    return _digest(content)
+
+
+def chat_template_hash(tokenizer: Any) -> str:
+    """sha256 of the chat template's text. Raises InputError if the tokenizer has none."""
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"the tokenizer of {tokenizer.name_or_path} has no chat template: use an instruct model, or put a "
+            "'chat_template' into its tokenizer_config.json"
+        )
+    return hashlib.sha256(tokenizer.get_chat_template().encode()).hexdigest()
+
+
+def model_fingerprint(directory: str | Path, *, dtype: str | None = None) -> ReferenceModel:
+    """Hash the safetensors files of a Hugging Face model directory, and read its rotary settings.
+
+    `dtype` is the one the model runs in; by default, the one its configuration names. Raises InputError if the
+    directory holds no configuration or no safetensors.
+    """
+    directory = Path(directory)
+    config = read_model_config(directory)
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        raise InputError(f"{directory} holds no .safetensors file; save the model with `safe_serialization=True`")
+    weights = _digest([(path.name, sha256_file(path)) for path in files])
+    rope = {key: config[key] for key in _ROPE_KEYS if config.get(key) is not None}
+    return ReferenceModel(weights, rope, dtype or str(config.get("dtype") or config.get("torch_dtype") or "float32"))
+
+
+def read_model_config(directory: str | Path) -> dict[str, Any]:
+    """`config.json` of a Hugging Face model directory. Raises InputError if there is none, or it is not JSON."""
+    path = Path(directory) / "config.json"
+    if not path.is_file():
+        raise InputError(f"{directory} is not a Hugging Face model directory: it holds no config.json")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid JSON ({error}); download the model again") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path} is not a JSON object; download the model again")
+    return config
+
+
+def _added_tokens(tokenizer: Any) -> list[Any]:
+    return [token for _, token in sorted(tokenizer.added_tokens_decoder.items())]
+
+
+def _digest(content: Any) -> str:
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,0 +1,110 @@
+"""One training record: a document, its turns, both answers to every turn, and what the reference model thought of them.
+
+Full chosen sequence = trunk_ids + chosen_ids; full rejected sequence = trunk_ids + rejected_ids.
+The trunk ends with the assistant opening of turn 1. A branch is `y_1 <eot> (turn close, user opening) I_2 (user close,
+assistant opening) y_2 <eot> ...` and ends with the last <eot>.
+
+Shape letters: T trunk tokens, A chosen-branch tokens, B rejected-branch tokens, N turns, M ignored spans.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+REF_CONTEXTS = ("short", "long")
+# A log-prob may round to just above zero where the model is certain.
+LOGP_TOLERANCE = 1e-4
+
+_ids = pa.list_(pa.int32())
+_spans = pa.list_(pa.list_(pa.int32(), 2))
+_logps = pa.list_(pa.list_(pa.float32()))
+
+ARROW_SCHEMA = pa.schema(
+    [
+        ("doc_id", pa.string()),
+        ("trunk_ids", _ids),
+        ("chosen_ids", _ids),
+        ("rejected_ids", _ids),
+        ("chosen_spans", _spans),
+        ("rejected_spans", _spans),
+        ("nll_ignore_spans", _spans),
+        ("ref_chosen_logps", _logps),
+        ("ref_rejected_logps", _logps),
+        ("ref_context", pa.string()),
+        ("lengths", pa.struct([("trunk", pa.int32()), ("chosen", pa.int32()), ("rejected", pa.int32())])),
+    ]
+)
+
+
+@dataclass(frozen=True, eq=False)
+class PairRecord:
+    """A document with N turns. Spans are [start, end); response spans lie within their branch and include the
+    end-of-turn token; `nll_ignore_spans` index trunk + chosen. Log-probs are natural logarithms, one per span token."""
+
+    doc_id: str
+    trunk_ids: np.ndarray  # int32 [T]
+    chosen_ids: np.ndarray  # int32 [A]
+    rejected_ids: np.ndarray  # int32 [B]
+    chosen_spans: np.ndarray  # int32 [N, 2]
+    rejected_spans: np.ndarray  # int32 [N, 2]
+    nll_ignore_spans: np.ndarray  # int32 [M, 2]
+    ref_chosen_logps: tuple[np.ndarray, ...]  # N float32 arrays
+    ref_rejected_logps: tuple[np.ndarray, ...]  # N float32 arrays
+    ref_context: str  # "short": LongPO, "long": the DPO baseline
+
+    @property
+    def turns(self) -> int:
+        return len(self.chosen_spans)
+
+    @property
+    def lengths(self) -> tuple[int, int, int]:
+        """Tokens of (trunk, chosen branch, rejected branch)."""
+        return len(self.trunk_ids), len(self.chosen_ids), len(self.rejected_ids)
+
+
+def to_batch(record: PairRecord) -> pa.RecordBatch:
+    """One Arrow record batch holding one record."""
+    trunk, chosen, rejected = record.lengths
+    columns = {
+        "doc_id": record.doc_id,
+        "trunk_ids": record.trunk_ids,
+        "chosen_ids": record.chosen_ids,
+        "rejected_ids": record.rejected_ids,
+        "chosen_spans": record.chosen_spans.tolist(),
+        "rejected_spans": record.rejected_spans.tolist(),
+        "nll_ignore_spans": record.nll_ignore_spans.tolist(),
+        "ref_chosen_logps": list(record.ref_chosen_logps),
+        "ref_rejected_logps": list(record.ref_rejected_logps),
+        "ref_context": record.ref_context,
+        "lengths": {"trunk": trunk, "chosen": chosen, "rejected": rejected},
+    }
+    arrays = [pa.array([columns[field.name]], field.type) for field in ARROW_SCHEMA]
+    return pa.RecordBatch.from_arrays(arrays, schema=ARROW_SCHEMA)
+
+
+def from_batch(batch: pa.RecordBatch) -> PairRecord:
+    """The record of a batch made by `to_batch`; the arrays are read-only views of the mapped file."""
+
+    def ids(name: str) -> np.ndarray:
+        return batch.column(name)[0].values.to_numpy(zero_copy_only=True)
+
+    def spans(name: str) -> np.ndarray:
+        return batch.column(name)[0].values.flatten().to_numpy(zero_copy_only=True).reshape(-1, 2)
+
+    def logps(name: str) -> tuple[np.ndarray, ...]:
+        return tuple(turn.values.to_numpy(zero_copy_only=True) for turn in batch.column(name)[0])
+
+    return PairRecord(
+        doc_id=batch.column("doc_id")[0].as_py(),
+        trunk_ids=ids("trunk_ids"),
+        chosen_ids=ids("chosen_ids"),
+        rejected_ids=ids("rejected_ids"),
+        chosen_spans=spans("chosen_spans"),
+        rejected_spans=spans("rejected_spans"),
+        nll_ignore_spans=spans("nll_ignore_spans"),
+        ref_chosen_logps=logps("ref_chosen_logps"),
+        ref_rejected_logps=logps("ref_rejected_logps"),
+        ref_context=batch.column("ref_context")[0].as_py(),
+    )

@@ -1,0 +1,89 @@
+"""What must hold in every record, checked before it is written and again by `inspect --verify`."""
+
+import numpy as np
+
+from nemo_longpo.errors import InputError
+
+from .schema import LOGP_TOLERANCE, REF_CONTEXTS, PairRecord
+
+
+def validate_record(record: PairRecord, *, where: str = "", vocab_size: int | None = None) -> None:
+    """Check one record's types, spans and sums.
+
+    `where` (a file and a record index) goes in front of the message; with `vocab_size`, ids must be below it.
+    Raises InputError naming the field.
+    """
+    check = _Check(f"{where}, document {record.doc_id!r}" if where else f"document {record.doc_id!r}")
+    check.that("doc_id", isinstance(record.doc_id, str) and record.doc_id != "", "must be a non-empty string")
+    check.that("ref_context", record.ref_context in REF_CONTEXTS, f"must be one of {REF_CONTEXTS}")
+    for name in ("trunk_ids", "chosen_ids", "rejected_ids"):
+        _check_ids(check, name, getattr(record, name), vocab_size)
+    _check_branch(check, "chosen", record.chosen_ids, record.chosen_spans, record.ref_chosen_logps)
+    _check_branch(check, "rejected", record.rejected_ids, record.rejected_spans, record.ref_rejected_logps)
+    check.that(
+        "rejected_spans",
+        len(record.rejected_spans) == len(record.chosen_spans),
+        f"has {len(record.rejected_spans)} turns, but chosen_spans has {len(record.chosen_spans)}",
+    )
+    _check_ignored(check, record)
+
+
+class _Check:
+    def __init__(self, where: str):
+        self.where = where
+
+    def that(self, field: str, holds: bool, message: str) -> None:
+        if not holds:
+            raise InputError(f"{self.where}: field {field!r} {message}; rebuild the shards with `longpo data pack`")
+
+
+def _check_ids(check: _Check, name: str, ids: np.ndarray, vocab_size: int | None) -> None:
+    check.that(name, ids.dtype == np.int32 and ids.ndim == 1, "must be a flat int32 array")
+    check.that(name, len(ids) > 0, "is empty")
+    check.that(name, int(ids.min()) >= 0, f"holds the negative token id {int(ids.min())}")
+    if vocab_size is not None:
+        top = int(ids.max())
+        check.that(name, top < vocab_size, f"holds token id {top}, outside the vocabulary of {vocab_size}")
+
+
+def _check_spans(check: _Check, name: str, spans: np.ndarray, length: int) -> None:
+    """Spans are ordered, disjoint, non-empty and inside [0, length)."""
+    check.that(name, spans.dtype == np.int32 and spans.ndim == 2 and spans.shape[1] == 2, "must be int32 [n, 2]")
+    flat = spans.reshape(-1)
+    inside = len(flat) == 0 or (flat[0] >= 0 and flat[-1] <= length)
+    ordered = bool(np.all(spans[:, 0] < spans[:, 1]) and np.all(spans[:-1, 1] <= spans[1:, 0]))
+    check.that(name, bool(inside) and ordered, f"must be ordered, disjoint spans inside {length} tokens")
+
+
+def _check_branch(
+    check: _Check, branch: str, ids: np.ndarray, spans: np.ndarray, logps: tuple[np.ndarray, ...]
+) -> None:
+    _check_spans(check, f"{branch}_spans", spans, len(ids))
+    check.that(f"{branch}_spans", len(spans) > 0, "has no turn")
+    ends_match = spans[0, 0] == 0 and spans[-1, 1] == len(ids)
+    check.that(f"{branch}_spans", bool(ends_match), f"must start at 0 and end at the branch's {len(ids)} tokens")
+    name = f"ref_{branch}_logps"
+    check.that(name, len(logps) == len(spans), f"has {len(logps)} turns, but there are {len(spans)}")
+    for turn, (values, (start, end)) in enumerate(zip(logps, spans, strict=True), start=1):
+        check.that(name, values.dtype == np.float32 and values.ndim == 1, "must hold flat float32 arrays")
+        count = f"has {len(values)} values in turn {turn}, but the response has {end - start} tokens"
+        check.that(name, len(values) == end - start, count)
+        valid = bool(np.isfinite(values).all() and (values <= LOGP_TOLERANCE).all())
+        check.that(name, valid, f"holds a value in turn {turn} that is no log-probability")
+
+
+def _check_ignored(check: _Check, record: PairRecord) -> None:
+    """No response token may be hidden from the NLL, and something must remain after position 0."""
+    trunk, chosen, _ = record.lengths
+    _check_spans(check, "nll_ignore_spans", record.nll_ignore_spans, trunk + chosen)
+    ignored = spans_to_mask(record.nll_ignore_spans, trunk + chosen)
+    responses = spans_to_mask(record.chosen_spans + np.int32(trunk), trunk + chosen)
+    check.that("nll_ignore_spans", not bool((ignored & responses).any()), "covers a response token")
+
+
+def spans_to_mask(spans: np.ndarray, length: int) -> np.ndarray:
+    """Boolean [length], true inside the spans ([n, 2], [start, end))."""
+    mask = np.zeros(length, dtype=bool)
+    for start, end in spans:
+        mask[start:end] = True
+    return mask

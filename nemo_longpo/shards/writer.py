@@ -1,0 +1,151 @@
+"""Write shards: Arrow stream files of one record batch per document, plus the manifest, all or nothing.
+
+The stream format, not the file format: `datasets.Dataset.from_file` reads only streams, and with one batch per record
+a memory-mapped stream has random access too, because opening it touches no more than the batch headers.
+"""
+
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+from types import TracebackType
+
+import pyarrow as pa
+
+from nemo_longpo.errors import InputError
+
+from .manifest import (
+    MANIFEST_NAME,
+    Counts,
+    Manifest,
+    Provenance,
+    ShardFile,
+    length_bucket,
+    load_manifest,
+    sha256_file,
+)
+from .schema import ARROW_SCHEMA, SCHEMA_VERSION, PairRecord, to_batch
+from .validation import validate_record
+
+
+class ShardWriter:
+    """Context manager: `add` records, and on a clean exit the directory appears, complete.
+
+    Everything goes to a hidden sibling directory first; an exception removes it. An output that already exists and is
+    not empty is refused, unless it holds exactly what was written (then it is left as it is).
+    A file holds at most `max_records` records and closes after `max_bytes` bytes. Raises InputError.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        provenance: Provenance,
+        *,
+        max_records: int = 1024,
+        max_bytes: int = 1 << 30,
+    ):
+        self.directory = Path(directory).absolute()
+        self.provenance = provenance
+        self.max_records = max_records
+        self.max_bytes = max_bytes
+        self._partial = self.directory.with_name(f".{self.directory.name}.partial")
+        self._files: list[ShardFile] = []
+        self._counts: Counter[str] = Counter()
+        self._histogram: Counter[str] = Counter()
+        self._open: tuple[pa.OSFile, pa.RecordBatchStreamWriter] | None = None
+        self._records_in_file = 0
+        self._seen: set[str] = set()
+
+    def __enter__(self) -> "ShardWriter":
+        _refuse_foreign_output(self.directory)
+        shutil.rmtree(self._partial, ignore_errors=True)
+        self._partial.mkdir(parents=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._close_file()
+            if kind is None:
+                self._commit()
+        finally:
+            shutil.rmtree(self._partial, ignore_errors=True)
+
+    def add(self, record: PairRecord, *, where: str = "") -> None:
+        """Append one record; `where` (a file and a line) is named if the record is not valid."""
+        validate_record(record, where=where, vocab_size=self.provenance.vocab_size)
+        place = where or "shards"
+        if record.doc_id in self._seen:
+            raise InputError(f"{place}: doc_id {record.doc_id!r} occurs twice; document ids must be unique")
+        if record.ref_context != self.provenance.ref_context:
+            raise InputError(
+                f"{place}: field 'ref_context' is {record.ref_context!r}, but the shards hold "
+                f"{self.provenance.ref_context!r} references; score all pairs in one way"
+            )
+        self._seen.add(record.doc_id)
+        sink, stream = self._open or self._open_file()
+        stream.write_batch(to_batch(record))
+        self._records_in_file += 1
+        self._count(record)
+        if self._records_in_file >= self.max_records or sink.tell() >= self.max_bytes:
+            self._close_file()
+
+    def _count(self, record: PairRecord) -> None:
+        trunk, chosen, rejected = record.lengths
+        self._counts.update(
+            documents=1, turns=record.turns, trunk_tokens=trunk, chosen_tokens=chosen, rejected_tokens=rejected
+        )
+        self._histogram[length_bucket(trunk + max(chosen, rejected))] += 1
+
+    def _file_name(self) -> str:
+        return f"shard-{len(self._files):05d}.arrow"
+
+    def _open_file(self) -> tuple[pa.OSFile, pa.RecordBatchStreamWriter]:
+        sink = pa.OSFile(str(self._partial / self._file_name()), "wb")
+        self._open = sink, pa.ipc.new_stream(sink, ARROW_SCHEMA)
+        self._records_in_file = 0
+        return self._open
+
+    def _close_file(self) -> None:
+        if self._open is None:
+            return
+        sink, stream = self._open
+        stream.close()
+        sink.close()
+        self._open = None
+        path = self._partial / self._file_name()
+        size = path.stat().st_size
+        self._files.append(ShardFile(path.name, self._records_in_file, size, sha256_file(path)))
+
+    def _commit(self) -> None:
+        if not self._files:
+            raise InputError("no pair is left to write: the input is empty, or every document was dropped")
+        manifest = Manifest(
+            schema_version=SCHEMA_VERSION,
+            tokenizer_fingerprint=self.provenance.tokenizer_fingerprint,
+            chat_template_hash=self.provenance.chat_template_hash,
+            vocab_size=self.provenance.vocab_size,
+            reference=self.provenance.reference,
+            ref_context=self.provenance.ref_context,
+            generation=self.provenance.generation,
+            counts=Counts(**self._counts),
+            length_histogram=dict(self._histogram),
+            files=tuple(self._files),
+        )
+        (self._partial / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+        if self.directory.is_dir() and any(self.directory.iterdir()):
+            if load_manifest(self.directory).to_json() == manifest.to_json():
+                return
+            raise InputError(f"{self.directory} already holds other shards; give another output or remove it")
+        os.replace(self._partial, self.directory)
+
+
+def _refuse_foreign_output(directory: Path) -> None:
+    """Stop before the work, not after it, when the output cannot be what this run will write."""
+    if directory.is_file():
+        raise InputError(f"{directory} is a file; give a directory for the shards")
+    if directory.is_dir() and any(directory.iterdir()):
+        if not (directory / MANIFEST_NAME).is_file():
+            raise InputError(f"{directory} is not empty and holds no shards; give another output or empty it")
+        load_manifest(directory)
