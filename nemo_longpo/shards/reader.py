@@ -63,7 +63,9 @@ class ShardReader:
                     f"{self.directory / file.name} has sha256 {found}, but the manifest says {file.sha256}; "
                     "the file was changed after it was written: rebuild the shards"
                 )
-        counts, histogram, seen = dict.fromkeys(vars(Counts()), 0), {}, set()
+        counts = dict.fromkeys(vars(Counts()), 0)
+        histogram: dict[str, int] = {}
+        seen: set[str] = set()
         for index, record in enumerate(self):
             validate_record(record, where=self._where(index), vocab_size=self.manifest.vocab_size)
             if record.doc_id in seen:
