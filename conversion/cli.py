@@ -1,0 +1,110 @@
+"""`longpo convert`: checkpoints between Hugging Face and NeMo."""
+
+import argparse
+import json
+from pathlib import Path
+
+IMPORT_EXAMPLE = """example:
+  longpo convert import --model models/Mistral-7B-Instruct-v0.2 --output checkpoints/mistral-128k \\
+      --rope-theta 1e7 --max-length 131072
+
+The output is a NeMo checkpoint for `resume.restore_config.path`, under any parallel sizes. Weights keep their dtype and
+bits. Supported: Mistral and Qwen2.5, as safetensors. Needs NeMo, no GPU."""
+
+EXPORT_EXAMPLE = """example:
+  longpo convert export --checkpoint results/checkpoints/last --output models/mistral-longpo
+
+The configuration, tokenizer, chat template and generation settings are those of the imported model; a rotary base set
+in training is written to config.json. Tensors get the dtype they had before the import, unless --dtype is given."""
+
+
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    convert = subparsers.add_parser("convert", help="convert checkpoints between Hugging Face and NeMo")
+    commands = convert.add_subparsers(dest="convert_command", required=True, metavar="COMMAND")
+    _register_import(commands)
+    _register_export(commands)
+
+
+def _leaf(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, summary: str, example: str):
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=summary,
+        epilog=example,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _register_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _leaf(commands, "import", "turn a Hugging Face directory into a NeMo checkpoint", IMPORT_EXAMPLE)
+    parser.add_argument("--model", type=Path, required=True, metavar="HF_DIR", help="Hugging Face model directory")
+    parser.add_argument("--output", type=Path, required=True, metavar="NEMO_DIR", help="checkpoint to write")
+    parser.add_argument("--rope-theta", type=float, metavar="X", help="rotary base of the policy (paper: 1e7)")
+    parser.add_argument(
+        "--max-length", type=int, metavar="N", help="positions of the policy (default: the model's own limit)"
+    )
+    parser.add_argument(
+        "--full-attention", action="store_true", help="drop the model's sliding window (Mistral v0.1 has one)"
+    )
+    _add_output_options(parser)
+    parser.set_defaults(run=run_import)
+
+
+def _register_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _leaf(commands, "export", "turn a NeMo checkpoint into a Hugging Face directory", EXPORT_EXAMPLE)
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="NEMO_DIR", help="NeMo checkpoint directory")
+    parser.add_argument("--output", type=Path, required=True, metavar="HF_DIR", help="model directory to write")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="convert all weights to this type")
+    parser.add_argument(
+        "--base",
+        type=Path,
+        metavar="HF_DIR",
+        help="take configuration and tokenizer from this model (only for checkpoints that `longpo convert import` "
+        "did not start)",
+    )
+    _add_output_options(parser)
+    parser.set_defaults(run=run_export)
+
+
+def _add_output_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output directory")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+
+
+def run_import(arguments: argparse.Namespace) -> int:
+    from nemo_longpo.errors import InputError
+
+    from .importer import import_checkpoint
+
+    if arguments.rope_theta is not None and not arguments.rope_theta > 0:
+        raise InputError(f"--rope-theta {arguments.rope_theta:g} should be a positive number")
+    if arguments.max_length is not None and arguments.max_length < 1:
+        raise InputError(f"--max-length {arguments.max_length} should be at least 1")
+    output = import_checkpoint(
+        arguments.model,
+        arguments.output,
+        rope_theta=arguments.rope_theta,
+        max_length=arguments.max_length,
+        full_attention=arguments.full_attention,
+        overwrite=arguments.overwrite,
+    )
+    _report(arguments, output)
+    return 0
+
+
+def run_export(arguments: argparse.Namespace) -> int:
+    from .exporter import export_checkpoint
+
+    output = export_checkpoint(
+        arguments.checkpoint,
+        arguments.output,
+        dtype=arguments.dtype,
+        base=arguments.base,
+        overwrite=arguments.overwrite,
+    )
+    _report(arguments, output)
+    return 0
+
+
+def _report(arguments: argparse.Namespace, output: Path) -> None:
+    print(json.dumps({"output": str(output)}) if arguments.json else f"wrote {output}")

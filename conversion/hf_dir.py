@@ -1,0 +1,141 @@
+"""A Hugging Face model directory: its configuration, its safetensors, and the small files that travel with it."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from nemo_longpo.errors import InputError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+COMPANION_SUFFIXES = {".json", ".jinja", ".model", ".txt"}
+COMPANION_NAMES = {"LICENSE", "NOTICE", "LICENSE.md", "NOTICE.md"}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} should hold a JSON object, not a {type(value).__name__}")
+    return value
+
+
+@dataclass(frozen=True)
+class HfDirectory:
+    """Read access to a Hugging Face model directory."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: Path) -> "HfDirectory":
+        if not path.is_dir():
+            raise InputError(f"{path} is not a directory; give the directory of a downloaded Hugging Face model")
+        return cls(path)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        return read_json(self.path / "config.json")
+
+    def weight_files(self) -> list[Path]:
+        """The safetensors files, in the index's order where there is one."""
+        if (self.path / INDEX).is_file():
+            weight_map = read_json(self.path / INDEX).get("weight_map")
+            if not isinstance(weight_map, dict) or not weight_map:
+                raise InputError(f"{self.path / INDEX} has no weight_map; download the model again")
+            files = [self.path / name for name in dict.fromkeys(weight_map.values())]
+        else:
+            files = [self.path / SINGLE]
+        for file in files:
+            if not file.is_file():
+                self._explain_missing(file)
+        return files
+
+    def _explain_missing(self, file: Path) -> None:
+        pickled = next((path for pattern in ("*.bin", "*.pt", "*.pth") for path in self.path.glob(pattern)), None)
+        if pickled and file.name == SINGLE:
+            raise InputError(
+                f"{pickled} is a pickle, which can run code when it is loaded; convert the model to safetensors first"
+            )
+        raise InputError(f"{file} does not exist; download the model again")
+
+    def companions(self) -> list[Path]:
+        """Configuration, tokenizer, chat template and licence files: everything small that defines the model."""
+        extra = self.path / "additional_chat_templates"
+        if extra.is_dir():
+            raise InputError(f"{extra} holds named chat templates, which are not supported yet; move it away")
+        return sorted(
+            path
+            for path in self.path.iterdir()
+            if path.is_file() and (path.suffix in COMPANION_SUFFIXES or path.name in COMPANION_NAMES)
+        )
+
+    def copy_companions(self, target: Path) -> None:
+        for path in self.companions():
+            shutil.copyfile(path, target / path.name)
+
+    def require_tokenizer(self) -> None:
+        if not any((self.path / name).is_file() for name in TOKENIZERS):
+            raise InputError(f"{self.path} has no tokenizer (none of {', '.join(TOKENIZERS)})")
+
+
+class HfWeights:
+    """The tensors of a Hugging Face directory, read one at a time. Use as a context manager.
+
+    Opening reads the headers only; a truncated or damaged file, a tensor that the index promises and no file holds, and
+    a tensor held twice are refused here, before any work is done.
+    """
+
+    def __init__(self, directory: HfDirectory):
+        self._directory = directory
+        self._stack = ExitStack()
+        self._files: dict[str, Any] = {}
+        self._owner: dict[str, str] = {}
+
+    def __enter__(self) -> "HfWeights":
+        for path in self._directory.weight_files():
+            try:
+                handle = self._stack.enter_context(safe_open(str(path), framework="pt"))
+            except (SafetensorError, OSError) as error:
+                raise InputError(f"{path} is damaged or truncated ({error}); download it again") from error
+            self._files[path.name] = handle
+            for name in handle.keys():  # noqa: SIM118  (a safetensors handle, not a dict)
+                if name in self._owner:
+                    raise InputError(f"{path} and {self._owner[name]} both hold the tensor {name}")
+                self._owner[name] = path.name
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._owner
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._owner)
+
+    def file_of(self, name: str) -> str:
+        return self._owner[name]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._files[self._owner[name]].get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """In safetensors' spelling: F32, BF16, F16, …"""
+        return self._files[self._owner[name]].get_slice(name).get_dtype()
+
+    def read(self, name: str) -> torch.Tensor:
+        return self._files[self._owner[name]].get_tensor(name)

@@ -1,0 +1,101 @@
+"""The `context/` half of a NeMo checkpoint: which model, which configuration, which tokenizer.
+
+It names stock NeMo classes only, with plain values, so that NeMo's restricted unpickler and a NeMo without this project
+both load it. The tokenizer is NeMo's `AutoTokenizer` over a directory called `hf`, which holds *all* small files of the
+Hugging Face model. NeMo copies a tokenizer's directory into every checkpoint it writes, so a training run that restores
+its tokenizer from here (`resume.restore_config.load_artifacts=true`) carries these files along, and export finds them.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nemo_longpo.errors import InputError
+
+from . import hf_config
+from .families import Family
+from .layouts import Geometry
+
+ARTIFACTS = "hf"
+"""Directory inside `context/`. NeMo keeps the last component of the tokenizer's path."""
+
+WEIGHT_LIST = "longpo_weights.json"
+"""Inside ARTIFACTS: for each Hugging Face tensor its file and dtype, so that export writes the same files."""
+
+
+def model_arguments(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of NeMo's model configuration, from a Hugging Face one.
+
+    `vocab_size` is the exact number of embedding rows: NeMo then pads nothing. `seq_length` is
+    `max_position_embeddings`, never null.
+    """
+    import torch
+
+    geometry = Geometry.from_config(config)
+    name = hf_config.dtype(config)
+    arguments: dict[str, Any] = {
+        "num_layers": geometry.layers,
+        "hidden_size": geometry.hidden,
+        "ffn_hidden_size": geometry.feed_forward,
+        "num_attention_heads": geometry.heads,
+        "num_query_groups": geometry.groups,
+        "kv_channels": geometry.head_size,
+        "vocab_size": geometry.vocabulary,
+        "make_vocab_size_divisible_by": 1,
+        "share_embeddings_and_output_weights": geometry.tied,
+        "seq_length": config["max_position_embeddings"],
+        "rotary_base": hf_config.rope_theta(config),
+        "layernorm_epsilon": config.get("rms_norm_eps", 1e-6),
+        "init_method_std": config.get("initializer_range", 0.02),
+        "window_size": None,
+        "cp_comm_type": "p2p",
+        "fp16": name == "float16",
+        "bf16": name == "bfloat16",
+        "params_dtype": getattr(torch, name),
+    }
+    return arguments
+
+
+def write_context(directory: Path, family: Family, config: Mapping[str, Any], artifacts: Path) -> None:
+    """Write `io.json`, `model.yaml` and a copy of `artifacts`, a directory whose last component is ARTIFACTS."""
+    from nemo import lightning as nl
+    from nemo.collections import llm
+    from nemo.collections.common.tokenizers.huggingface.auto_tokenizer import AutoTokenizer
+    from nemo.lightning.io.pl import TrainerContext
+
+    try:
+        tokenizer = AutoTokenizer(str(artifacts))
+    except ValueError as error:
+        raise InputError(f"the tokenizer does not load: {error}") from error
+    nemo_config = getattr(llm, family.nemo_config)(**model_arguments(family, config))
+    model = getattr(llm, family.nemo_model)(nemo_config, tokenizer=tokenizer)
+    trainer = nl.Trainer(
+        devices=1, accelerator="cpu", strategy=nl.MegatronStrategy(), logger=False, enable_checkpointing=False
+    )
+    TrainerContext(model=model, trainer=trainer, extra={}).io_dump(directory, yaml_attrs=["model"])
+
+
+def read_model_config(context: Path) -> dict[str, Any]:
+    """The model configuration of any NeMo checkpoint, from `model.yaml`.
+
+    NeMo writes this file beside `io.json` from the same object. Plain YAML runs no code, and reading it needs no NeMo.
+    """
+    import yaml
+
+    path = context / "model.yaml"
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; {context.parent} is not a NeMo 2 checkpoint") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not readable YAML: {error}") from error
+    config = value.get("config") if isinstance(value, dict) else None
+    if not isinstance(config, dict):
+        raise InputError(f"{path} holds no model configuration; {context.parent} is not a NeMo 2 language model")
+    return config
+
+
+def write_weight_list(artifacts: Path, weights: Mapping[str, tuple[str, str]]) -> None:
+    content = {name: {"file": file, "dtype": dtype} for name, (file, dtype) in weights.items()}
+    (artifacts / WEIGHT_LIST).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
