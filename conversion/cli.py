@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 IMPORT_EXAMPLE = """example:
@@ -35,13 +36,29 @@ def _leaf(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name:
     )
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _positive_float(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
+
+
 def _register_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = _leaf(commands, "import", "turn a Hugging Face directory into a NeMo checkpoint", IMPORT_EXAMPLE)
     parser.add_argument("--model", type=Path, required=True, metavar="HF_DIR", help="Hugging Face model directory")
     parser.add_argument("--output", type=Path, required=True, metavar="NEMO_DIR", help="checkpoint to write")
-    parser.add_argument("--rope-theta", type=float, metavar="X", help="rotary base of the policy (paper: 1e7)")
+    parser.add_argument("--rope-theta", type=_positive_float, metavar="X", help="rotary base of the policy, e.g. 1e7")
     parser.add_argument(
-        "--max-length", type=int, metavar="N", help="positions of the policy (default: the model's own limit)"
+        "--max-length", type=_positive, metavar="N", help="positions of the policy (default: the model's own limit)"
     )
     parser.add_argument(
         "--full-attention", action="store_true", help="drop the model's sliding window (Mistral v0.1 has one)"
@@ -55,6 +72,9 @@ def _register_export(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="NEMO_DIR", help="NeMo checkpoint directory")
     parser.add_argument("--output", type=Path, required=True, metavar="HF_DIR", help="model directory to write")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="convert all weights to this type")
+    parser.add_argument(
+        "--max-length", type=_positive, metavar="N", help="max_position_embeddings of the exported model"
+    )
     parser.add_argument(
         "--base",
         type=Path,
@@ -72,14 +92,8 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_import(arguments: argparse.Namespace) -> int:
-    from nemo_longpo.errors import InputError
-
     from .importer import import_checkpoint
 
-    if arguments.rope_theta is not None and not arguments.rope_theta > 0:
-        raise InputError(f"--rope-theta {arguments.rope_theta:g} should be a positive number")
-    if arguments.max_length is not None and arguments.max_length < 1:
-        raise InputError(f"--max-length {arguments.max_length} should be at least 1")
     output = import_checkpoint(
         arguments.model,
         arguments.output,
@@ -99,6 +113,7 @@ def run_export(arguments: argparse.Namespace) -> int:
         arguments.checkpoint,
         arguments.output,
         dtype=arguments.dtype,
+        max_length=arguments.max_length,
         base=arguments.base,
         overwrite=arguments.overwrite,
     )

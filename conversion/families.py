@@ -5,6 +5,7 @@ modules fuse the layer norms into the projections and so write these names direc
 same names (`sharded_state_dict_keys_map` in Megatron-Core's layer specs), so one checkpoint serves both.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,9 @@ EXTRA_STATE_OWNERS = (
 )
 """Modules that ask for an `_extra_state` object (FP8 scales) when a checkpoint is loaded; empty in a fresh one."""
 
+IGNORED_SUFFIX = ".rotary_emb.inv_freq"
+"""A buffer that old versions of `transformers` saved; it follows from the configuration."""
+
 PER_LAYER = "model.layers.{layer}."
 
 
@@ -46,6 +50,10 @@ class Entry:
     def stacked(self) -> bool:
         return all("{layer}" in name for name in self.parts)
 
+    @property
+    def is_vocabulary(self) -> bool:
+        return all(shape[0] == "vocabulary" for shape in self.parts.values())
+
     def names(self, layer: int | None) -> list[str]:
         return [name.format(layer=layer) for name in self.parts]
 
@@ -64,6 +72,9 @@ class Entry:
         shapes = self.shapes(geometry)
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
+    def numel(self, part: int, geometry: Geometry) -> int:
+        return math.prod(self.shapes(geometry)[part])
+
 
 @dataclass(frozen=True)
 class Family:
@@ -74,6 +85,10 @@ class Family:
     nemo_model: str
     nemo_config: str
     entries: tuple[Entry, ...]
+
+    def copies(self, geometry: Geometry) -> dict[str, str]:
+        """Names that a file may hold besides the one they are tied to."""
+        return {"lm_head.weight": "model.embed_tokens.weight"} if geometry.tied else {}
 
     def tensors(self, geometry: Geometry) -> Iterator[tuple[Entry, int | None]]:
         """Every Megatron tensor of a model, layer by layer (None: not part of a layer)."""

@@ -1,6 +1,5 @@
 """Hugging Face directory → NeMo checkpoint, streaming: no model is built, no GPU and no trainer are needed."""
 
-import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -14,12 +13,10 @@ from nemo_longpo.errors import InputError
 
 from . import dist_checkpoint, hf_config, nemo_context
 from .dist_checkpoint import Chunk
-from .families import EXTRA_STATE_OWNERS, KEY_PREFIX, Entry, Family, family_of
-from .hf_dir import HfDirectory, HfWeights
+from .families import EXTRA_STATE_OWNERS, IGNORED_SUFFIX, KEY_PREFIX, Entry, Family, family_of
+from .hf_dir import TORCH_DTYPES, HfDirectory, HfWeights, write_json
 from .layouts import Geometry, join
 from .outputs import new_directory, require_free
-
-TORCH_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def import_checkpoint(
@@ -71,7 +68,11 @@ def check_tensors(weights: HfWeights, family: Family, geometry: Geometry) -> Non
                 raise InputError(f"tensor {name} in {weights.file_of(name)} has dtype {weights.dtype(name)}")
         if len({weights.dtype(name) for name in entry.names(layer)}) > 1:
             raise InputError(f"tensors {', '.join(entry.names(layer))} have different dtypes")
-    extra = sorted(set(weights) - expected)
+    for copy, name in family.copies(geometry).items():
+        if copy in weights and not torch.equal(weights.read(copy), weights.read(name)):
+            raise InputError(f"config.json ties {copy} to {name}, but the two tensors differ")
+        expected.add(copy)
+    extra = sorted(name for name in set(weights) - expected if not name.endswith(IGNORED_SUFFIX))
     if extra:
         raise InputError(
             f"{len(extra)} tensors have no place in {family.architecture}, the first is {extra[0]}; "
@@ -117,13 +118,13 @@ def _write_context(
         artifacts.mkdir()
         source.copy_companions(artifacts)
         if config != source.config:
-            write_config(artifacts / "config.json", config)
+            write_json(artifacts / "config.json", config)
         nemo_context.write_weight_list(
-            artifacts, {name: (weights.file_of(name), weights.dtype(name)) for name in weights}
+            artifacts,
+            {
+                name: (weights.file_of(name), weights.dtype(name))
+                for name in weights
+                if not name.endswith(IGNORED_SUFFIX)
+            },
         )
         nemo_context.write_context(context, family, config, artifacts)
-
-
-def write_config(path: Path, config: Mapping[str, Any]) -> None:
-    """In the layout of `transformers`, keeping the order of the fields."""
-    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
