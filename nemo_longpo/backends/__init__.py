@@ -1,0 +1,1 @@
+"""Where a run without an accelerator is made possible; see `cpu`."""

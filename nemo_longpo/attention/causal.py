@@ -1,0 +1,69 @@
+"""Exact causal attention under context parallelism from public parts: gather K and V, attend chunk by chunk.
+
+The CPU backend trains with it, and it is the oracle for faster kernels.
+
+Shape legend: S local rows (two zigzag chunks of c rows when the group has more than one rank), B batch, H query heads,
+K key/value heads, D head size; Megatron's "sbhd" order.
+"""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class _GatherRows(torch.autograd.Function):
+    """All-gather along the rows; the gradient of a rank's rows is the sum of what every rank sends back for them."""
+
+    @staticmethod
+    def forward(ctx, local: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        gathered = local.new_empty(group.size() * local.shape[0], *local.shape[1:])
+        dist.all_gather_into_tensor(gathered, local.contiguous(), group=group)
+        return gathered
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        local = grad.new_empty(grad.shape[0] // ctx.group.size(), *grad.shape[1:])
+        dist.reduce_scatter_tensor(local, grad.contiguous(), group=ctx.group)
+        return local, None
+
+
+def _in_sequence_order(gathered: Tensor, cp_size: int) -> Tensor:
+    """Undo the zigzag: rank r's two chunks go to places r and 2·cp − 1 − r of the sequence."""
+    chunks = gathered.chunk(2 * cp_size)
+    return torch.cat([*chunks[0::2], *reversed(chunks[1::2])])
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    """Causal attention of the last `len(query)` positions over all keys; sbhd in, sbhd out."""
+    q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
+    rows, columns = query.shape[0], key.shape[0]
+    # torch's is_causal aligns a rectangle at the top left; ours ends at the bottom right.
+    mask = None if rows == columns else torch.ones(rows, columns, dtype=torch.bool).tril(columns - rows).to(q.device)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True)
+    return out.permute(2, 0, 1, 3)
+
+
+def causal_attention(
+    query_SBHD: Tensor,
+    key_SBKD: Tensor,
+    value_SBKD: Tensor,
+    group: dist.ProcessGroup | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Causal softmax attention of a sequence whose rows are zigzag-split over `group`; returns [S, B, H, D].
+
+    Equals full causal attention over the gathered sequence, and so do its gradients. `scale` defaults to 1/√D.
+    """
+    if group is None or group.size() == 1:
+        return _attend(query_SBHD, key_SBKD, value_SBKD, scale)
+    cp_size, cp_rank = group.size(), group.rank()
+    key, value = (_in_sequence_order(_GatherRows.apply(t, group), cp_size) for t in (key_SBKD, value_SBKD))
+    early, late = query_SBHD.chunk(2)
+    chunk = early.shape[0]
+    outputs = [
+        _attend(rows, key[: (place + 1) * chunk], value[: (place + 1) * chunk], scale)
+        for rows, place in ((early, cp_rank), (late, 2 * cp_size - 1 - cp_rank))
+    ]
+    return torch.cat(outputs)

@@ -1,0 +1,164 @@
+"""Lets NeMo and Megatron-Core train on a machine without an accelerator, over gloo.
+
+Megatron-Core 0.15 and NeMo 2.6/2.7 assume CUDA in a few dozen places. Here, and nowhere else, those calls are answered
+with their CPU meaning. `activate` does nothing where an accelerator is present. Each redirection names the upstream
+line that needs it; `tests/backends/test_cpu.py` fails when a redirected call starts to work without us.
+"""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+
+def is_needed() -> bool:
+    """Whether this process has to train on the CPU."""
+    return not torch.cuda.is_available()
+
+
+class _Stream:
+    """A stream on a device that runs everything in order: waiting is already done."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def wait_stream(self, stream: Any) -> None: ...
+
+    def wait_event(self, event: Any) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+
+class _Event(_Stream):
+    """An event that has always happened."""
+
+    def record(self, stream: Any = None) -> None: ...
+
+    def wait(self, stream: Any = None) -> None: ...
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    return None
+
+
+def _get_rng_state(*args: Any, **kwargs: Any) -> torch.Tensor:
+    return torch.get_rng_state()
+
+
+def _set_rng_state(state: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+    torch.set_rng_state(state)
+
+
+class Redirection(NamedTuple):
+    """`owner.name` becomes `stand_in` because `upstream` calls it on every machine."""
+
+    owner: Any
+    name: str
+    stand_in: Callable[..., Any]
+    upstream: str
+
+
+def redirections() -> list[Redirection]:
+    """Every attribute that is replaced, with the upstream line it answers (Megatron-Core 0.15.3, NeMo 2.7.3)."""
+    from megatron.core.tensor_parallel import random as megatron_random
+
+    cuda = torch.cuda
+    return [
+        Redirection(cuda, "Stream", _Stream, "nemo/lightning/megatron_parallel.py init_model_parallel: stream(Stream())"),
+        Redirection(cuda, "Event", _Event, "megatron/core/pipeline_parallel/combined_1f1b.py: Event()"),
+        Redirection(cuda, "stream", lambda stream: contextlib.nullcontext(), "nemo megatron_parallel.py, same line"),
+        Redirection(cuda, "current_stream", _Stream, "megatron/core/distributed/param_and_grad_buffer.py: wait_stream"),
+        Redirection(cuda, "default_stream", _Stream, "megatron/core/distributed/param_and_grad_buffer.py:463"),
+        Redirection(cuda, "synchronize", _nothing, "megatron/core/pipeline_parallel/p2p_communication.py:242"),
+        Redirection(
+            cuda,
+            "current_device",
+            lambda: torch.device("cpu"),
+            "megatron/core/pipeline_parallel/p2p_communication.py:190: torch.empty(device=current_device())",
+        ),
+        Redirection(cuda, "set_device", _nothing, "nemo/lightning/_strategy_lib.py setup_parallel_ranks"),
+        Redirection(cuda, "get_rng_state", _get_rng_state, "megatron/core/tensor_parallel/random.py:196"),
+        Redirection(cuda, "set_rng_state", _set_rng_state, "megatron/core/tensor_parallel/random.py"),
+        Redirection(cuda.random, "get_rng_state", _get_rng_state, "megatron/core/tensor_parallel/random.py:55"),
+        Redirection(megatron_random, "_get_cuda_rng_state", _get_rng_state, "random.py:66 cuda.default_generators"),
+        Redirection(megatron_random, "_set_cuda_rng_state", _set_rng_state, "random.py:111 cuda.default_generators"),
+        Redirection(
+            torch.Tensor, "cuda", lambda tensor, *a, **k: tensor, "nemo/collections/llm/gpt/model/base.py data_step"
+        ),
+        Redirection(
+            torch.nn.Module, "cuda", lambda module, *a, **k: module, "nemo/lightning/megatron_parallel.py:642"
+        ),
+    ]
+
+
+def _names_cuda(value: Any) -> bool:
+    if isinstance(value, torch.device):
+        return value.type == "cuda"
+    return isinstance(value, str) and value.startswith("cuda")
+
+
+class _CudaMeansCpu(TorchFunctionMode):
+    """Answers `device="cuda"` with the CPU, drops `pin_memory`, and lets tensors claim their CUDA type name.
+
+    Upstream: megatron/core/optimizer/clip_grads.py:90 (`device='cuda'`); nemo/lightning/pytorch/strategies/
+    megatron_strategy.py:797 (`torch.tensor(..., pin_memory=True).to("cuda")`); megatron/core/optimizer/optimizer.py:686
+    and clip_grads.py:167 (`param.type() == 'torch.cuda.FloatTensor'`).
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if _names_cuda(kwargs.get("device")):
+            kwargs["device"] = torch.device("cpu")
+        kwargs.pop("pin_memory", None)
+        if func is torch.Tensor.type and len(args) == 1 and not kwargs:
+            return func(*args).replace("torch.", "torch.cuda.")
+        if func is torch.Tensor.to:
+            args = tuple(torch.device("cpu") if _names_cuda(arg) else arg for arg in args)
+        return func(*args, **kwargs)
+
+
+_mode: _CudaMeansCpu | None = None
+
+
+def is_active() -> bool:
+    """Whether `activate` has redirected this process."""
+    return _mode is not None
+
+
+def activate() -> bool:
+    """Redirect CUDA calls to the CPU, once per process, if there is no accelerator.
+
+    Returns:
+        Whether the redirections are in force.
+    """
+    global _mode
+    if not is_needed():
+        return False
+    if _mode is None:
+        for redirection in redirections():
+            setattr(redirection.owner, redirection.name, redirection.stand_in)
+        _mode = _CudaMeansCpu()
+        _mode.__enter__()
+    return True
+
+
+# Fused kernels that exist for CUDA only (megatron/core/fusions, apex, Transformer Engine).
+_CUDA_ONLY_SETTINGS = {
+    "use_cpu_initialization": True,
+    "gradient_accumulation_fusion": False,
+    "bias_activation_fusion": False,
+    "masked_softmax_fusion": False,
+    "bias_dropout_fusion": False,
+    "apply_rope_fusion": False,
+    "cross_entropy_loss_fusion": False,
+    "persist_layer_norm": False,
+    "tp_comm_overlap": False,
+}
+
+
+def without_cuda_kernels(config: Any) -> Any:
+    """Switch off, in place, the settings of a Megatron transformer config that need CUDA kernels; returns `config`."""
+    for name, value in _CUDA_ONLY_SETTINGS.items():
+        setattr(config, name, value)
+    return config

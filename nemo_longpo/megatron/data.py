@@ -1,0 +1,131 @@
+"""Preference shards as a NeMo data module: one pair per micro-batch, an order that survives every restart."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+from megatron.core.num_microbatches_calculator import update_num_microbatches
+from nemo.collections.common.tokenizers import TokenizerSpec
+from nemo.lightning import io
+from nemo.lightning.data import WrappedDataLoader
+from nemo.lightning.pytorch.plugins import MegatronDataSampler
+from torch.utils.data import DataLoader, Dataset
+
+from nemo_longpo.errors import InputError
+from nemo_longpo.shards.fingerprint import tokenizer_fingerprint
+from nemo_longpo.shards.reader import ShardReader
+from nemo_longpo.shards.schema import PairRecord
+
+
+class ShuffledEpochs(Dataset):
+    """Item i is the (i mod n)-th record of epoch (i div n), every epoch in its own seeded order.
+
+    A pure function of `seed` and i: the order depends neither on the number of ranks nor on when the run was resumed.
+    """
+
+    def __init__(self, readers: Sequence[ShardReader], samples: int, seed: int):
+        self.readers = list(readers)
+        self.records = [(number, index) for number, reader in enumerate(readers) for index in range(len(reader))]
+        self.samples = samples
+        self.seed = seed
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __getitem__(self, item: int) -> PairRecord:
+        epoch, place = divmod(int(item), len(self.records))
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.records))
+        number, index = self.records[self._order[place]]
+        return self.readers[number][index]
+
+
+def _only_item(items: list[PairRecord]) -> PairRecord:
+    (item,) = items
+    return item
+
+
+class LongPODataModule(pl.LightningDataModule, io.IOMixin):
+    """Reads shard directories made by `longpo data pack`.
+
+    Args:
+        paths: one shard directory or several; their records are mixed.
+        seq_length: the longest sequence (trunk + branch, in tokens) that the run is prepared for; longer records are
+            refused before training starts.
+        micro_batch_size: pairs per forward pass; always 1, pairs differ in length and fill the device alone.
+        tokenizer: set by NeMo from the model's checkpoint, and checked against the shards'.
+    """
+
+    def __init__(
+        self,
+        paths: str | list[str] | None = None,
+        seq_length: int = 131072,
+        global_batch_size: int = 8,
+        micro_batch_size: int = 1,
+        seed: int = 1234,
+        num_workers: int = 0,
+        tokenizer: TokenizerSpec | None = None,
+    ):
+        super().__init__()
+        if micro_batch_size != 1:
+            raise InputError(f"data.micro_batch_size is {micro_batch_size}; a micro-batch is one pair, set it to 1.")
+        self.paths = [paths] if isinstance(paths, str) else list(paths or [])
+        self.seq_length = seq_length
+        self.global_batch_size = global_batch_size
+        self.micro_batch_size = micro_batch_size
+        self.seed = seed
+        self.num_workers = num_workers
+        self.tokenizer = tokenizer
+        self.init_global_step = 0
+        self.data_sampler = MegatronDataSampler(
+            seq_len=seq_length, micro_batch_size=micro_batch_size, global_batch_size=global_batch_size
+        )
+
+    def setup(self, stage: str = "fit") -> None:
+        """Open the shards; refuse those of another tokenizer, of another schema, or too long for this run."""
+        if not self.paths:
+            raise InputError("data.paths is not set; give a shard directory, data.paths=SHARDS.")
+        fingerprint = tokenizer_fingerprint(self.tokenizer.tokenizer) if self.tokenizer is not None else None
+        self.readers = [ShardReader(path, tokenizer_fingerprint=fingerprint) for path in self.paths]
+        for reader in self.readers:
+            self._refuse_long_records(reader)
+        if not any(len(reader) for reader in self.readers):
+            raise InputError(f"{', '.join(self.paths)}: no records to train on; check the report of `longpo data filter`.")
+
+    def _refuse_long_records(self, reader: ShardReader) -> None:
+        trunk_chosen_rejected = reader.lengths()
+        if not len(trunk_chosen_rejected):
+            return
+        lengths = trunk_chosen_rejected[:, 0] + trunk_chosen_rejected[:, 1:].max(1)
+        longest = int(lengths.argmax())
+        if lengths[longest] > self.seq_length:
+            raise InputError(
+                f"{reader.directory}, record {longest} has {lengths[longest]} tokens, more than "
+                f"data.seq_length={self.seq_length}; raise it or pack shorter documents."
+            )
+
+    def train_dataloader(self) -> DataLoader:
+        samples = self.trainer.max_steps * self.global_batch_size
+        return WrappedDataLoader(
+            mode="train",
+            dataset=ShuffledEpochs(self.readers, samples, self.seed),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            collate_fn=_only_item,
+        )
+
+    def val_dataloader(self) -> list:
+        return []
+
+    def state_dict(self) -> dict[str, Any]:
+        steps = self.trainer.global_step - self.init_global_step
+        return {"consumed_samples": self.data_sampler.compute_consumed_samples(steps)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        consumed = state_dict["consumed_samples"]
+        self.data_sampler.init_consumed_samples = consumed
+        self.data_sampler.prev_consumed_samples = consumed
+        self.data_sampler.if_first_step = 1
+        update_num_microbatches(consumed_samples=consumed, consistency_check=False)

@@ -1,0 +1,90 @@
+"""The NeMo model: a stock architecture trained with the LongPO objective."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from nemo.collections import llm
+from nemo.collections.common.tokenizers import TokenizerSpec
+from nemo.collections.llm.gpt.model.base import GPTConfig
+from nemo.lightning import OptimizerModule
+from torch import Tensor
+
+from nemo_longpo.objective import Objective
+from nemo_longpo.parallel.layout import PairRows, lay_out_concatenated
+
+from .gpt import build_gpt
+from .loss import LongPOLossReduction
+from .topology import current_topology
+
+PairLayout = Literal["concatenated"]
+
+
+@dataclass(frozen=True)
+class ArchitectureFromCheckpoint:
+    """Stands in for `LongPOModel.config` until `LongPOResume` has read the architecture from the checkpoint.
+
+    `llm.finetune` checks these fields before it looks at any checkpoint, so they hold values that pass.
+    """
+
+    num_layers: int = 1
+    hidden_size: int = 1
+    ffn_hidden_size: int = 1
+    num_attention_heads: int = 1
+    seq_length: int = 2**20
+
+
+class LongPOModel(llm.GPTModel):
+    """Trains a decoder on preference pairs.
+
+    Args:
+        config: the architecture, a NeMo `MistralConfig` or `Qwen2Config`; by default the checkpoint's own.
+        objective: which loss, and its constants.
+        pair_layout: how chosen and rejected become rows; `concatenated` is two full causal sequences.
+        logprob_chunk_size: rows whose logits are in memory at once.
+    """
+
+    def __init__(
+        self,
+        config: GPTConfig | None = None,
+        objective: Objective | None = None,
+        pair_layout: PairLayout = "concatenated",
+        logprob_chunk_size: int = 1024,
+        optim: OptimizerModule | None = None,
+        tokenizer: TokenizerSpec | None = None,
+        model_transform: Callable[[torch.nn.Module], torch.nn.Module] | None = None,
+    ):
+        if pair_layout != "concatenated":
+            raise ValueError(f"model.pair_layout is {pair_layout!r}; the layout that exists is 'concatenated'.")
+        super().__init__(
+            config or ArchitectureFromCheckpoint(), optim=optim, tokenizer=tokenizer, model_transform=model_transform
+        )
+        self.objective = objective or Objective()
+        self.pair_layout = pair_layout
+        self.logprob_chunk_size = logprob_chunk_size
+
+    def adopt_architecture(self, config: GPTConfig) -> None:
+        """Take over a checkpoint's architecture, also in what NeMo writes into our own checkpoints."""
+        self.config = config
+        self.__io__.config = config.__io__
+
+    def configure_model(self, vp_stage: int | None = None) -> None:
+        if not hasattr(self, "module"):
+            self.module = build_gpt(self.config, self.logprob_chunk_size, vp_stage)
+
+    def data_step(self, dataloader_iter: Iterator) -> PairRows:
+        """One pair, laid out for this rank."""
+        record, *_ = next(dataloader_iter)
+        topology = current_topology()
+        rows = lay_out_concatenated(record, topology.cp_size, topology.tp_size)
+        return rows.on_rank(topology.cp_size, topology.cp_rank).to_device(torch.cuda.current_device())
+
+    def forward_step(self, batch: PairRows) -> Tensor:
+        return self(batch.tokens, batch.position_ids, labels=batch.labels)
+
+    @property
+    def training_loss_reduction(self) -> Any:
+        return LongPOLossReduction(self.objective)
+
+    validation_loss_reduction = training_loss_reduction

@@ -1,0 +1,91 @@
+"""The one recipe that all others are variants of."""
+
+from typing import Literal
+
+import nemo_run as run
+from megatron.core.optimizer import OptimizerConfig
+from nemo import lightning as nl
+from nemo.collections import llm
+from nemo.lightning.pytorch.optim import CosineAnnealingScheduler
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from nemo_longpo.megatron.data import LongPODataModule
+from nemo_longpo.megatron.metrics import MetricsCallback
+from nemo_longpo.megatron.model import LongPOModel
+from nemo_longpo.megatron.resume import LongPOResume
+from nemo_longpo.megatron.strategy import LongPOStrategy
+from nemo_longpo.objective import Objective
+
+
+def longpo_recipe(
+    *,
+    seq_length: int,
+    precision: Literal["32", "bf16-mixed"] = "bf16-mixed",
+    global_batch_size: int = 8,
+    learning_rate: float = 5e-7,
+    max_steps: int = 100,
+    warmup_steps: int = 10,
+    num_nodes: int = 1,
+    devices: int = 1,
+) -> run.Partial:
+    """A complete `llm.finetune` configuration with the paper's optimizer; every value can be overridden by its path.
+
+    The architecture and the tokenizer come from `resume.restore_config.path`, the data from `data.paths`.
+    """
+    optimizer = run.Config(
+        OptimizerConfig,
+        optimizer="adam",
+        lr=learning_rate,
+        weight_decay=0.0,
+        adam_beta1=0.9,
+        adam_beta2=0.95,
+        clip_grad=1.0,
+        bf16=precision == "bf16-mixed",
+        use_distributed_optimizer=True,
+    )
+    return run.Partial(
+        llm.finetune,
+        model=run.Config(LongPOModel, objective=run.Config(Objective)),
+        data=run.Config(LongPODataModule, seq_length=seq_length, global_batch_size=global_batch_size),
+        trainer=run.Config(
+            nl.Trainer,
+            accelerator="auto",
+            num_nodes=num_nodes,
+            devices=devices,
+            max_steps=max_steps,
+            limit_val_batches=0,
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,
+            use_distributed_sampler=False,
+            strategy=run.Config(LongPOStrategy),
+            plugins=run.Config(nl.MegatronMixedPrecision, precision=precision),
+            callbacks=[run.Config(MetricsCallback)],
+        ),
+        log=run.Config(
+            nl.NeMoLogger,
+            log_dir="nemo_experiments",
+            name="longpo",
+            use_datetime_version=False,
+            tensorboard=run.Config(TensorBoardLogger, save_dir="tb_logs", name="longpo"),
+            ckpt=run.Config(
+                nl.ModelCheckpoint,
+                save_last=True,
+                save_top_k=1,
+                monitor="step",
+                mode="max",
+                filename="{step}",
+            ),
+        ),
+        optim=run.Config(
+            nl.MegatronOptimizerModule,
+            config=optimizer,
+            lr_scheduler=run.Config(CosineAnnealingScheduler, warmup_steps=warmup_steps, min_lr=0.0),
+        ),
+        resume=run.Config(
+            LongPOResume,
+            restore_config=run.Config(nl.RestoreConfig, path="", load_artifacts=True),
+            resume_if_exists=True,
+            resume_ignore_no_checkpoint=True,
+        ),
+        tokenizer="model",
+    )
