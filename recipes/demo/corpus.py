@@ -1,0 +1,130 @@
+"""Long documents to read: prose made of small sentences, with facts (`Marta: Lisbon.`) spread evenly between them.
+
+Everything is a function of a seeded `random.Random`. Lengths are counted in tokens: words and full stops.
+"""
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .lexicon import (
+    ADJECTIVES,
+    ARTICLES,
+    NAMES,
+    NOUNS,
+    OPENERS,
+    PLACES,
+    PREPOSITIONS,
+    QUESTION_OPENING,
+    STOP,
+    VERBS,
+    WRITE_INSTRUCTION,
+    asked_form,
+    fact_form,
+)
+
+TOKENS_PER_FACT = 24
+FACT_TOKENS = 3
+SENTENCES_PER_PARAGRAPH = 6
+_FOLLOWERS_PER_WORD = 4
+# Word classes of a sentence, by its number of tokens (the full stop included).
+_PATTERNS: dict[int, tuple[Sequence[str], ...]] = {
+    4: (OPENERS, NOUNS, VERBS),
+    5: (OPENERS, ADJECTIVES, NOUNS, VERBS),
+    6: (OPENERS, ADJECTIVES, ADJECTIVES, NOUNS, VERBS),
+    7: (OPENERS, NOUNS, VERBS, PREPOSITIONS, ARTICLES, NOUNS),
+    8: (OPENERS, ADJECTIVES, NOUNS, VERBS, PREPOSITIONS, ARTICLES, NOUNS),
+    9: (OPENERS, ADJECTIVES, NOUNS, VERBS, PREPOSITIONS, ARTICLES, ADJECTIVES, NOUNS),
+}
+SHORTEST_SENTENCE, LONGEST_SENTENCE = min(_PATTERNS), max(_PATTERNS)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text and the facts it states, name -> place, in the order of the text."""
+
+    text: str
+    facts: dict[str, str]
+
+
+def question(name: str) -> str:
+    """The instruction that asks for one fact."""
+    return " ".join((*QUESTION_OPENING, asked_form(name)))
+
+
+def answer(name: str, place: str) -> str:
+    """The right response: the fact's name, then its place."""
+    return f"{fact_form(name)} {place}"
+
+
+def write_request() -> str:
+    """The instruction that asks the model for a question of its own."""
+    return f"{' '.join(WRITE_INSTRUCTION)}{STOP}"
+
+
+def asked_name(instruction: str) -> str | None:
+    """The name that an instruction asks about; None when it is not a well-formed question."""
+    return next((name for name in NAMES if question(name) == instruction.strip()), None)
+
+
+def facts_for(tokens: int) -> int:
+    """How many facts a document of this length states: one every 24 tokens, at least two, at most one per name."""
+    return max(2, min(tokens // TOKENS_PER_FACT, len(NAMES)))
+
+
+def make_document(rng: random.Random, tokens: int, facts: int | None = None) -> Document:
+    """A document of `tokens` tokens (up to three fewer where no sentence fits the rest) with distinct names.
+
+    The facts are spread evenly, one in each stretch of sentences, so that every sufficiently long chunk holds one.
+    """
+    count = facts_for(tokens) if facts is None else facts
+    if not 0 < count <= len(NAMES) or tokens < FACT_TOKENS * count:
+        raise ValueError(f"a document of {tokens} tokens cannot state {count} facts about {len(NAMES)} names")
+    stated = {name: rng.choice(PLACES) for name in rng.sample(NAMES, count)}
+    sentences = _prose(rng, tokens - FACT_TOKENS * count)
+    placed = [(rng.uniform(i, i + 1) * len(sentences) / count, answer(*fact)) for i, fact in enumerate(stated.items())]
+    parts = [*enumerate(sentences), *((position - 0.5, f"{fact}{STOP}") for position, fact in placed)]
+    return Document(_paragraphs([text for _, text in sorted(parts)]), stated)
+
+
+def write_corpus(path: Path, documents: int, tokens: int, seed: int) -> None:
+    """Write `documents` documents to a JSONL file, one object with `doc_id` and `text` per line."""
+    rng = random.Random(seed)
+    lines = (json.dumps({"doc_id": f"demo-{i:04d}", "text": make_document(rng, tokens).text}) for i in range(documents))
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    partial.replace(path)
+
+
+def _paragraphs(sentences: list[str]) -> str:
+    starts = range(0, len(sentences), SENTENCES_PER_PARAGRAPH)
+    return "\n\n".join(" ".join(sentences[i : i + SENTENCES_PER_PARAGRAPH]) for i in starts)
+
+
+def _prose(rng: random.Random, tokens: int) -> list[str]:
+    """Sentences of `tokens` tokens in total; a rest shorter than the shortest sentence is left out."""
+    sentences = []
+    while tokens >= SHORTEST_SENTENCE:
+        fitting = [n for n in _PATTERNS if n == tokens or n <= tokens - SHORTEST_SENTENCE]
+        length = rng.choice(fitting)
+        sentences.append(_sentence(rng, length))
+        tokens -= length
+    return sentences
+
+
+def _sentence(rng: random.Random, length: int) -> str:
+    words: list[str] = []
+    for word_class in _PATTERNS[length]:
+        words.append(_following(rng, words[-1], word_class) if words else rng.choice(word_class))
+    return f"{' '.join(words)}{STOP}"
+
+
+def _following(rng: random.Random, previous: str, word_class: Sequence[str]) -> str:
+    """One of the few words of a class that may follow a word: prose that a small model can predict well."""
+    first = sum(map(ord, previous)) % len(word_class)
+    step = rng.randrange(_FOLLOWERS_PER_WORD)
+    word = word_class[(first + step) % len(word_class)]
+    # One step beyond the followers, so that no word stands twice in a row.
+    return word if word != previous else word_class[(first + _FOLLOWERS_PER_WORD) % len(word_class)]

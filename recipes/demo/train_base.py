@@ -1,0 +1,181 @@
+"""Train the demo's short-context model: `python -m nemo_longpo.recipes.demo.train_base --output DIR`.
+
+It learns to read short documents, to answer questions about their facts in one or several turns, and to write such a
+question itself. Recall stays flat for over a thousand steps and then appears within a hundred; three things make it
+appear at all: names have a form of their own in questions, an answer repeats the name before the place (so recall is
+one induction step), and the first steps also train on random sequences that repeat.
+"""
+
+import argparse
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from .corpus import Document, answer, make_document, question, write_request
+from .evaluate import accuracy
+from .lexicon import NAMES, PLACES, asked_form
+from .tokenizer import SPECIAL_TOKENS, USER_CLOSE, build_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import MistralForCausalLM, PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class Training:
+    """Settings of the base training; `steps` is the whole run, fractions of it are named as such."""
+
+    steps: int = 2400
+    learning_rate: float = 1e-3
+    warmup_steps: int = 30
+    decay_fraction: float = 0.3
+    tokens_per_step: int = 6000
+    facts: int = 8
+    first_lengths: tuple[int, ...] = (24, 32)
+    later_lengths: tuple[int, ...] = (24, 32, 48, 64, 96)
+    later_fraction: float = 0.65
+    repeats_fraction: float = 0.35
+    repeats_per_step: int = 96
+    writing_share: float = 0.2
+    seed: int = 0
+
+
+def build_model(vocab_size: int) -> "MistralForCausalLM":
+    """An untrained Mistral of about 0.6M parameters that keeps attention over the whole sequence."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    return MistralForCausalLM(
+        MistralConfig(
+            vocab_size=vocab_size,
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=64,
+            rope_theta=1e4,
+            sliding_window=None,
+            max_position_embeddings=4096,
+            bos_token_id=SPECIAL_TOKENS.index("<s>"),
+            eos_token_id=SPECIAL_TOKENS.index("</s>"),
+            pad_token_id=SPECIAL_TOKENS.index("<unk>"),
+        )
+    )
+
+
+def answering_messages(rng: random.Random, document: Document) -> list[dict[str, str]]:
+    """A conversation that asks for every fact of the document, in random order; the first turn brings the document."""
+    messages = []
+    for name in rng.sample(list(document.facts), len(document.facts)):
+        messages.append({"role": "user", "content": question(name)})
+        messages.append({"role": "assistant", "content": answer(name, document.facts[name])})
+    messages[0]["content"] = f"{document.text} {messages[0]['content']}"
+    return messages
+
+
+def writing_messages(rng: random.Random, document: Document) -> list[dict[str, str]]:
+    """One turn in which the assistant writes a question about a random fact of the document."""
+    return [
+        {"role": "user", "content": f"{document.text} {write_request()}"},
+        {"role": "assistant", "content": question(rng.choice(list(document.facts)))},
+    ]
+
+
+def conversation_batch(
+    rng: random.Random, tokenizer: "PreTrainedTokenizerFast", settings: Training, length: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask [batch, time] of answering and writing conversations, padded on the right."""
+    rows = max(12, settings.tokens_per_step // (length + 8 * settings.facts))
+    conversations = []
+    for row in range(rows):
+        writes = row < rows * settings.writing_share
+        facts = rng.randint(2, settings.facts) if writes else settings.facts
+        document = make_document(rng, length, facts)
+        conversations.append((writing_messages if writes else answering_messages)(rng, document))
+    batch = tokenizer.apply_chat_template(
+        conversations, padding=True, padding_side="right", return_dict=True, return_tensors="pt"
+    )
+    return batch["input_ids"], batch["attention_mask"]
+
+
+class ConversationLoss:
+    """Mean token loss plus the mean loss of the two kinds of token that matter: the answered place, the asked name."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast") -> None:
+        def ids(words: list[str]) -> torch.Tensor:
+            return torch.tensor(tokenizer.convert_tokens_to_ids(words))
+
+        self.places = ids(list(PLACES))
+        self.asked = ids([asked_form(name) for name in NAMES])
+        self.close = tokenizer.convert_tokens_to_ids(USER_CLOSE)
+
+    def __call__(self, model: "MistralForCausalLM", x_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+        logits_BTV = model(input_ids=x_BT).logits[:, :-1]
+        loss_BT = F.cross_entropy(logits_BTV.transpose(1, 2), x_BT[:, 1:], reduction="none")
+        closes_BT = x_BT == self.close
+        place_BT = torch.isin(x_BT, self.places) & closes_BT.roll(2, 1)
+        asked_BT = torch.isin(x_BT, self.asked) & closes_BT.roll(3, 1)
+        parts = [loss_BT[kind[:, 1:].bool()].mean() for kind in (mask_BT, place_BT, asked_BT)]
+        return torch.stack(parts).sum()
+
+
+def repeats_loss(rng: random.Random, model: "MistralForCausalLM", vocab_size: int, rows: int) -> torch.Tensor:
+    """Loss on the second half of random sequences that occur twice: it teaches the induction step that recall needs."""
+    half = rng.choice([8, 16, 24])
+    ids = [[rng.randrange(len(SPECIAL_TOKENS), vocab_size) for _ in range(half)] for _ in range(rows)]
+    x_BT = torch.tensor([[SPECIAL_TOKENS.index("<s>"), *row, *row] for row in ids])
+    logits_BTV = model(input_ids=x_BT).logits[:, half:-1]
+    return F.cross_entropy(logits_BTV.transpose(1, 2), x_BT[:, half + 1 :])
+
+
+def train(settings: Training) -> tuple["MistralForCausalLM", "PreTrainedTokenizerFast"]:
+    """The trained model and its tokenizer, with progress on standard output."""
+    torch.manual_seed(settings.seed)
+    rng = random.Random(settings.seed)
+    tokenizer = build_tokenizer()
+    model = build_model(len(tokenizer))
+    loss_of = ConversationLoss(tokenizer)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.1)
+    started = time.time()
+    for step in range(settings.steps):
+        optimizer.param_groups[0]["lr"] = learning_rate(settings, step)
+        later = step >= settings.later_fraction * settings.steps
+        length = rng.choice(settings.later_lengths if later else settings.first_lengths)
+        loss = loss_of(model, *conversation_batch(rng, tokenizer, settings, length))
+        if step < settings.repeats_fraction * settings.steps:
+            loss = loss + repeats_loss(rng, model, len(tokenizer), settings.repeats_per_step)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if (step + 1) % 100 == 0 or step == 0:
+            scores = {n: accuracy(model, tokenizer, n) for n in (64, 128, 512)}
+            print(f"step {step + 1}: loss {loss:.3f}, accuracy {scores}, {time.time() - started:.0f} s", flush=True)
+    return model.eval(), tokenizer
+
+
+def learning_rate(settings: Training, step: int) -> float:
+    """Linear warm-up, a plateau, and a linear decay to 5 % over the last part of the run."""
+    decay = (settings.steps - step) / (settings.decay_fraction * settings.steps)
+    return settings.learning_rate * min(1.0, (step + 1) / settings.warmup_steps, max(0.05, decay))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--steps", type=int, default=Training.steps)
+    parser.add_argument("--seed", type=int, default=Training.seed)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    model, tokenizer = train(Training(steps=arguments.steps, seed=arguments.seed))
+    model.save_pretrained(arguments.output)
+    tokenizer.save_pretrained(arguments.output)
+
+
+if __name__ == "__main__":
+    main()
