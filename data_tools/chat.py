@@ -1,0 +1,122 @@
+"""Conversations as token ids, put together from template pieces and contents.
+
+A response is the same ids in the short reference prompt and in the long sequence, because both are assembled from the
+same segments. Nothing is ever searched in tokenised text.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .template import ChatTemplate, Layout
+
+
+@dataclass(frozen=True)
+class LongPair:
+    """The token ids of one document's pair, as in a PairRecord. Lists of (start, end) spans, end excluded."""
+
+    trunk_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+    chosen_spans: list[tuple[int, int]]  # within chosen_ids, end-of-turn token included
+    rejected_spans: list[tuple[int, int]]
+    nll_ignore_spans: list[tuple[int, int]]  # within trunk_ids + chosen_ids: BOS, system prompt, template markers
+
+
+class ChatFormat:
+    """Assembles conversations with a Hugging Face tokenizer's chat template.
+
+    Raises InputError for templates that cannot be taken apart (see ChatTemplate).
+    """
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        self._template = ChatTemplate(tokenizer)
+        self.end_of_turn_ids = self._template.end_of_turn_ids
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end an answer while generating."""
+        return frozenset({self.end_of_turn_ids[-1], self.tokenizer.eos_token_id} - {None})
+
+    def prompt(self, user: str) -> list[int]:
+        """One user message up to and including the assistant's opening: what the model answers."""
+        layout = self._template.layout(1)
+        return [*layout.piece_ids[0], *self._template.content_ids(layout, 0, user), *layout.piece_ids[1]]
+
+    def response_ids(self, text: str) -> list[int]:
+        """The tokens of an answer given as text, without the end of turn."""
+        return self._template.content_ids(self._template.layout(1), 1, text)
+
+    def finished(self, response_ids: Sequence[int]) -> list[int]:
+        """A response with its end of turn: what every span covers and every log-prob sum runs over."""
+        return [*response_ids, *self.end_of_turn_ids]
+
+    def generated_response(self, generated: Sequence[int]) -> list[int]:
+        """A generated answer without what the template puts between an answer and its last end-of-turn token."""
+        lead = self.end_of_turn_ids[:-1]
+        ids = list(generated)
+        return ids[: -len(lead)] if lead and ids[-len(lead) :] == lead else ids
+
+    def text(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+
+    def content_length(self, text: str) -> int:
+        """Tokens of a text as the content of a user message."""
+        return len(self._template.content_ids(self._template.layout(1), 0, text))
+
+    def long_pair(
+        self, users: Sequence[str], chosen: Sequence[Sequence[int]], rejected: Sequence[Sequence[int]]
+    ) -> LongPair:
+        """The two full conversations of a document: user messages (the first one holds the document) and answers.
+
+        Answers are token ids without the end of turn, one per user message.
+        """
+        layout = self._template.layout(len(users))
+        opening, first = layout.piece_ids[0], self._template.content_ids(layout, 0, users[0])
+        trunk = [*opening, *first, *layout.piece_ids[1]]
+        ignored = [(0, len(opening)), (len(opening) + len(first), len(trunk))]
+        chosen_ids, chosen_spans, chosen_ignored = self._branch(layout, users, chosen)
+        rejected_ids, rejected_spans, _ = self._branch(layout, users, rejected)
+        ignored += [(start + len(trunk), end + len(trunk)) for start, end in chosen_ignored]
+        return LongPair(
+            trunk_ids=trunk,
+            chosen_ids=chosen_ids,
+            rejected_ids=rejected_ids,
+            chosen_spans=chosen_spans,
+            rejected_spans=rejected_spans,
+            nll_ignore_spans=[(start, end) for start, end in ignored if start < end],
+        )
+
+    def _branch(
+        self, layout: Layout, users: Sequence[str], answers: Sequence[Sequence[int]]
+    ) -> tuple[list[int], list[tuple[int, int]], list[tuple[int, int]]]:
+        """(ids, response spans, template spans) of y_1 <eot> close, open, I_2, close, open, y_2 <eot> … y_n <eot>."""
+        ids: list[int] = []
+        spans, markers = [], []
+        end = len(self.end_of_turn_ids)
+        for turn, answer in enumerate(answers):
+            if turn > 0:
+                user = self._template.content_ids(layout, 2 * turn, users[turn])
+                between = layout.piece_ids[2 * turn][end:]
+                opening = layout.piece_ids[2 * turn + 1]
+                at = len(ids)
+                markers.append((at, at + len(between)))
+                ids += [*between, *user, *opening]
+                markers.append((len(ids) - len(opening), len(ids)))
+            start = len(ids)
+            ids += self.finished(answer)
+            spans.append((start, len(ids)))
+        return ids, spans, markers
+
+
+def as_ids(ids: Sequence[int]) -> np.ndarray:
+    """int32 [n]"""
+    return np.asarray(ids, dtype=np.int32)
+
+
+def as_spans(spans: Sequence[tuple[int, int]]) -> np.ndarray:
+    """int32 [n, 2]"""
+    return np.asarray(spans, dtype=np.int32).reshape(-1, 2)

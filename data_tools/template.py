@@ -1,0 +1,143 @@
+"""What a chat template puts around contents, as token ids.
+
+The template is rendered with marker words for contents; the text between the markers is what the template adds.
+Pieces and contents are tokenised apart, so the place of every token is known by construction.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from nemo_longpo.errors import InputError
+
+from .encoding import Place, TextEncoder
+
+_PADDING = "\t\n\t"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A conversation of n turns: 2n contents between 2n + 1 pieces."""
+
+    piece_ids: list[list[int]]
+    places: list[Place]  # of each content
+    spaces: list[str]  # a piece's trailing spaces belong to the content behind it: tokenizers merge them with its word
+    strips: list[tuple[bool, bool]]  # whether the template strips a content on the left, on the right
+
+
+class ChatTemplate:
+    """The pieces of a Hugging Face tokenizer's chat template, for conversations of any number of turns.
+
+    Raises InputError if there is no template, if it refuses user/assistant turns, changes contents, renders an answer
+    otherwise than it prompts for one, or does not end an answer with a special token.
+    """
+
+    def __init__(self, tokenizer: Any):
+        if not tokenizer.chat_template:
+            raise InputError(
+                f"the tokenizer of {tokenizer.name_or_path} has no chat template: use an instruct model, or put a "
+                "'chat_template' into its tokenizer_config.json"
+            )
+        self.tokenizer = tokenizer
+        self._encoder = TextEncoder(tokenizer)
+        self._layouts: dict[int, Layout] = {}
+        closing = self.layout(1).piece_ids[2]
+        ends = [index for index, token in enumerate(closing) if token in self._encoder.special_ids]
+        if not ends:
+            raise InputError(
+                f"the chat template of {tokenizer.name_or_path} does not end an assistant's turn with a special "
+                "token, so the model could not learn to stop; add its end-of-turn token to the template"
+            )
+        self.end_of_turn_ids: list[int] = closing[: ends[0] + 1]
+        self._check_generation_prompt()
+
+    def content_ids(self, layout: Layout, index: int, text: str) -> list[int]:
+        """Token ids of content `index` (0: first user message, 1: first answer, …) of a conversation."""
+        left, right = layout.strips[index]
+        text = text.lstrip() if left else text
+        text = text.rstrip() if right else text
+        return self._encoder.encode(layout.spaces[index] + text, layout.places[index], content=True)
+
+    def layout(self, turns: int) -> Layout:
+        if turns not in self._layouts:
+            self._layouts[turns] = self._make_layout(turns)
+        return self._layouts[turns]
+
+    def _make_layout(self, turns: int) -> Layout:
+        pieces = self._pieces(turns, "")
+        padded = self._pieces(turns, _PADDING)
+        lefts = [not piece.endswith(_PADDING) for piece in padded[:-1]]
+        rights = [not piece.startswith(_PADDING) for piece in padded[1:]]
+        stripped = [piece.rstrip(" ") for piece in pieces[:-1]] + pieces[-1:]
+        spaces = [piece[len(short) :] for piece, short in zip(pieces, stripped, strict=True)]
+        piece_ids = [
+            self._encoder.encode(piece, "inside" if index else "start", content=False)
+            for index, piece in enumerate(stripped)
+        ]
+        layout = Layout(
+            piece_ids=piece_ids,
+            places=[self._place_after(piece_ids, index) for index in range(2 * turns)],
+            spaces=spaces[:-1],
+            strips=list(zip(lefts, rights, strict=True)),
+        )
+        if turns > 1:
+            self._check_turn_ends(layout)
+        return layout
+
+    def _place_after(self, piece_ids: list[list[int]], index: int) -> Place:
+        if not piece_ids[index]:
+            return "inside" if index else "start"
+        return "after_special" if piece_ids[index][-1] in self._encoder.special_ids else "inside"
+
+    def _pieces(self, turns: int, padding: str) -> list[str]:
+        """The template's text around 2 * turns contents; each content is a marker word between `padding`."""
+        markers = [f"content{index}qzx" for index in range(2 * turns)]
+        roles = ("user", "assistant")
+        messages = [
+            {"role": roles[index % 2], "content": padding + marker + padding} for index, marker in enumerate(markers)
+        ]
+        return _split(self._render(messages, add_generation_prompt=False), markers, self.tokenizer.name_or_path)
+
+    def _render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except TemplateError as error:
+            raise InputError(
+                f"the chat template of {self.tokenizer.name_or_path} refuses alternating user and assistant turns "
+                f"({error}); use a model whose template takes them"
+            ) from error
+
+    def _check_turn_ends(self, layout: Layout) -> None:
+        end = self.end_of_turn_ids
+        if any(piece[: len(end)] != end for piece in layout.piece_ids[2::2]):
+            raise InputError(
+                f"the chat template of {self.tokenizer.name_or_path} ends an assistant's turn differently in the "
+                "middle and at the end of a conversation; use a template with one end-of-turn token"
+            )
+
+    def _check_generation_prompt(self) -> None:
+        marker = "content0qzx"
+        rendered = self._render([{"role": "user", "content": marker}], add_generation_prompt=True)
+        opening, _, prompt = rendered.partition(marker)
+        pieces = self._pieces(1, "")
+        if (opening, prompt.rstrip(" ")) != (pieces[0], pieces[1].rstrip(" ")):
+            raise InputError(
+                f"the chat template of {self.tokenizer.name_or_path} prompts for an answer with {prompt!r} but writes "
+                f"answers after {pieces[1]!r}; use a template where the two are the same"
+            )
+
+
+def _split(rendered: str, markers: list[str], model: str) -> list[str]:
+    pieces = []
+    for marker in markers:
+        piece, found, rendered = rendered.partition(marker)
+        if not found or marker in rendered:
+            raise InputError(
+                f"the chat template of {model} drops, repeats or changes message contents; use a template that "
+                "writes every user and assistant message once, in order"
+            )
+        pieces.append(piece)
+    return [*pieces, rendered]
