@@ -9,6 +9,7 @@ import io
 import json
 import math
 import pickle
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,9 @@ def write(
     """
     directory.mkdir(parents=True)
     planner = _StreamingPlanner(chunks, objects, advance)
-    dcp.save({}, storage_writer=dcp.FileSystemWriter(directory), planner=planner, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+        dcp.save({}, storage_writer=dcp.FileSystemWriter(directory), planner=planner, no_dist=True)
     torch.save({"content_metadata": {"singleton_local_shards": False}}, directory / "common.pt")
     (directory / "metadata.json").write_text(json.dumps(BACKEND))
 
@@ -145,8 +148,8 @@ class DistCheckpoint:
             raise InputError(f"{self.directory} has no tensor {key}; it is not a checkpoint of this model")
         return found
 
-    def keys(self) -> list[str]:
-        """Names of all tensors, optimizer state included."""
+    def tensor_names(self) -> list[str]:
+        """Every tensor, optimizer state included."""
         entries = self._metadata.state_dict_metadata
         return [key for key, value in entries.items() if isinstance(value, TensorStorageMetadata)]
 

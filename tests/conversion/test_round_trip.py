@@ -1,0 +1,154 @@
+"""Import, then export: everything comes back, except what was asked to change."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conversion_cases import CASES
+from nemo_longpo.conversion import dist_checkpoint
+from nemo_longpo.conversion.dist_checkpoint import Chunk, DistCheckpoint
+from nemo_longpo.conversion.exporter import export_checkpoint
+from nemo_longpo.conversion.importer import import_checkpoint
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def config_changes(before: Path, after: Path) -> dict[str, tuple]:
+    """Fields of config.json that differ: name → (before, after)."""
+    old, new = (json.loads((path / "config.json").read_text()) for path in (before, after))
+    return {name: (old.get(name), new.get(name)) for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_file_comes_back_byte_for_byte(case, hf_models, nemo_checkpoints, tmp_path):
+    back = export_checkpoint(nemo_checkpoints[case], tmp_path / "back")
+    assert files(back) == files(hf_models[case])
+
+
+def test_rope_base_and_length_change_and_nothing_else(hf_models, tmp_path):
+    source = hf_models["mistral"]
+    nemo = import_checkpoint(source, tmp_path / "nemo", rope_theta=1e7, max_length=131072)
+    back = export_checkpoint(nemo, tmp_path / "back")
+    assert config_changes(source, back) == {
+        "rope_theta": (10000.0, 1e7),
+        "max_position_embeddings": (4096, 131072),
+    }
+    kept = {name: content for name, content in files(back).items() if name != "config.json"}
+    assert kept == {name: content for name, content in files(source).items() if name != "config.json"}
+
+
+def test_rope_base_of_training_is_exported(hf_models, nemo_checkpoints, tmp_path):
+    """A recipe may set the rotary base instead of the import; the checkpoint's own configuration counts."""
+    trained = shutil.copytree(nemo_checkpoints["qwen2"], tmp_path / "trained")
+    description = trained / "context" / "model.yaml"
+    description.write_text(description.read_text().replace("rotary_base: 10000.0", "rotary_base: 5000000.0"))
+    back = export_checkpoint(trained, tmp_path / "back", max_length=8192)
+    assert config_changes(hf_models["qwen2"], back) == {
+        "rope_theta": (10000.0, 5e6),
+        "max_position_embeddings": (4096, 8192),
+    }
+
+
+def test_dtype_on_request(hf_models, nemo_checkpoints, tmp_path):
+    back = export_checkpoint(nemo_checkpoints["mistral"], tmp_path / "back", dtype="bfloat16")
+    original = load_file(hf_models["mistral"] / "model.safetensors")
+    exported = load_file(back / "model.safetensors")
+    assert original.keys() == exported.keys()
+    assert all(torch.equal(exported[name], original[name].bfloat16()) for name in original)
+    (change,) = config_changes(hf_models["mistral"], back).values()
+    assert change == ("float32", "bfloat16")
+
+
+def test_exported_model_and_tokenizer_load(hf_models, nemo_checkpoints, tmp_path):
+    back = export_checkpoint(nemo_checkpoints["qwen2"], tmp_path / "back")
+    ids = torch.tensor([[5, 6, 7]])
+    outputs = [AutoModelForCausalLM.from_pretrained(path)(ids).logits for path in (hf_models["qwen2"], back)]
+    assert torch.equal(*outputs)
+    tokenizer = AutoTokenizer.from_pretrained(back)
+    assert tokenizer.chat_template == AutoTokenizer.from_pretrained(hf_models["qwen2"]).chat_template
+
+
+def test_tied_model_saved_with_both_names(hf_models, tmp_path):
+    source = shutil.copytree(hf_models["qwen2"], tmp_path / "hf")
+    tensors = load_file(source / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    back = export_checkpoint(import_checkpoint(source, tmp_path / "nemo"), tmp_path / "back")
+    exported = load_file(back / "model.safetensors")
+    del tensors["model.layers.0.self_attn.rotary_emb.inv_freq"]
+    assert exported.keys() == tensors.keys()
+    assert all(torch.equal(exported[name], tensors[name]) for name in tensors)
+
+
+def rewrite_weights(checkpoint: Path, change: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
+    """Write the checkpoint's weights again, each tensor through `change(key, tensor)`, and optimizer state beside."""
+    source = DistCheckpoint(checkpoint / "weights")
+    tensors = {}
+    for key in source.tensor_names():
+        shape = source.shape(key)
+        tensors[key] = change(key, source.read(key, (0,) * len(shape), shape))
+        tensors["optimizer.state.exp_avg." + key] = torch.ones(shape)
+    shutil.rmtree(checkpoint / "weights")
+    chunks = []
+    for key, tensor in tensors.items():
+        shape = tuple(tensor.shape)
+        chunks.append(Chunk(key, shape, (0,) * len(shape), shape, tensor.dtype, lambda tensor=tensor: tensor))
+    dist_checkpoint.write(checkpoint / "weights", chunks, {})
+
+
+def test_padded_vocabulary_rows_and_optimizer_state_stay_behind(hf_models, nemo_checkpoints, tmp_path):
+    """What training adds: rows padded for tensor parallelism, fp32 weights, optimizer state."""
+    trained = shutil.copytree(nemo_checkpoints["qwen2-untied-bf16"], tmp_path / "trained")
+
+    def train(key: str, tensor: torch.Tensor) -> torch.Tensor:
+        rows = 3 if "word_embeddings" in key or "output_layer" in key else 0
+        padding = torch.full((rows, *tensor.shape[1:]), torch.nan)
+        return torch.cat([tensor.float(), padding])
+
+    rewrite_weights(trained, train)
+    back = export_checkpoint(trained, tmp_path / "back")
+    assert files(back) == files(hf_models["qwen2-untied-bf16"])
+
+
+def test_base_directory_replaces_missing_files(hf_models, nemo_checkpoints, tmp_path):
+    """A checkpoint that NeMo's own importer made has no `hf` directory."""
+    stock = shutil.copytree(nemo_checkpoints["qwen2-untied-bf16"], tmp_path / "stock")
+    shutil.rmtree(stock / "context" / "hf")
+    source = hf_models["qwen2-untied-bf16"]
+    assert files(export_checkpoint(stock, tmp_path / "back", base=source)) == files(source)
+
+
+def test_base_without_weights_gets_one_file_in_the_dtype_of_its_config(hf_models, nemo_checkpoints, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(hf_models["qwen2-untied-bf16"], base, ignore=shutil.ignore_patterns("*.safetensors*"))
+    back = export_checkpoint(nemo_checkpoints["qwen2-untied-bf16"], tmp_path / "back", base=base)
+    assert {path.name for path in back.glob("*.safetensors*")} == {"model.safetensors"}
+    assert {tensor.dtype for tensor in load_file(back / "model.safetensors").values()} == {torch.bfloat16}
+
+
+def test_large_models_are_split(hf_models, nemo_checkpoints, tmp_path, monkeypatch):
+    monkeypatch.setattr("nemo_longpo.conversion.targets.DEFAULT_FILE_BYTES", 30_000)
+    base = tmp_path / "base"
+    shutil.copytree(hf_models["mistral"], base, ignore=shutil.ignore_patterns("*.safetensors*"))
+    back = export_checkpoint(nemo_checkpoints["mistral"], tmp_path / "back", base=base)
+    assert len(list(back.glob("model-*-of-*.safetensors"))) > 2
+    weights = [AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (hf_models["mistral"], back)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_sliding_window_is_dropped_only_on_request(hf_models, tmp_path):
+    source = shutil.copytree(hf_models["mistral"], tmp_path / "v0.1")
+    config = json.loads((source / "config.json").read_text()) | {"sliding_window": 1024}
+    (source / "config.json").write_text(json.dumps(config))
+    back = export_checkpoint(import_checkpoint(source, tmp_path / "nemo", full_attention=True), tmp_path / "back")
+    assert config_changes(source, back) == {"sliding_window": (1024, None)}
+    short = export_checkpoint(import_checkpoint(source, tmp_path / "short", max_length=1024), tmp_path / "short-back")
+    assert config_changes(source, short) == {"max_position_embeddings": (4096, 1024)}
