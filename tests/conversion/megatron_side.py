@@ -61,6 +61,7 @@ def save_again(module, checkpoint: Path, target: Path) -> None:
 
 
 def main(report: Path, checkpoints: list[Path]) -> None:
+    import nemo.collections.llm  # noqa: F401  (before the redirections: torch.compile at import time trips over them)
     import torch.distributed
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
