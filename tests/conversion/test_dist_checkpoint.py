@@ -1,0 +1,84 @@
+import math
+
+import pytest
+import torch
+import torch.distributed
+from nemo_longpo.conversion import dist_checkpoint
+from nemo_longpo.conversion.dist_checkpoint import Chunk, DistCheckpoint
+
+from nemo_longpo.errors import InputError
+
+SHAPE = (4, 6, 5)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A tensor of 4 layers written layer by layer, each from the middle of a larger storage."""
+    values = torch.arange(math.prod(SHAPE), dtype=torch.float32).reshape(SHAPE)
+    chunks = [
+        Chunk("stack", SHAPE, (layer, 0, 0), (1, *SHAPE[1:]), torch.float32, lambda layer=layer: values[layer])
+        for layer in range(SHAPE[0])
+    ]
+    steps = []
+    dist_checkpoint.write(tmp_path / "weights", chunks, {"state/shard_0_1": [1, 2]}, lambda: steps.append(1))
+    assert len(steps) == SHAPE[0]
+    return values, tmp_path / "weights"
+
+
+def test_any_box_can_be_read(checkpoint):
+    values, directory = checkpoint
+    stored = DistCheckpoint(directory)
+    assert stored.tensor_names() == ["stack"]
+    assert stored.shape("stack") == SHAPE
+    assert torch.equal(stored.read("stack", (1, 2, 0), (2, 3, 5)), values[1:3, 2:5])
+
+
+def test_views_are_written_without_their_storage(checkpoint):
+    _, directory = checkpoint
+    assert (directory / "__0_0.distcp").stat().st_size < 2 * 4 * 2000
+
+
+def test_tensors_are_loaded_one_at_a_time(tmp_path):
+    """Each chunk is asked for when it is written: none is alive when the next is made."""
+    alive: list[int] = []
+
+    def load() -> torch.Tensor:
+        alive.append(1)
+        assert len(alive) == done + 1
+        return torch.zeros(3)
+
+    done = 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+
+    chunks = [Chunk(f"t{i}", (3,), (0,), (3,), torch.float32, load) for i in range(5)]
+    dist_checkpoint.write(tmp_path / "weights", chunks, {}, advance)
+    assert done == 5
+
+
+def test_part_that_was_never_written(tmp_path):
+    one = Chunk("stack", SHAPE, (0, 0, 0), (1, *SHAPE[1:]), torch.float32, lambda: torch.zeros(SHAPE[1:]))
+    dist_checkpoint.write(tmp_path / "weights", [one], {})
+    with pytest.raises(InputError, match="lacks a part of stack"):
+        DistCheckpoint(tmp_path / "weights").read("stack", (0, 0, 0), SHAPE)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_odd_vocabulary_loads_under_two_tensor_parallel_ranks(checkpoint, rank):
+    """Megatron pads to 4 rows a rank; it zeroes the row that the checkpoint does not have."""
+    from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing import ShardedTensor
+
+    directory = checkpoint[1].parent / "odd"
+    rows = torch.randn(7, 3)
+    dist_checkpoint.write(directory, [Chunk("embedding", (7, 3), (0, 0), (7, 3), rows.dtype, lambda: rows)], {})
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        local = ShardedTensor.from_rank_offsets("embedding", torch.ones(4, 3), (0, rank, 2), allow_shape_mismatch=True)
+        loaded = dist_checkpointing.load({"embedding": local}, str(directory), validate_access_integrity=False)
+    finally:
+        torch.distributed.destroy_process_group()
+    padded = torch.cat([rows, torch.zeros(1, 3)])
+    assert torch.equal(loaded["embedding"], padded[4 * rank : 4 * rank + 4])
