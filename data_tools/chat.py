@@ -67,6 +67,13 @@ class ChatFormat:
         """Tokens of a text as the content of a user message."""
         return len(self._template.content_ids(self._template.layout(1), 0, text))
 
+    def token_ends(self, text: str) -> list[int]:
+        """Where each token of a text ends, as indices into the text."""
+        encoded = self.tokenizer(
+            text, add_special_tokens=False, verbose=False, split_special_tokens=True, return_offsets_mapping=True
+        )
+        return [end for _, end in encoded["offset_mapping"]]
+
     def long_pair(
         self, users: Sequence[str], chosen: Sequence[Sequence[int]], rejected: Sequence[Sequence[int]]
     ) -> LongPair:

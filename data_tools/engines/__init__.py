@@ -1,0 +1,1 @@
+"""Ways to run a model: all give token ids for token ids."""

@@ -1,0 +1,57 @@
+"""What the stages ask of an engine: token ids in, token ids or log-probs out."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+Span = tuple[int, int]
+Tick = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Temperature 0 is greedy. `stop_ids` end an answer and are not part of it."""
+
+    max_new_tokens: int
+    stop_ids: frozenset[int]
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Generated ids without the stop token; "length" means that the answer was cut at `max_new_tokens`."""
+
+    ids: list[int]
+    finish_reason: Literal["stop", "length"]
+
+
+class Engine(Protocol):
+    """A loaded model."""
+
+    @property
+    def context_length(self) -> int:
+        """The longest sequence that the model was made for, in tokens."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the model's embedding: every token id lies below it."""
+
+    @property
+    def dtype(self) -> str:
+        """The dtype that the model runs in, such as "float32"."""
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], tick: Tick
+    ) -> list[Completion]:
+        """One completion per prompt, in order. What is drawn depends on the prompt and its seed, on nothing else.
+
+        `tick` is called with the number of prompts just finished.
+        """
+
+    def score(
+        self, sequences: Sequence[Sequence[int]], spans: Sequence[Sequence[Span]], tick: Tick
+    ) -> list[list[np.ndarray]]:
+        """Per sequence and span [start, end), start ≥ 1: float32 log p(x_t | x_<t) of every token in the span."""

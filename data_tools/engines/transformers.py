@@ -1,0 +1,164 @@
+"""The engine for small models and machines without vLLM: plain Hugging Face forward passes.
+
+Shape letters: B sequences, S tokens, V vocabulary, P scored positions.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nemo_longpo.errors import InputError
+from nemo_longpo.shards.fingerprint import read_model_config
+
+from .base import Completion, Sampling, Span, Tick
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class TransformersEngine:
+    """Batches requests of similar length, at most `batch_tokens` padded tokens at once (one request may exceed it).
+
+    `dtype` "auto" is the checkpoint's own; `device` "auto" is the first GPU, or the CPU. Generation uses only the
+    sampling that it is given, never the model's generation_config. Raises InputError if the model cannot be loaded.
+    """
+
+    def __init__(self, directory: str | Path, *, dtype: str = "auto", device: str = "auto", batch_tokens: int = 16384):
+        from transformers import AutoModelForCausalLM
+
+        read_model_config(directory)
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                str(directory), dtype=DTYPES.get(dtype, "auto"), local_files_only=True
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{directory} cannot be loaded as a language model ({error}); check the files") from error
+        wanted = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self._device = torch.device(wanted)
+        model.eval()
+        self._model: Any = model.to(device=self._device)
+        self._batch_tokens = batch_tokens
+
+    @property
+    def context_length(self) -> int:
+        return self._model.config.max_position_embeddings
+
+    @property
+    def vocab_size(self) -> int:
+        return self._model.config.vocab_size
+
+    @property
+    def dtype(self) -> str:
+        return str(self._model.dtype).removeprefix("torch.")
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], tick: Tick
+    ) -> list[Completion]:
+        completions: dict[int, Completion] = {}
+        for batch in self._batches([len(prompt) + sampling.max_new_tokens for prompt in prompts]):
+            found = self._generate_batch([prompts[i] for i in batch], sampling, [seeds[i] for i in batch])
+            completions.update(zip(batch, found, strict=True))
+            tick(len(batch))
+        return [completions[index] for index in range(len(prompts))]
+
+    def score(
+        self, sequences: Sequence[Sequence[int]], spans: Sequence[Sequence[Span]], tick: Tick
+    ) -> list[list[np.ndarray]]:
+        scores: dict[int, list[np.ndarray]] = {}
+        for batch in self._batches([len(sequence) for sequence in sequences]):
+            found = self._score_batch([sequences[i] for i in batch], [spans[i] for i in batch])
+            scores.update(zip(batch, found, strict=True))
+            tick(len(batch))
+        return [scores[index] for index in range(len(sequences))]
+
+    def _batches(self, lengths: list[int]) -> Iterator[list[int]]:
+        """Indices of requests of similar length, longest first, so that memory runs out at once or never."""
+        batch: list[int] = []
+        for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+            if batch and (len(batch) + 1) * lengths[batch[0]] > self._batch_tokens:
+                yield batch
+                batch = []
+            batch.append(index)
+        if batch:
+            yield batch
+
+    @torch.inference_mode()
+    def _generate_batch(self, prompts: list[Sequence[int]], sampling: Sampling, seeds: list[int]) -> list[Completion]:
+        from transformers import DynamicCache
+
+        ids_BS, mask_BS = _pad_left(prompts, self._device)
+        draws_BN = _uniform_draws(seeds, sampling).to(self._device)
+        positions_BS = (mask_BS.cumsum(1) - 1).clamp(min=0)
+        cache: Any = DynamicCache()
+        generated: list[list[int]] = [[] for _ in prompts]
+        running = set(range(len(prompts)))
+        for step in range(sampling.max_new_tokens):
+            logits_BV = self._model(
+                input_ids=ids_BS,
+                attention_mask=mask_BS,
+                position_ids=positions_BS,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]
+            next_B = _pick(logits_BV.float(), sampling, draws_BN[:, step])
+            for row, token in enumerate(next_B.tolist()):
+                if row in running and token in sampling.stop_ids:
+                    running.remove(row)
+                elif row in running:
+                    generated[row].append(token)
+            if not running:
+                break
+            ids_BS, positions_BS = next_B[:, None], positions_BS[:, -1:] + 1
+            mask_BS = torch.cat([mask_BS, mask_BS.new_ones(len(prompts), 1)], dim=1)
+        return [Completion(ids, "length" if row in running else "stop") for row, ids in enumerate(generated)]
+
+    @torch.inference_mode()
+    def _score_batch(self, sequences: list[Sequence[int]], spans: list[Sequence[Span]]) -> list[list[np.ndarray]]:
+        """Padding on the right needs no mask: no token looks ahead. Logits exist only for the scored positions."""
+        longest = max(len(sequence) for sequence in sequences)
+        padded = [[*sequence, *[0] * (longest - len(sequence))] for sequence in sequences]
+        ids_BS = torch.tensor(padded, device=self._device)
+        wanted = sorted({token - 1 for row in spans for start, end in row for token in range(start, end)})
+        positions_P = torch.tensor(wanted, device=self._device)
+        logits_BPV = self._model(input_ids=ids_BS, use_cache=False, logits_to_keep=positions_P).logits
+        index_of = {position: index for index, position in enumerate(wanted)}
+        return [
+            [self._span_logps(logits_BPV[row], ids_BS[row], span, index_of) for span in row_spans]
+            for row, row_spans in enumerate(spans)
+        ]
+
+    @staticmethod
+    def _span_logps(logits_PV: torch.Tensor, ids_S: torch.Tensor, span: Span, index_of: dict[int, int]) -> np.ndarray:
+        start, end = span
+        first = index_of[start - 1]
+        logps_TV = logits_PV[first : first + end - start].float().log_softmax(-1)
+        return logps_TV.gather(-1, ids_S[start:end, None])[:, 0].cpu().numpy()
+
+
+def _pad_left(prompts: list[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask, both [B, S]; the pad id is hidden by the mask."""
+    longest = max(len(prompt) for prompt in prompts)
+    ids = [[*[0] * (longest - len(prompt)), *prompt] for prompt in prompts]
+    mask = [[*[0] * (longest - len(prompt)), *[1] * len(prompt)] for prompt in prompts]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def _uniform_draws(seeds: list[int], sampling: Sampling) -> torch.Tensor:
+    """[B, max_new_tokens] numbers in [0, 1) that depend on each request's own seed."""
+    rows = [torch.rand(sampling.max_new_tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(rows)
+
+
+def _pick(logits_BV: torch.Tensor, sampling: Sampling, draws_B: torch.Tensor) -> torch.Tensor:
+    """The next token of every row: the best one, or a draw from the smallest set that holds `top_p` of the mass."""
+    if sampling.temperature == 0:
+        return logits_BV.argmax(-1)
+    sorted_BV, order_BV = (logits_BV / sampling.temperature).softmax(-1).sort(stable=True, dim=-1, descending=True)
+    cumulative_BV = sorted_BV.cumsum(-1)
+    kept_BV = sorted_BV * (cumulative_BV - sorted_BV < sampling.top_p)
+    threshold_B1 = draws_B[:, None] * kept_BV.sum(-1, keepdim=True)
+    rank_B1 = (kept_BV.cumsum(-1) <= threshold_B1).sum(-1, keepdim=True).clamp(max=logits_BV.shape[-1] - 1)
+    return order_BV.gather(-1, rank_B1)[:, 0]

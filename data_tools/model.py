@@ -1,0 +1,52 @@
+"""Open a Hugging Face model directory for the data tools: its tokenizer, its chat format, its fingerprints."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from nemo_longpo.errors import InputError
+from nemo_longpo.shards.fingerprint import (
+    chat_template_hash,
+    model_fingerprint,
+    read_model_config,
+    tokenizer_fingerprint,
+)
+
+from .chat import ChatFormat
+from .engines.base import Engine
+
+
+def load_chat(directory: str | Path) -> ChatFormat:
+    """The chat format of a model directory. Raises InputError if it holds no fast tokenizer with a chat template."""
+    from transformers import AutoTokenizer
+
+    read_model_config(directory)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{directory} holds no tokenizer that can be loaded ({error}); add its files") from error
+    if not tokenizer.is_fast:
+        raise InputError(f"{directory} has only a slow tokenizer; save its fast form (tokenizer.json) there")
+    return ChatFormat(tokenizer)
+
+
+def load_engine(name: str, directory: str | Path, *, dtype: str, device: str, batch_tokens: int) -> Engine:
+    """Load a model into an engine; only "transformers" so far."""
+    if name != "transformers":
+        raise InputError(f"--engine {name} is not known; use transformers")
+    from .engines.transformers import TransformersEngine
+
+    return TransformersEngine(directory, dtype=dtype, device=device, batch_tokens=batch_tokens)
+
+
+def tokenizer_identity(chat: ChatFormat) -> dict[str, Any]:
+    """What makes two tokenizers the same for stored token ids."""
+    return {
+        "tokenizer_fingerprint": tokenizer_fingerprint(chat.tokenizer),
+        "chat_template_hash": chat_template_hash(chat.tokenizer),
+    }
+
+
+def model_identity(directory: str | Path, dtype: str) -> dict[str, Any]:
+    """What makes two models the same for stored log-probs; `dtype` "auto" is the checkpoint's own."""
+    return asdict(model_fingerprint(directory, dtype=None if dtype == "auto" else dtype))

@@ -1,0 +1,124 @@
+"""The pairs format: one document per JSONL line, with its turns. Read from stages or from people, so checked here."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nemo_longpo.errors import InputError
+
+from .chat import ChatFormat
+from .rows import Row
+
+
+@dataclass(frozen=True)
+class Turn:
+    chunk: str
+    instruction: str
+    chosen: str
+    rejected: str
+    chosen_token_ids: list[int] | None
+    rejected_token_ids: list[int] | None
+
+
+@dataclass(frozen=True)
+class Pair:
+    doc_id: str
+    document: str
+    turns: list[Turn]
+
+
+def parse_pair(row: Row) -> Pair:
+    """A row as a Pair. Raises InputError naming the file, the line and the field."""
+    turns = _field(row, row.record, "turns", list, "")
+    if not turns:
+        raise InputError(f"{row.where}: field 'turns' is empty; give at least one turn")
+    return Pair(
+        doc_id=_text(row, row.record, "doc_id", ""),
+        document=_text(row, row.record, "document", ""),
+        turns=[_turn(row, turn, f"turns[{index}].") for index, turn in enumerate(turns)],
+    )
+
+
+def check_answers(pair: Pair, where: str) -> None:
+    """Training cannot use an empty answer. Raises InputError naming the place."""
+    for index, turn in enumerate(pair.turns):
+        for name in ("chosen", "rejected"):
+            if is_empty(turn, name):
+                raise InputError(
+                    f"{where}: field 'turns[{index}].{name}' is empty; write an answer, remove the turn, or let "
+                    "`longpo data filter` remove it"
+                )
+
+
+def is_empty(turn: Turn, name: str) -> bool:
+    return getattr(turn, name).strip() == "" or getattr(turn, f"{name}_token_ids") == []
+
+
+def answer_ids(chat: ChatFormat, pair: Pair, name: str, vocab_size: int, where: str) -> list[list[int]]:
+    """Token ids of every chosen (or rejected) answer, without the end of turn: the stored ones, or the text's.
+
+    Raises InputError if stored ids are outside the vocabulary or end with the end-of-turn token.
+    """
+    answers = []
+    for index, turn in enumerate(pair.turns):
+        stored = getattr(turn, f"{name}_token_ids")
+        ids = chat.response_ids(getattr(turn, name)) if stored is None else stored
+        field = f"{where}: field 'turns[{index}].{name}_token_ids'"
+        if not all(0 <= token < vocab_size for token in ids):
+            raise InputError(f"{field} holds ids outside the model's vocabulary of {vocab_size}; use this model's ids")
+        if ids[-1] == chat.end_of_turn_ids[-1]:
+            raise InputError(f"{field} ends with the end-of-turn token {ids[-1]}; leave it out, it is added later")
+        answers.append(ids)
+    return answers
+
+
+def turn_logps(row: Row, index: int, name: str) -> np.ndarray:
+    """float32 reference log-probs that `score` stored in a turn. Raises InputError naming the field."""
+    key = f"ref_{name}_logps"
+    values = _field(row, row.record["turns"][index], key, list, f"turns[{index}].")
+    if not all(isinstance(value, int | float) for value in values):
+        raise InputError(f"{row.where}: field 'turns[{index}].{key}' must be numbers; run `longpo data score` again")
+    return np.asarray(values, dtype=np.float32)
+
+
+def _turn(row: Row, turn: Any, prefix: str) -> Turn:
+    if not isinstance(turn, dict):
+        raise InputError(f"{row.where}: field '{prefix[:-1]}' must be an object, not {type(turn).__name__}")
+    return Turn(
+        chunk=_text(row, turn, "chunk", prefix),
+        instruction=_text(row, turn, "instruction", prefix),
+        chosen=_field(row, turn, "chosen", str, prefix),
+        rejected=_field(row, turn, "rejected", str, prefix),
+        chosen_token_ids=_ids(row, turn, "chosen_token_ids", prefix),
+        rejected_token_ids=_ids(row, turn, "rejected_token_ids", prefix),
+    )
+
+
+_NAMES: dict[type, str] = {str: "text", list: "a list"}
+
+
+def _field(row: Row, record: dict[str, Any], name: str, kind: type, prefix: str) -> Any:
+    if name not in record:
+        raise InputError(f"{row.where}: field '{prefix}{name}' is missing; add it as {_NAMES[kind]}")
+    if not isinstance(record[name], kind):
+        raise InputError(
+            f"{row.where}: field '{prefix}{name}' must be {_NAMES[kind]}, not {type(record[name]).__name__}"
+        )
+    return record[name]
+
+
+def _text(row: Row, record: dict[str, Any], name: str, prefix: str) -> str:
+    text = _field(row, record, name, str, prefix)
+    if not text.strip():
+        raise InputError(f"{row.where}: field '{prefix}{name}' is empty; fill it in or remove the line")
+    return text
+
+
+def _ids(row: Row, record: dict[str, Any], name: str, prefix: str) -> list[int] | None:
+    if record.get(name) is None:
+        return None
+    ids = _field(row, record, name, list, prefix)
+    if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in ids):
+        raise InputError(f"{row.where}: field '{prefix}{name}' must be a list of token ids (whole numbers ≥ 0)")
+    return ids

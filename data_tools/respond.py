@@ -1,0 +1,104 @@
+"""Stage 3: the model answers each instruction twice: with the chunk (chosen), with the whole document (rejected).
+
+The long prompt of a turn holds the document and this turn's instruction, without the turns before it: the turns of a
+document are independent requests that share their beginning.
+"""
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_longpo.errors import InputError
+
+from .chat import ChatFormat
+from .engines.base import Completion, Engine, Sampling
+from .instruct import chunks_of
+from .model import load_chat, model_identity, tokenizer_identity
+from .options import EngineOptions, Placement, check_fits, choose_prompts
+from .prompts import Prompts
+from .rows import PartsSource, Row
+from .seeds import seed_for
+from .stage import PartResult, Process, Stage, Tick, run_stage
+
+
+@dataclass(frozen=True)
+class RespondSettings:
+    """Greedy by default: the answers that the model is surest of."""
+
+    max_new_tokens: int = 1024
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+def run_respond(
+    input_path: Path,
+    model: Path,
+    output: Path,
+    settings: RespondSettings,
+    *,
+    prompts_file: str | None,
+    engine_options: EngineOptions,
+    placement: Placement,
+) -> dict[str, int]:
+    """Add both answers, their token ids and finish reasons to every turn. Raises InputError."""
+    source = PartsSource(input_path, rows_per_part=placement.part_size)
+    prompts = choose_prompts(prompts_file, source.history())
+    chat = load_chat(model)
+
+    def make_process() -> Process:
+        engine = engine_options.load(model)
+        return lambda rows, tick: _respond_rows(rows, tick, chat, engine, prompts, settings)
+
+    return run_stage(
+        Stage(
+            name="respond",
+            source=source,
+            output=output,
+            settings=asdict(settings)
+            | {"engine": engine_options.name, "prompts": prompts.to_dict()}
+            | {"model": model_identity(model, engine_options.dtype)}
+            | tokenizer_identity(chat),
+            make_process=make_process,
+            rank=placement.rank,
+            world_size=placement.world_size,
+        )
+    )
+
+
+def _respond_rows(
+    rows: list[Row], tick: Tick, chat: ChatFormat, engine: Engine, prompts: Prompts, settings: RespondSettings
+) -> PartResult:
+    requests, seeds = [], []
+    for row in rows:
+        for index, (chunk, instruction) in enumerate(zip(chunks_of(row), _instructions(row), strict=True)):
+            short = chat.prompt(prompts.ask_about(chunk, instruction))
+            check_fits(engine, short, settings.max_new_tokens, row.where)
+            requests += [short, chat.prompt(prompts.ask_about(row.record["document"], instruction))]
+            seeds += [seed_for(settings.seed, name, row.record["doc_id"], index) for name in ("chosen", "rejected")]
+    sampling = Sampling(settings.max_new_tokens, chat.stop_ids, settings.temperature, settings.top_p)
+    completions = iter(engine.generate(requests, sampling, seeds, tick))
+    records = []
+    for row in rows:
+        turns = [
+            turn | _answer("chosen", next(completions), chat) | _answer("rejected", next(completions), chat)
+            for turn in row.record["turns"]
+        ]
+        records.append(row.record | {"turns": turns})
+    counts = Counter(documents_in=len(rows), documents_out=len(rows), turns_out=len(requests) // 2)
+    return PartResult(records, counts)
+
+
+def _answer(name: str, completion: Completion, chat: ChatFormat) -> dict[str, Any]:
+    ids = chat.generated_response(completion.ids)
+    return {name: chat.text(ids), f"{name}_token_ids": ids, f"{name}_finish_reason": completion.finish_reason}
+
+
+def _instructions(row: Row) -> list[str]:
+    for index, turn in enumerate(row.record["turns"]):
+        if not isinstance(turn.get("instruction"), str) or not turn["instruction"].strip():
+            raise InputError(
+                f"{row.where}: field 'turns[{index}].instruction' must be non-empty text; run `longpo data instruct`"
+            )
+    return [turn["instruction"] for turn in row.record["turns"]]
