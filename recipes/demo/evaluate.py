@@ -1,9 +1,12 @@
-"""Can a model find one fact in a document of a given length? Plain transformers, greedy decoding, no project code."""
+"""Can a model find one fact in a document of a given length? Plain transformers, greedy decoding."""
 
 import argparse
 import json
 import random
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
 
 from .corpus import answer, make_document, question
 
@@ -41,11 +44,12 @@ def respond(
     """The model's next message in each conversation; greedy unless `sampling` holds `generate` settings."""
     import torch
 
-    inputs = tokenizer.apply_chat_template(
+    inputs: Any = tokenizer.apply_chat_template(
         conversations, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt"
     )
+    generate: Any = model.generate
     with torch.no_grad():
-        output = model.generate(**inputs, max_new_tokens=8, **({"do_sample": False} | sampling))
+        output = generate(**inputs, max_new_tokens=8, **({"do_sample": False} | sampling))
     return tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
@@ -64,10 +68,18 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, metavar="TOKENS")
     parser.add_argument("--samples", type=int, default=64, help="documents per length (default: 64)")
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the JSON here instead of printing it")
     arguments = parser.parse_args()
     model, tokenizer = load(arguments.model)
-    result = {n: accuracy(model, tokenizer, n, arguments.samples, arguments.seed) for n in arguments.lengths}
-    print(json.dumps({"model": arguments.model, "samples": arguments.samples, "accuracy": result}))
+    bar = tqdm(arguments.lengths, unit="length")
+    result = {n: accuracy(model, tokenizer, n, arguments.samples, arguments.seed) for n in bar}
+    report = json.dumps({"model": arguments.model, "samples": arguments.samples, "accuracy": result})
+    if arguments.output is None:
+        print(report)
+        return
+    partial = arguments.output.with_suffix(".partial")
+    partial.write_text(report)
+    partial.replace(arguments.output)
 
 
 if __name__ == "__main__":

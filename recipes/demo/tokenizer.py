@@ -1,6 +1,11 @@
 """The demo's tokenizer: one token per word, template markers as single special tokens, Mistral-Instruct's template."""
 
+from typing import TYPE_CHECKING
+
 from .lexicon import STOP, all_words
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 UNKNOWN, BOS, EOS, USER_OPEN, USER_CLOSE = "<unk>", "<s>", "</s>", "[INST]", "[/INST]"
 SPECIAL_TOKENS = (UNKNOWN, BOS, EOS, USER_OPEN, USER_CLOSE)
@@ -19,7 +24,7 @@ CHAT_TEMPLATE = """\
 {%- endfor %}"""
 
 
-def build_tokenizer():  # type: ignore[no-untyped-def]  # transformers is imported only where it is used
+def build_tokenizer() -> "PreTrainedTokenizerFast":
     """A `PreTrainedTokenizerFast` over the lexicon; spaces and line breaks separate words and carry no token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

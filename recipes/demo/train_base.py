@@ -11,7 +11,7 @@ import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -96,7 +96,7 @@ def conversation_batch(
         facts = rng.randint(2, settings.facts) if writes else settings.facts
         document = make_document(rng, length, facts)
         conversations.append((writing_messages if writes else answering_messages)(rng, document))
-    batch = tokenizer.apply_chat_template(
+    batch: Any = tokenizer.apply_chat_template(
         conversations, padding=True, padding_side="right", return_dict=True, return_tensors="pt"
     )
     return batch["input_ids"], batch["attention_mask"]
@@ -111,12 +111,12 @@ class ConversationLoss:
 
         self.places = ids(list(PLACES))
         self.asked = ids([asked_form(name) for name in NAMES])
-        self.close = tokenizer.convert_tokens_to_ids(USER_CLOSE)
+        self.close = SPECIAL_TOKENS.index(USER_CLOSE)
 
     def __call__(self, model: "MistralForCausalLM", x_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
         logits_BTV = model(input_ids=x_BT).logits[:, :-1]
         loss_BT = F.cross_entropy(logits_BTV.transpose(1, 2), x_BT[:, 1:], reduction="none")
-        closes_BT = x_BT == self.close
+        closes_BT = x_BT.eq(self.close)
         place_BT = torch.isin(x_BT, self.places) & closes_BT.roll(2, 1)
         asked_BT = torch.isin(x_BT, self.asked) & closes_BT.roll(3, 1)
         parts = [loss_BT[kind[:, 1:].bool()].mean() for kind in (mask_BT, place_BT, asked_BT)]

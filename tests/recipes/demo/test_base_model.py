@@ -1,0 +1,93 @@
+"""The committed model can do what the demo needs, and cannot do what the demo teaches it."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from nemo_longpo.recipes.demo.corpus import answer, asked_name, make_document, question, write_request
+from nemo_longpo.recipes.demo.evaluate import accuracy, load, respond
+from nemo_longpo.recipes.demo.stages import BASE_MODEL, PROMPTS
+from nemo_longpo.recipes.demo.tokenizer import build_tokenizer
+
+
+@pytest.fixture(scope="module")
+def base():
+    return load(str(BASE_MODEL))
+
+
+def test_the_model_is_small() -> None:
+    assert sum(path.stat().st_size for path in Path(BASE_MODEL).iterdir()) < 5e6
+
+
+def test_the_stored_tokenizer_is_the_one_that_the_script_builds(base) -> None:
+    _, tokenizer = base
+    built = build_tokenizer()
+    assert tokenizer.get_vocab() == built.get_vocab()
+    assert tokenizer.chat_template == built.chat_template
+    assert len(tokenizer) == base[0].config.vocab_size
+
+
+def test_text_survives_the_tokenizer(base) -> None:
+    _, tokenizer = base
+    text = make_document(random.Random(1), 200).text
+    ids = tokenizer(text).input_ids
+    assert len(ids) == 200
+    assert tokenizer.unk_token_id not in ids
+    assert tokenizer.decode(ids) == " ".join(text.split())
+
+
+def test_the_template_is_made_of_the_pieces_that_the_model_learned(base) -> None:
+    _, tokenizer = base
+    document, name = make_document(random.Random(2), 64), "Marta"
+    messages = [
+        {"role": "user", "content": json.loads(PROMPTS.read_text())["ask"].format(
+            document=document.text, instruction=question(name))},
+        {"role": "assistant", "content": answer(name, "Lisbon")},
+        {"role": "user", "content": question("Vera")},
+        {"role": "assistant", "content": answer("Vera", "Rome")},
+    ]
+
+    def ids(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False).input_ids
+
+    bos, user, close, end = tokenizer.convert_tokens_to_ids(["<s>", "[INST]", "[/INST]", "</s>"])
+    first = [bos, user, *ids(document.text), *ids(question(name)), close, *ids(answer(name, "Lisbon")), end]
+    second = [user, *ids(question("Vera")), close, *ids(answer("Vera", "Rome")), end]
+    assert tokenizer.apply_chat_template(messages) == first + second
+
+
+def test_the_prompt_file_asks_for_questions_as_in_training() -> None:
+    template = json.loads(PROMPTS.read_text())["write_instruction"]
+    assert template.format(document="X.") == f"X. {write_request()}"
+
+
+def test_recall_works_in_short_documents_only(base) -> None:
+    assert accuracy(*base, tokens=96, samples=32) >= 0.97
+    assert accuracy(*base, tokens=512, samples=32) <= 0.05
+
+
+def test_later_turns_are_answered_too(base) -> None:
+    document = make_document(random.Random(3), 96)
+    messages: list[dict[str, str]] = []
+    for i, (name, place) in enumerate(document.facts.items()):
+        messages.append({"role": "user", "content": question(name) if i else f"{document.text} {question(name)}"})
+        messages.append({"role": "assistant", "content": respond(*base, [messages])[0]})
+        assert messages[-1]["content"] == answer(name, place)
+
+
+def test_it_writes_questions_about_what_the_document_says(base) -> None:
+    rng = random.Random(4)
+    torch.manual_seed(0)
+    document, samples = make_document(rng, 96), 32
+    others = [make_document(rng, 96) for _ in range(samples)]
+    conversations = [
+        [{"role": "user", "content": f"{text} {write_request()}"}] for text in (document.text, *(d.text for d in others))
+    ]
+    written = respond(*base, conversations, do_sample=True, temperature=0.7, top_p=0.9)
+    right = [asked_name(text) in d.facts for text, d in zip(written, (document, *others), strict=True)]
+    assert sum(right) >= 0.9 * len(right)
+    repeated = respond(*base, [conversations[0]] * samples, do_sample=True, temperature=0.7, top_p=0.9)
+    assert len(set(repeated)) >= len(document.facts) - 1
