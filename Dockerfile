@@ -1,5 +1,5 @@
 # Build:  docker build -t nemo_longpo .
-# Run:    docker run --gpus all --ipc=host --user "$(id -u):$(id -g)" -e HOME=/workspace/home \
+# Run:    docker run --gpus all --ipc=host --user "$(id -u):$(id -g)" \
 #             -v "$PWD/data:/workspace/data" nemo_longpo nemo llm finetune --help
 
 # The newest NGC image whose NeMo (2.6.0) and Megatron-Core (0.15) fit each other and have `nemo llm`; 26.02 brings
