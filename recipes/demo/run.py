@@ -9,7 +9,7 @@ from nemo_longpo.errors import InputError
 
 from .plots import plot_accuracy, plot_rewards
 from .runner import run_stages
-from .stages import BASE_LENGTH, DemoSettings, demo_stages, metrics_file
+from .stages import BASE_LENGTH, DemoSettings, demo_stages, metrics_file, trained_checkpoint
 
 
 def run_demo(settings: DemoSettings) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
     output = settings.output
     output.mkdir(parents=True, exist_ok=True)
     described = {name: value for name, value in asdict(settings).items() if name != "output"}
-    _refuse_other_settings(output / "settings.json", described)
+    refuse_other_settings(output / "settings.json", described)
     seconds = run_stages(demo_stages(settings), output)
     before, after = (_read_accuracy(output / name) for name in ("before.json", "after.json"))
     steps = [json.loads(line) for line in metrics_file(output).read_text().splitlines()]
@@ -37,7 +37,7 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
             "pairs": str(output / "data" / "filter"),
             "shards": str(output / "data" / "shards"),
             "metrics": str(metrics_file(output)),
-            "checkpoint": str(output / "training" / "longpo" / "checkpoints" / "last"),
+            "checkpoint": str(trained_checkpoint(output)),
             "model": str(output / "model"),
             "plots": [str(output / "accuracy.png"), str(output / "rewards.png")],
         },
@@ -63,7 +63,7 @@ def _read_accuracy(path: Path) -> dict[int, float]:
     return {int(tokens): share for tokens, share in json.loads(path.read_text())["accuracy"].items()}
 
 
-def _refuse_other_settings(path: Path, settings: dict[str, Any]) -> None:
+def refuse_other_settings(path: Path, settings: dict[str, Any]) -> None:
     """Finished stages are only reused for the settings that they were run with."""
     if not path.exists():
         path.write_text(json.dumps(settings, indent=1))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nemo_longpo.errors import InputError
 
-from .stages import Stage
+from .stages import Command, Stage
 
 _POLL_SECONDS = 0.5
 _REPORT_SECONDS = 20  # between progress lines when standard output is not a terminal
@@ -40,14 +40,14 @@ def _run(stage: Stage, label: str, log: Path) -> float:
     if stage.function is not None:
         stage.function()
     if stage.command is not None:
-        _run_command(stage, label, log)
+        command = stage.command if isinstance(stage.command, tuple) else stage.command()
+        _run_command(stage, command, label, log)
     elapsed = time.monotonic() - started
     _show(f"{label}: {elapsed:.0f} s", last=True)
     return elapsed
 
 
-def _run_command(stage: Stage, label: str, log: Path) -> None:
-    assert stage.command is not None
+def _run_command(stage: Stage, command: Command, label: str, log: Path) -> None:
     started = reported = time.monotonic()
     with log.open("wb") as file:
         process = subprocess.Popen(
@@ -71,7 +71,7 @@ def _run_command(stage: Stage, label: str, log: Path) -> None:
         tail = "\n".join(log.read_text(errors="replace").replace("\r", "\n").splitlines()[-_ERROR_LINES:])
         raise InputError(
             f"the stage {stage.name!r} failed with exit status {process.returncode}; its whole output is in {log} and "
-            f"the same `longpo demo` command continues here.\n  command: {' '.join(stage.command)}\n{tail}"
+            f"the same `longpo demo` command continues here.\n  command: {' '.join(command)}\n{tail}"
         )
 
 

@@ -1,5 +1,6 @@
 """The main job as a list of public commands: documents in, a trained and exported model out."""
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,16 +39,20 @@ class DemoSettings:
         return (*SHORT_LENGTHS, *sorted({n for n in (256, 512) if n < self.tokens} | {self.tokens}))
 
 
+Command = tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Stage:
     """One step of the demo: a command, or a function that writes a file itself.
 
-    `threads` bounds each process's threads; None leaves all cores to it. `progress` says how far the running stage is.
+    `command` is a function where it depends on what earlier stages wrote. `threads` bounds each process's threads; None
+    leaves all cores to it. `progress` says how far the running stage is.
     """
 
     name: str
     title: str
-    command: tuple[str, ...] | None = None
+    command: Command | Callable[[], Command] | None = None
     function: Callable[[], None] | None = None
     threads: int | None = None
     progress: Callable[[], str] | None = None
@@ -66,6 +71,24 @@ def public_command(name: str) -> str:
 def metrics_file(output: Path) -> Path:
     """Where the training writes one line of metrics per step."""
     return output / "training" / "longpo" / "metrics.jsonl"
+
+
+def trained_checkpoint(output: Path) -> Path:
+    """The checkpoint that the training wrote at its end."""
+    folder = output / "training" / "longpo" / "checkpoints"
+    last = sorted(folder.glob("*-last"), key=lambda path: path.stat().st_mtime)
+    if not last:
+        raise InputError(f"{folder} holds no checkpoint that ends in -last; see {output / 'logs' / 'train.log'}.")
+    return last[-1]
+
+
+def training_progress(metrics: Path, steps: int) -> str:
+    """What the newest complete line of the metrics says."""
+    lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []
+    if not lines:
+        return "starting"
+    last = json.loads(lines[-1])
+    return f"step {last['step']}/{steps}, loss {last['loss']:.3f}, margin {last['rewards/margins']:.3f}"
 
 
 def demo_stages(settings: DemoSettings) -> list[Stage]:
@@ -90,7 +113,7 @@ def demo_stages(settings: DemoSettings) -> list[Stage]:
 def _data_stages(settings: DemoSettings, corpus: Path) -> list[Stage]:
     output, seed = settings.output, ("--seed", str(settings.seed))
 
-    def data(tool: str, source: Path, *options: str, flag: str = "--input", model: bool = True) -> tuple[str, ...]:
+    def data(tool: str, source: Path, *options: str, flag: str = "--input", model: bool = True) -> Command:
         target = output / "data" / ("shards" if tool == "pack" else tool)
         models = ("--model", str(BASE_MODEL)) if model else ()
         return (public_command("longpo"), "data", tool, flag, str(source), *models, "--output", str(target), *options)
@@ -109,7 +132,7 @@ def _data_stages(settings: DemoSettings, corpus: Path) -> list[Stage]:
     ]
 
 
-def _document_limits(tokens: int) -> tuple[str, ...]:
+def _document_limits(tokens: int) -> Command:
     return (
         "--chunks-per-document",
         "4",
@@ -122,9 +145,8 @@ def _document_limits(tokens: int) -> tuple[str, ...]:
 
 def _model_stages(settings: DemoSettings) -> list[Stage]:
     longpo, output = public_command("longpo"), settings.output
-    start, checkpoint = str(output / "nemo_start"), str(output / "training" / "longpo" / "checkpoints" / "last")
+    start = str(output / "nemo_start")
     convert = (longpo, "convert", "import", "--model", str(BASE_MODEL), "--output", start, "--overwrite")
-    export = (longpo, "convert", "export", "--checkpoint", checkpoint, "--output", str(output / "model"), "--overwrite")
     train = (
         *(public_command("nemo"), "llm", "finetune", "--factory", "tiny_longpo", "--yes"),
         f"data.paths={output / 'data' / 'shards'}",
@@ -139,14 +161,23 @@ def _model_stages(settings: DemoSettings) -> list[Stage]:
         f"optim.lr_scheduler.warmup_steps={max(1, settings.steps // 10)}",
         f"log.log_dir={output / 'training'}",
     )
+
+    def export() -> Command:
+        checkpoint = str(trained_checkpoint(output))
+        command = (longpo, "convert", "export", "--checkpoint", checkpoint, "--output", str(output / "model"))
+        return (*command, "--overwrite")
+
+    def progress() -> str:
+        return training_progress(metrics_file(output), settings.steps)
+
     return [
         Stage("import", "convert the base model to NeMo", (*convert, "--rope-theta", str(settings.rope_theta))),
-        Stage("train", "train with context parallelism over two processes", train, threads=1),
+        Stage("train", "train with context parallelism over two processes", train, threads=1, progress=progress),
         Stage("export", "convert the trained model to Hugging Face", export),
     ]
 
 
-def _measure(settings: DemoSettings, model: Path, output: Path) -> tuple[str, ...]:
+def _measure(settings: DemoSettings, model: Path, output: Path) -> Command:
     lengths = tuple(map(str, settings.lengths))
     module = (sys.executable, "-m", "nemo_longpo.recipes.demo.evaluate", "--model", str(model), "--output", str(output))
     return (*module, "--samples", str(settings.samples), "--lengths", *lengths)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from nemo_longpo.recipes.demo.corpus import answer, asked_name, make_document, question, write_request
 from nemo_longpo.recipes.demo.evaluate import accuracy, load, respond
 from nemo_longpo.recipes.demo.stages import BASE_MODEL, PROMPTS
@@ -43,8 +42,12 @@ def test_the_template_is_made_of_the_pieces_that_the_model_learned(base) -> None
     _, tokenizer = base
     document, name = make_document(random.Random(2), 64), "Marta"
     messages = [
-        {"role": "user", "content": json.loads(PROMPTS.read_text())["ask"].format(
-            document=document.text, instruction=question(name))},
+        {
+            "role": "user",
+            "content": json.loads(PROMPTS.read_text())["ask"].format(
+                document=document.text, instruction=question(name)
+            ),
+        },
         {"role": "assistant", "content": answer(name, "Lisbon")},
         {"role": "user", "content": question("Vera")},
         {"role": "assistant", "content": answer("Vera", "Rome")},
@@ -84,7 +87,8 @@ def test_it_writes_questions_about_what_the_document_says(base) -> None:
     document, samples = make_document(rng, 96), 32
     others = [make_document(rng, 96) for _ in range(samples)]
     conversations = [
-        [{"role": "user", "content": f"{text} {write_request()}"}] for text in (document.text, *(d.text for d in others))
+        [{"role": "user", "content": f"{text} {write_request()}"}]
+        for text in (document.text, *(d.text for d in others))
     ]
     written = respond(*base, conversations, do_sample=True, temperature=0.7, top_p=0.9)
     right = [asked_name(text) in d.facts for text, d in zip(written, (document, *others), strict=True)]

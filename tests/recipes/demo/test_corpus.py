@@ -2,7 +2,6 @@ import json
 import random
 
 import pytest
-
 from nemo_longpo.recipes.demo.corpus import (
     SENTENCES_PER_PARAGRAPH,
     answer,
