@@ -4,7 +4,8 @@ import random
 import re
 from collections.abc import Callable
 
-# From the best place to cut to the worst: between paragraphs, sentences, lines, words. A cut is at a match's end.
+# From the best place to cut to the worst: between paragraphs, sentences, lines, words. A cut is behind what a match
+# holds besides white space; the white space itself may lie beyond the limit.
 _BOUNDARIES = (
     re.compile(r"\n[ \t]*\n\s*"),
     re.compile(r"[.!?…][\"'”’)\]]*\s+|[。！？]"),
@@ -52,7 +53,8 @@ def _cut(text: str, start: int, limit: int) -> int:
     """The best place to end a chunk that starts at `start` and may reach `limit` (an index into `text`)."""
     earliest = start + int((limit - start) * _EARLIEST_CUT)
     for boundary in _BOUNDARIES:
-        ends = [match.end() for match in boundary.finditer(text, earliest, limit)]
+        matches = boundary.finditer(text, earliest, limit + 2)
+        ends = [end for match in matches if (end := match.start() + len(match[0].rstrip())) <= limit]
         if ends:
             return ends[-1]
     return limit

@@ -22,6 +22,7 @@ class TextEncoder:
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
         self.special_ids = frozenset(tokenizer.added_tokens_decoder) | frozenset(tokenizer.all_special_ids)
+        # An anchor that merges with a probe gives None, one that swallows it gives no ids: neither will do.
         self._anchors = [anchor for anchor in _ANCHORS if all(self._strip(anchor, probe) for probe in _PROBES)]
         if not self._anchors:
             raise InputError(

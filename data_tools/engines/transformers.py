@@ -30,15 +30,14 @@ class TransformersEngine:
 
         read_model_config(directory)
         try:
-            model = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 str(directory), dtype=DTYPES.get(dtype, "auto"), local_files_only=True
             )
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{directory} cannot be loaded as a language model ({error}); check the files") from error
         wanted = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self._device = torch.device(wanted)
-        model.eval()
-        self._model: Any = model.to(device=self._device)
+        self._model = model.to(self._device).eval()
         self._batch_tokens = batch_tokens
 
     @property

@@ -130,7 +130,7 @@ class ShardWriter:
             ref_context=self.provenance.ref_context,
             generation=self.provenance.generation,
             counts=Counts(**self._counts),
-            length_histogram=dict(self._histogram),
+            length_histogram=dict(sorted(self._histogram.items(), key=lambda item: int(item[0]))),
             files=tuple(self._files),
         )
         (self._partial / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")

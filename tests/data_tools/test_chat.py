@@ -70,18 +70,29 @@ def test_response_tokens_are_the_same_in_the_short_prompt_and_the_long_sequence(
     ]
 
 
+QWEN_SYSTEM = [
+    "<|im_start|>",
+    *"syst",
+    "em",
+    "Ċ",
+    *"You",
+    "Ġa",
+    "r",
+    "e",
+    "Ġa",
+    "Ġ",
+    "he",
+    *"lpful",
+    "Ġa",
+    *"ssistant.",
+]
 QWEN_USER = ["<|im_end|>", "Ċ", "<|im_start|>", "u", "s", "er", "Ċ"]
 # The template's opening; the end of turn; what stands between an end of turn and the next user message.
 LITERAL = {
     "mistral-v0.1": (["<s>", "▁", "[", "I", "N", "S", "T", "]"], ["</s>"], ["▁", "▁", "[", "I", "N", "S", "T", "]"]),
     "mistral-v0.2": (["<s>", "▁", "▁", "[", "I", "N", "S", "T", "]"], ["</s>"], list("▁▁[INST]")),
     "mistral-v0.3": (["<s>", "[INST]"], ["</s>"], ["[INST]"]),
-    "qwen2.5": (
-        ["<|im_start|>", *"syst", "em", "Ċ", *"You", "Ġa", "r", "e", "Ġa", "Ġ", "he", *"lpful", "Ġa", *"ssistant."]
-        + QWEN_USER,
-        ["<|im_end|>"],
-        QWEN_USER[1:],
-    ),
+    "qwen2.5": ([*QWEN_SYSTEM, *QWEN_USER], ["<|im_end|>"], QWEN_USER[1:]),
     "llama-3": (
         ["<|begin_of_text|>", "<|start_header_id|>", "u", "s", "er", "<|end_header_id|>", "ĊĊ"],
         ["<|eot_id|>"],

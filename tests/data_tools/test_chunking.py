@@ -1,0 +1,62 @@
+"""Chunks: exact substrings, in order, never above the limit, cut at kind places."""
+
+import pytest
+from nemo_longpo.data_tools.chat import ChatFormat
+from nemo_longpo.data_tools.chunking import chunk_document, draw_chunks
+from small_corpus import make_document
+from tiny import STYLES, tiny_tokenizer
+
+
+def words_as_tokens(text):
+    ends, position = [], 0
+    for word in text.split(" "):
+        position += len(word)
+        ends.append(position)
+        position += 1
+    return ends
+
+
+def chunk_words(text, limit):
+    return chunk_document(text, words_as_tokens(text), lambda chunk: len(chunk.split()), limit)
+
+
+def test_short_document_is_one_chunk():
+    assert chunk_words("one two three", 5) == ["one two three"]
+
+
+def test_paragraphs_come_before_sentences_before_words():
+    text = "a b. c d.\n\n e f g h. i j k l m n o p"
+    assert chunk_words(text, 6) == ["a b. c d.", "e f g h.", "i j k l m n", "o p"]
+
+
+def test_a_boundary_far_in_front_of_the_limit_is_not_used():
+    assert chunk_words("a.\n\n b c d e f g h i j", 8) == ["a.\n\n b c d e f g h", "i j"]
+
+
+def test_a_short_rest_is_left_out_unless_it_is_all():
+    assert chunk_words("a b c d e f g h i", 8) == ["a b c d e f g h"]
+    assert chunk_words("a", 8) == ["a"]
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("limit", [7, 32, 100])
+def test_limits_hold_for_real_tokenizers(style, limit):
+    chat = ChatFormat(tiny_tokenizer(style))
+    text = make_document(3, 12) + "naïve 你好。世界 🙂 " * 20 + "x" * 300
+    chunks = chunk_document(text, chat.token_ends(text), chat.content_length, limit)
+    position = 0
+    for chunk in chunks:
+        assert chat.content_length(chunk) <= limit
+        assert chunk == chunk.strip()
+        position = text.index(chunk, position) + len(chunk)
+    assert sum(map(len, chunks)) > 0.8 * len(text)
+
+
+def test_draws_are_ordered_and_seeded():
+    chunks = [str(number) for number in range(20)]
+    drawn = draw_chunks(chunks, 4, seed=1)
+    assert len(drawn) == 4
+    assert drawn == sorted(drawn, key=int)
+    assert drawn == draw_chunks(chunks, 4, seed=1)
+    assert drawn != draw_chunks(chunks, 4, seed=2)
+    assert draw_chunks(chunks[:3], 4, seed=1) == ["0", "1", "2"]

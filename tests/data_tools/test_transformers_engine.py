@@ -1,0 +1,99 @@
+"""The engine against plain Hugging Face calls: log-probs, greedy and sampled generation, batching."""
+
+import numpy as np
+import pytest
+import torch
+from nemo_longpo.data_tools.engines.base import Sampling
+from nemo_longpo.data_tools.engines.transformers import TransformersEngine, _pick
+from tiny import save_tiny, tiny_tokenizer
+
+from nemo_longpo.errors import InputError
+
+SEQUENCES = [[1, *range(20, 20 + length)] for length in (9, 30, 4, 17)]
+SPANS = [[(3, 6), (8, 10)], [(1, 2), (29, 31)], [(1, 5)], [(10, 18)]]
+
+
+def ignore(_: int) -> None:
+    pass
+
+
+@pytest.fixture(scope="module", params=["mistral", "qwen2"])
+def directory(request, tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("engine"), request.param)
+
+
+def direct_model(directory):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(directory).eval()
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 60, 16384])
+def test_scores_equal_a_direct_forward(directory, batch_tokens):
+    engine = TransformersEngine(directory, batch_tokens=batch_tokens)
+    model = direct_model(directory)
+    finished = []
+    for sequence, spans, scores in zip(SEQUENCES, SPANS, engine.score(SEQUENCES, SPANS, finished.append), strict=True):
+        with torch.no_grad():
+            logps = model(torch.tensor([sequence])).logits[0].log_softmax(-1)
+        for (start, end), found in zip(spans, scores, strict=True):
+            expected = [logps[position - 1, sequence[position]].item() for position in range(start, end)]
+            assert found.dtype == np.float32
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert sum(finished) == len(SEQUENCES)
+
+
+def test_greedy_generation_equals_step_by_step_forwards(directory):
+    engine = TransformersEngine(directory)
+    model = direct_model(directory)
+    expected = []
+    for prompt in SEQUENCES:
+        ids = list(prompt)
+        for _ in range(8):
+            with torch.no_grad():
+                ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        expected.append(ids[len(prompt) :])
+    found = engine.generate(SEQUENCES, Sampling(8, frozenset()), [0] * 4, ignore)
+    assert [completion.ids for completion in found] == expected
+    assert {completion.finish_reason for completion in found} == {"length"}
+    stop = expected[1][3]
+    stopped = engine.generate(SEQUENCES, Sampling(8, frozenset({stop})), [0] * 4, ignore)[1]
+    assert stopped.ids == expected[1][: expected[1].index(stop)]
+    assert stopped.finish_reason == "stop"
+
+
+def test_sampling_does_not_depend_on_the_batch(directory):
+    sampling = Sampling(12, frozenset(), temperature=1.0, top_p=0.95)
+    engine = TransformersEngine(directory)
+    together = engine.generate(SEQUENCES, sampling, [1, 2, 3, 4], ignore)
+    alone = [engine.generate([SEQUENCES[i]], sampling, [i + 1], ignore)[0] for i in (2, 0, 3, 1)]
+    assert [together[i] for i in (2, 0, 3, 1)] == alone
+    again = TransformersEngine(directory, batch_tokens=1).generate(SEQUENCES, sampling, [1, 2, 3, 4], ignore)
+    assert again == together
+    other_seed = engine.generate(SEQUENCES[:1], sampling, [9], ignore)
+    assert other_seed[0].ids != together[0].ids
+
+
+def test_draws_follow_the_distribution_within_top_p():
+    logits = torch.tensor([0.5, 0.1, 0.3, 0.1]).log().expand(20000, 4)
+    draws = torch.rand(20000, generator=torch.Generator().manual_seed(0))
+    everything = _pick(logits, Sampling(1, frozenset(), temperature=1.0), draws)
+    assert torch.allclose(everything.bincount(minlength=4) / 20000, torch.tensor([0.5, 0.1, 0.3, 0.1]), atol=0.02)
+    nucleus = _pick(logits, Sampling(1, frozenset(), temperature=1.0, top_p=0.75), draws)
+    assert torch.allclose(nucleus.bincount(minlength=4) / 20000, torch.tensor([0.625, 0.0, 0.375, 0.0]), atol=0.02)
+
+
+def test_bfloat16_is_a_choice(directory):
+    engine = TransformersEngine(directory, dtype="bfloat16")
+    assert engine.dtype == "bfloat16"
+    assert TransformersEngine(directory).dtype == "float32"
+    assert engine.score(SEQUENCES[:1], SPANS[:1], ignore)[0][0].dtype == np.float32
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"holds no config.json"):
+        TransformersEngine(tmp_path)
+    tiny_tokenizer("qwen2.5").save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "no such model"}')
+    with pytest.raises(InputError, match="cannot be loaded"):
+        TransformersEngine(tmp_path)
