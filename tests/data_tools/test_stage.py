@@ -1,0 +1,143 @@
+"""The stage runner: parts appear whole, a second start does only what is missing, mixed settings are refused."""
+
+import json
+from collections import Counter
+
+import pytest
+from nemo_longpo.data_tools.rows import PartsSource
+from nemo_longpo.data_tools.stage import PartResult, Stage, run_stage
+
+from nemo_longpo.errors import InputError
+
+
+@pytest.fixture
+def pairs_file(tmp_path):
+    path = tmp_path / "input.jsonl"
+    path.write_text("".join(json.dumps({"n": number}) + "\n\n" for number in range(10)), encoding="utf-8")
+    return path
+
+
+class Doubler:
+    """A process that notes its parts, and can be made to fail at one."""
+
+    def __init__(self, fail_at=None):
+        self.fail_at = fail_at
+        self.seen = []
+        self.loads = 0
+
+    def make(self):
+        self.loads += 1
+        return self
+
+    def __call__(self, rows, tick):
+        numbers = [row.record["n"] for row in rows]
+        if self.fail_at in numbers:
+            raise KeyboardInterrupt
+        self.seen.append(numbers)
+        tick(len(rows))
+        return PartResult([{"twice": 2 * number} for number in numbers], Counter(seen=len(numbers)))
+
+
+def run(source, output, process, *, rank=0, world_size=1, part_size=3, **settings):
+    return run_stage(
+        Stage(
+            name="double",
+            source=PartsSource(source, rows_per_part=part_size),
+            output=output,
+            settings={"factor": 2, "names": ("a", "b")} | settings,
+            make_process=process.make,
+            rank=rank,
+            world_size=world_size,
+        )
+    )
+
+
+def snapshot(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_parts_report_and_settings(pairs_file, tmp_path):
+    process = Doubler()
+    assert run(pairs_file, tmp_path / "out", process) == {"seen": 10}
+    assert process.seen == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
+    assert sorted(path.name for path in (tmp_path / "out").glob("part*")) == [
+        f"part-0000{number}.jsonl" for number in range(4)
+    ]
+    assert (tmp_path / "out" / "part-00003.jsonl").read_text() == '{"twice": 18}\n'
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == {"seen": 10}
+    source = PartsSource(tmp_path / "out")
+    assert source.rows_in_parts == [3, 3, 3, 1]
+    assert source.history() == {"double": {"factor": 2, "names": ["a", "b"]}}
+
+
+def test_interrupted_and_resumed_equals_undisturbed(pairs_file, tmp_path):
+    run(pairs_file, tmp_path / "whole", Doubler())
+    with pytest.raises(KeyboardInterrupt):
+        run(pairs_file, tmp_path / "out", Doubler(fail_at=7))
+    assert len(list((tmp_path / "out").glob("part*"))) == 2
+    assert not (tmp_path / "out" / "report.json").exists()
+    with pytest.raises(InputError, match="2 of the 4 parts of stage 'double'"):
+        PartsSource(tmp_path / "out")
+    resumed = Doubler()
+    run(pairs_file, tmp_path / "out", resumed)
+    assert resumed.seen == [[6, 7, 8], [9]]
+    assert snapshot(tmp_path / "out") == snapshot(tmp_path / "whole")
+    third = Doubler()
+    run(pairs_file, tmp_path / "out", third)
+    assert third.loads == 0
+
+
+def test_ranks_share_the_parts(pairs_file, tmp_path):
+    run(pairs_file, tmp_path / "whole", Doubler())
+    second, first = Doubler(), Doubler()
+    assert run(pairs_file, tmp_path / "out", second, rank=1, world_size=2) == {}
+    assert run(pairs_file, tmp_path / "out", first, rank=0, world_size=2) == {"seen": 10}
+    assert second.seen == [[3, 4, 5], [9]]
+    assert first.seen == [[0, 1, 2], [6, 7, 8]]
+    assert snapshot(tmp_path / "out") == snapshot(tmp_path / "whole")
+    with pytest.raises(InputError, match="--rank 2 must be at least 0 and below --world-size 2"):
+        run(pairs_file, tmp_path / "out", first, rank=2, world_size=2)
+
+
+def test_changed_settings_and_input_are_named(pairs_file, tmp_path):
+    run(pairs_file, tmp_path / "out", Doubler())
+    before = snapshot(tmp_path / "out")
+    with pytest.raises(InputError, match=r"settings.factor was 2, now 3"):
+        run(pairs_file, tmp_path / "out", Doubler(), factor=3)
+    with pytest.raises(InputError, match=r"settings.extra was \"absent\", now 1"):
+        run(pairs_file, tmp_path / "out", Doubler(), extra=1)
+    with pytest.raises(InputError, match=r"input.rows_per_part was 3, now 5"):
+        run(pairs_file, tmp_path / "out", Doubler(), part_size=5)
+    pairs_file.write_text(pairs_file.read_text() + '{"n": 10}\n')
+    with pytest.raises(InputError, match=r"input.input.jsonl was \d+, now \d+"):
+        run(pairs_file, tmp_path / "out", Doubler())
+    assert snapshot(tmp_path / "out") == before
+
+
+def test_a_failure_in_the_first_part_leaves_no_output(pairs_file, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(pairs_file, tmp_path / "out", Doubler(fail_at=0))
+    assert not (tmp_path / "out").exists()
+
+
+def test_foreign_outputs_are_refused(pairs_file, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(InputError, match=r"not empty and holds no settings.json"):
+        run(pairs_file, tmp_path / "mine", Doubler())
+    with pytest.raises(InputError, match="is a file"):
+        run(pairs_file, pairs_file, Doubler())
+
+
+def test_lines_keep_their_numbers_across_parts(pairs_file):
+    rows = [row for _, part in PartsSource(pairs_file, rows_per_part=3).parts(range(4)) for row in part]
+    assert [row.where for row in rows] == [f"{pairs_file}, line {line}" for line in range(1, 20, 2)]
+    assert [row.record["n"] for row in rows] == list(range(10))
+
+
+def test_empty_and_missing_inputs(tmp_path):
+    with pytest.raises(InputError, match="nowhere does not exist"):
+        PartsSource(tmp_path / "nowhere")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(InputError, match="holds no records"):
+        PartsSource(tmp_path / "empty.jsonl")
