@@ -18,6 +18,16 @@ from nemo_longpo.shards.reader import ShardReader
 from nemo_longpo.shards.validation import spans_to_mask
 
 
+RUN_DATA = """
+import argparse
+from nemo_longpo.data_tools.cli import register
+parser = argparse.ArgumentParser()
+register(parser.add_subparsers())
+arguments = parser.parse_args()
+arguments.run(arguments)
+"""
+
+
 def run_stages(longpo, corpus, model, work):
     """chunk … filter; returns the reports by stage."""
     sampling = ("--temperature", 1, "--max-new-tokens", 60)
@@ -143,8 +153,7 @@ def test_killed_stage_resumes_to_the_same_bytes(longpo, corpus, model_dir, tmp_p
     run_stages(longpo, corpus, model_dir, tmp_path)
     words = ["respond", "--input", tmp_path / "instruct", "--model", model_dir, "--temperature", 1]
     words += ["--max-new-tokens", 60, "--output", tmp_path / "killed"]
-    code = "import sys; from nemo_longpo.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "data", *map(str, words)]
+    command = [sys.executable, "-c", RUN_DATA, "data", *map(str, words)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (tmp_path / "killed" / "part-00000.jsonl").exists() and process.poll() is None:
