@@ -85,8 +85,7 @@ class _StreamingPlanner(DefaultSavePlanner):
         chunk = self._chunks[index]
         tensor = chunk.load().reshape(chunk.sizes)
         self._advance()
-        # A view of a larger storage would be written with all of that storage.
-        return tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
+        return tensor
 
 
 def write(
@@ -98,9 +97,11 @@ def write(
     """
     directory.mkdir(parents=True)
     planner = _StreamingPlanner(chunks, objects, advance)
+    # Without read-ahead, which the writer otherwise does on machines with a GPU.
+    writer = dcp.FileSystemWriter(directory, per_thread_copy_ahead=0)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
-        dcp.save({}, storage_writer=dcp.FileSystemWriter(directory), planner=planner, no_dist=True)
+        dcp.save({}, storage_writer=writer, planner=planner, no_dist=True)
     torch.save({"content_metadata": {"singleton_local_shards": False}}, directory / "common.pt")
     (directory / "metadata.json").write_text(json.dumps(BACKEND))
 

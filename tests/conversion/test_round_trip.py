@@ -66,6 +66,14 @@ def test_dtype_on_request(hf_models, nemo_checkpoints, tmp_path):
     assert change == ("float32", "bfloat16")
 
 
+def test_files_keep_their_dtype_when_config_names_another(hf_models, tmp_path):
+    source = shutil.copytree(hf_models["mistral"], tmp_path / "hf")
+    config = json.loads((source / "config.json").read_text()) | {"dtype": "bfloat16"}
+    (source / "config.json").write_text(json.dumps(config))
+    back = export_checkpoint(import_checkpoint(source, tmp_path / "nemo"), tmp_path / "back")
+    assert files(back) == files(source)
+
+
 def test_exported_model_and_tokenizer_load(hf_models, nemo_checkpoints, tmp_path):
     back = export_checkpoint(nemo_checkpoints["qwen2"], tmp_path / "back")
     ids = torch.tensor([[5, 6, 7]])
