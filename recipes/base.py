@@ -7,7 +7,7 @@ from megatron.core.optimizer import OptimizerConfig
 from nemo import lightning as nl
 from nemo.collections import llm
 from nemo.lightning.pytorch.optim import CosineAnnealingScheduler
-from pytorch_lightning.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from nemo_longpo.megatron.data import LongPODataModule
 from nemo_longpo.megatron.metrics import MetricsCallback
@@ -79,7 +79,7 @@ def longpo_recipe(
         optim=run.Config(
             nl.MegatronOptimizerModule,
             config=optimizer,
-            lr_scheduler=run.Config(CosineAnnealingScheduler, warmup_steps=warmup_steps, min_lr=0.0),
+            lr_scheduler=run.Config(CosineAnnealingScheduler, warmup_steps=warmup_steps, constant_steps=0, min_lr=0.0),
         ),
         resume=run.Config(
             LongPOResume,

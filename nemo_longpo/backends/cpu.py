@@ -6,7 +6,7 @@ line that needs it; `tests/backends/test_cpu.py` fails when a redirected call st
 """
 
 import contextlib
-from collections.abc import Callable
+import queue
 from typing import Any, NamedTuple
 
 import torch
@@ -55,17 +55,21 @@ class Redirection(NamedTuple):
 
     owner: Any
     name: str
-    stand_in: Callable[..., Any]
+    stand_in: Any
     upstream: str
 
 
 def redirections() -> list[Redirection]:
     """Every attribute that is replaced, with the upstream line it answers (Megatron-Core 0.15.3, NeMo 2.7.3)."""
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
     from megatron.core.tensor_parallel import random as megatron_random
+    from nemo.lightning.io import pl as nemo_checkpoint
 
     cuda = torch.cuda
     return [
-        Redirection(cuda, "Stream", _Stream, "nemo/lightning/megatron_parallel.py init_model_parallel: stream(Stream())"),
+        Redirection(
+            cuda, "Stream", _Stream, "nemo/lightning/megatron_parallel.py init_model_parallel: stream(Stream())"
+        ),
         Redirection(cuda, "Event", _Event, "megatron/core/pipeline_parallel/combined_1f1b.py: Event()"),
         Redirection(cuda, "stream", lambda stream: contextlib.nullcontext(), "nemo megatron_parallel.py, same line"),
         Redirection(cuda, "current_stream", _Stream, "megatron/core/distributed/param_and_grad_buffer.py: wait_stream"),
@@ -84,11 +88,21 @@ def redirections() -> list[Redirection]:
         Redirection(megatron_random, "_get_cuda_rng_state", _get_rng_state, "random.py:66 cuda.default_generators"),
         Redirection(megatron_random, "_set_cuda_rng_state", _set_rng_state, "random.py:111 cuda.default_generators"),
         Redirection(
-            torch.Tensor, "cuda", lambda tensor, *a, **k: tensor, "nemo/collections/llm/gpt/model/base.py data_step"
+            nemo_checkpoint,
+            "_fix_tensors_device",
+            lambda checkpoint: checkpoint,
+            "nemo/lightning/io/pl.py:495 asserts torch.cuda.is_initialized()",
         ),
         Redirection(
-            torch.nn.Module, "cuda", lambda module, *a, **k: module, "nemo/lightning/megatron_parallel.py:642"
+            filesystem_async,
+            "_results_queue",
+            queue.SimpleQueue(),
+            "filesystem_async.py:54 spawns a manager process for a queue that a synchronous save reads in this process",
         ),
+        Redirection(
+            torch.Tensor, "cuda", lambda tensor, *a, **k: tensor, "nemo/collections/llm/gpt/model/base.py data_step"
+        ),
+        Redirection(torch.nn.Module, "cuda", lambda module, *a, **k: module, "nemo/lightning/megatron_parallel.py:642"),
     ]
 
 

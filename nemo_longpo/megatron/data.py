@@ -1,7 +1,7 @@
 """Preference shards as a NeMo data module: one pair per micro-batch, an order that survives every restart."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Optional, Union
 
 import lightning.pytorch as pl
 import numpy as np
@@ -60,7 +60,7 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
 
     def __init__(
         self,
-        paths: str | list[str] | None = None,
+        paths: Optional[Union[list[str], str]] = None,  # noqa: UP007, UP045 (NeMo-Run's parser knows no `|`)
         seq_length: int = 131072,
         global_batch_size: int = 8,
         micro_batch_size: int = 1,
@@ -92,7 +92,9 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
         for reader in self.readers:
             self._refuse_long_records(reader)
         if not any(len(reader) for reader in self.readers):
-            raise InputError(f"{', '.join(self.paths)}: no records to train on; check the report of `longpo data filter`.")
+            raise InputError(
+                f"{', '.join(self.paths)}: no records to train on; check the report of `longpo data filter`."
+            )
 
     def _refuse_long_records(self, reader: ShardReader) -> None:
         trunk_chosen_rejected = reader.lengths()

@@ -35,7 +35,9 @@ class CausalCoreAttention(MegatronModule):
         self.softmax_scale = softmax_scale
         self.cp_group = current_topology().cp_group
 
-    def forward(self, query_SBHD: Tensor, key_SBKD: Tensor, value_SBKD: Tensor, attention_mask=None, **unused) -> Tensor:
+    def forward(
+        self, query_SBHD: Tensor, key_SBKD: Tensor, value_SBKD: Tensor, attention_mask=None, **unused
+    ) -> Tensor:
         """Returns [S, B, H·D]; the mask is causal by construction, whatever is passed."""
         out_SBHD = causal_attention(query_SBHD, key_SBKD, value_SBKD, self.cp_group, self.softmax_scale)
         return out_SBHD.flatten(2)

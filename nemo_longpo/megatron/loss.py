@@ -65,7 +65,9 @@ class LongPOLossReduction(MegatronLossReduction):
     def reduce(self, losses_reduced_per_micro_batch: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Average each metric over micro-batches and data-parallel ranks (one pair per micro-batch)."""
         names = losses_reduced_per_micro_batch[0].keys()
-        values = torch.stack([torch.stack(list(metrics.values())) for metrics in losses_reduced_per_micro_batch]).mean(0)
+        values = torch.stack([torch.stack(list(metrics.values())) for metrics in losses_reduced_per_micro_batch]).mean(
+            0
+        )
         topology = current_topology()
         dist.all_reduce(values, group=topology.dp_group)
         return dict(zip(names, values / topology.dp_size, strict=True))

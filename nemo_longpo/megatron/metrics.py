@@ -63,7 +63,7 @@ class MetricsCallback(pl.Callback, io.IOMixin):
             "step_seconds": seconds,
         }
         shown = {name: value for name, value in record.items() if name not in ("step", "grad_norm")}
-        pl_module.log_dict(shown, rank_zero_only=True, batch_size=1)
+        pl_module.log_dict(shown, batch_size=1)
         if trainer.is_global_zero:
             with self._path.open("a") as file:
                 file.write(json.dumps(record) + "\n")

@@ -1,0 +1,61 @@
+"""Random preference pairs for tests: unequal lengths, several turns, ignored spans."""
+
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from nemo_longpo.shards.fingerprint import tokenizer_fingerprint
+from nemo_longpo.shards.manifest import Provenance, ReferenceModel
+from nemo_longpo.shards.schema import PairRecord
+from nemo_longpo.shards.writer import ShardWriter
+
+
+def random_record(rng: np.random.Generator, vocab_size: int, trunk: int, turns: int, doc_id: str = "doc") -> PairRecord:
+    """A record of `turns` turns after a trunk of `trunk` random tokens; responses of 1 to 9 tokens, gaps of 2 to 5."""
+    instructions = [rng.integers(0, vocab_size, rng.integers(2, 6)) for _ in range(turns - 1)]
+    sides = [_random_branch(rng, vocab_size, instructions) for _ in ("chosen", "rejected")]
+    (chosen_ids, chosen_spans, chosen_logps), (rejected_ids, rejected_spans, rejected_logps) = sides
+    return PairRecord(
+        doc_id=doc_id,
+        trunk_ids=rng.integers(0, vocab_size, trunk).astype(np.int32),
+        chosen_ids=chosen_ids,
+        rejected_ids=rejected_ids,
+        chosen_spans=chosen_spans,
+        rejected_spans=rejected_spans,
+        nll_ignore_spans=np.array([[0, 2], [trunk - 2, trunk]], np.int32),
+        ref_chosen_logps=chosen_logps,
+        ref_rejected_logps=rejected_logps,
+        ref_context="short",
+    )
+
+
+def _random_branch(rng: np.random.Generator, vocab_size: int, instructions: list[np.ndarray]):
+    ids: list[np.ndarray] = []
+    spans, logps, place = [], [], 0
+    for instruction in [np.empty(0, int), *instructions]:
+        response = rng.integers(0, vocab_size, rng.integers(1, 10))
+        ids += [instruction, response]
+        spans.append((place + len(instruction), place + len(instruction) + len(response)))
+        place = spans[-1][1]
+        logps.append(-rng.random(len(response)).astype(np.float32) * 4)
+    return np.concatenate(ids).astype(np.int32), np.array(spans, np.int32), tuple(logps)
+
+
+def write_shards(
+    directory: Path, records: list[PairRecord], tokenizer: PreTrainedTokenizerBase, vocab_size: int
+) -> Path:
+    """A shard directory for `tokenizer`, whose reference is nobody in particular."""
+    reference = ReferenceModel(weights_sha256="0" * 64, rope={}, dtype="float32")
+    provenance = Provenance(
+        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        chat_template_hash="0" * 64,
+        vocab_size=vocab_size,
+        reference=reference,
+        ref_context="short",
+        generation={},
+    )
+    with ShardWriter(directory, provenance) as writer:
+        for record in records:
+            writer.add(record)
+    return directory
