@@ -53,6 +53,27 @@ def test_prompt_equals_the_template(tokenizer):
     assert ChatFormat(tokenizer).prompt(USERS[0]) == expected
 
 
+def test_white_space_around_contents_goes_the_template_s_way(tokenizer):
+    """Llama-3 trims contents, Mistral v0.3 only answers, the others nothing."""
+    messages = [{"role": "user", "content": "  The river "}, {"role": "assistant", "content": " A small boat \n"}]
+    chat = ChatFormat(tokenizer)
+    found = chat.prompt("  The river ") + chat.finished(chat.response_ids(" A small boat \n"))
+    assert found == tokenizer.apply_chat_template(messages)[: len(found)]
+
+
+def test_a_content_right_behind_a_special_token():
+    """Where the tokenizer starts every stretch with a dummy prefix, such a content gets one as well."""
+    template = (
+        "{% for m in messages %}{{ bos_token + m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}"
+        "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ bos_token }}{% endif %}"
+    )
+    for style in ("mistral-v0.1", "mistral-v0.3"):
+        chat = ChatFormat(with_template(template, style))
+        found = chat.prompt("river") + chat.finished(chat.response_ids("boat"))
+        messages = [{"role": "user", "content": "river"}, {"role": "assistant", "content": "boat"}]
+        assert found == chat.tokenizer.apply_chat_template(messages)
+
+
 def test_response_tokens_are_the_same_in_the_short_prompt_and_the_long_sequence(tokenizer):
     chat = ChatFormat(tokenizer)
     chosen = [chat.response_ids(text) for text in CHOSEN]
