@@ -25,6 +25,7 @@ def longpo_recipe(
     learning_rate: float = 5e-7,
     max_steps: int = 100,
     warmup_steps: int = 10,
+    save_every_n_steps: int = 50,
     num_nodes: int = 1,
     devices: int = 1,
 ) -> run.Partial:
@@ -69,11 +70,12 @@ def longpo_recipe(
             tensorboard=run.Config(TensorBoardLogger, save_dir="tb_logs", name="longpo"),
             ckpt=run.Config(
                 nl.ModelCheckpoint,
-                save_last=True,
+                save_last="link",
                 save_top_k=1,
                 monitor="step",
                 mode="max",
                 filename="{step}",
+                every_n_train_steps=save_every_n_steps,
             ),
         ),
         optim=run.Config(

@@ -38,18 +38,6 @@ class _Event(_Stream):
     def wait(self, stream: Any = None) -> None: ...
 
 
-def _nothing(*args: Any, **kwargs: Any) -> None:
-    return None
-
-
-def _get_rng_state(*args: Any, **kwargs: Any) -> torch.Tensor:
-    return torch.get_rng_state()
-
-
-def _set_rng_state(state: torch.Tensor, *args: Any, **kwargs: Any) -> None:
-    torch.set_rng_state(state)
-
-
 class Redirection(NamedTuple):
     """`owner.name` becomes `stand_in` because `upstream` calls it on every machine."""
 
@@ -60,7 +48,10 @@ class Redirection(NamedTuple):
 
 
 def redirections() -> list[Redirection]:
-    """Every attribute that is replaced, with the upstream line it answers (Megatron-Core 0.15.3, NeMo 2.7.3)."""
+    """Every attribute that is replaced, with the upstream line it answers (Megatron-Core 0.15.3, NeMo 2.7.3).
+
+    Each gets a function of its own: torch.compile keys what it knows of `torch.cuda` by the function object.
+    """
     from megatron.core.dist_checkpointing.strategies import filesystem_async
     from megatron.core.tensor_parallel import random as megatron_random
     from nemo.lightning.io import pl as nemo_checkpoint
@@ -72,21 +63,55 @@ def redirections() -> list[Redirection]:
         ),
         Redirection(cuda, "Event", _Event, "megatron/core/pipeline_parallel/combined_1f1b.py: Event()"),
         Redirection(cuda, "stream", lambda stream: contextlib.nullcontext(), "nemo megatron_parallel.py, same line"),
-        Redirection(cuda, "current_stream", _Stream, "megatron/core/distributed/param_and_grad_buffer.py: wait_stream"),
-        Redirection(cuda, "default_stream", _Stream, "megatron/core/distributed/param_and_grad_buffer.py:463"),
-        Redirection(cuda, "synchronize", _nothing, "megatron/core/pipeline_parallel/p2p_communication.py:242"),
+        Redirection(
+            cuda,
+            "current_stream",
+            lambda device=None: _Stream(),
+            "megatron/core/distributed/param_and_grad_buffer.py: wait_stream",
+        ),
+        Redirection(
+            cuda,
+            "default_stream",
+            lambda device=None: _Stream(),
+            "megatron/core/distributed/param_and_grad_buffer.py:463",
+        ),
+        Redirection(
+            cuda, "synchronize", lambda device=None: None, "megatron/core/pipeline_parallel/p2p_communication.py:242"
+        ),
         Redirection(
             cuda,
             "current_device",
             lambda: torch.device("cpu"),
             "megatron/core/pipeline_parallel/p2p_communication.py:190: torch.empty(device=current_device())",
         ),
-        Redirection(cuda, "set_device", _nothing, "nemo/lightning/_strategy_lib.py setup_parallel_ranks"),
-        Redirection(cuda, "get_rng_state", _get_rng_state, "megatron/core/tensor_parallel/random.py:196"),
-        Redirection(cuda, "set_rng_state", _set_rng_state, "megatron/core/tensor_parallel/random.py"),
-        Redirection(cuda.random, "get_rng_state", _get_rng_state, "megatron/core/tensor_parallel/random.py:55"),
-        Redirection(megatron_random, "_get_cuda_rng_state", _get_rng_state, "random.py:66 cuda.default_generators"),
-        Redirection(megatron_random, "_set_cuda_rng_state", _set_rng_state, "random.py:111 cuda.default_generators"),
+        Redirection(cuda, "set_device", lambda device: None, "nemo/lightning/_strategy_lib.py setup_parallel_ranks"),
+        Redirection(
+            cuda, "get_rng_state", lambda *a, **k: torch.get_rng_state(), "megatron/core/tensor_parallel/random.py:196"
+        ),
+        Redirection(
+            cuda,
+            "set_rng_state",
+            lambda state, *a, **k: torch.set_rng_state(state),
+            "megatron/core/tensor_parallel/random.py",
+        ),
+        Redirection(
+            cuda.random,
+            "get_rng_state",
+            lambda *a, **k: torch.get_rng_state(),
+            "megatron/core/tensor_parallel/random.py:55",
+        ),
+        Redirection(
+            megatron_random,
+            "_get_cuda_rng_state",
+            lambda *a, **k: torch.get_rng_state(),
+            "random.py:66 cuda.default_generators",
+        ),
+        Redirection(
+            megatron_random,
+            "_set_cuda_rng_state",
+            lambda state, *a, **k: torch.set_rng_state(state),
+            "random.py:111 cuda.default_generators",
+        ),
         Redirection(
             nemo_checkpoint,
             "_fix_tensors_device",

@@ -1,21 +1,35 @@
 """NeMo's Megatron strategy, at home on machines with and without an accelerator."""
 
-from typing import Any
+from typing import Any, Literal, Optional
 
+import lightning.pytorch as pl
+from megatron.core.transformer import TransformerConfig
 from nemo import lightning as nl
 
 from nemo_longpo.backends import cpu
+from nemo_longpo.errors import InputError
 
 
 class LongPOStrategy(nl.MegatronStrategy):
     """Every rank builds its strategy before it touches a device, so this is where the CPU backend switches itself on.
 
-    Takes what `nemo.lightning.MegatronStrategy` takes. Without an accelerator, process groups run over gloo, checkpoints
-    are written at once by the rank itself (the asynchronous writer spawns helpers), and progress is Lightning's bar:
-    NeMo's printer gathers timers on rank 0 alone, which NCCL lets pass for zero timers and gloo waits for forever.
+    Takes what `nemo.lightning.MegatronStrategy` takes, and activation recompute, which belongs to the job and not to the
+    architecture that comes from the checkpoint. Without an accelerator, process groups run over gloo, checkpoints are
+    written at once by the rank itself (the asynchronous writer spawns helpers), and progress is Lightning's bar: NeMo's
+    printer gathers timers on rank 0 alone, which NCCL lets pass for zero timers and gloo waits for forever.
+
+    Args:
+        recompute_granularity: `full` recomputes whole layers in the backward, `selective` their core attention.
+        recompute_method, recompute_num_layers: which layers, for `full`; as in Megatron's TransformerConfig.
     """
 
-    def __init__(self, **kwargs: Any):
+    def __init__(
+        self,
+        recompute_granularity: Optional[Literal["full", "selective"]] = None,  # noqa: UP045 (NeMo-Run's parser)
+        recompute_method: Literal["uniform", "block"] = "uniform",
+        recompute_num_layers: int = 1,
+        **kwargs: Any,
+    ):
         if cpu.activate():
             kwargs |= {
                 "process_group_backend": "gloo",
@@ -24,3 +38,31 @@ class LongPOStrategy(nl.MegatronStrategy):
                 "replace_progress_bar": False,
             }
         super().__init__(**kwargs)
+        self.recompute_granularity = recompute_granularity
+        self.recompute_method = recompute_method
+        self.recompute_num_layers = recompute_num_layers
+
+    def connect(self, model: pl.LightningModule) -> None:
+        config: TransformerConfig = model.config  # type: ignore[assignment]
+        check_parallel_sizes(config, self.tensor_model_parallel_size, self.pipeline_model_parallel_size)
+        if self.recompute_granularity is not None:
+            config.recompute_granularity = self.recompute_granularity
+        if self.recompute_granularity == "full":
+            config.recompute_method = self.recompute_method
+            config.recompute_num_layers = self.recompute_num_layers
+        super().connect(model)
+
+
+def check_parallel_sizes(config: TransformerConfig, tensor_parallel_size: int, pipeline_parallel_size: int) -> None:
+    """Refuse sizes over which this architecture cannot be split. Raises InputError."""
+    for name, count, size, setting in (
+        ("attention heads", config.num_attention_heads, tensor_parallel_size, "tensor_model_parallel_size"),
+        ("key/value heads", config.num_query_groups, tensor_parallel_size, "tensor_model_parallel_size"),
+        ("feed-forward columns", config.ffn_hidden_size, tensor_parallel_size, "tensor_model_parallel_size"),
+        ("layers", config.num_layers, pipeline_parallel_size, "pipeline_model_parallel_size"),
+    ):
+        if count % size:
+            raise InputError(
+                f"The model has {count} {name}, which trainer.strategy.{setting}={size} does not divide; "
+                f"choose a divisor of {count}."
+            )

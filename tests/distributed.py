@@ -1,0 +1,78 @@
+"""Worker processes that import NeMo once and then run one distributed job after another over gloo."""
+
+import importlib
+import multiprocessing
+import os
+import socket
+import traceback
+from typing import Any
+
+JOB_TIMEOUT_SECONDS = 240
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def _serve(rank: int, connection) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    while (job := connection.recv()) is not None:
+        module, function, world_size, port, kwargs = job
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(world_size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        try:
+            connection.send((True, getattr(importlib.import_module(module), function)(**kwargs)))
+        except BaseException:
+            connection.send((False, traceback.format_exc()))
+
+
+class WorkerPool:
+    """`size` processes; `run` gives a job to the first `world_size` of them. A worker that fails or hangs ends the pool."""
+
+    def __init__(self, size: int):
+        context = multiprocessing.get_context("spawn")
+        pipes = [context.Pipe() for _ in range(size)]
+        self._connections = [ours for ours, _ in pipes]
+        self._processes = [
+            context.Process(target=_serve, args=(rank, theirs)) for rank, (_, theirs) in enumerate(pipes)
+        ]
+        for process in self._processes:
+            process.start()
+
+    def run(self, module: str, function: str, world_size: int, **kwargs: Any) -> list[Any]:
+        """Call `module.function(**kwargs)` on ranks 0 .. world_size − 1; returns their results.
+
+        Raises:
+            AssertionError: with the first failing rank's traceback, or because a rank did not answer in time.
+        """
+        port, ranks = free_port(), range(world_size)
+        for rank in ranks:
+            self._connections[rank].send((module, function, world_size, port, kwargs))
+        results: dict[int, Any] = {}
+        pending = {self._connections[rank]: rank for rank in ranks}
+        while pending:
+            ready = multiprocessing.connection.wait(pending, timeout=JOB_TIMEOUT_SECONDS)
+            if not ready:
+                self.close()
+                raise AssertionError(f"ranks {sorted(pending.values())} of {function}({kwargs}) did not answer")
+            for connection in ready:
+                rank = pending.pop(connection)
+                succeeded, results[rank] = connection.recv()
+                if not succeeded:
+                    self.close()
+                    raise AssertionError(f"rank {rank} of {function} failed:\n{results[rank]}")
+        return [results[rank] for rank in ranks]
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join()

@@ -1,0 +1,63 @@
+"""What a worker of `distributed.WorkerPool` runs: the real recipe through `llm.finetune`, and what tests want of it."""
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import fiddle as fdl
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
+
+from nemo_longpo.recipes.tiny import tiny_longpo
+
+
+class SaveGradients(pl.Callback):
+    """Write the gradients of the first step as a distributed checkpoint, each under its parameter's key."""
+
+    def __init__(self, directory: str):
+        self.directory = directory
+
+    def on_megatron_step_end(self, step) -> None:
+        for parameter in step.pipeline.parameters():
+            parameter.data.copy_(parameter.main_grad)
+        if dist.get_rank() == 0:
+            Path(self.directory).mkdir(parents=True)
+        dist.barrier()
+        dist_checkpointing.save(step.pipeline.sharded_state_dict(), self.directory)
+
+
+def finetune(overrides: dict[str, Any], gradients: str | None = None, checkpoints: bool = False) -> None:
+    """Run `tiny_longpo` in this process group, with `overrides` as `nemo llm finetune` would apply them."""
+    recipe = tiny_longpo()
+    recipe.trainer.enable_progress_bar = False
+    if not checkpoints:
+        recipe.log.ckpt = None
+        recipe.log.tensorboard = None
+        recipe.trainer.enable_checkpointing = False
+    for path, value in overrides.items():
+        *parents, name = path.split(".")
+        owner = recipe
+        for parent in parents:
+            owner = getattr(owner, parent)
+        setattr(owner, name, value)
+    run = fdl.build(recipe)
+    if gradients is not None:
+        run.keywords["trainer"].callbacks.append(SaveGradients(gradients))
+    try:
+        run()
+    finally:
+        leave_process_group()
+
+
+def leave_process_group() -> None:
+    """Forget everything global that the next job of this process will set again."""
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    destroy_num_microbatches_calculator()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    gc.collect()
+    torch.manual_seed(0)
