@@ -116,6 +116,7 @@ def _add_pack(stages: Any) -> None:
     _add_io(parser, "--pairs", "output of `longpo data score`")
     parser.add_argument("--max-records", type=int, default=1024, help="documents per file (default: 1024)")
     parser.add_argument("--max-bytes", type=int, default=1 << 30, help="bytes per file (default: 1 GiB)")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
 def _add_inspect(stages: Any) -> None:

@@ -112,7 +112,7 @@ def pack(arguments: argparse.Namespace) -> None:
 
     limits = {"max_records": arguments.max_records, "max_bytes": arguments.max_bytes}
     documents = run_pack(arguments.pairs, arguments.model, arguments.output, **limits)
-    print(f"pack: {documents} documents written to {arguments.output}")
+    _print_report(arguments, {"documents_out": documents})
 
 
 def inspect(arguments: argparse.Namespace) -> None:

@@ -65,7 +65,7 @@ def test_documents_to_shards(longpo, corpus, family_model, tmp_path, ref_context
     assert longpo(*score, "--ref-context", ref_context)[0] == 0
     pack = ("pack", "--pairs", tmp_path / "score", "--model", family_model, "--output", tmp_path / "shards")
     status, out, _ = longpo(*pack, "--max-records", 2)
-    assert (status, out) == (0, f"pack: {filtered['documents_out']} documents written to {tmp_path / 'shards'}\n")
+    assert (status, out) == (0, f"pack: documents out {filtered['documents_out']}; written to {tmp_path / 'shards'}\n")
     status, out, _ = longpo("inspect", tmp_path / "shards", "--verify", "--json")
     summary = json.loads(out)
     assert summary["verified"]
