@@ -7,6 +7,7 @@ line that needs it; `tests/backends/test_cpu.py` fails when a redirected call st
 
 import contextlib
 import queue
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -38,6 +39,16 @@ class _Event(_Stream):
     def wait(self, stream: Any = None) -> None: ...
 
 
+def _also_seeding_the_rng_tracker(set_random_seed: Callable[[int], None]) -> Callable[[int], None]:
+    def seed_everything(seed: int) -> None:
+        from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+
+        set_random_seed(seed)
+        model_parallel_cuda_manual_seed(seed)
+
+    return seed_everything
+
+
 class Redirection(NamedTuple):
     """`owner.name` becomes `stand_in` because `upstream` calls it on every machine."""
 
@@ -54,6 +65,7 @@ def redirections() -> list[Redirection]:
     """
     from megatron.core.dist_checkpointing.strategies import filesystem_async
     from megatron.core.tensor_parallel import random as megatron_random
+    from nemo.lightning import megatron_init
     from nemo.lightning.io import pl as nemo_checkpoint
 
     cuda = torch.cuda
@@ -111,6 +123,13 @@ def redirections() -> list[Redirection]:
             "_set_cuda_rng_state",
             lambda state, *a, **k: torch.set_rng_state(state),
             "random.py:111 cuda.default_generators",
+        ),
+        Redirection(
+            megatron_init,
+            "_set_random_seed",
+            _also_seeding_the_rng_tracker(megatron_init._set_random_seed),
+            "nemo/lightning/megatron_init.py:238 seeds Megatron's tracker only if device_count() > 0; "
+            "sequence parallelism draws from it",
         ),
         Redirection(
             nemo_checkpoint,
