@@ -1,0 +1,63 @@
+# Everything runs in .venv, which the first command creates from requirements/ (Python 3.11, no GPU needed).
+#   make demo    documents in, trained and exported long-context model out, in demo_output/
+#   make test    all tests: first those of one process, then those that start several gloo processes
+#   make lint    ruff and mypy
+#   make env     only the environment
+#   make clean   removes the environment and everything else that these commands wrote
+# Another interpreter: make PYTHON=/path/to/python3.11 test
+
+PINNED_FOR := 3, 11
+PYTHON ?= $(shell for python in python3.11 python3 python; do \
+	$$python -c 'import sys; sys.exit(sys.version_info[:2] != ($(PINNED_FOR)))' 2>/dev/null && echo $$python && break; done)
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+SOURCES := nemo_longpo recipes conversion data_tools
+
+.PHONY: demo test test-fast test-distributed lint env clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/project.stamp
+	$(BIN)/longpo demo --output demo_output
+
+test: test-fast test-distributed
+
+test-fast: env
+	$(BIN)/python -m pytest -m "not distributed"
+
+# After the fast tests also under `make -j`: both tiers at once would fight for the same cores.
+test-distributed: env | test-fast
+	$(BIN)/python -m pytest -m distributed
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(SOURCES)
+
+env: $(VENV)/project.stamp $(VENV)/dev.stamp
+
+# The environment is built anew when its pins change: a package left over from older pins would change what NeMo finds.
+# The last install adds nothing to a CPU build of torch; to a CUDA build it adds the libraries that this build loads.
+$(VENV)/cpu.stamp: requirements/cpu.txt
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != ($(PINNED_FOR)))' || { \
+		echo 'make: the pinned versions are for Python 3.11, which was not found; install it or say PYTHON=/path/to/python3.11' >&2; exit 1; }
+	@echo 'Setting up $(VENV) (once; about 5 GB)'
+	"$(PYTHON)" -m venv --clear $(VENV)
+	$(PIP) install --no-deps -r requirements/cpu.txt
+	$(PIP) install -c requirements/cpu.txt torch
+	@touch $@
+
+$(VENV)/dev.stamp: requirements/dev.txt $(VENV)/cpu.stamp
+	$(PIP) install --no-deps -r requirements/dev.txt
+	@touch $@
+
+# Editable, so only a change of packaging asks for this again.
+$(VENV)/project.stamp: pyproject.toml $(VENV)/cpu.stamp
+	$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist nemo_longpo.egg-info demo_output nemo_experiments
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find $(SOURCES) tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

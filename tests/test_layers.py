@@ -1,0 +1,194 @@
+"""Imports go down only: every project file is parsed, and each import is held against the table of layers below."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+# Folder in the repository -> package it installs as.
+FOLDERS = {
+    "nemo_longpo": "nemo_longpo",
+    "recipes": "nemo_longpo.recipes",
+    "conversion": "nemo_longpo.conversion",
+    "data_tools": "nemo_longpo.data_tools",
+}
+
+PURE = {"nemo_longpo.objective", "nemo_longpo.logprobs"}
+LAYOUTS = {"nemo_longpo.parallel", "nemo_longpo.attention"}
+ADAPTER = {"nemo_longpo.megatron", "nemo_longpo.backends"}
+TOOLS = {"nemo_longpo.conversion", "nemo_longpo.data_tools", "nemo_longpo.recipes.demo", "nemo_longpo.doctor"}
+
+# Unit -> the other units it may import, from the ground up. `errors` and the version are open to all.
+MAY_IMPORT: dict[str, set[str]] = {
+    "nemo_longpo": set(),
+    "nemo_longpo.errors": set(),
+    **dict.fromkeys(PURE, PURE),
+    "nemo_longpo.shards": PURE,
+    **{unit: LAYOUTS | PURE | {"nemo_longpo.shards"} for unit in LAYOUTS},
+    "nemo_longpo.backends": LAYOUTS | PURE,
+    "nemo_longpo.megatron": {"nemo_longpo.backends", "nemo_longpo.shards"} | LAYOUTS | PURE,
+    "nemo_longpo.recipes": {"nemo_longpo.shards"} | ADAPTER | LAYOUTS | PURE,
+    # The demo calls everything else through the public commands, as a user would.
+    "nemo_longpo.recipes.demo": {"nemo_longpo.shards"} | PURE,
+    "nemo_longpo.conversion": PURE,
+    "nemo_longpo.data_tools": {"nemo_longpo.shards"} | PURE,
+    "nemo_longpo.doctor": set(),
+    "nemo_longpo.cli": TOOLS,
+}
+OPEN_TO_ALL = {"nemo_longpo", "nemo_longpo.errors"}
+
+TRAINER = {"nemo", "nemo_run", "megatron", "lightning", "pytorch_lightning", "transformer_engine", "modelopt", "apex"}
+MAY_IMPORT_TRAINER = ADAPTER | {"nemo_longpo.recipes", "nemo_longpo.conversion"}
+PARALLEL_STATE = "megatron.core.parallel_state"
+PARALLEL_STATE_READER = "nemo_longpo/megatron/topology.py"
+
+
+def module_name(file: Path) -> str:
+    """The dotted name a project file is imported by, e.g. conversion/cli.py -> nemo_longpo.conversion.cli."""
+    folder, *rest = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join([FOLDERS[folder], *rest]).removesuffix(".__init__")
+
+
+def unit_of(module: str) -> str | None:
+    """The longest name of the table that `module` is or lies in; the root package stands for itself alone."""
+    fitting = [unit for unit in MAY_IMPORT if module == unit or module.startswith(f"{unit}.")]
+    unit = max(fitting, key=len, default=None)
+    return None if unit == "nemo_longpo" and module.split(".")[1:] not in ([], ["__version__"]) else unit
+
+
+def imported_names(file: Path) -> Iterator[tuple[int, str]]:
+    """Line and absolute dotted name of everything that `file` imports, at the top or inside a function."""
+    module = module_name(file)
+    package = module.split(".") if file.name == "__init__.py" else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join([*base, *filter(None, [node.module])])
+            for alias in node.names:
+                yield node.lineno, f"{source}.{alias.name}"
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            for argument in node.args[:1]:
+                if isinstance(argument, ast.Constant):
+                    yield node.lineno, str(argument.value)
+
+
+FILES = sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))
+IMPORTS = [
+    (str(file.relative_to(ROOT)), line, unit_of(module_name(file)), name)
+    for file in FILES
+    for line, name in imported_names(file)
+]
+
+
+def test_every_file_has_a_place():
+    assert len(FILES) > 30
+    homeless = [str(file.relative_to(ROOT)) for file in FILES if unit_of(module_name(file)) is None]
+    assert not homeless, f"say in MAY_IMPORT of tests/test_layers.py what these may import: {homeless}"
+
+
+def test_imports_go_down():
+    wrong = [
+        f"{file}:{line} imports {name}: {unit} may import only {sorted(MAY_IMPORT[unit]) or 'errors'}"
+        for file, line, unit, name in IMPORTS
+        if name.split(".")[0] == "nemo_longpo" and unit_of(name) not in MAY_IMPORT[unit] | OPEN_TO_ALL | {unit}
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_folders_are_imported_by_their_installed_names():
+    generic = set(FOLDERS) - {"nemo_longpo"}
+    wrong = [
+        f"{file}:{line} imports {name}: say nemo_longpo.{name}, or import relatively"
+        for file, line, _, name in IMPORTS
+        if name.split(".")[0] in generic
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_only_the_adapter_and_its_users_import_the_trainer():
+    wrong = [
+        f"{file}:{line} imports {name}: NeMo, Megatron and Lightning stay in {sorted(MAY_IMPORT_TRAINER)}"
+        for file, line, unit, name in IMPORTS
+        if name.split(".")[0] in TRAINER and unit not in MAY_IMPORT_TRAINER
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_pure_mathematics_imports_only_torch():
+    wrong = [
+        f"{file}:{line} imports {name}: the mathematics uses torch and the standard library alone"
+        for file, line, unit, name in IMPORTS
+        if unit in PURE and name.split(".")[0] not in {"torch", "nemo_longpo", *sys.stdlib_module_names}
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_errors_import_only_the_standard_library():
+    wrong = [
+        f"{file}:{line} imports {name}: every layer imports this file, so it imports none"
+        for file, line, unit, name in IMPORTS
+        if unit in OPEN_TO_ALL and name.split(".")[0] not in sys.stdlib_module_names
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_one_file_reads_megatrons_parallel_state():
+    readers = {file for file, _, _, name in IMPORTS if name.startswith(PARALLEL_STATE)}
+    # Reached as an attribute of a package it came in with: `megatron.core.parallel_state.get_…()`, `core.mpu.get_…()`.
+    for file in FILES:
+        attributes = {node.attr for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)}
+        if attributes & {"parallel_state", "mpu"}:
+            readers.add(str(file.relative_to(ROOT)))
+    assert readers == {PARALLEL_STATE_READER}, f"take a Topology from {PARALLEL_STATE_READER} instead"
+
+
+def modules_loaded_by(code: str) -> tuple[set[str], float]:
+    """Top-level modules loaded by `code` in a fresh interpreter, and the CPU seconds that it took, start included."""
+    report = (
+        "\nimport sys, time\nprint(*{name.split('.')[0] for name in sys.modules}, time.process_time(), file=sys.stderr)"
+    )
+    child = subprocess.run([sys.executable, "-c", code + report], cwd=ROOT, capture_output=True, text=True, check=True)
+    *names, seconds = child.stderr.splitlines()[-1].split()
+    return set(names), float(seconds)
+
+
+HELP = """
+from nemo_longpo.cli import main
+try:
+    main({arguments})
+except SystemExit as leaving:
+    assert leaving.code == 0
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import nemo_longpo",
+        HELP.format(arguments=["--help"]),
+        HELP.format(arguments=["data", "score", "--help"]),
+        HELP.format(arguments=["convert", "import", "--help"]),
+    ],
+    ids=["import nemo_longpo", "longpo --help", "longpo data score --help", "longpo convert import --help"],
+)
+def test_help_is_instant(code):
+    loaded, seconds = modules_loaded_by(code)
+    heavy = loaded & (TRAINER | {"torch", "transformers", "pyarrow", "pandas", "datasets", "matplotlib"})
+    assert not heavy, f"import {sorted(heavy)} inside the functions that need them"
+    assert seconds < 1
+
+
+def test_all_but_the_adapter_runs_without_the_trainer():
+    """Not even through another package: the data tools also live beside vLLM, where there is no NeMo."""
+    units = PURE | LAYOUTS | {"nemo_longpo.shards", "nemo_longpo.data_tools", "nemo_longpo.doctor"}
+    modules = [module_name(file) for file in FILES if unit_of(module_name(file)) in units]
+    loaded, _ = modules_loaded_by("\n".join(f"import {module}" for module in modules))
+    assert "torch" in loaded
+    assert not loaded & TRAINER
