@@ -50,9 +50,7 @@ def _run(stage: Stage, label: str, log: Path) -> float:
 def _run_command(stage: Stage, command: Command, label: str, log: Path) -> None:
     started = reported = time.monotonic()
     with log.open("wb") as file:
-        process = subprocess.Popen(
-            stage.command, stdout=file, stderr=subprocess.STDOUT, env=_environment(stage.threads)
-        )
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=_environment(stage.threads))
         try:
             while process.poll() is None:
                 time.sleep(_POLL_SECONDS)

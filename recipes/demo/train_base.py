@@ -29,19 +29,20 @@ if TYPE_CHECKING:
 class Training:
     """Settings of the base training; `steps` is the whole run, fractions of it are named as such."""
 
-    steps: int = 2400
+    steps: int = 2600
     learning_rate: float = 1e-3
     warmup_steps: int = 30
     decay_fraction: float = 0.3
-    tokens_per_step: int = 6000
+    tokens_per_step: int = 3000
     facts: int = 8
     first_lengths: tuple[int, ...] = (24, 32)
-    later_lengths: tuple[int, ...] = (24, 32, 48, 64, 96)
-    later_fraction: float = 0.65
-    repeats_fraction: float = 0.35
-    repeats_per_step: int = 96
-    writing_share: float = 0.2
-    seed: int = 0
+    later_lengths: tuple[int, ...] = (24, 32, 48, 56)
+    later_fraction: float = 0.6
+    repeats_fraction: float = 0.4
+    repeats_per_step: int = 64
+    writing_share: float = 0.3
+    writing_lengths: tuple[int, ...] = (32, 48, 64, 80, 96)
+    seed: int = 1
 
 
 def build_model(vocab_size: int) -> "MistralForCausalLM":
@@ -90,12 +91,11 @@ def conversation_batch(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and attention mask [batch, time] of answering and writing conversations, padded on the right."""
     rows = max(12, settings.tokens_per_step // (length + 8 * settings.facts))
-    conversations = []
-    for row in range(rows):
-        writes = row < rows * settings.writing_share
-        facts = rng.randint(2, settings.facts) if writes else settings.facts
-        document = make_document(rng, length, facts)
-        conversations.append((writing_messages if writes else answering_messages)(rng, document))
+    writing = round(rows * settings.writing_share)
+    conversations = [answering_messages(rng, make_document(rng, length, settings.facts)) for _ in range(rows - writing)]
+    for _ in range(writing):
+        facts = rng.randint(2, settings.facts)
+        conversations.append(writing_messages(rng, make_document(rng, rng.choice(settings.writing_lengths), facts)))
     batch: Any = tokenizer.apply_chat_template(
         conversations, padding=True, padding_side="right", return_dict=True, return_tensors="pt"
     )
@@ -103,7 +103,8 @@ def conversation_batch(
 
 
 class ConversationLoss:
-    """Mean token loss plus the mean loss of the two kinds of token that matter: the answered place, the asked name."""
+    """Mean loss over all tokens, plus over the answered places, plus over the names asked in written questions and the
+    end after them: the few tokens that matter would be lost among the many."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast") -> None:
         def ids(words: list[str]) -> torch.Tensor:
@@ -119,8 +120,8 @@ class ConversationLoss:
         closes_BT = x_BT.eq(self.close)
         place_BT = torch.isin(x_BT, self.places) & closes_BT.roll(2, 1)
         asked_BT = torch.isin(x_BT, self.asked) & closes_BT.roll(3, 1)
-        parts = [loss_BT[kind[:, 1:].bool()].mean() for kind in (mask_BT, place_BT, asked_BT)]
-        return torch.stack(parts).sum()
+        kinds = (mask_BT.bool(), place_BT, asked_BT, asked_BT.roll(1, 1))
+        return torch.stack([loss_BT[kind_BT[:, 1:]].mean() for kind_BT in kinds]).sum()
 
 
 def repeats_loss(rng: random.Random, model: "MistralForCausalLM", vocab_size: int, rows: int) -> torch.Tensor:

@@ -31,7 +31,7 @@ def test_finished_stages_are_skipped(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_a_failing_command_stops_the_demo_with_its_own_words(tmp_path: Path) -> None:
-    failing = Stage("bad", "fail", python("import sys; print('no such thing'); sys.exit(3)"))
+    failing = Stage("bad", "fail", lambda: python("import sys; print('no such thing'); sys.exit(3)"))
     never = Stage("after", "never", function=lambda: pytest.fail("a stage ran after a failed one"))
     with pytest.raises(InputError, match=r"'bad' failed with exit status 3(.|\n)*no such thing"):
         run_stages([failing, never], tmp_path)
