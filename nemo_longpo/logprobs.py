@@ -74,7 +74,7 @@ def token_logprobs(
 ) -> Tensor:
     """`log p(labels_N | hidden_NH)`, fp32 [N], computing logits for `chunk_size` rows at a time, again in the backward.
 
-    Rows whose label is `IGNORE_LABEL` cost nothing and get 0. Peak memory of the logits: 3 · chunk_size · P fp32 numbers.
+    Rows whose label is `IGNORE_LABEL` cost nothing and get 0. Peak memory: 3 · chunk_size · P fp32 logits.
 
     Args:
         logits_fn: the output layer, [n, H] → [n, P].

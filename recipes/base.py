@@ -3,11 +3,11 @@
 from typing import Literal
 
 import nemo_run as run
+from lightning.pytorch.loggers import TensorBoardLogger
 from megatron.core.optimizer import OptimizerConfig
 from nemo import lightning as nl
 from nemo.collections import llm
 from nemo.lightning.pytorch.optim import CosineAnnealingScheduler
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from nemo_longpo.megatron.data import LongPODataModule
 from nemo_longpo.megatron.metrics import MetricsCallback
@@ -72,9 +72,10 @@ def longpo_recipe(
                 nl.ModelCheckpoint,
                 save_last="link",
                 save_top_k=1,
-                monitor="step",
+                # Keep the newest. NeMo looks the name up in the whole path, so a plain "step" would be too common.
+                monitor="global_step",
                 mode="max",
-                filename="{step}",
+                filename="{global_step:.0f}",
                 every_n_train_steps=save_every_n_steps,
             ),
         ),

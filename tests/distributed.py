@@ -36,7 +36,7 @@ def _serve(rank: int, connection) -> None:
 
 
 class WorkerPool:
-    """`size` processes; `run` gives a job to the first `world_size` of them. A worker that fails or hangs ends the pool."""
+    """`size` processes; `run` gives a job to the first of them. A worker that fails or hangs ends the pool."""
 
     def __init__(self, size: int):
         context = multiprocessing.get_context("spawn")
@@ -47,12 +47,14 @@ class WorkerPool:
         ]
         for process in self._processes:
             process.start()
+        for _, theirs in pipes:
+            theirs.close()
 
     def run(self, module: str, function: str, world_size: int, **kwargs: Any) -> list[Any]:
         """Call `module.function(**kwargs)` on ranks 0 .. world_size − 1; returns their results.
 
         Raises:
-            AssertionError: with the first failing rank's traceback, or because a rank did not answer in time.
+            AssertionError: with the first failing rank's traceback, or because a rank was killed or did not answer.
         """
         port, ranks = free_port(), range(world_size)
         for rank in ranks:
@@ -66,7 +68,11 @@ class WorkerPool:
                 raise AssertionError(f"ranks {sorted(pending.values())} of {function}({kwargs}) did not answer")
             for connection in ready:
                 rank = pending.pop(connection)
-                succeeded, results[rank] = connection.recv()
+                try:
+                    succeeded, results[rank] = connection.recv()
+                except EOFError:
+                    self.close()
+                    raise AssertionError(f"rank {rank} of {function} was killed") from None
                 if not succeeded:
                     self.close()
                     raise AssertionError(f"rank {rank} of {function} failed:\n{results[rank]}")

@@ -1,6 +1,8 @@
 """What a worker of `distributed.WorkerPool` runs: the real recipe through `llm.finetune`, and what tests want of it."""
 
 import gc
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,6 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
-
 from nemo_longpo.recipes.tiny import tiny_longpo
 
 
@@ -29,13 +30,28 @@ class SaveGradients(pl.Callback):
         dist_checkpointing.save(step.pipeline.sharded_state_dict(), self.directory)
 
 
-def finetune(overrides: dict[str, Any], gradients: str | None = None, checkpoints: bool = False) -> None:
+class KillAfter(pl.Callback):
+    """Kill this process without a word, as a node that is lost."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def finetune(
+    overrides: dict[str, Any],
+    gradients: str | None = None,
+    checkpoints: bool = False,
+    kill_after: int | None = None,
+) -> None:
     """Run `tiny_longpo` in this process group, with `overrides` as `nemo llm finetune` would apply them."""
     recipe = tiny_longpo()
     recipe.trainer.enable_progress_bar = False
     if not checkpoints:
         recipe.log.ckpt = None
-        recipe.log.tensorboard = None
         recipe.trainer.enable_checkpointing = False
     for path, value in overrides.items():
         *parents, name = path.split(".")
@@ -46,6 +62,8 @@ def finetune(overrides: dict[str, Any], gradients: str | None = None, checkpoint
     run = fdl.build(recipe)
     if gradients is not None:
         run.keywords["trainer"].callbacks.append(SaveGradients(gradients))
+    if kill_after is not None:
+        run.keywords["trainer"].callbacks.append(KillAfter(kill_after))
     try:
         run()
     finally:

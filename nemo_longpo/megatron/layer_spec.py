@@ -31,7 +31,7 @@ class CausalCoreAttention(MegatronModule):
         **unused,
     ):
         super().__init__(config)
-        assert attention_type == "self" and attn_mask_type is AttnMaskType.causal, "only causal self-attention"
+        assert (attention_type, attn_mask_type) == ("self", AttnMaskType.causal), "only causal self-attention"
         self.softmax_scale = softmax_scale
         self.cp_group = current_topology().cp_group
 
@@ -53,7 +53,7 @@ class RMSNorm(torch.nn.RMSNorm):
 
 def cpu_block_spec(config: TransformerConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
     """All layers of this pipeline stage, for the CPU backend."""
-    assert config.normalization == "RMSNorm" and not config.qk_layernorm, "the CPU layer is for Mistral and Qwen2.5"
+    assert (config.normalization, config.qk_layernorm) == ("RMSNorm", False), "the CPU layer has plain RMSNorms"
     layer = get_gpt_layer_local_spec(normalization=config.normalization)
     layer.submodules.self_attention.submodules.core_attention = CausalCoreAttention
     layer.submodules.input_layernorm = RMSNorm

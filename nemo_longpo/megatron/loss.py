@@ -52,7 +52,7 @@ def sum_pair(logprobs: Tensor, rows: PairRows, cp_group: dist.ProcessGroup) -> P
 
 
 class LongPOLossReduction(MegatronLossReduction):
-    """NeMo's hook between a micro-batch's output and the schedule. Every metric is a mean over the global batch's pairs."""
+    """NeMo's hook between a micro-batch's output and the schedule; every metric is a mean over the batch's pairs."""
 
     def __init__(self, objective: Objective) -> None:
         super().__init__()

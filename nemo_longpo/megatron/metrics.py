@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 from nemo.lightning import io
 from nemo.lightning.megatron_parallel import MegatronStep
-from nemo.utils import AppState
 from torch import Tensor
 
 from nemo_longpo.objective import METRICS
@@ -18,7 +17,7 @@ from .topology import current_topology
 
 
 class MetricsCallback(pl.Callback, io.IOMixin):
-    """Appends one JSON object per optimizer step to `metrics.jsonl` in the run's directory.
+    """Appends one JSON object per optimizer step to `metrics.jsonl`, beside the TensorBoard files.
 
     Keys: `step` (from 1), the names of `METRICS` (means over the global batch's pairs), `lr`, `grad_norm`,
     `tokens_per_second` (trunk and both branches of every pair), `step_seconds`. After a resume, lines of steps that
@@ -29,7 +28,8 @@ class MetricsCallback(pl.Callback, io.IOMixin):
         self.filename = filename
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._path = Path(AppState().log_dir or trainer.default_root_dir) / self.filename
+        # Not NeMo's own log_dir: a resumed run moves the files it finds there out of the way.
+        self._path = Path(trainer.log_dir or trainer.default_root_dir) / self.filename
         if trainer.is_global_zero and self._path.exists():
             lines = self._path.read_text().splitlines()
             kept = [line for line in lines if json.loads(line)["step"] <= trainer.global_step]

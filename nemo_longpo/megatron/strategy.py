@@ -13,10 +13,13 @@ from nemo_longpo.errors import InputError
 class LongPOStrategy(nl.MegatronStrategy):
     """Every rank builds its strategy before it touches a device, so this is where the CPU backend switches itself on.
 
-    Takes what `nemo.lightning.MegatronStrategy` takes, and activation recompute, which belongs to the job and not to the
-    architecture that comes from the checkpoint. Without an accelerator, process groups run over gloo, checkpoints are
-    written at once by the rank itself (the asynchronous writer spawns helpers), and progress is Lightning's bar: NeMo's
-    printer gathers timers on rank 0 alone, which NCCL lets pass for zero timers and gloo waits for forever.
+    Takes what `nemo.lightning.MegatronStrategy` takes, and activation recompute, which belongs to the job and not to
+    the architecture that comes from the checkpoint. Without an accelerator, process groups run over gloo and
+    - checkpoints are written at once by the rank itself: the asynchronous writer spawns helpers;
+    - the optimizer is not distributed: Megatron's cannot be resumed with torch's Adam, which stands in for the fused
+      ones (megatron/core/optimizer/distrib_optimizer.py:637 asserts a step count that a fresh Adam does not have);
+    - progress is Lightning's bar: NeMo's printer gathers timers on rank 0 alone, which NCCL lets pass for zero timers
+      and gloo waits for forever.
 
     Args:
         recompute_granularity: `full` recomputes whole layers in the backward, `selective` their core attention.
@@ -50,6 +53,8 @@ class LongPOStrategy(nl.MegatronStrategy):
         if self.recompute_granularity == "full":
             config.recompute_method = self.recompute_method
             config.recompute_num_layers = self.recompute_num_layers
+        if cpu.is_active():
+            model.optim.config.use_distributed_optimizer = False  # type: ignore[union-attr]
         super().connect(model)
 
 

@@ -30,7 +30,7 @@ def zigzag_rows(length: int, cp_size: int, cp_rank: int) -> Tensor:
 
 
 def padded_length(length: int, cp_size: int, tp_size: int) -> int:
-    """The smallest S ≥ `length` that splits into 2·cp chunks and whose share per rank splits over tp (sequence parallel)."""
+    """The smallest S ≥ `length` that splits into 2·cp chunks, with S / cp rows divisible by tp (sequence parallel)."""
     multiple = cp_size * lcm(2, tp_size) if cp_size > 1 else tp_size
     return -(-length // multiple) * multiple
 

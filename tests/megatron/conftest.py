@@ -8,8 +8,8 @@ import pairs
 import pytest
 import tiny
 from distributed import WorkerPool
-
 from nemo_longpo.conversion.importer import import_checkpoint
+
 from nemo_longpo.shards.schema import PairRecord
 
 RECORDS = 4

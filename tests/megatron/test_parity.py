@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 import torch
+from nemo_longpo.conversion.exporter import export_checkpoint
 from reference import longpo_step
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from nemo_longpo.conversion.exporter import export_checkpoint
 from nemo_longpo.objective import METRICS
 
 pytestmark = pytest.mark.distributed
@@ -62,7 +62,6 @@ def test_step_equals_hugging_face(workbench, reference, workers, tmp_path, case)
         "log.log_dir": str(tmp_path / "run"),
         "model.objective.beta": BETA,
         "model.objective.preference_weight": WEIGHT,
-        "optim.config.use_distributed_optimizer": False,
         "trainer.devices": cp * tp * pp * dp,
         "trainer.max_steps": 1,
         "trainer.strategy.context_parallel_size": cp,
@@ -76,7 +75,7 @@ def test_step_equals_hugging_face(workbench, reference, workers, tmp_path, case)
     )
 
     expected_metrics, expected_gradients = reference
-    (line,) = (tmp_path / "run" / "longpo" / "metrics.jsonl").read_text().splitlines()
+    (line,) = (tmp_path / "run" / "tb_logs" / "longpo" / "metrics.jsonl").read_text().splitlines()
     step = json.loads(line)
     assert step["step"] == 1
     for name in METRICS:
