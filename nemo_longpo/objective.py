@@ -80,7 +80,7 @@ class PairSums:
 
 
 def token_divergence(logps: Tensor, ref_logps: Tensor) -> Tensor:
-    """Estimate KL(reference ‖ policy) per token drawn from the reference: `exp(d) − 1 − d` with `d = logps − ref_logps`.
+    """Estimate KL(reference ‖ policy) per token drawn from the reference: `exp(d) − 1 − d`, `d = logps − ref_logps`.
 
     Non-negative and unbiased (the "k3" estimator, http://joschu.net/blog/kl-approx.html). Any shape.
     """

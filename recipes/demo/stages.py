@@ -70,7 +70,7 @@ def public_command(name: str) -> str:
 
 def metrics_file(output: Path) -> Path:
     """Where the training writes one line of metrics per step."""
-    return output / "training" / "longpo" / "metrics.jsonl"
+    return output / "training" / "tb_logs" / "longpo" / "metrics.jsonl"
 
 
 def trained_checkpoint(output: Path) -> Path:

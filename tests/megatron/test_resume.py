@@ -45,6 +45,7 @@ def test_two_and_two_steps_equal_four(workbench, workers, tmp_path):
             "resume.restore_config.path": str(workbench.checkpoint),
             "log.log_dir": str(tmp_path / run),
             "log.ckpt.every_n_train_steps": 2,
+            "log.ckpt.save_optim_on_train_end": True,
             "optim.config.lr": 1e-2,
             "trainer.devices": 2,
             "trainer.max_steps": 4,
