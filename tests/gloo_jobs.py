@@ -1,0 +1,89 @@
+"""What workers of `distributed.WorkerPool` run to test the parts that need only torch, and the problems they share.
+
+Every rank makes the same problem from its size alone; results travel as numpy arrays.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nemo_longpo.attention.causal import causal_attention
+from nemo_longpo.logprobs import IGNORE_LABEL, token_logprobs
+from nemo_longpo.parallel.layout import zigzag_rows
+
+ROWS, HIDDEN = 11, 5
+BATCH, QUERY_HEADS, HEAD = 2, 8, 4
+
+
+@contextmanager
+def gloo_group() -> Iterator[dist.ProcessGroup]:
+    """The group of all ranks of this job."""
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    try:
+        assert dist.group.WORLD is not None
+        yield dist.group.WORLD
+    finally:
+        dist.destroy_process_group()
+
+
+def logprob_problem(vocab: int, ignored: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Hidden states [N, H], output weight [V, H], labels [N], and the gradient of the log-probs [N]."""
+    generator = torch.Generator().manual_seed(vocab)
+    hidden = torch.randn(ROWS, HIDDEN, generator=generator)
+    weight = torch.randn(vocab, HIDDEN, generator=generator)
+    labels = torch.randint(0, vocab, (ROWS,), generator=generator)
+    labels[list(ignored)] = IGNORE_LABEL
+    grad = torch.randn(ROWS, generator=generator)
+    return hidden.requires_grad_(), weight.requires_grad_(), labels, grad
+
+
+def score_with_my_rows(vocab: int, ignored: tuple[int, ...], chunk_size: int) -> tuple[np.ndarray, ...]:
+    """One rank's log-probs, its part of the hidden states' gradient, and the gradient of its weight rows.
+
+    As in the model, a rank holds ⌈vocab / ranks⌉ rows, and padding where the vocabulary ends.
+    """
+    hidden, weight, labels, grad = logprob_problem(vocab, ignored)
+    with gloo_group() as group:
+        rows_per_rank = -(-vocab // group.size())
+        start = rows_per_rank * group.rank()
+        real = max(0, min(rows_per_rank, vocab - start))
+        local = torch.full((rows_per_rank, HIDDEN), 9.0)
+        local[:real] = weight.detach()[start : start + real]
+        local.requires_grad_()
+
+        def logits_fn(rows: Tensor) -> Tensor:
+            return (rows @ local.T).masked_fill(torch.arange(rows_per_rank) >= real, -torch.inf)
+
+        logprobs = token_logprobs(hidden, labels, logits_fn, start, group, chunk_size)
+        hidden_grad, local_grad = torch.autograd.grad(logprobs, (hidden, local), grad)
+        assert (local_grad[real:] == 0).all(), "padding rows have a gradient"
+        return logprobs.detach().numpy(), hidden_grad.numpy(), local_grad[:real].numpy()
+
+
+def attention_problem(length: int, kv_heads: int = 2) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Q, K, V and the output's gradient, float64 [S, B, heads, D]."""
+    generator = torch.Generator().manual_seed(length)
+    heads = QUERY_HEADS, kv_heads, kv_heads, QUERY_HEADS
+    q, k, v, grad = (torch.randn(length, BATCH, n, HEAD, generator=generator, dtype=torch.float64) for n in heads)
+    return q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), grad
+
+
+def attend(
+    rows: Tensor, length: int, group: dist.ProcessGroup | None = None, scale: float | None = None, kv_heads: int = 2
+) -> list[np.ndarray]:
+    """`causal_attention` of some rows of the problem: output, dQ, dK, dV."""
+    *qkv, grad = attention_problem(length, kv_heads)
+    inputs = [tensor.detach()[rows].requires_grad_() for tensor in qkv]
+    output = causal_attention(inputs[0], inputs[1], inputs[2], group, scale)
+    return [output.detach().numpy(), *(t.numpy() for t in torch.autograd.grad(output, inputs, grad[rows]))]
+
+
+def attend_to_my_rows(length: int, scale: float | None = None) -> list[np.ndarray]:
+    """One rank's zigzag rows of the attention problem."""
+    with gloo_group() as group:
+        return attend(zigzag_rows(length, group.size(), group.rank()), length, group, scale)

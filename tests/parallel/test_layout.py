@@ -1,0 +1,294 @@
+"""Rows of every context-parallel rank against literal lists, and against a construction token by token."""
+
+from math import lcm
+from typing import NamedTuple
+
+import numpy as np
+import pairs
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nemo_longpo.logprobs import IGNORE_LABEL
+from nemo_longpo.parallel.layout import PairRows, lay_out_concatenated, padded_length, zigzag_rows
+from nemo_longpo.shards.schema import PairRecord
+from nemo_longpo.shards.validation import validate_record
+
+IGNORE = IGNORE_LABEL
+
+
+@pytest.mark.parametrize(
+    ("length", "cp_size", "expected"),
+    [
+        (5, 1, [[0, 1, 2, 3, 4]]),
+        (8, 2, [[0, 1, 6, 7], [2, 3, 4, 5]]),
+        (8, 4, [[0, 7], [1, 6], [2, 5], [3, 4]]),
+        (16, 4, [[0, 1, 14, 15], [2, 3, 12, 13], [4, 5, 10, 11], [6, 7, 8, 9]]),
+        (6, 3, [[0, 5], [1, 4], [2, 3]]),
+    ],
+)
+def test_zigzag_rows(length, cp_size, expected):
+    assert [zigzag_rows(length, cp_size, rank).tolist() for rank in range(cp_size)] == expected
+    assert sorted(row for rows in expected for row in rows) == list(range(length)), "every row has one owner"
+
+
+def test_zigzag_refuses_a_length_that_does_not_split():
+    with pytest.raises(AssertionError, match="10 rows do not split into 2 x 2 chunks"):
+        zigzag_rows(10, cp_size=2, cp_rank=0)
+
+
+@given(st.integers(1, 300), st.integers(1, 8), st.integers(1, 8))
+def test_padded_length_is_the_smallest_that_splits(length, cp_size, tp_size):
+    def splits(rows: int) -> bool:
+        chunks = 2 * cp_size if cp_size > 1 else 1
+        return rows % chunks == 0 and (rows // cp_size) % tp_size == 0
+
+    found = padded_length(length, cp_size, tp_size)
+    assert splits(found)
+    assert not any(splits(rows) for rows in range(length, found))
+
+
+def record_of(trunk, chosen, rejected, chosen_spans, rejected_spans, ignore=()) -> PairRecord:
+    """A valid record of plain lists; the reference's log-probs are −0.5, −1, −1.5, … along each branch's responses."""
+
+    def logps(spans):
+        values = iter(np.arange(1, 1000, dtype=np.float32) * np.float32(-0.5))
+        return tuple(np.array([next(values) for _ in range(start, end)], np.float32) for start, end in spans)
+
+    record = PairRecord(
+        doc_id="doc",
+        trunk_ids=np.array(trunk, np.int32),
+        chosen_ids=np.array(chosen, np.int32),
+        rejected_ids=np.array(rejected, np.int32),
+        chosen_spans=np.array(chosen_spans, np.int32).reshape(-1, 2),
+        rejected_spans=np.array(rejected_spans, np.int32).reshape(-1, 2),
+        nll_ignore_spans=np.array(ignore, np.int32).reshape(-1, 2),
+        ref_chosen_logps=logps(chosen_spans),
+        ref_rejected_logps=logps(rejected_spans),
+        ref_context="short",
+    )
+    validate_record(record)
+    return record
+
+
+TWO_TURNS = record_of(
+    # BOS, marker, document, document, marker | answer, eot | marker, instruction, marker | answer, eot
+    trunk=[1, 2, 10, 11, 3],
+    chosen=[20, 9, 2, 12, 3, 21, 9],
+    rejected=[30, 31, 9, 2, 12, 3, 9],
+    chosen_spans=[[0, 2], [5, 7]],
+    rejected_spans=[[0, 3], [6, 7]],
+    ignore=[[0, 2], [4, 5], [7, 8], [9, 10]],
+)
+
+
+def test_rows_of_a_record_by_hand():
+    rows = lay_out_concatenated(TWO_TURNS)
+    assert rows.tokens.tolist() == [
+        [1, 2, 10, 11, 3, 20, 9, 2, 12, 3, 21],
+        [1, 2, 10, 11, 3, 30, 31, 9, 2, 12, 3],
+    ]
+    assert rows.labels.tolist() == [
+        [IGNORE, 10, 11, IGNORE, 20, 9, IGNORE, 12, IGNORE, 21, 9],
+        [IGNORE, IGNORE, IGNORE, IGNORE, 30, 31, 9, IGNORE, IGNORE, IGNORE, 9],
+    ]
+    assert rows.position_ids.tolist() == [list(range(11))] * 2
+    assert rows.chosen_mask.tolist() == [[0, 0, 0, 0, 1, 1, 0, 0, 0, 1, 1], [0] * 11]
+    assert rows.rejected_mask.tolist() == [[0] * 11, [0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 1]]
+    assert rows.nll_mask.tolist() == [[0, 1, 1, 0, 1, 1, 0, 1, 0, 1, 1], [0] * 11]
+    assert rows.ref_logps.tolist() == [
+        [0, 0, 0, 0, -0.5, -1.0, 0, 0, 0, -1.5, -2.0],
+        [0, 0, 0, 0, -0.5, -1.0, -1.5, 0, 0, 0, -2.0],
+    ]
+    assert [rows.chosen_tokens, rows.rejected_tokens, rows.sequence_tokens, rows.pair_tokens] == [4, 4, 7, 19]
+
+
+def test_types_are_those_the_model_takes():
+    rows = lay_out_concatenated(TWO_TURNS)
+    whole = {"tokens", "labels", "position_ids"}
+    assert {name: value.dtype for name, value in rows.items()} == {
+        name: torch.int64 if name in whole else torch.float32 for name, _ in rows.items()
+    }
+
+
+CROSSING = record_of(
+    trunk=[50, 51, 52],
+    chosen=[*range(100, 105), 60, 61, *range(110, 116)],
+    rejected=[200, 60, 61, 201],
+    chosen_spans=[[0, 5], [7, 13]],
+    rejected_spans=[[0, 1], [3, 4]],
+)
+
+
+def test_a_turn_across_the_shard_boundary_keeps_every_token():
+    """Of 16 rows, 0–3 and 12–15 are rank 0's: row 3 predicts a token that rank 1 holds, row 11 one of rank 0."""
+    first, second = (lay_out_concatenated(CROSSING, cp_size=2).on_rank(2, rank) for rank in range(2))
+    assert first.tokens[0].tolist() == [50, 51, 52, 100, 112, 113, 114, 0]
+    assert first.labels[0].tolist() == [51, 52, 100, 101, 113, 114, 115, IGNORE]
+    assert second.tokens[0].tolist() == [101, 102, 103, 104, 60, 61, 110, 111]
+    assert second.labels[0].tolist() == [102, 103, 104, 60, 61, 110, 111, 112]
+    assert first.chosen_mask[0].tolist() == [0, 0, 1, 1, 1, 1, 1, 0]
+    assert second.chosen_mask[0].tolist() == [1, 1, 1, 0, 0, 1, 1, 1]
+    turns = first.ref_logps[0].sum() + second.ref_logps[0].sum()
+    assert turns == sum(-0.5 * place for place in range(1, 12))
+
+
+class Row(NamedTuple):
+    """What one row says. Whose row it is, is its key: (0 chosen or 1 rejected, position)."""
+
+    token: int
+    label: int
+    chosen: float
+    rejected: float
+    nll: float
+    ref_logp: float
+
+
+def rows_over_ranks(record: PairRecord, cp_size: int, tp_size: int) -> dict[tuple[int, int], Row]:
+    """Every rank's rows under their (side, position); a row that two ranks hold is an error."""
+    whole = lay_out_concatenated(record, cp_size, tp_size)
+    found: dict[tuple[int, int], Row] = {}
+    for rank in range(cp_size):
+        local = whole.on_rank(cp_size, rank)
+        assert local.tokens.shape[1] * cp_size == whole.tokens.shape[1], "ranks hold equal shares"
+        assert local.tokens.shape[1] % tp_size == 0, "the share splits over sequence-parallel ranks"
+        for side in range(2):
+            for column, position in enumerate(local.position_ids[side].tolist()):
+                assert (side, position) not in found, "held twice"
+                found[side, position] = Row(*(value[side, column].item() for value in _per_row(local)))
+    return found
+
+
+def _per_row(rows: PairRows) -> tuple[torch.Tensor, ...]:
+    return rows.tokens, rows.labels, rows.chosen_mask, rows.rejected_mask, rows.nll_mask, rows.ref_logps
+
+
+def rows_token_by_token(record: PairRecord) -> dict[tuple[int, int], Row]:
+    """The same from the meaning of the record: walk both sequences and say of every token who has to predict it."""
+    trunk = record.trunk_ids.tolist()
+    ignored = {place for start, end in record.nll_ignore_spans.tolist() for place in range(start, end)}
+    sides = (
+        (record.chosen_ids, record.chosen_spans, record.ref_chosen_logps),
+        (record.rejected_ids, record.rejected_spans, record.ref_rejected_logps),
+    )
+    expected = {}
+    for side, (branch, spans, turns) in enumerate(sides):
+        sequence = trunk + branch.tolist()
+        ref_logps: dict[int, float] = {}
+        for (start, end), turn in zip(spans.tolist(), turns, strict=True):
+            ref_logps |= dict(zip(range(len(trunk) + start, len(trunk) + end), turn.tolist(), strict=True))
+        for place in range(1, len(sequence)):
+            is_response, is_nll = place in ref_logps, side == 0 and place not in ignored
+            expected[side, place - 1] = Row(
+                token=sequence[place - 1],
+                label=sequence[place] if is_response or is_nll else IGNORE,
+                chosen=float(is_response and side == 0),
+                rejected=float(is_response and side == 1),
+                nll=float(is_nll),
+                ref_logp=ref_logps.get(place, 0.0),
+            )
+    return expected
+
+
+@st.composite
+def records(draw) -> PairRecord:
+    """Valid records of 1 to 4 turns. All token ids differ; tokens outside responses are ignored at random."""
+    responses_and_gaps = st.lists(st.tuples(st.integers(0, 4), st.integers(1, 12)), min_size=1, max_size=4)
+    chosen_sizes = draw(responses_and_gaps)
+    lengths = [draw(st.integers(1, 12)) for _ in chosen_sizes]
+    rejected_sizes = [(gap, length) for (gap, _), length in zip(chosen_sizes, lengths, strict=True)]
+    trunk = draw(st.integers(1, 40))
+    chosen_spans, rejected_spans = _spans(chosen_sizes), _spans(rejected_sizes)
+    chosen, rejected = chosen_spans[-1][1], rejected_spans[-1][1]
+    responses = {trunk + place for start, end in chosen_spans for place in range(start, end)}
+    others = [place for place in range(trunk + chosen) if place not in responses]
+    ids = np.arange(1, 1 + trunk + chosen + rejected)
+    return record_of(
+        trunk=ids[:trunk],
+        chosen=ids[trunk : trunk + chosen],
+        rejected=ids[trunk + chosen :],
+        chosen_spans=chosen_spans,
+        rejected_spans=rejected_spans,
+        ignore=[[place, place + 1] for place in others if draw(st.booleans())],
+    )
+
+
+def _spans(sizes: list[tuple[int, int]]) -> list[list[int]]:
+    """[start, end) of each response; the first begins the branch, later ones come after their gap."""
+    spans, place = [], 0
+    for turn, (gap, length) in enumerate(sizes):
+        start = place + (gap if turn else 0)
+        place = start + length
+        spans.append([start, place])
+    return spans
+
+
+cp_sizes = st.sampled_from([1, 2, 3, 4, 8])
+tp_sizes = st.sampled_from([1, 2, 3, 4])
+
+
+@settings(max_examples=60, deadline=None)
+@given(records(), cp_sizes, tp_sizes)
+def test_all_ranks_together_hold_what_the_record_means(record, cp_size, tp_size):
+    found, expected = rows_over_ranks(record, cp_size, tp_size), rows_token_by_token(record)
+    for key, row in expected.items():
+        assert found.pop(key) == row, key
+    # What is left pads the sequences: nobody scores it, and it enters no sum.
+    assert set(found.values()) <= {Row(0, IGNORE, 0.0, 0.0, 0.0, 0.0)}
+    multiple = 2 * lcm(cp_size, tp_size) * cp_size
+    assert len(found) < 2 * (multiple + max(record.lengths[1:])), "padding stays small"
+
+
+@settings(max_examples=60, deadline=None)
+@given(records(), cp_sizes, tp_sizes)
+def test_counts_are_the_whole_pairs_on_every_rank(record, cp_size, tp_size):
+    trunk, chosen, rejected = record.lengths
+    ignored = sum(end - max(start, 1) for start, end in record.nll_ignore_spans.tolist())
+    rows = lay_out_concatenated(record, cp_size, tp_size)
+    for local in (rows.on_rank(cp_size, rank) for rank in range(cp_size)):
+        assert local.chosen_tokens == sum(end - start for start, end in record.chosen_spans.tolist())
+        assert local.rejected_tokens == sum(end - start for start, end in record.rejected_spans.tolist())
+        assert local.sequence_tokens == trunk + chosen - 1 - ignored
+        assert local.pair_tokens == trunk + chosen + rejected
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(4, 60), st.integers(1, 4), cp_sizes, tp_sizes)
+def test_masks_select_exactly_the_response_tokens(seed, trunk, turns, cp_size, tp_size):
+    """On the records that the training tests use."""
+    record = pairs.random_record(np.random.default_rng(seed), vocab_size=50, trunk=trunk, turns=turns)
+    rows = rows_over_ranks(record, cp_size, tp_size)
+    for side, (ids, spans) in enumerate(
+        ((record.chosen_ids, record.chosen_spans), (record.rejected_ids, record.rejected_spans))
+    ):
+        selected = [row.label for (s, _), row in sorted(rows.items()) if s == side and (row.chosen, row.rejected)[side]]
+        assert selected == [token for start, end in spans for token in ids[start:end].tolist()]
+
+
+def straddles(record: PairRecord, cp_size: int) -> bool:
+    """Whether the rows that predict one response belong to more than one rank."""
+    rows = lay_out_concatenated(record, cp_size).tokens.shape[1]
+    owner = {row: rank for rank in range(cp_size) for row in zigzag_rows(rows, cp_size, rank).tolist()}
+    first = len(record.trunk_ids) - 1
+    return any(
+        len({owner[first + place] for place in range(start, end)}) > 1
+        for spans in (record.chosen_spans, record.rejected_spans)
+        for start, end in spans.tolist()
+    )
+
+
+def test_straddles_is_no_constant():
+    assert straddles(CROSSING, 2)
+    assert not straddles(TWO_TURNS, 2)
+    assert not straddles(CROSSING, 1)
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2"])
+def test_training_tests_hold_a_turn_that_straddles_a_shard_boundary(family):
+    """The records of tests/megatron/conftest.py, made in the same way."""
+    vocab_size = tiny.tiny_model(family, tiny.tiny_tokenizer(tiny.DEFAULT_STYLE[family])).config.vocab_size
+    rng = np.random.default_rng(7)
+    made = [pairs.random_record(rng, vocab_size, 13 + 11 * i, turns) for i, turns in enumerate((1, 3, 2, 3))]
+    assert any(straddles(record, 2) for record in made)
