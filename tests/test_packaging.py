@@ -1,0 +1,140 @@
+"""What gets installed: every package folder, the demo's data, working commands, and pinned environments that fit."""
+
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+import tomllib
+from packaging.requirements import Requirement
+
+import nemo_longpo
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+SETUPTOOLS = PROJECT["tool"]["setuptools"]
+# Folders of Python files that are run or tested in place, never installed.
+NOT_INSTALLED = {"tests", "benchmarks", "docs"}
+
+
+def source_files(folder: str) -> list[Path]:
+    return [file for file in sorted((ROOT / folder).rglob("*.py")) if "__pycache__" not in file.parts]
+
+
+def packages_on_disk() -> set[str]:
+    """Every folder with Python files, by the name it installs as."""
+    return {
+        ".".join([package, *file.parent.relative_to(ROOT / folder).parts])
+        for package, folder in SETUPTOOLS["package-dir"].items()
+        for file in source_files(folder)
+    }
+
+
+def test_every_package_folder_is_listed():
+    listed = SETUPTOOLS["packages"]
+    assert sorted(listed) == sorted(set(listed))
+    assert packages_on_disk() - set(listed) == set(), "add these to `packages` in pyproject.toml, or they stay behind"
+    assert set(listed) - packages_on_disk() == set(), "these are in `packages` of pyproject.toml but not on disk"
+
+
+def test_every_top_level_folder_is_mapped_or_left_out_on_purpose():
+    tracked = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True)
+    folders = {Path(line).parts[0] for line in tracked.stdout.splitlines()}
+    assert folders <= set(SETUPTOOLS["package-dir"].values()) | NOT_INSTALLED
+
+
+def test_every_package_folder_has_an_init():
+    missing = [name for name in packages_on_disk() if not (folder_of(name) / "__init__.py").is_file()]
+    assert not missing, "a folder without __init__.py is a namespace package, which installs but is easily shadowed"
+
+
+def folder_of(package: str) -> Path:
+    mapped = max((name for name in SETUPTOOLS["package-dir"] if f"{package}.".startswith(f"{name}.")), key=len)
+    return ROOT.joinpath(SETUPTOOLS["package-dir"][mapped], *package.removeprefix(mapped).strip(".").split("."))
+
+
+@pytest.fixture(scope="module")
+def wheel_names(tmp_path_factory) -> set[str]:
+    """The files of a wheel built from a copy, because a build leaves folders beside the sources."""
+    copy, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    for folder in SETUPTOOLS["package-dir"].values():
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    command = ["-m", "pip", "wheel", "-qq", "--no-deps", "--no-build-isolation", "--no-index", "-w", output, copy]
+    subprocess.run([sys.executable, *command], check=True, capture_output=True)
+    (wheel,) = output.glob("*.whl")
+    return set(zipfile.ZipFile(wheel).namelist())
+
+
+def installed_name(file: Path, package: str, folder: str) -> str:
+    return (Path(*package.split(".")) / file.relative_to(ROOT / folder)).as_posix()
+
+
+def test_wheel_holds_every_source_file_and_nothing_else_at_the_top(wheel_names):
+    expected = {
+        installed_name(file, package, folder)
+        for package, folder in SETUPTOOLS["package-dir"].items()
+        for file in source_files(folder)
+    }
+    assert {name for name in wheel_names if name.endswith(".py")} == expected
+    top = {name.split("/")[0] for name in wheel_names}
+    assert top == {"nemo_longpo", f"nemo_longpo-{nemo_longpo.__version__}.dist-info"}
+    assert any(name.endswith("LICENSE") for name in wheel_names)
+
+
+def test_wheel_holds_the_demo_model_and_prompts(wheel_names):
+    demo = ROOT / "recipes" / "demo"
+    data = [file for file in demo.rglob("*") if file.is_file() and file.suffix not in {".py", ".pyc"}]
+    names = {file.relative_to(demo).as_posix() for file in data}
+    assert {"prompts.json", "model/config.json", "model/model.safetensors", "model/tokenizer.json"} <= names
+    assert {installed_name(file, "nemo_longpo.recipes", "recipes") for file in data} <= wheel_names
+
+
+def test_version_is_stated_once():
+    assert PROJECT["project"]["version"] == nemo_longpo.__version__
+
+
+def test_longpo_command_loads():
+    (script,) = entry_points(group="console_scripts", name="longpo")
+    assert callable(script.load())
+
+
+def test_nemo_finds_the_recipes():
+    """`nemo llm finetune` imports every module of this group; each of our recipes registers itself by that."""
+    (plugin,) = entry_points(group="nemo_run.cli", name="nemo_longpo")
+    assert callable(plugin.load().tiny_longpo)
+
+
+def pins(name: str) -> dict[str, str]:
+    """Normalised package name -> version, of one file in requirements/."""
+    found = {}
+    for line in (ROOT / "requirements" / name).read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            package, version = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9._!]+)", line).groups()
+            key = re.sub(r"[-_.]+", "-", package).lower()
+            assert key not in found, f"{package} is pinned twice in requirements/{name}"
+            found[key] = version
+    return found
+
+
+def test_environments_do_not_contradict_each_other():
+    assert not set(pins("cpu.txt")) & set(pins("dev.txt")), "pin each package in one file"
+
+
+@pytest.mark.parametrize(
+    ("file", "extra"), [("cpu.txt", None), ("cpu.txt", "nemo"), ("cpu.txt", "demo"), ("dev.txt", "dev")]
+)
+def test_pins_satisfy_the_project(file, extra):
+    """`pip install --no-deps` looks at no requirement, so this does."""
+    project = PROJECT["project"]
+    pinned = pins(file)
+    for line in project["dependencies"] if extra is None else project["optional-dependencies"][extra]:
+        requirement = Requirement(line)
+        key = re.sub(r"[-_.]+", "-", requirement.name).lower()
+        assert key in pinned, f"{line} is not pinned in requirements/{file}"
+        assert requirement.specifier.contains(pinned[key], prereleases=True), f"{line}, but {file} has {pinned[key]}"
