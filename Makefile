@@ -42,7 +42,7 @@ env: $(VENV)/project.stamp $(VENV)/dev.stamp
 $(VENV)/cpu.stamp: requirements/cpu.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != ($(PINNED_FOR)))' || { \
 		echo 'make: the pinned versions are for Python 3.11, which was not found; install it or say PYTHON=/path/to/python3.11' >&2; exit 1; }
-	@echo 'Setting up $(VENV) (once; about 5 GB)'
+	@echo 'Setting up $(VENV) (once; about 2.5 GB)'
 	"$(PYTHON)" -m venv --clear $(VENV)
 	$(PIP) install --no-deps -r requirements/cpu.txt
 	$(PIP) install -c requirements/cpu.txt torch
@@ -58,6 +58,6 @@ $(VENV)/project.stamp: pyproject.toml $(VENV)/cpu.stamp
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist nemo_longpo.egg-info demo_output nemo_experiments
+	rm -rf $(VENV) build dist nemo_longpo.egg-info demo_output nemo_experiments onelogger.err onelogger.log
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find $(SOURCES) tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
