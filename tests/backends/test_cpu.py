@@ -1,0 +1,88 @@
+"""The CPU backend: silent beside an accelerator, in force without one, and nothing in it that nobody needs."""
+
+from dataclasses import dataclass
+
+import cpu_jobs
+import numpy as np
+import pytest
+import torch
+from distributed import WorkerPool
+
+from nemo_longpo.backends import cpu
+
+needs_no_accelerator = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="an accelerator is present, and the CPU backend stays off beside one"
+)
+RESULTS_QUEUE = "megatron.core.dist_checkpointing.strategies.filesystem_async._results_queue"
+
+
+def test_does_nothing_beside_an_accelerator(monkeypatch):
+    def redirections():
+        raise AssertionError("asked what to replace")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cpu, "_mode", None)
+    monkeypatch.setattr(cpu, "redirections", redirections)
+    assert not cpu.activate()
+    assert not cpu.is_active()
+
+
+def test_cuda_only_kernels_are_switched_off():
+    class Config:
+        apply_rope_fusion = True
+        use_cpu_initialization = False
+        hidden_size = 8
+
+    config = Config()
+    assert cpu.without_cuda_kernels(config) is config
+    assert (config.apply_rope_fusion, config.use_cpu_initialization, config.hidden_size) == (False, True, 8)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a process saw, before and after it activated the backend; `called` is the union over two of them."""
+
+    met_before: set[str]
+    redirected: list[str]
+    met_after: set[str]
+    called: set[str]
+    dropout: tuple[np.ndarray, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def findings(tmp_path_factory) -> Findings:
+    pool, directory = WorkerPool(2), str(tmp_path_factory.mktemp("training"))
+    try:
+        (met_before,) = pool.run("cpu_jobs", "met_needs", 1)
+        redirected, _ = pool.run("cpu_jobs", "activate_twice", 2)
+        pool.run("cpu_jobs", "ordinary_calls_stay", 1)
+        pool.run("cpu_jobs", "prepare_training", 1, directory=directory)
+        called = pool.run("cpu_jobs", "names_called_by_training", 2, directory=directory)
+        (met_after,) = pool.run("cpu_jobs", "met_needs", 1)
+        (dropout,) = pool.run("cpu_jobs", "recomputed_dropout", 1)
+    finally:
+        pool.close()
+    return Findings(met_before, redirected, met_after, set.union(*called), dropout)
+
+
+@pytest.mark.distributed
+@needs_no_accelerator
+class TestWithoutAccelerator:
+    def test_every_redirection_says_what_it_is_for(self, findings):
+        assert sorted(findings.redirected) == sorted(cpu_jobs.NEEDS)
+
+    def test_no_redirected_call_works_without_us(self, findings):
+        """When one does, upstream needs it no more: delete the redirection."""
+        assert findings.met_before == set()
+
+    def test_every_redirected_call_works_with_us(self, findings):
+        assert findings.met_after == {*cpu_jobs.NEEDS, *cpu_jobs.MODE_NEEDS}
+
+    def test_training_calls_every_redirection(self, findings):
+        """One that is not called answers nobody: delete it. The queue is no function; a save reads from it."""
+        assert findings.called == set(findings.redirected) - {RESULTS_QUEUE}
+
+    def test_recompute_draws_the_same_dropout(self, findings):
+        forward, backward = findings.dropout
+        assert 300 < (forward == 0).sum() < 700
+        np.testing.assert_array_equal(forward, backward)

@@ -1,0 +1,182 @@
+"""What a worker of `distributed.WorkerPool` runs to test the CPU backend: a fresh process, not yet redirected."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pairs
+import tiny
+import torch
+from gloo_jobs import gloo_group
+
+from nemo_longpo.backends import cpu
+
+_called: set[str] = set()
+
+
+class HelperSpawned(RuntimeError):
+    """A checkpoint would have started another process."""
+
+
+def name_of(redirection: cpu.Redirection) -> str:
+    owner = redirection.owner
+    return f"{owner.__qualname__ if isinstance(owner, type) else owner.__name__}.{redirection.name}"
+
+
+def _set_state_is_the_state() -> bool:
+    from megatron.core.tensor_parallel import random as megatron_random
+
+    state = torch.Generator().manual_seed(torch.initial_seed() + 1).get_state()
+    megatron_random._set_cuda_rng_state(state)
+    return torch.equal(torch.get_rng_state(), state)
+
+
+def _seed_reaches_the_tracker() -> bool:
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel import get_cuda_rng_tracker
+    from nemo.lightning import megatron_init
+
+    get_cuda_rng_tracker().reset()
+    with gloo_group():
+        parallel_state.initialize_model_parallel()
+        megatron_init._set_random_seed(1)
+        parallel_state.destroy_model_parallel()
+    return bool(get_cuda_rng_tracker().get_states())
+
+
+def _results_queue_without_a_helper() -> bool:
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    with patch.object(filesystem_async.mp, "get_context", side_effect=HelperSpawned):
+        filesystem_async._get_write_results_queue()
+    return True
+
+
+def _get_state() -> bool:
+    from megatron.core.tensor_parallel import random as megatron_random
+
+    return torch.equal(megatron_random._get_cuda_rng_state(), torch.get_rng_state())
+
+
+def _fix_device() -> bool:
+    from nemo.lightning.io import pl
+
+    return pl._fix_tensors_device({"step": 1}) == {"step": 1}
+
+
+# What each redirection is for. True where the call does what upstream needs of it.
+NEEDS: dict[str, Callable[[], bool]] = {
+    "torch.cuda.Stream": lambda: torch.cuda.Stream() is not None,
+    "torch.cuda.synchronize": lambda: torch.cuda.synchronize() is None,
+    "torch.cuda.current_device": lambda: torch.empty(1, device=torch.cuda.current_device()).device.type == "cpu",
+    "torch.cuda.get_rng_state": lambda: torch.equal(torch.cuda.get_rng_state(), torch.get_rng_state()),
+    "megatron.core.tensor_parallel.random._get_cuda_rng_state": _get_state,
+    "megatron.core.tensor_parallel.random._set_cuda_rng_state": _set_state_is_the_state,
+    "nemo.lightning.megatron_init._set_random_seed": _seed_reaches_the_tracker,
+    "nemo.lightning.io.pl._fix_tensors_device": _fix_device,
+    "megatron.core.dist_checkpointing.strategies.filesystem_async._results_queue": _results_queue_without_a_helper,
+    "Tensor.cuda": lambda: torch.ones(1).cuda().device.type == "cpu",
+}
+# The same for what the mode answers.
+MODE_NEEDS: dict[str, Callable[[], bool]] = {
+    "device=": lambda: torch.zeros(1, device="cuda").device.type == "cpu",
+    "device= with an index": lambda: torch.zeros(1, device=torch.device("cuda", 0)).device.type == "cpu",
+    "to": lambda: torch.ones(1).to("cuda").device.type == "cpu",
+    "to with an index and a type": lambda: torch.ones(1).to(torch.device("cuda", 0), torch.float64).dtype.itemsize == 8,
+    "to(device=)": lambda: torch.ones(1).to(device="cuda").device.type == "cpu",
+    "pin_memory": lambda: not torch.tensor([1.0], pin_memory=True).is_pinned(),
+    "type": lambda: torch.ones(1).type() == "torch.cuda.FloatTensor",
+    "type of bfloat16": lambda: torch.ones(1).bfloat16().type() == "torch.cuda.BFloat16Tensor",
+}
+
+
+def _holds(need: Callable[[], bool]) -> bool:
+    try:
+        return need()
+    except (AssertionError, RuntimeError, AttributeError):  # how torch and upstream say that there is no CUDA
+        return False
+
+
+def met_needs() -> set[str]:
+    return {name for name, need in (NEEDS | MODE_NEEDS).items() if _holds(need)}
+
+
+def _noting_calls(redirection: cpu.Redirection) -> cpu.Redirection:
+    if not callable(redirection.stand_in):
+        return redirection
+
+    @functools.wraps(redirection.stand_in, updated=())
+    def noted(*args, **kwargs):
+        _called.add(name_of(redirection))
+        return redirection.stand_in(*args, **kwargs)
+
+    return redirection._replace(stand_in=noted)
+
+
+def activate_twice() -> list[str]:
+    """Switch the backend on, noting who is called; returns the redirections' names."""
+    made = [_noting_calls(redirection) for redirection in cpu.redirections()]
+    with patch.object(cpu, "redirections", return_value=made) as redirections:
+        assert not cpu.is_active()
+        assert cpu.activate()
+        mode = cpu._mode
+        assert cpu.activate(), "a second call says that the redirections are in force"
+        assert cpu._mode is mode
+        redirections.assert_called_once()
+    assert cpu.is_active()
+    import nemo.collections.llm  # noqa: F401 (imports under the redirections)
+
+    return [name_of(redirection) for redirection in made]
+
+
+def ordinary_calls_stay() -> None:
+    """The mode leaves alone what does not speak of CUDA."""
+    assert torch.ones(2).type(torch.float64).dtype is torch.float64
+    assert torch.ones(2).to(torch.int32).dtype is torch.int32
+    assert torch.zeros(2, device="meta").device.type == "meta"
+    assert torch.ones(2).to("meta").device.type == "meta"
+
+
+def recomputed_dropout() -> tuple[np.ndarray, np.ndarray]:
+    """What a recomputed dropout kept in the forward, and in the backward."""
+    from megatron.core.tensor_parallel import checkpoint
+
+    ones = torch.ones(1000, requires_grad=True)
+    out = checkpoint(lambda x: torch.nn.functional.dropout(x, 0.5), False, ones)
+    torch.rand(7)
+    out.sum().backward()
+    assert ones.grad is not None
+    return out.detach().numpy(), ones.grad.numpy()
+
+
+def prepare_training(directory: str) -> None:
+    """Write an imported checkpoint and shards of one record."""
+    from nemo_longpo.conversion.importer import import_checkpoint
+
+    root = Path(directory)
+    tokenizer = tiny.tiny_tokenizer(tiny.DEFAULT_STYLE["mistral"])
+    vocab_size = tiny.tiny_model("mistral", tokenizer).config.vocab_size
+    record = pairs.random_record(np.random.default_rng(0), vocab_size, trunk=8, turns=1)
+    pairs.write_shards(root / "shards", [record], tokenizer, vocab_size)
+    import_checkpoint(tiny.save_tiny(root / "hf"), root / "nemo")
+
+
+def names_called_by_training(directory: str) -> set[str]:
+    """Train for a step on two context ranks with recompute, and save: the redirections that this rank called."""
+    from megatron_jobs import finetune
+
+    overrides = {
+        "data.paths": f"{directory}/shards",
+        "data.global_batch_size": 1,
+        "resume.restore_config.path": f"{directory}/nemo",
+        "log.log_dir": f"{directory}/run",
+        "trainer.devices": 2,
+        "trainer.max_steps": 1,
+        "trainer.strategy.context_parallel_size": 2,
+        "trainer.strategy.recompute_granularity": "full",
+    }
+    _called.clear()
+    finetune(overrides=overrides, checkpoints=True)
+    return _called
