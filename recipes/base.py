@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import fiddle as fdl
 import nemo_run as run
 from lightning.pytorch.loggers import TensorBoardLogger
 from megatron.core.optimizer import OptimizerConfig
@@ -44,10 +45,14 @@ def longpo_recipe(
         bf16=precision == "bf16-mixed",
         use_distributed_optimizer=True,
     )
+    model = run.Config(LongPOModel, objective=run.Config(Objective))
+    data = run.Config(LongPODataModule, seq_length=seq_length, global_batch_size=global_batch_size)
+    for config in (model, data):
+        fdl.materialize_defaults(config)  # so that `--dryrun` shows every setting of ours
     return run.Partial(
         llm.finetune,
-        model=run.Config(LongPOModel, objective=run.Config(Objective)),
-        data=run.Config(LongPODataModule, seq_length=seq_length, global_batch_size=global_batch_size),
+        model=model,
+        data=data,
         trainer=run.Config(
             nl.Trainer,
             accelerator="auto",

@@ -12,7 +12,13 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
+from nemo.lightning.callback_group import CallbackGroup
 from nemo_longpo.recipes.tiny import tiny_longpo
+
+from nemo_longpo.errors import InputError
+
+# NeMo's telemetry keeps one timeline per process; a worker lives through many runs.
+CallbackGroup.get_instance().callbacks.clear()
 
 
 class SaveGradients(pl.Callback):
@@ -79,3 +85,12 @@ def leave_process_group() -> None:
         dist.destroy_process_group()
     gc.collect()
     torch.manual_seed(0)
+
+
+def refusal(overrides: dict[str, Any]) -> str:
+    """The sentence with which `finetune` refuses bad input."""
+    try:
+        finetune(overrides)
+    except (InputError, AssertionError) as error:
+        return str(error)
+    raise AssertionError("the run was not refused")

@@ -90,10 +90,19 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
         fingerprint = tokenizer_fingerprint(self.tokenizer.tokenizer) if self.tokenizer is not None else None
         self.readers = [ShardReader(path, tokenizer_fingerprint=fingerprint) for path in self.paths]
         for reader in self.readers:
+            self._refuse_foreign_tokens(reader)
             self._refuse_long_records(reader)
         if not any(len(reader) for reader in self.readers):
             raise InputError(
                 f"{', '.join(self.paths)}: no records to train on; check the report of `longpo data filter`."
+            )
+
+    def _refuse_foreign_tokens(self, reader: ShardReader) -> None:
+        rows = self.trainer.lightning_module.config.vocab_size
+        if reader.manifest.vocab_size > rows:
+            raise InputError(
+                f"{reader.directory} was written for a vocabulary of {reader.manifest.vocab_size}, but the model has "
+                f"{rows} rows; train the model that the shards were scored with."
             )
 
     def _refuse_long_records(self, reader: ShardReader) -> None:

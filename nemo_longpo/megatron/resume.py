@@ -1,22 +1,25 @@
 """Where a run's weights and architecture come from."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
+import fiddle as fdl
 import lightning.pytorch as pl
-from megatron.core.transformer import TransformerConfig
+from nemo.collections import llm
 from nemo.lightning import AutoResume, io
 
+from nemo_longpo.backends import cpu
 from nemo_longpo.errors import InputError
 
 from .model import ArchitectureFromCheckpoint, LongPOModel
 
 
-def load_architecture(checkpoint: Path) -> TransformerConfig:
+def load_architecture(checkpoint: Path) -> llm.GPTConfig:
     """The model config that a NeMo checkpoint was written with.
 
     Raises:
-        InputError: no such directory, or not a NeMo checkpoint.
+        InputError: no such directory, not a NeMo checkpoint, or an architecture that is not trained here.
     """
     context = checkpoint / "context"
     if not (context / "io.json").is_file():
@@ -24,7 +27,17 @@ def load_architecture(checkpoint: Path) -> TransformerConfig:
             f"{checkpoint} is not a NeMo checkpoint (no context/io.json); "
             "make one with `longpo convert import --model HF_DIR --output NEMO_DIR`."
         )
-    return io.load_context(context, subpath="model.config")
+    recorded = io.load_context(context, subpath="model.config", build=False)
+    if not issubclass(recorded.__fn_or_cls__, llm.MistralConfig7B | llm.Qwen2Config):
+        raise InputError(
+            f"{checkpoint} holds a {recorded.__fn_or_cls__.__name__}; "
+            "nemo_longpo trains Mistral (MistralConfig7B) and Qwen2.5 (Qwen2Config)."
+        )
+    # Settings of a GPU run may not even construct on a CPU, and those of a CPU run must not get into checkpoints.
+    settings = copy.deepcopy(recorded)
+    config = fdl.build(cpu.without_cuda_kernels(settings) if cpu.is_active() else settings)
+    config.__io__ = recorded
+    return config
 
 
 @dataclass(kw_only=True)

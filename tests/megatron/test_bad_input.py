@@ -1,0 +1,107 @@
+"""Training refuses what it cannot train on, in one sentence, before the first step and without a checkpoint."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pairs
+import pytest
+import tiny
+
+pytestmark = [pytest.mark.distributed, pytest.mark.parametrize("workbench", ["mistral"], indirect=True)]
+
+
+def _refusal(workers, workbench, tmp_path, **overrides) -> str:
+    settings = {
+        "data.paths": str(workbench.shards),
+        "data.global_batch_size": 4,
+        "resume.restore_config.path": str(workbench.checkpoint),
+        "log.log_dir": str(tmp_path / "run"),
+        "trainer.max_steps": 1,
+        **{name.replace("__", "."): value for name, value in overrides.items()},
+    }
+    (message,) = workers.run("megatron_jobs", "refusal", 1, overrides=settings)
+    assert not list((tmp_path / "run").rglob("checkpoints/*"))
+    assert not list((tmp_path / "run").rglob("metrics.jsonl"))
+    return message
+
+
+def test_missing_shards(workers, workbench, tmp_path):
+    message = _refusal(workers, workbench, tmp_path, data__paths=str(tmp_path / "nowhere"))
+    assert "nowhere holds no manifest.json" in message
+
+
+def test_no_paths(workers, workbench, tmp_path):
+    assert "data.paths is not set" in _refusal(workers, workbench, tmp_path, data__paths=None)
+
+
+def test_truncated_shard(workers, workbench, tmp_path):
+    shards = shutil.copytree(workbench.shards, tmp_path / "shards")
+    (file,) = shards.glob("*.arrow")
+    file.write_bytes(file.read_bytes()[:-100])
+    message = _refusal(workers, workbench, tmp_path, data__paths=str(shards))
+    assert file.name in message
+    assert "truncated" in message
+
+
+def test_tokenizer_of_another_model(workers, workbench, tmp_path):
+    shards = pairs.write_shards(tmp_path / "shards", workbench.records, tiny.tiny_tokenizer("llama-3"), 1000)
+    message = _refusal(workers, workbench, tmp_path, data__paths=str(shards))
+    assert "was written with tokenizer" in message
+    assert "but the model's tokenizer is" in message
+
+
+def test_tokens_beyond_the_vocabulary(workers, workbench, tmp_path):
+    """A shard may come from a model whose tokenizer agrees but whose embedding has more rows."""
+    record = dataclasses.replace(workbench.records[0], trunk_ids=np.full(20, 5000, np.int32))
+    tokenizer = tiny.tiny_tokenizer(tiny.DEFAULT_STYLE["mistral"])
+    shards = pairs.write_shards(tmp_path / "shards", [record], tokenizer, 5001)
+    message = _refusal(workers, workbench, tmp_path, data__paths=str(shards))
+    assert "vocabulary of 5001" in message
+
+
+def test_records_longer_than_the_run(workers, workbench, tmp_path):
+    message = _refusal(workers, workbench, tmp_path, data__seq_length=32)
+    assert "more than data.seq_length=32" in message
+
+
+def test_missing_checkpoint(workers, workbench, tmp_path):
+    message = _refusal(workers, workbench, tmp_path, resume__restore_config__path=str(tmp_path / "nowhere"))
+    assert "nowhere is not a NeMo checkpoint" in message
+
+
+def test_checkpoint_of_another_architecture(workers, workbench, tmp_path):
+    checkpoint = shutil.copytree(workbench.checkpoint, tmp_path / "checkpoint")
+    context = checkpoint / "context" / "io.json"
+    llama = context.read_text().replace("model.mistral", "model.llama").replace("MistralConfig7B", "Llama2Config7B")
+    context.write_text(llama)
+    message = _refusal(workers, workbench, tmp_path, resume__restore_config__path=str(checkpoint))
+    assert "checkpoint holds a Llama2Config7B" in message
+
+
+def test_no_checkpoint(workers, workbench, tmp_path):
+    message = _refusal(workers, workbench, tmp_path, resume__restore_config__path="")
+    assert "resume.restore_config.path is not set" in message
+
+
+@pytest.mark.parametrize(
+    ("setting", "size", "sentence"),
+    [
+        ("tensor_model_parallel_size", 4, "2 key/value heads"),
+        ("pipeline_model_parallel_size", 4, "2 layers"),
+    ],
+)
+def test_sizes_that_do_not_divide(workers, workbench, tmp_path, setting, size, sentence):
+    overrides = {"trainer__devices": size, f"trainer__strategy__{setting}": size}
+    message = _refusal(workers, workbench, tmp_path, **overrides)
+    assert sentence in message
+    assert setting in message
+
+
+def test_sizes_beyond_the_devices(workers, workbench, tmp_path):
+    overrides = {"trainer__devices": 2, "trainer__strategy__context_parallel_size": 3}
+    assert "divisible by the product" in _refusal(workers, workbench, tmp_path, **overrides)
+
+
+def test_more_than_one_pair_in_a_micro_batch(workers, workbench, tmp_path):
+    assert "micro-batch is one pair" in _refusal(workers, workbench, tmp_path, data__micro_batch_size=2)
