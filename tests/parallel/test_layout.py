@@ -157,7 +157,7 @@ def rows_over_ranks(record: PairRecord, cp_size: int, tp_size: int) -> dict[tupl
         for side in range(2):
             for column, position in enumerate(local.position_ids[side].tolist()):
                 assert (side, position) not in found, "held twice"
-                found[side, position] = Row(*(value[side, column].item() for value in _per_row(local)))
+                found[side, position] = Row._make(value[side, column].item() for value in _per_row(local))
     return found
 
 
