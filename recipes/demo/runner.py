@@ -50,7 +50,10 @@ def _run(stage: Stage, label: str, log: Path) -> float:
 def _run_command(stage: Stage, command: Command, label: str, log: Path) -> None:
     started = reported = time.monotonic()
     with log.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=_environment(stage.threads))
+        # Libraries leave log files in the working directory; the logs' own folder is the place for them.
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env=_environment(stage.threads), cwd=log.parent
+        )
         try:
             while process.poll() is None:
                 time.sleep(_POLL_SECONDS)
