@@ -1,0 +1,79 @@
+"""The stock `nemo llm finetune` finds the recipe, shows it, and trains with it on two processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.distributed
+
+SECONDS = 240
+
+
+def _nemo(directory: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [str(Path(sys.executable).with_name("nemo")), "llm", "finetune", *arguments]
+    environment = {**os.environ, "COLUMNS": "200"}
+    process = subprocess.Popen(
+        command,
+        cwd=directory,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return subprocess.CompletedProcess(command, process.returncode, output)
+
+
+def test_help_lists_the_recipe(tmp_path):
+    assert "tiny_longpo" in _nemo(tmp_path, "--help").stdout
+
+
+def test_dryrun_prints_the_configuration(tmp_path):
+    result = _nemo(tmp_path, "--factory", "tiny_longpo", "--dryrun", "data.paths=my_shards", "model.objective.beta=0.2")
+    assert result.returncode == 0
+    for setting in ("my_shards", "beta=0.2", "preference_weight=0.01", "pair_layout='concatenated'", "LongPOStrategy"):
+        assert setting in result.stdout
+    assert not list(tmp_path.rglob("checkpoints"))
+
+
+@pytest.mark.parametrize("workbench", ["qwen2"], indirect=True)
+def test_two_processes_train_and_save(workbench, tmp_path):
+    result = _nemo(
+        tmp_path,
+        "--factory",
+        "tiny_longpo",
+        "--yes",
+        f"data.paths={workbench.shards}",
+        "data.global_batch_size=2",
+        f"resume.restore_config.path={workbench.checkpoint}",
+        f"log.log_dir={tmp_path / 'run'}",
+        "trainer.devices=2",
+        "trainer.max_steps=1",
+        "trainer.strategy.context_parallel_size=2",
+        "log.ckpt.every_n_train_steps=1",
+    )
+    assert result.returncode == 0, result.stdout[-3000:]
+    (line,) = (tmp_path / "run" / "tb_logs" / "longpo" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line)["step"] == 1
+    (last,) = (tmp_path / "run" / "longpo" / "checkpoints").glob("*-last")
+    assert (last / "weights").is_dir()
+    assert (last / "context" / "io.json").is_file()
+    assert list((tmp_path / "run" / "tb_logs" / "longpo").glob("events.out.tfevents.*"))
+
+
+def test_bad_input_is_one_sentence_and_a_status(tmp_path):
+    result = _nemo(tmp_path, "--factory", "tiny_longpo", "--yes", "data.paths=nowhere")
+    assert result.returncode != 0
+    assert "resume.restore_config.path is not set; give the imported checkpoint to start from." in result.stdout
+    assert "Traceback" not in result.stdout
