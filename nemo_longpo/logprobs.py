@@ -41,7 +41,7 @@ class _VocabParallelLogprobs(torch.autograd.Function):
         return picked_N - total_N.log()
 
     @staticmethod
-    def backward(ctx, grad_N: Tensor):  # type: ignore[override]
+    def backward(ctx, grad_N: Tensor):
         softmax_NP, local_N, is_local_N = ctx.saved_tensors
         grad_NP = softmax_NP * -grad_N[:, None]
         grad_NP.scatter_add_(-1, local_N[:, None], grad_N.where(is_local_N, 0.0)[:, None])

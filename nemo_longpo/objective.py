@@ -53,7 +53,7 @@ class Objective:
             raise ValueError(
                 f"objective.loss_type is {self.loss_type!r}; choose one of {', '.join(get_args(LossType))}."
             )
-        if self.beta <= 0 or self.preference_weight < 0:
+        if not (self.beta > 0 and self.preference_weight >= 0):
             raise ValueError(
                 f"objective.beta must be > 0 and preference_weight >= 0; got {self.beta} and {self.preference_weight}."
             )

@@ -72,6 +72,7 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "torch.cuda.synchronize": lambda: torch.cuda.synchronize() is None,
     "torch.cuda.current_device": lambda: torch.empty(1, device=torch.cuda.current_device()).device.type == "cpu",
     "torch.cuda.get_rng_state": lambda: torch.equal(torch.cuda.get_rng_state(), torch.get_rng_state()),
+    "torch.cuda.manual_seed": lambda: torch.cuda.manual_seed(5) is not None and torch.initial_seed() == 5,
     "megatron.core.tensor_parallel.random._get_cuda_rng_state": _get_state,
     "megatron.core.tensor_parallel.random._set_cuda_rng_state": _set_state_is_the_state,
     "nemo.lightning.megatron_init._set_random_seed": _seed_reaches_the_tracker,

@@ -13,9 +13,9 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
 from nemo.lightning.callback_group import CallbackGroup
-from nemo_longpo.recipes.tiny import tiny_longpo
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.recipes.tiny import tiny_longpo
 
 # NeMo's telemetry keeps one timeline per process; a worker lives through many runs.
 CallbackGroup.get_instance().callbacks.clear()

@@ -30,6 +30,12 @@ def random_record(rng: np.random.Generator, vocab_size: int, trunk: int, turns: 
     )
 
 
+def uneven_records(vocab_size: int) -> list[PairRecord]:
+    """Four records of 1 to 3 turns and unequal lengths; some turn straddles a context-parallel shard boundary."""
+    rng = np.random.default_rng(7)
+    return [random_record(rng, vocab_size, 13 + 11 * i, turns, f"doc-{i}") for i, turns in enumerate((1, 3, 2, 3))]
+
+
 def _random_branch(rng: np.random.Generator, vocab_size: int, instructions: list[np.ndarray]):
     ids: list[np.ndarray] = []
     spans, logps, place = [], [], 0

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from distributed import WorkerPool
 from gloo_jobs import HIDDEN, ROWS, logprob_problem
 
 from nemo_longpo.logprobs import IGNORE_LABEL, token_logprobs, vocab_parallel_logprobs
@@ -132,13 +131,6 @@ def test_bfloat16_logits_are_scored_in_float32():
     logprobs.sum().backward()
     assert logits.grad is not None
     assert logits.grad.dtype == torch.bfloat16
-
-
-@pytest.fixture(scope="module")
-def workers():
-    pool = WorkerPool(3)
-    yield pool
-    pool.close()
 
 
 @pytest.mark.distributed

@@ -23,7 +23,7 @@ class _GatherRows(torch.autograd.Function):
         return gathered
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[override]
+    def backward(ctx, grad: Tensor):
         local = grad.new_empty(grad.shape[0] // ctx.group.size(), *grad.shape[1:])
         dist.reduce_scatter_tensor(local, grad.contiguous(), group=ctx.group)
         return local, None

@@ -5,7 +5,6 @@ with their CPU meaning. `activate` does nothing where an accelerator is present.
 line that needs it; `tests/backends/test_cpu.py` fails when a redirected call starts to work without us.
 """
 
-import contextlib
 import queue
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,23 +19,7 @@ def is_needed() -> bool:
 
 
 class _Stream:
-    """A stream on a device that runs everything in order: waiting is already done."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
-
-    def wait_stream(self, stream: Any) -> None: ...
-
-    def wait_event(self, event: Any) -> None: ...
-
-    def synchronize(self) -> None: ...
-
-
-class _Event(_Stream):
-    """An event that has always happened."""
-
-    def record(self, stream: Any = None) -> None: ...
-
-    def wait(self, stream: Any = None) -> None: ...
+    """A stream of a device that runs everything in order: nobody ever has to wait for it."""
 
 
 def _also_seeding_the_rng_tracker(set_random_seed: Callable[[int], None]) -> Callable[[int], None]:
@@ -73,20 +56,6 @@ def redirections() -> list[Redirection]:
         Redirection(
             cuda, "Stream", _Stream, "nemo/lightning/megatron_parallel.py init_model_parallel: stream(Stream())"
         ),
-        Redirection(cuda, "Event", _Event, "megatron/core/pipeline_parallel/combined_1f1b.py: Event()"),
-        Redirection(cuda, "stream", lambda stream: contextlib.nullcontext(), "nemo megatron_parallel.py, same line"),
-        Redirection(
-            cuda,
-            "current_stream",
-            lambda device=None: _Stream(),
-            "megatron/core/distributed/param_and_grad_buffer.py: wait_stream",
-        ),
-        Redirection(
-            cuda,
-            "default_stream",
-            lambda device=None: _Stream(),
-            "megatron/core/distributed/param_and_grad_buffer.py:463",
-        ),
         Redirection(
             cuda, "synchronize", lambda device=None: None, "megatron/core/pipeline_parallel/p2p_communication.py:242"
         ),
@@ -96,21 +65,15 @@ def redirections() -> list[Redirection]:
             lambda: torch.device("cpu"),
             "megatron/core/pipeline_parallel/p2p_communication.py:190: torch.empty(device=current_device())",
         ),
-        Redirection(cuda, "set_device", lambda device: None, "nemo/lightning/_strategy_lib.py setup_parallel_ranks"),
         Redirection(
             cuda, "get_rng_state", lambda *a, **k: torch.get_rng_state(), "megatron/core/tensor_parallel/random.py:196"
         ),
         Redirection(
             cuda,
-            "set_rng_state",
-            lambda state, *a, **k: torch.set_rng_state(state),
-            "megatron/core/tensor_parallel/random.py",
-        ),
-        Redirection(
-            cuda.random,
-            "get_rng_state",
-            lambda *a, **k: torch.get_rng_state(),
-            "megatron/core/tensor_parallel/random.py:55",
+            "manual_seed",
+            lambda seed: torch.manual_seed(seed),
+            "megatron/core/tensor_parallel/random.py:198; without CUDA torch puts the seed off for ever, "
+            "and all of Megatron's generators would be one",
         ),
         Redirection(
             megatron_random,
@@ -144,9 +107,11 @@ def redirections() -> list[Redirection]:
             "filesystem_async.py:54 spawns a manager process for a queue that a synchronous save reads in this process",
         ),
         Redirection(
-            torch.Tensor, "cuda", lambda tensor, *a, **k: tensor, "nemo/collections/llm/gpt/model/base.py data_step"
+            torch.Tensor,
+            "cuda",
+            lambda tensor, *a, **k: tensor,
+            "megatron/core/models/common/embeddings/rope_utils.py:64 and dist_checkpointing/exchange_utils.py:502",
         ),
-        Redirection(torch.nn.Module, "cuda", lambda module, *a, **k: module, "nemo/lightning/megatron_parallel.py:642"),
     ]
 
 

@@ -58,6 +58,8 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
         tokenizer: set by NeMo from the model's checkpoint, and checked against the shards'.
     """
 
+    trainer: pl.Trainer  # set by Lightning before any of the methods below
+
     def __init__(
         self,
         paths: Optional[Union[list[str], str]] = None,  # noqa: UP007, UP045 (NeMo-Run's parser knows no `|`)
@@ -98,7 +100,8 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
             )
 
     def _refuse_foreign_tokens(self, reader: ShardReader) -> None:
-        rows = self.trainer.lightning_module.config.vocab_size
+        model: Any = self.trainer.lightning_module
+        rows = model.config.vocab_size
         if reader.manifest.vocab_size > rows:
             raise InputError(
                 f"{reader.directory} was written for a vocabulary of {reader.manifest.vocab_size}, but the model has "

@@ -46,7 +46,7 @@ class LongPOStrategy(nl.MegatronStrategy):
         self.recompute_num_layers = recompute_num_layers
 
     def connect(self, model: pl.LightningModule) -> None:
-        config: TransformerConfig = model.config  # type: ignore[assignment]
+        config: TransformerConfig = model.config
         check_parallel_sizes(config, self.tensor_model_parallel_size, self.pipeline_model_parallel_size)
         if self.recompute_granularity is not None:
             config.recompute_granularity = self.recompute_granularity

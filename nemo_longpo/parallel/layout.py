@@ -77,7 +77,7 @@ def lay_out_concatenated(record: PairRecord, cp_size: int = 1, tp_size: int = 1)
     trunk = len(record.trunk_ids)
     longest = trunk + max(len(record.chosen_ids), len(record.rejected_ids)) - 1
     shape = (2, padded_length(longest, cp_size, tp_size))
-    tokens, labels = np.zeros(shape, np.int64), np.full(shape, IGNORE_LABEL, np.int64)
+    tokens, labels = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     response_mask, ref_logps = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     nll_mask = np.zeros(shape, np.float32)
 

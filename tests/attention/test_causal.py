@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from distributed import WorkerPool
 from gloo_jobs import HEAD, QUERY_HEADS, attend, attention_problem
 
 from nemo_longpo.parallel.layout import zigzag_rows
@@ -43,13 +42,6 @@ def test_one_process(length, kv_heads):
 
 def test_scale_of_ones_own():
     assert_equal(attend(torch.arange(9), 9, scale=0.3), written_out(9, 0.3))
-
-
-@pytest.fixture(scope="module")
-def workers():
-    pool = WorkerPool(4)
-    yield pool
-    pool.close()
 
 
 @pytest.mark.distributed

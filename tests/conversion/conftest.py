@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from conversion_cases import CASES
-from nemo_longpo.conversion.importer import import_checkpoint
 from tiny import DEFAULT_STYLE, save_tiny, tiny_model, tiny_tokenizer
+
+from nemo_longpo.conversion.importer import import_checkpoint
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from nemo_longpo.conversion.outputs import new_directory
 from safetensors.torch import load_file, save_file
 
 from nemo_longpo.cli import main
+from nemo_longpo.conversion.outputs import new_directory
 
 
 def edit_json(path: Path, **changes: object) -> None:

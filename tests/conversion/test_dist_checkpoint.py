@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 import torch.distributed
+
 from nemo_longpo.conversion import dist_checkpoint
 from nemo_longpo.conversion.dist_checkpoint import Chunk, DistCheckpoint
-
 from nemo_longpo.errors import InputError
 
 SHAPE = (4, 6, 5)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from nemo_longpo.conversion.layouts import Geometry, Layout, join, split
 
 GEOMETRY = Geometry(layers=1, hidden=5, feed_forward=7, heads=4, groups=2, head_size=3, vocabulary=11, tied=False)

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from conversion_cases import CASES
+from transformers import AutoModelForCausalLM
+
 from nemo_longpo.conversion.dist_checkpoint import DistCheckpoint
 from nemo_longpo.conversion.exporter import export_checkpoint
-from transformers import AutoModelForCausalLM
 
 
 @pytest.fixture(scope="module")

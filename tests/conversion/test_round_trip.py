@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from conversion_cases import CASES
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from nemo_longpo.conversion import dist_checkpoint
 from nemo_longpo.conversion.dist_checkpoint import Chunk, DistCheckpoint
 from nemo_longpo.conversion.exporter import export_checkpoint
 from nemo_longpo.conversion.importer import import_checkpoint
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def files(directory: Path) -> dict[str, bytes]:

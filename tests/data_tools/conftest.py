@@ -25,7 +25,6 @@ def longpo(capsys):
     import argparse
 
     from nemo_longpo.data_tools.cli import register
-
     from nemo_longpo.errors import InputError
 
     parser = argparse.ArgumentParser(prog="longpo")

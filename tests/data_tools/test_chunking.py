@@ -1,10 +1,11 @@
 """Chunks: exact substrings, in order, never above the limit, cut at kind places."""
 
 import pytest
-from nemo_longpo.data_tools.chat import ChatFormat
-from nemo_longpo.data_tools.chunking import chunk_document, draw_chunks
 from small_corpus import make_document
 from tiny import STYLES, tiny_tokenizer
+
+from nemo_longpo.data_tools.chat import ChatFormat
+from nemo_longpo.data_tools.chunking import chunk_document, draw_chunks
 
 
 def words_as_tokens(text):

@@ -5,8 +5,8 @@ import json
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from nemo_longpo.data_tools.corpus import CorpusSource
 
+from nemo_longpo.data_tools.corpus import CorpusSource
 from nemo_longpo.errors import InputError
 
 

@@ -1,9 +1,10 @@
 """Tokenizers of other kinds than the five styles: word level, and one that cannot be taken apart."""
 
 import pytest
-from nemo_longpo.data_tools.chat import ChatFormat
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+
+from nemo_longpo.data_tools.chat import ChatFormat
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ '<user>' if m['role'] == 'user' else '<model>' }}"

@@ -1,9 +1,9 @@
 import json
 
 import pytest
+
 from nemo_longpo.data_tools.instruct import parse_instructions
 from nemo_longpo.data_tools.prompts import Prompts, load_prompts
-
 from nemo_longpo.errors import InputError
 
 

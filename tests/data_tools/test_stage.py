@@ -4,9 +4,9 @@ import json
 from collections import Counter
 
 import pytest
+
 from nemo_longpo.data_tools.rows import PartsSource
 from nemo_longpo.data_tools.stage import PartResult, Stage, run_stage
-
 from nemo_longpo.errors import InputError
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from nemo_longpo.data_tools.engines.base import Sampling
-from nemo_longpo.data_tools.engines.transformers import TransformersEngine, _pick
 from tiny import save_tiny, tiny_tokenizer
 
+from nemo_longpo.data_tools.engines.base import Sampling
+from nemo_longpo.data_tools.engines.transformers import TransformersEngine, _pick
 from nemo_longpo.errors import InputError
 
 SEQUENCES = [[1, *range(20, 20 + length)] for length in (9, 30, 4, 17)]

@@ -1,18 +1,14 @@
-"""What the distributed tests share: worker processes, and per family a small model, its checkpoint and its shards."""
+"""What the training tests share: per family a small model, its checkpoint and its shards."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pairs
 import pytest
 import tiny
-from distributed import WorkerPool
+
 from nemo_longpo.conversion.importer import import_checkpoint
-
 from nemo_longpo.shards.schema import PairRecord
-
-RECORDS = 4
 
 
 @dataclass(frozen=True)
@@ -25,24 +21,14 @@ class Workbench:
     records: list[PairRecord]
 
 
-@pytest.fixture(scope="session")
-def workers():
-    """Four processes with NeMo imported; they outlive every test of the session."""
-    pool = WorkerPool(4)
-    yield pool
-    pool.close()
-
-
 @pytest.fixture(scope="session", params=["mistral", "qwen2"])
 def workbench(request, tmp_path_factory) -> Workbench:
-    """Pairs of 1 to 3 turns and unequal lengths; an odd number of vocabulary rows; four layers' worth of pipeline."""
+    """Pairs of 1 to 3 turns and unequal lengths; an odd number of vocabulary rows."""
     root = tmp_path_factory.mktemp(request.param)
     hf = tiny.save_tiny(root / "hf", request.param)
     tokenizer = tiny.tiny_tokenizer(tiny.DEFAULT_STYLE[request.param])
     vocab_size = tiny.tiny_model(request.param, tokenizer).config.vocab_size
     assert vocab_size % 2 == 1, "the vocabulary must not divide by the tensor-parallel size"
-    rng = np.random.default_rng(7)
-    turns = (1, 3, 2, 3)
-    records = [pairs.random_record(rng, vocab_size, 13 + 11 * i, turns[i], f"doc-{i}") for i in range(RECORDS)]
+    records = pairs.uneven_records(vocab_size)
     shards = pairs.write_shards(root / "shards", records, tokenizer, vocab_size)
     return Workbench(hf, import_checkpoint(hf, root / "nemo"), shards, records)

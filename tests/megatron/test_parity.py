@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 import torch
-from nemo_longpo.conversion.exporter import export_checkpoint
 from reference import longpo_step
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from nemo_longpo.conversion.exporter import export_checkpoint
 from nemo_longpo.objective import METRICS
 
 pytestmark = pytest.mark.distributed

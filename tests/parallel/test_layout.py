@@ -287,8 +287,5 @@ def test_straddles_is_no_constant():
 
 @pytest.mark.parametrize("family", ["mistral", "qwen2"])
 def test_training_tests_hold_a_turn_that_straddles_a_shard_boundary(family):
-    """The records of tests/megatron/conftest.py, made in the same way."""
     vocab_size = tiny.tiny_model(family, tiny.tiny_tokenizer(tiny.DEFAULT_STYLE[family])).config.vocab_size
-    rng = np.random.default_rng(7)
-    made = [pairs.random_record(rng, vocab_size, 13 + 11 * i, turns) for i, turns in enumerate((1, 3, 2, 3))]
-    assert any(straddles(record, 2) for record in made)
+    assert any(straddles(record, 2) for record in pairs.uneven_records(vocab_size))

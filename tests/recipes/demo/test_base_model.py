@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from nemo_longpo.recipes.demo.corpus import answer, asked_name, make_document, question, write_request
 from nemo_longpo.recipes.demo.evaluate import accuracy, load, respond
 from nemo_longpo.recipes.demo.stages import BASE_MODEL, PROMPTS

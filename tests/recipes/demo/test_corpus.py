@@ -2,6 +2,7 @@ import json
 import random
 
 import pytest
+
 from nemo_longpo.recipes.demo.corpus import (
     SENTENCES_PER_PARAGRAPH,
     answer,

@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from nemo_longpo.errors import InputError
 from nemo_longpo.recipes.demo import cli, stages
 from nemo_longpo.recipes.demo.plots import plot_accuracy, plot_rewards
 from nemo_longpo.recipes.demo.run import format_summary, refuse_other_settings
 from nemo_longpo.recipes.demo.runner import run_stages
 from nemo_longpo.recipes.demo.stages import DemoSettings, Stage, demo_stages, trained_checkpoint, training_progress
-
-from nemo_longpo.errors import InputError
 
 
 def python(code: str) -> tuple[str, ...]:
