@@ -76,10 +76,10 @@ def _generate(run: Any, arguments: argparse.Namespace, settings: Any) -> dict[st
     if arguments.temperature < 0 or not 0 < arguments.top_p <= 1:
         raise InputError("--temperature must be at least 0 and --top-p above 0 and at most 1")
     return run(
-        arguments.input,
-        arguments.model,
-        arguments.output,
         settings,
+        input_path=arguments.input,
+        model=arguments.model,
+        output=arguments.output,
         prompts_file=arguments.prompts,
         engine_options=_engine(arguments),
         placement=_placement(arguments),

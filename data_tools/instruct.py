@@ -3,20 +3,19 @@
 import random
 import re
 from collections import Counter
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from nemo_longpo.errors import InputError
 
 from .chat import ChatFormat
 from .engines.base import Completion, Engine, Sampling
-from .model import load_chat, model_identity, tokenizer_identity
-from .options import EngineOptions, Placement, check_fits, choose_prompts
+from .generation import run_generation
+from .options import check_fits
 from .prompts import Prompts
-from .rows import PartsSource, Row
+from .rows import Row
 from .seeds import seed_for
-from .stage import PartResult, Process, Stage, Tick, run_stage
+from .stage import PartResult, Tick
 
 _NUMBERED = re.compile(r"^\s*(?:\*\*)?\(?\d{1,2}[.):](?:\*\*)?\s+(.*\S)\s*$")
 _BULLET = re.compile(r"^\s*[-*•]\s+(.*\S)\s*$")
@@ -33,41 +32,14 @@ class InstructSettings:
     seed: int = 0
 
 
-def run_instruct(
-    input_path: Path,
-    model: Path,
-    output: Path,
-    settings: InstructSettings,
-    *,
-    prompts_file: str | None,
-    engine_options: EngineOptions,
-    placement: Placement,
-) -> dict[str, int]:
-    """Add "instruction" and "instruction_pool" to every turn; drop turns without a usable one. Raises InputError."""
+def run_instruct(settings: InstructSettings, **where: Any) -> dict[str, int]:
+    """Add "instruction" and "instruction_pool" to every turn; drop turns without a usable one.
+
+    `where` is that of `run_generation`. Raises InputError.
+    """
     if settings.pool_size < 1:
         raise InputError(f"--pool-size {settings.pool_size} must be at least 1")
-    source = PartsSource(input_path, rows_per_part=placement.part_size)
-    prompts = choose_prompts(prompts_file, source.history())
-    chat = load_chat(model)
-
-    def make_process() -> Process:
-        engine = engine_options.load(model)
-        return lambda rows, tick: _instruct_rows(rows, tick, chat, engine, prompts, settings)
-
-    return run_stage(
-        Stage(
-            name="instruct",
-            source=source,
-            output=output,
-            settings=asdict(settings)
-            | {"engine": engine_options.name, "prompts": prompts.to_dict()}
-            | {"model": model_identity(model, engine_options.dtype)}
-            | tokenizer_identity(chat),
-            make_process=make_process,
-            rank=placement.rank,
-            world_size=placement.world_size,
-        )
-    )
+    return run_generation("instruct", _instruct_rows, settings, **where)
 
 
 def parse_instructions(text: str, count: int, *, truncated: bool) -> list[str]:

@@ -5,21 +5,20 @@ document are independent requests that share their beginning.
 """
 
 from collections import Counter
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from nemo_longpo.errors import InputError
 
 from .chat import ChatFormat
 from .engines.base import Completion, Engine, Sampling
+from .generation import run_generation
 from .instruct import chunks_of
-from .model import load_chat, model_identity, tokenizer_identity
-from .options import EngineOptions, Placement, check_fits, choose_prompts
+from .options import check_fits
 from .prompts import Prompts
-from .rows import PartsSource, Row
+from .rows import Row
 from .seeds import seed_for
-from .stage import PartResult, Process, Stage, Tick, run_stage
+from .stage import PartResult, Tick
 
 
 @dataclass(frozen=True)
@@ -32,39 +31,12 @@ class RespondSettings:
     seed: int = 0
 
 
-def run_respond(
-    input_path: Path,
-    model: Path,
-    output: Path,
-    settings: RespondSettings,
-    *,
-    prompts_file: str | None,
-    engine_options: EngineOptions,
-    placement: Placement,
-) -> dict[str, int]:
-    """Add both answers, their token ids and finish reasons to every turn. Raises InputError."""
-    source = PartsSource(input_path, rows_per_part=placement.part_size)
-    prompts = choose_prompts(prompts_file, source.history())
-    chat = load_chat(model)
+def run_respond(settings: RespondSettings, **where: Any) -> dict[str, int]:
+    """Add both answers, their token ids and finish reasons to every turn.
 
-    def make_process() -> Process:
-        engine = engine_options.load(model)
-        return lambda rows, tick: _respond_rows(rows, tick, chat, engine, prompts, settings)
-
-    return run_stage(
-        Stage(
-            name="respond",
-            source=source,
-            output=output,
-            settings=asdict(settings)
-            | {"engine": engine_options.name, "prompts": prompts.to_dict()}
-            | {"model": model_identity(model, engine_options.dtype)}
-            | tokenizer_identity(chat),
-            make_process=make_process,
-            rank=placement.rank,
-            world_size=placement.world_size,
-        )
-    )
+    `where` is that of `run_generation`. Raises InputError.
+    """
+    return run_generation("respond", _respond_rows, settings, **where)
 
 
 def _respond_rows(

@@ -31,7 +31,7 @@ def _serve(rank: int, connection) -> None:
         }
         try:
             connection.send((True, getattr(importlib.import_module(module), function)(**kwargs)))
-        except BaseException:
+        except Exception:
             connection.send((False, traceback.format_exc()))
 
 
