@@ -36,21 +36,33 @@ def plot_rewards(path: Path, steps: list[dict[str, Any]]) -> None:
     figure, (rewards, losses) = _figure(2, (10.0, 4.2))
     x = [entry["step"] for entry in steps]
     for name, color in (("chosen", _CHOSEN), ("rejected", _REJECTED), ("margins", _MARGIN)):
-        label = "margin" if name == "margins" else name
-        rewards.plot(x, [entry[f"rewards/{name}"] for entry in steps], color=color, label=label, linewidth=2)
+        _labelled_line(rewards, x, [entry[f"rewards/{name}"] for entry in steps], color, name.removesuffix("s"))
     rewards.axhline(0, color="#bbbbbb", linewidth=1, zorder=0)
     rewards.set_title("rewards: policy against reference", loc="left")
     rewards.set_ylabel("β · (log-prob − reference log-prob)")
     for name, color, label in (("loss/nll", _BEFORE, "NLL"), ("loss/longpo", _AFTER, "preference")):
-        losses.plot(x, [entry[name] for entry in steps], color=color, label=label, linewidth=2)
+        _labelled_line(losses, x, [entry[name] for entry in steps], color, label)
     losses.set_title("loss terms", loc="left")
     losses.set_ylabel("loss (nats)")
     losses.set_ylim(bottom=0)
     for axes in (rewards, losses):
         axes.set_xlabel("training step")
         axes.set_xlim(x[0], x[-1])
-        axes.legend(frameon=False)
     figure.savefig(path)
+
+
+def _labelled_line(axes: "Axes", x: list[int], y: list[float], color: str, label: str) -> None:
+    """A line named at its right end, where no curve can run through a legend."""
+    axes.plot(x, y, color=color, linewidth=2)
+    axes.annotate(
+        label,
+        (x[-1], y[-1]),
+        xytext=(6, 0),
+        textcoords="offset points",
+        va="center",
+        color=color,
+        annotation_clip=False,
+    )
 
 
 def _figure(columns: int, inches: tuple[float, float]) -> tuple["Figure", list["Axes"]]:

@@ -29,8 +29,8 @@ class DemoSettings:
     learning_rate: float = 5e-4
     preference_weight: float = 0.1
     beta: float = 0.1
-    rope_theta: float = 1e6
-    samples: int = 128
+    rope_theta: float = 1e5
+    samples: int = 64
     seed: int = 0
 
     @property

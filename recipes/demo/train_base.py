@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 class Training:
     """Settings of the base training; `steps` is the whole run, fractions of it are named as such."""
 
-    steps: int = 2600
+    steps: int = 3000
     learning_rate: float = 1e-3
     warmup_steps: int = 30
     decay_fraction: float = 0.3
     tokens_per_step: int = 3000
     facts: int = 8
     first_lengths: tuple[int, ...] = (24, 32)
-    later_lengths: tuple[int, ...] = (24, 32, 48, 56)
+    later_lengths: tuple[int, ...] = (24, 32, 48, 64, 96)
     later_fraction: float = 0.6
     repeats_fraction: float = 0.4
     repeats_per_step: int = 64
@@ -58,7 +58,7 @@ def build_model(vocab_size: int) -> "MistralForCausalLM":
             num_attention_heads=2,
             num_key_value_heads=2,
             head_dim=64,
-            rope_theta=1e4,
+            rope_theta=1e3,
             sliding_window=None,
             max_position_embeddings=4096,
             bos_token_id=SPECIAL_TOKENS.index("<s>"),
