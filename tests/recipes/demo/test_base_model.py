@@ -9,7 +9,7 @@ import torch
 
 from nemo_longpo.recipes.demo.corpus import answer, asked_name, make_document, question, write_request
 from nemo_longpo.recipes.demo.evaluate import accuracy, load, respond
-from nemo_longpo.recipes.demo.stages import BASE_MODEL, PROMPTS
+from nemo_longpo.recipes.demo.stages import BASE_LENGTH, BASE_MODEL, PROMPTS
 from nemo_longpo.recipes.demo.tokenizer import build_tokenizer
 
 
@@ -69,8 +69,8 @@ def test_the_prompt_file_asks_for_questions_as_in_training() -> None:
 
 
 def test_recall_works_in_short_documents_only(base) -> None:
-    assert accuracy(*base, tokens=96, samples=32) >= 0.97
-    assert accuracy(*base, tokens=512, samples=32) <= 0.05
+    assert accuracy(*base, tokens=BASE_LENGTH, samples=32) >= 0.97
+    assert accuracy(*base, tokens=8 * BASE_LENGTH, samples=32) <= 0.05
 
 
 def test_later_turns_are_answered_too(base) -> None:
