@@ -22,10 +22,10 @@ class DemoSettings:
     """What the demo can be run with; the defaults reach the bar of 90 % within minutes on two cores."""
 
     output: Path
-    documents: int = 80
+    documents: int = 200
     tokens: int = 1024
     chunk_tokens: int = 96
-    steps: int = 40
+    steps: int = 100
     learning_rate: float = 5e-4
     preference_weight: float = 0.1
     beta: float = 0.1
