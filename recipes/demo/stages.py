@@ -121,7 +121,7 @@ def _data_stages(settings: DemoSettings, corpus: Path) -> list[Stage]:
     folder = output / "data"
     chunk_options = ("--chunk-tokens", str(settings.chunk_tokens), *_document_limits(settings.tokens), *seed)
     instruct_options = ("--pool-size", "1", "--max-new-tokens", "8", "--prompts", str(PROMPTS), *seed)
-    respond_options = ("--max-new-tokens", "16", "--prompts", str(PROMPTS))
+    respond_options = ("--max-new-tokens", "8", "--prompts", str(PROMPTS))
     return [
         Stage("chunk", "cut four chunks out of each document", data("chunk", corpus, *chunk_options)),
         Stage("instruct", "the base model writes a question", data("instruct", folder / "chunk", *instruct_options)),
