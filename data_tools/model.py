@@ -12,8 +12,8 @@ from nemo_longpo.shards.fingerprint import (
     tokenizer_fingerprint,
 )
 
-from .chat import ChatFormat
-from .engines.base import Engine
+from .chat.format import ChatFormat
+from .settings import EngineSettings
 
 
 def load_chat(directory: str | Path) -> ChatFormat:
@@ -30,15 +30,6 @@ def load_chat(directory: str | Path) -> ChatFormat:
     return ChatFormat(tokenizer)
 
 
-def load_engine(name: str, directory: str | Path, *, dtype: str, device: str, batch_tokens: int) -> Engine:
-    """Load a model into an engine; only "transformers" so far."""
-    if name != "transformers":
-        raise InputError(f"--engine {name} is not known; use transformers")
-    from .engines.transformers import TransformersEngine
-
-    return TransformersEngine(directory, dtype=dtype, device=device, batch_tokens=batch_tokens)
-
-
 def tokenizer_identity(chat: ChatFormat) -> dict[str, Any]:
     """What makes two tokenizers the same for stored token ids."""
     return {
@@ -47,6 +38,9 @@ def tokenizer_identity(chat: ChatFormat) -> dict[str, Any]:
     }
 
 
-def model_identity(directory: str | Path, dtype: str) -> dict[str, Any]:
-    """What makes two models the same for stored log-probs; `dtype` "auto" is the checkpoint's own."""
-    return asdict(model_fingerprint(directory, dtype=None if dtype == "auto" else dtype))
+def model_identity(directory: str | Path, engine: EngineSettings) -> dict[str, Any]:
+    """What makes two models the same for stored log-probs: weights, and the RoPE settings and dtype they run with."""
+    found = asdict(model_fingerprint(directory, dtype=None if engine.dtype == "auto" else engine.dtype))
+    if engine.rope_theta is not None:
+        found["rope"]["rope_theta"] = engine.rope_theta
+    return found

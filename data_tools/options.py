@@ -1,52 +1,105 @@
-"""Options that several stages share."""
+"""Settings as frozen dataclasses that check themselves, and their way from a command line or a mapping."""
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import argparse
+from collections.abc import Mapping
+from dataclasses import Field, field, fields
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from nemo_longpo.errors import InputError
 
-from .engines.base import Engine
-from .model import load_engine
-from .prompts import Prompts, load_prompts, prompts_from_dict
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    minimum: float | None = None,
+    above: float | None = None,
+    maximum: float | None = None,
+    recorded: bool = True,
+) -> Any:
+    """A field of a Settings class. `recorded=False`: it cannot change what a stage writes, so it may differ between
+    two runs that share an output."""
+    limits = {"minimum": minimum, "above": above, "maximum": maximum}
+    return field(default=default, metadata={"help": help, "limits": limits, "recorded": recorded})
 
 
-@dataclass(frozen=True)
-class Placement:
-    """Which share of the parts this process makes, and how large parts are when the input has none of its own."""
+class Settings:
+    """Base of the frozen dataclasses in settings.py. Raises InputError for a value of the wrong kind or range."""
 
-    rank: int = 0
-    world_size: int = 1
-    part_size: int = 32
+    def __post_init__(self) -> None:
+        for item in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
+            value = getattr(self, item.name)
+            if value is not None or not _optional(item):
+                _check(item, value)
 
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """How to run the model. Only `name` and `dtype` may change what comes out."""
-
-    name: str = "transformers"
-    dtype: str = "auto"
-    device: str = "auto"
-    batch_tokens: int = 16384
-
-    def load(self, model: Path) -> Engine:
-        return load_engine(self.name, model, dtype=self.dtype, device=self.device, batch_tokens=self.batch_tokens)
+    def recorded(self) -> dict[str, Any]:
+        """The settings that shape the output, to be stored with it."""
+        return {
+            item.name: getattr(self, item.name)
+            for item in fields(self)  # type: ignore[arg-type]
+            if item.metadata["recorded"]
+        }
 
 
-def choose_prompts(path: str | None, history: dict[str, Any]) -> Prompts:
-    """The given file; else the wording that an earlier stage used; else the built-in one."""
-    if path is not None:
-        return load_prompts(path)
-    for settings in reversed(list(history.values())):
-        if "prompts" in settings:
-            return prompts_from_dict(settings["prompts"], "the input's settings.json")
-    return Prompts()
+AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
-def check_fits(engine: Engine, prompt: list[int], max_new_tokens: int, where: str) -> None:
-    """A short prompt and its answer must fit the model's own context. Raises InputError with the numbers."""
-    if len(prompt) + max_new_tokens > engine.context_length:
-        raise InputError(
-            f"{where}: a prompt of {len(prompt)} tokens and --max-new-tokens {max_new_tokens} exceed the model's "
-            f"context of {engine.context_length}; run `longpo data chunk` with a smaller --chunk-tokens"
-        )
+def add_settings(parser: argparse.ArgumentParser, kind: type[Settings], title: str | None = None) -> None:
+    """One `--flag` per setting; under a heading if `title` is given."""
+    group = parser.add_argument_group(title) if title else parser
+    for item in fields(kind):  # type: ignore[arg-type]
+        flag = "--" + item.name.replace("_", "-")
+        help = item.metadata["help"] + ("" if item.default in (None, ()) else " (default: %(default)s)")
+        base = _base_type(item)
+        if base is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=item.default, help=help)
+        elif get_origin(base) is Literal:
+            group.add_argument(flag, choices=get_args(base), default=item.default, help=help)
+        elif get_origin(base) is tuple:
+            element = get_args(base)[0]
+            group.add_argument(flag, nargs="+", type=element, default=item.default, help=help, metavar="VALUE")
+        else:
+            group.add_argument(flag, type=base, default=item.default, help=help, metavar=base.__name__.upper())
+
+
+def settings_from(kind: type[AnySettings], values: Mapping[str, Any]) -> AnySettings:
+    """The settings of one kind out of a larger mapping, such as vars(arguments). Lists become tuples."""
+    chosen = {item.name: values[item.name] for item in fields(kind) if item.name in values}  # type: ignore[arg-type]
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items()})
+
+
+def _optional(item: Field) -> bool:
+    return NoneType in get_args(item.type)
+
+
+def _base_type(item: Field) -> Any:
+    """The type without `| None`."""
+    return next(kind for kind in get_args(item.type) if kind is not NoneType) if _optional(item) else item.type
+
+
+def _check(item: Field, value: Any) -> None:
+    base = _base_type(item)
+    if get_origin(base) is Literal:
+        if value not in get_args(base):
+            raise InputError(f"{item.name} {value!r} is not known; use one of {', '.join(map(str, get_args(base)))}")
+        return
+    if get_origin(base) is tuple:
+        element = get_args(base)[0]
+        if not isinstance(value, tuple) or not all(isinstance(entry, element) for entry in value):
+            raise InputError(f"{item.name} must be a list of {element.__name__} values, not {value!r}")
+        return
+    wanted = (int, float) if base is float else base
+    if not isinstance(value, wanted) or (isinstance(value, bool) and base is not bool):
+        raise InputError(f"{item.name} must be of type {base.__name__}, not {value!r}")
+    _check_limits(item, value)
+
+
+def _check_limits(item: Field, value: Any) -> None:
+    limits = item.metadata["limits"]
+    if limits["minimum"] is not None and not value >= limits["minimum"]:
+        raise InputError(f"{item.name} {value} must be at least {limits['minimum']}")
+    if limits["above"] is not None and not value > limits["above"]:
+        raise InputError(f"{item.name} {value} must be above {limits['above']}")
+    if limits["maximum"] is not None and not value <= limits["maximum"]:
+        raise InputError(f"{item.name} {value} must be at most {limits['maximum']}")

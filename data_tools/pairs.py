@@ -7,8 +7,8 @@ import numpy as np
 
 from nemo_longpo.errors import InputError
 
-from .chat import ChatFormat
-from .rows import Row
+from .chat.format import ChatFormat
+from .runner.rows import Row
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,19 @@ from typing import Literal, Protocol
 import numpy as np
 
 Span = tuple[int, int]
-Tick = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one or more finished requests took; cached prompt tokens are those that were not computed again."""
+
+    requests: int
+    prompt_tokens: int
+    cached_prompt_tokens: int = 0
+    generated_tokens: int = 0
+
+
+Tick = Callable[[Usage], None]
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,10 @@ class Engine(Protocol):
         """The longest sequence that the model was made for, in tokens."""
 
     @property
+    def max_length(self) -> int | None:
+        """The longest sequence that the engine takes, answer included; None if only memory limits it."""
+
+    @property
     def vocab_size(self) -> int:
         """Rows of the model's embedding: every token id lies below it."""
 
@@ -48,7 +64,7 @@ class Engine(Protocol):
     ) -> list[Completion]:
         """One completion per prompt, in order. What is drawn depends on the prompt and its seed, on nothing else.
 
-        `tick` is called with the number of prompts just finished.
+        `tick` is called whenever requests have finished.
         """
 
     def score(

@@ -13,7 +13,8 @@ import torch
 from nemo_longpo.errors import InputError
 from nemo_longpo.shards.fingerprint import read_model_config
 
-from .base import Completion, Sampling, Span, Tick
+from ..settings import EngineSettings, TransformersSettings
+from .base import Completion, Sampling, Span, Tick, Usage
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -21,24 +22,29 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class TransformersEngine:
     """Batches requests of similar length, at most `batch_tokens` padded tokens at once (one request may exceed it).
 
-    `dtype` "auto" is the checkpoint's own; `device` "auto" is the first GPU, or the CPU. Generation uses only the
-    sampling that it is given, never the model's generation_config. Raises InputError if the model cannot be loaded.
+    Generation uses only the sampling that it is given, never the model's generation_config. Raises InputError if the
+    model cannot be loaded.
     """
 
-    def __init__(self, directory: str | Path, *, dtype: str = "auto", device: str = "auto", batch_tokens: int = 16384):
-        from transformers import AutoModelForCausalLM
+    max_length = None
+
+    def __init__(self, directory: str | Path, common: EngineSettings, own: TransformersSettings):
+        from transformers import AutoConfig, AutoModelForCausalLM
 
         read_model_config(directory)
         try:
+            config = AutoConfig.from_pretrained(str(directory), local_files_only=True)
+            if common.rope_theta is not None:
+                set_rope_theta(config, common.rope_theta)
             model: Any = AutoModelForCausalLM.from_pretrained(
-                str(directory), dtype=DTYPES.get(dtype, "auto"), local_files_only=True
+                str(directory), config=config, dtype=DTYPES.get(common.dtype, "auto"), local_files_only=True
             )
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{directory} cannot be loaded as a language model ({error}); check the files") from error
-        wanted = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        wanted = ("cuda" if torch.cuda.is_available() else "cpu") if own.device == "auto" else own.device
         self._device = torch.device(wanted)
         self._model = model.to(self._device).eval()
-        self._batch_tokens = batch_tokens
+        self._batch_tokens = own.batch_tokens
 
     @property
     def context_length(self) -> int:
@@ -59,7 +65,8 @@ class TransformersEngine:
         for batch in self._batches([len(prompt) + sampling.max_new_tokens for prompt in prompts]):
             found = self._generate_batch([prompts[i] for i in batch], sampling, [seeds[i] for i in batch])
             completions.update(zip(batch, found, strict=True))
-            tick(len(batch))
+            read, written = sum(len(prompts[i]) for i in batch), sum(len(completion.ids) for completion in found)
+            tick(Usage(len(batch), read, generated_tokens=written))
         return [completions[index] for index in range(len(prompts))]
 
     def score(
@@ -69,7 +76,7 @@ class TransformersEngine:
         for batch in self._batches([len(sequence) for sequence in sequences]):
             found = self._score_batch([sequences[i] for i in batch], [spans[i] for i in batch])
             scores.update(zip(batch, found, strict=True))
-            tick(len(batch))
+            tick(Usage(len(batch), sum(len(sequences[i]) for i in batch)))
         return [scores[index] for index in range(len(sequences))]
 
     def _batches(self, lengths: list[int]) -> Iterator[list[int]]:
@@ -135,6 +142,15 @@ class TransformersEngine:
         first = index_of[start - 1]
         logps_TV = logits_PV[first : first + end - start].float().log_softmax(-1)
         return logps_TV.gather(-1, ids_S[start:end, None])[:, 0].cpu().numpy()
+
+
+def set_rope_theta(config: Any, rope_theta: float) -> None:
+    """Change the RoPE base of a Hugging Face configuration, where transformers 4 or 5 keeps it."""
+    parameters = getattr(config, "rope_parameters", None)
+    if parameters is None:
+        config.rope_theta = rope_theta
+    else:
+        parameters["rope_theta"] = rope_theta
 
 
 def _pad_left(prompts: list[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,43 +3,26 @@
 import random
 import re
 from collections import Counter
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from nemo_longpo.errors import InputError
 
-from .chat import ChatFormat
-from .engines.base import Completion, Engine, Sampling
-from .generation import run_generation
-from .options import check_fits
-from .prompts import Prompts
-from .rows import Row
-from .seeds import seed_for
-from .stage import PartResult, Tick
+from ..chat.format import ChatFormat
+from ..engines.base import Completion, Sampling, Tick
+from ..runner.rows import Row
+from ..runner.stage import PartResult
+from ..seeds import seed_for
+from ..settings import InstructSettings
+from .with_model import Bench, ModelStage, check_short, run_with_model
 
 _NUMBERED = re.compile(r"^\s*(?:\*\*)?\(?\d{1,2}[.):](?:\*\*)?\s+(.*\S)\s*$")
 _BULLET = re.compile(r"^\s*[-*•]\s+(.*\S)\s*$")
 
 
-@dataclass(frozen=True)
-class InstructSettings:
-    """`pool_size` instructions are asked for in one request; with 1, the whole answer is the instruction."""
-
-    pool_size: int = 4
-    max_new_tokens: int = 512
-    temperature: float = 0.7
-    top_p: float = 0.9
-    seed: int = 0
-
-
-def run_instruct(settings: InstructSettings, **where: Any) -> dict[str, int]:
-    """Add "instruction" and "instruction_pool" to every turn; drop turns without a usable one.
-
-    `where` is that of `run_generation`. Raises InputError.
-    """
-    if settings.pool_size < 1:
-        raise InputError(f"--pool-size {settings.pool_size} must be at least 1")
-    return run_generation("instruct", _instruct_rows, settings, **where)
+def run_instruct(settings: InstructSettings, where: ModelStage) -> dict[str, int]:
+    """Add "instruction" and "instruction_pool" to every turn; drop turns without a usable one. Raises InputError."""
+    return run_with_model("instruct", where, settings, partial(_instruct_rows, settings=settings))
 
 
 def parse_instructions(text: str, count: int, *, truncated: bool) -> list[str]:
@@ -59,18 +42,17 @@ def parse_instructions(text: str, count: int, *, truncated: bool) -> list[str]:
     return []
 
 
-def _instruct_rows(
-    rows: list[Row], tick: Tick, chat: ChatFormat, engine: Engine, prompts: Prompts, settings: InstructSettings
-) -> PartResult:
+def _instruct_rows(rows: list[Row], tick: Tick, bench: Bench, settings: InstructSettings) -> PartResult:
+    chat = bench.chat
     requests, seeds = [], []
     for row in rows:
         for index, chunk in enumerate(chunks_of(row)):
-            prompt = chat.prompt(prompts.request_instructions(chunk, settings.pool_size))
-            check_fits(engine, prompt, settings.max_new_tokens, row.where)
+            prompt = chat.prompt(bench.prompts.request_instructions(chunk, settings.pool_size))
+            check_short(bench.engine, prompt, settings.max_new_tokens, row.where)
             requests.append(prompt)
             seeds.append(seed_for(settings.seed, "instruct", row.record["doc_id"], index))
     sampling = Sampling(settings.max_new_tokens, chat.stop_ids, settings.temperature, settings.top_p)
-    completions = iter(engine.generate(requests, sampling, seeds, tick))
+    completions = iter(bench.engine.generate(requests, sampling, seeds, tick))
     counts: Counter[str] = Counter(documents_in=len(rows), turns_in=len(requests))
     records: list[dict[str, Any]] = []
     for row in rows:

@@ -141,8 +141,8 @@ def test_changed_setting_is_refused_by_name(longpo, scored, model_dir, tmp_path)
     [
         (("chunk", "--input", "nowhere", "--model", "MODEL", "--chunk-tokens", 64), "nowhere does not exist"),
         (("chunk", "--input", "CORPUS", "--model", "nowhere"), "nowhere is not a Hugging Face model directory"),
-        (("chunk", "--input", "CORPUS", "--model", "MODEL", "--chunk-tokens", 0), "--chunk-tokens 0 must be"),
-        (("chunk", "--input", "CORPUS", "--model", "MODEL"), "--chunk-tokens 32768 leaves no room.* 4096"),
+        (("chunk", "--input", "CORPUS", "--model", "MODEL", "--chunk-tokens", 0), "chunk_tokens 0 must be at least 1"),
+        (("chunk", "--input", "CORPUS", "--model", "MODEL"), "chunk_tokens 32768 leaves no room.* 4096"),
         (("instruct", "--input", "CORPUS", "--model", "MODEL"), "holds no records"),
         (("respond", "--input", "nowhere", "--model", "MODEL"), "nowhere does not exist"),
         (("filter", "--input", "nowhere"), "nowhere does not exist"),

@@ -5,59 +5,31 @@ in the whole conversation over the document. The scored ids are those of the lon
 """
 
 from collections import Counter
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from .chat import ChatFormat
-from .engines.base import Engine, Span
-from .model import load_chat, model_identity, tokenizer_identity
-from .options import EngineOptions, Placement, check_fits, choose_prompts
-from .pairs import Pair, answer_ids, check_answers, parse_pair
-from .prompts import Prompts
-from .rows import PartsSource, Row
-from .stage import PartResult, Process, Stage, Tick, run_stage
+from ..chat.format import ChatFormat
+from ..chat.prompts import Prompts
+from ..engines.base import Span, Tick
+from ..pairs import Pair, answer_ids, check_answers, parse_pair
+from ..runner.rows import Row
+from ..runner.stage import PartResult
+from ..settings import ScoreSettings
+from .with_model import Bench, ModelStage, check_long, check_short, run_with_model
 
 
-def run_score(
-    pairs: Path,
-    model: Path,
-    output: Path,
-    *,
-    ref_context: str,
-    prompts_file: str | None,
-    engine_options: EngineOptions,
-    placement: Placement,
-) -> dict[str, int]:
+def run_score(settings: ScoreSettings, where: ModelStage) -> dict[str, int]:
     """Add token ids and reference log-probs (one per response token, end of turn included) to every turn.
 
     All pairs are checked before the first one is scored. Raises InputError.
     """
-    source = PartsSource(pairs, rows_per_part=placement.part_size)
-    for _, rows in source.parts(range(len(source.rows_in_parts))):
-        for row in rows:
-            check_answers(parse_pair(row), row.where)
-    prompts = choose_prompts(prompts_file, source.history())
-    chat = load_chat(model)
+    return run_with_model("score", where, settings, partial(_score_rows, settings=settings), check=_check_row)
 
-    def make_process() -> Process:
-        engine = engine_options.load(model)
-        return lambda rows, tick: _score_rows(rows, tick, chat, engine, prompts, ref_context)
 
-    return run_stage(
-        Stage(
-            name="score",
-            source=source,
-            output=output,
-            settings={"ref_context": ref_context, "engine": engine_options.name, "prompts": prompts.to_dict()}
-            | {"model": model_identity(model, engine_options.dtype)}
-            | tokenizer_identity(chat),
-            make_process=make_process,
-            rank=placement.rank,
-            world_size=placement.world_size,
-        )
-    )
+def _check_row(row: Row) -> None:
+    check_answers(parse_pair(row), row.where)
 
 
 def users_of(pair: Pair, prompts: Prompts) -> list[str]:
@@ -66,10 +38,9 @@ def users_of(pair: Pair, prompts: Prompts) -> list[str]:
     return [prompts.ask_about(pair.document, first), *others]
 
 
-def _score_rows(
-    rows: list[Row], tick: Tick, chat: ChatFormat, engine: Engine, prompts: Prompts, ref_context: str
-) -> PartResult:
+def _score_rows(rows: list[Row], tick: Tick, bench: Bench, settings: ScoreSettings) -> PartResult:
     """Two lists of scored sequences per pair, chosen then rejected, in one call to the engine."""
+    chat, engine, short = bench.chat, bench.engine, settings.ref_context == "short"
     pairs = [parse_pair(row) for row in rows]
     answers = [
         {name: answer_ids(chat, pair, name, engine.vocab_size, row.where) for name in ("chosen", "rejected")}
@@ -78,11 +49,11 @@ def _score_rows(
     sequences: list[list[int]] = []
     spans: list[list[Span]] = []
     for pair, answer, row in zip(pairs, answers, rows, strict=True):
-        make = _short_sequences if ref_context == "short" else _long_sequences
-        made = make(chat, pair, answer, prompts)
-        if ref_context == "short":
-            for sequence, _ in made:
-                check_fits(engine, sequence, 0, row.where)
+        made = (_short_sequences if short else _long_sequences)(chat, pair, answer, bench.prompts)
+        for sequence, _ in made:
+            if short:
+                check_short(engine, sequence, 0, row.where)
+            check_long(engine, len(sequence), 0, row.where)
         sequences += [sequence for sequence, _ in made]
         spans += [span for _, span in made]
     # Flat over sequences and spans, this is chosen turns then rejected turns of each pair, in both modes.

@@ -11,15 +11,16 @@ from nemo_longpo.shards.manifest import Provenance, ReferenceModel
 from nemo_longpo.shards.schema import PairRecord
 from nemo_longpo.shards.writer import ShardWriter
 
-from .chat import ChatFormat, as_ids, as_spans
-from .model import load_chat, model_identity, tokenizer_identity
-from .pairs import answer_ids, check_answers, parse_pair, turn_logps
-from .prompts import Prompts, prompts_from_dict
-from .rows import PartsSource, Row
+from ..chat.format import ChatFormat, as_ids, as_spans
+from ..chat.prompts import Prompts, prompts_from_dict
+from ..model import load_chat, model_identity, tokenizer_identity
+from ..pairs import answer_ids, check_answers, parse_pair, turn_logps
+from ..runner.rows import PartsSource, Row
+from ..settings import EngineSettings, PackSettings
 from .score import users_of
 
 
-def run_pack(pairs: Path, model: Path, output: Path, *, max_records: int, max_bytes: int) -> int:
+def run_pack(pairs: Path, model: Path, output: Path, settings: PackSettings) -> int:
     """Write shards from the output of `score`; returns how many documents they hold.
 
     The model's weights, tokenizer and template must be those that scored the pairs. Raises InputError.
@@ -30,7 +31,8 @@ def run_pack(pairs: Path, model: Path, output: Path, *, max_records: int, max_by
         raise InputError(f"{pairs} was not written by `longpo data score`; score the pairs first, then pack them")
     scored = history["score"]
     chat = load_chat(model)
-    _check_same(scored, tokenizer_identity(chat) | {"model": model_identity(model, scored["model"]["dtype"])}, model)
+    engine = EngineSettings(**scored["engine"])
+    _check_same(scored, tokenizer_identity(chat) | {"model": model_identity(model, engine)}, model)
     provenance = Provenance(
         tokenizer_fingerprint=scored["tokenizer_fingerprint"],
         chat_template_hash=scored["chat_template_hash"],
@@ -40,16 +42,15 @@ def run_pack(pairs: Path, model: Path, output: Path, *, max_records: int, max_by
         generation=history,
     )
     prompts = prompts_from_dict(scored["prompts"], f"{pairs}/settings.json")
-    parts = source.rows_in_parts
+    documents = sum(source.rows_in_parts)
     with (
-        ShardWriter(output, provenance, max_records=max_records, max_bytes=max_bytes) as writer,
-        tqdm(total=sum(parts), desc="pack", unit="doc") as bar,
+        ShardWriter(output, provenance, **settings.recorded()) as writer,
+        tqdm(total=documents, desc="pack", unit="doc") as bar,
     ):
-        for _, rows in source.parts(range(len(parts))):
-            for row in rows:
-                writer.add(_record(row, chat, prompts, provenance), where=row.where)
-                bar.update()
-    return sum(parts)
+        for row in source.rows():
+            writer.add(_record(row, chat, prompts, provenance), where=row.where)
+            bar.update()
+    return documents
 
 
 def _record(row: Row, chat: ChatFormat, prompts: Prompts, provenance: Provenance) -> PairRecord:

@@ -3,13 +3,14 @@
 A source is cut into numbered parts; a part is the unit of work, of restart and of commit.
 """
 
-import json
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from nemo_longpo.errors import InputError
+
+from ..jsonl import parse_line, read_json_object
 
 SETTINGS_NAME = "settings.json"
 
@@ -35,8 +36,9 @@ class Source(Protocol):
     def history(self) -> dict[str, Any]:
         """The settings of the stages that made this input, by stage name."""
 
-    def parts(self, wanted: Collection[int]) -> Iterator[tuple[int, list[Row]]]:
-        """The wanted parts, in order."""
+    def parts(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[Row]]]:
+        """The parts for whose numbers `wanted` is true, in order. It is asked about each part once, right before
+        the part would be read."""
 
 
 @dataclass(frozen=True)
@@ -88,40 +90,18 @@ class PartsSource:
             return {}
         return self._settings["history"] | {self._settings["stage"]: self._settings["settings"]}
 
-    def parts(self, wanted: Collection[int]) -> Iterator[tuple[int, list[Row]]]:
+    def parts(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[Row]]]:
         for number, block in enumerate(self._blocks):
-            if number in wanted:
+            if wanted(number):
                 yield number, list(_read(block))
+
+    def rows(self) -> Iterator[Row]:
+        """All records, one at a time."""
+        return (row for block in self._blocks for row in _read(block))
 
     def _read_settings(self) -> dict[str, Any] | None:
         path = self.path / SETTINGS_NAME
         return read_json_object(path) if path.is_file() else None
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds one object. Raises InputError naming the file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; check the path") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}); correct or remove it") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold a JSON object")
-    return content
-
-
-def parse_line(line: bytes, where: str) -> dict[str, Any]:
-    """One JSONL line as an object. Raises InputError naming the place."""
-    try:
-        record = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: not UTF-8 (byte {error.start} of the line); convert the file to UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not valid JSON ({error}); correct or remove the line") from error
-    if not isinstance(record, dict):
-        raise InputError(f"{where}: must be a JSON object, not {type(record).__name__}")
-    return record
 
 
 def _index(path: Path, rows_per_block: int | None) -> Iterator[_Block]:

@@ -5,15 +5,20 @@ import pytest
 import torch
 from tiny import save_tiny, tiny_tokenizer
 
-from nemo_longpo.data_tools.engines.base import Sampling
+from nemo_longpo.data_tools.engines.base import Sampling, Usage
 from nemo_longpo.data_tools.engines.transformers import TransformersEngine, _pick
+from nemo_longpo.data_tools.settings import EngineSettings, TransformersSettings
 from nemo_longpo.errors import InputError
 
 SEQUENCES = [[1, *range(20, 20 + length)] for length in (9, 30, 4, 17)]
 SPANS = [[(3, 6), (8, 10)], [(1, 2), (29, 31)], [(1, 5)], [(10, 18)]]
 
 
-def ignore(_: int) -> None:
+def load(directory, **settings):
+    return TransformersEngine(directory, EngineSettings(), TransformersSettings(**settings))
+
+
+def ignore(_: Usage) -> None:
     pass
 
 
@@ -30,7 +35,7 @@ def direct_model(directory):
 
 @pytest.mark.parametrize("batch_tokens", [1, 60, 16384])
 def test_scores_equal_a_direct_forward(directory, batch_tokens):
-    engine = TransformersEngine(directory, batch_tokens=batch_tokens)
+    engine = load(directory, batch_tokens=batch_tokens)
     model = direct_model(directory)
     finished = []
     for sequence, spans, scores in zip(SEQUENCES, SPANS, engine.score(SEQUENCES, SPANS, finished.append), strict=True):
@@ -40,11 +45,11 @@ def test_scores_equal_a_direct_forward(directory, batch_tokens):
             expected = [logps[position - 1, sequence[position]].item() for position in range(start, end)]
             assert found.dtype == np.float32
             np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert sum(finished) == len(SEQUENCES)
+    assert sum(usage.requests for usage in finished) == len(SEQUENCES)
 
 
 def test_greedy_generation_equals_step_by_step_forwards(directory):
-    engine = TransformersEngine(directory)
+    engine = load(directory)
     model = direct_model(directory)
     expected = []
     for prompt in SEQUENCES:
@@ -64,11 +69,11 @@ def test_greedy_generation_equals_step_by_step_forwards(directory):
 
 def test_sampling_does_not_depend_on_the_batch(directory):
     sampling = Sampling(12, frozenset(), temperature=1.0, top_p=0.95)
-    engine = TransformersEngine(directory)
+    engine = load(directory)
     together = engine.generate(SEQUENCES, sampling, [1, 2, 3, 4], ignore)
     alone = [engine.generate([SEQUENCES[i]], sampling, [i + 1], ignore)[0] for i in (2, 0, 3, 1)]
     assert [together[i] for i in (2, 0, 3, 1)] == alone
-    again = TransformersEngine(directory, batch_tokens=1).generate(SEQUENCES, sampling, [1, 2, 3, 4], ignore)
+    again = load(directory, batch_tokens=1).generate(SEQUENCES, sampling, [1, 2, 3, 4], ignore)
     assert again == together
     other_seed = engine.generate(SEQUENCES[:1], sampling, [9], ignore)
     assert other_seed[0].ids != together[0].ids
@@ -84,16 +89,16 @@ def test_draws_follow_the_distribution_within_top_p():
 
 
 def test_bfloat16_is_a_choice(directory):
-    engine = TransformersEngine(directory, dtype="bfloat16")
+    engine = TransformersEngine(directory, EngineSettings(dtype="bfloat16"), TransformersSettings())
     assert engine.dtype == "bfloat16"
-    assert TransformersEngine(directory).dtype == "float32"
+    assert load(directory).dtype == "float32"
     assert engine.score(SEQUENCES[:1], SPANS[:1], ignore)[0][0].dtype == np.float32
 
 
 def test_what_is_no_model_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"holds no config.json"):
-        TransformersEngine(tmp_path)
+        load(tmp_path)
     tiny_tokenizer("qwen2.5").save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "no such model"}')
     with pytest.raises(InputError, match="cannot be loaded"):
-        TransformersEngine(tmp_path)
+        load(tmp_path)

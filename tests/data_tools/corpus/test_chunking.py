@@ -4,8 +4,8 @@ import pytest
 from small_corpus import make_document
 from tiny import STYLES, tiny_tokenizer
 
-from nemo_longpo.data_tools.chat import ChatFormat
-from nemo_longpo.data_tools.chunking import chunk_document, draw_chunks
+from nemo_longpo.data_tools.chat.format import ChatFormat
+from nemo_longpo.data_tools.corpus.chunking import chunk_document, draw_chunks
 
 
 def words_as_tokens(text):

@@ -1,70 +1,56 @@
 """Stage 1: documents of the right length, each with up to K chunks that fit the short-context model."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nemo_longpo.errors import InputError
 from nemo_longpo.shards.fingerprint import read_model_config
 
-from .chat import ChatFormat
-from .chunking import chunk_document, draw_chunks
-from .corpus import CorpusSource
-from .model import load_chat, tokenizer_identity
-from .options import Placement
-from .rows import Row
-from .seeds import seed_for
-from .stage import PartResult, Process, Stage, Tick, run_stage
-
-
-@dataclass(frozen=True)
-class ChunkSettings:
-    """Lengths in tokens of the model. Documents shorter or longer than the window are left out, and counted."""
-
-    chunk_tokens: int = 32768
-    chunks_per_document: int = 4
-    min_document_tokens: int = 1
-    max_document_tokens: int | None = None
-    seed: int = 0
+from ..chat.format import ChatFormat
+from ..corpus.chunking import chunk_document, draw_chunks
+from ..corpus.source import CorpusSource
+from ..engines.base import Tick
+from ..model import load_chat, tokenizer_identity
+from ..runner.rows import Row
+from ..runner.stage import PartResult, Process, Stage, run_stage
+from ..seeds import seed_for
+from ..settings import ChunkSettings, CpuPlacement
 
 
 def run_chunk(
-    inputs: list[str], model: Path, output: Path, settings: ChunkSettings, placement: Placement
+    inputs: list[str], model: Path, output: Path, settings: ChunkSettings, placement: CpuPlacement
 ) -> dict[str, int]:
     """Write {"doc_id", "document", "turns": [{"chunk"}]} records. Raises InputError."""
     _check(settings, model)
-    chat = load_chat(model)
-
-    def make_process() -> Process:
-        return lambda rows, tick: _chunk_rows(rows, tick, chat, settings)
-
     return run_stage(
         Stage(
             name="chunk",
             source=CorpusSource(inputs, rows_per_part=placement.part_size),
             output=output,
-            settings=asdict(settings) | tokenizer_identity(chat),
-            make_process=make_process,
-            rank=placement.rank,
-            world_size=placement.world_size,
+            settings=settings.recorded() | tokenizer_identity(load_chat(model)),
+            make_process=partial(_make_process, model, settings),
+            placement=placement,
+            num_workers=placement.num_workers,
         )
     )
 
 
+def _make_process(model: Path, settings: ChunkSettings) -> Process:
+    return partial(_chunk_rows, chat=load_chat(model), settings=settings)
+
+
 def _check(settings: ChunkSettings, model: Path) -> None:
-    for name in ("chunk_tokens", "chunks_per_document"):
-        if getattr(settings, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(settings, name)} must be at least 1")
     context = read_model_config(model).get("max_position_embeddings")
     if context is not None and settings.chunk_tokens >= context:
         raise InputError(
-            f"--chunk-tokens {settings.chunk_tokens} leaves no room in the context of {model}, {context} tokens; "
+            f"chunk_tokens {settings.chunk_tokens} leaves no room in the context of {model}, {context} tokens; "
             "make it smaller by the length of an instruction and an answer"
         )
     longest = settings.max_document_tokens
     if longest is not None and longest < settings.min_document_tokens:
-        raise InputError(f"--max-document-tokens {longest} is below --min-document-tokens")
+        raise InputError(f"max_document_tokens {longest} is below min_document_tokens {settings.min_document_tokens}")
 
 
 def _chunk_rows(rows: list[Row], tick: Tick, chat: ChatFormat, settings: ChunkSettings) -> PartResult:

@@ -5,52 +5,39 @@ document are independent requests that share their beginning.
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from nemo_longpo.errors import InputError
 
-from .chat import ChatFormat
-from .engines.base import Completion, Engine, Sampling
-from .generation import run_generation
+from ..chat.format import ChatFormat
+from ..engines.base import Completion, Sampling, Tick
+from ..runner.rows import Row
+from ..runner.stage import PartResult
+from ..seeds import seed_for
+from ..settings import RespondSettings
 from .instruct import chunks_of
-from .options import check_fits
-from .prompts import Prompts
-from .rows import Row
-from .seeds import seed_for
-from .stage import PartResult, Tick
+from .with_model import Bench, ModelStage, check_long, check_short, run_with_model
 
 
-@dataclass(frozen=True)
-class RespondSettings:
-    """Greedy by default: the answers that the model is surest of."""
-
-    max_new_tokens: int = 1024
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
+def run_respond(settings: RespondSettings, where: ModelStage) -> dict[str, int]:
+    """Add both answers, their token ids and finish reasons to every turn. Raises InputError."""
+    return run_with_model("respond", where, settings, partial(_respond_rows, settings=settings))
 
 
-def run_respond(settings: RespondSettings, **where: Any) -> dict[str, int]:
-    """Add both answers, their token ids and finish reasons to every turn.
-
-    `where` is that of `run_generation`. Raises InputError.
-    """
-    return run_generation("respond", _respond_rows, settings, **where)
-
-
-def _respond_rows(
-    rows: list[Row], tick: Tick, chat: ChatFormat, engine: Engine, prompts: Prompts, settings: RespondSettings
-) -> PartResult:
+def _respond_rows(rows: list[Row], tick: Tick, bench: Bench, settings: RespondSettings) -> PartResult:
+    chat, prompts = bench.chat, bench.prompts
     requests, seeds = [], []
     for row in rows:
         for index, (chunk, instruction) in enumerate(zip(chunks_of(row), _instructions(row), strict=True)):
             short = chat.prompt(prompts.ask_about(chunk, instruction))
-            check_fits(engine, short, settings.max_new_tokens, row.where)
-            requests += [short, chat.prompt(prompts.ask_about(row.record["document"], instruction))]
+            check_short(bench.engine, short, settings.max_new_tokens, row.where)
+            long = chat.prompt(prompts.ask_about(row.record["document"], instruction))
+            check_long(bench.engine, len(long), settings.max_new_tokens, row.where)
+            requests += [short, long]
             seeds += [seed_for(settings.seed, name, row.record["doc_id"], index) for name in ("chosen", "rejected")]
     sampling = Sampling(settings.max_new_tokens, chat.stop_ids, settings.temperature, settings.top_p)
-    completions = iter(engine.generate(requests, sampling, seeds, tick))
+    completions = iter(bench.engine.generate(requests, sampling, seeds, tick))
     records = []
     for row in rows:
         turns = [

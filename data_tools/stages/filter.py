@@ -4,29 +4,33 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from .options import Placement
-from .pairs import Turn, is_empty, parse_pair
-from .rows import PartsSource, Row
-from .stage import PartResult, Stage, Tick, run_stage
+from ..engines.base import Tick
+from ..pairs import Turn, is_empty, parse_pair
+from ..runner.rows import PartsSource, Row
+from ..runner.stage import PartResult, Process, Stage, run_stage
+from ..settings import CpuPlacement, FilterSettings
 
 
-def run_filter(input_path: Path, output: Path, placement: Placement) -> dict[str, int]:
+def run_filter(input_path: Path, output: Path, settings: FilterSettings, placement: CpuPlacement) -> dict[str, int]:
     """Write pairs without empty, truncated or identical answers. Raises InputError for a malformed pair."""
     source = PartsSource(input_path, rows_per_part=placement.part_size)
-    for _, rows in source.parts(range(len(source.rows_in_parts))):
-        for row in rows:
-            parse_pair(row)
+    for row in source.rows():
+        parse_pair(row)
     return run_stage(
         Stage(
             name="filter",
             source=source,
             output=output,
-            settings={"drop": ["empty", "truncated", "identical"]},
-            make_process=lambda: _filter_rows,
-            rank=placement.rank,
-            world_size=placement.world_size,
+            settings=settings.recorded(),
+            make_process=_make_process,
+            placement=placement,
+            num_workers=placement.num_workers,
         )
     )
+
+
+def _make_process() -> Process:
+    return _filter_rows
 
 
 def drop_reason(turn: Turn, raw: dict[str, Any]) -> str | None:

@@ -3,10 +3,11 @@
 import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from nemo_longpo.errors import InputError
 
-from .rows import read_json_object
+from ..jsonl import read_json_object
 
 _PLACEHOLDER = re.compile(r"\{(document|instruction|count)\}")
 
@@ -45,6 +46,16 @@ def load_prompts(path: str | Path | None) -> Prompts:
     Raises InputError for an unknown key, a value that is not text, or a missing placeholder.
     """
     return Prompts() if path is None else prompts_from_dict(read_json_object(Path(path)), str(path))
+
+
+def choose_prompts(path: str | None, history: dict[str, Any]) -> Prompts:
+    """The given file; else the wording that an earlier stage used; else the built-in one."""
+    if path is not None:
+        return load_prompts(path)
+    for settings in reversed(list(history.values())):
+        if "prompts" in settings:
+            return prompts_from_dict(settings["prompts"], "the input's settings.json")
+    return Prompts()
 
 
 def prompts_from_dict(content: dict, where: str) -> Prompts:

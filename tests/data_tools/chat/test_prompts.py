@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from nemo_longpo.data_tools.instruct import parse_instructions
-from nemo_longpo.data_tools.prompts import Prompts, load_prompts
+from nemo_longpo.data_tools.chat.prompts import Prompts, load_prompts
+from nemo_longpo.data_tools.stages.instruct import parse_instructions
 from nemo_longpo.errors import InputError
 
 

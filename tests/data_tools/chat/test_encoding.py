@@ -4,7 +4,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from nemo_longpo.data_tools.chat import ChatFormat
+from nemo_longpo.data_tools.chat.format import ChatFormat
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ '<user>' if m['role'] == 'user' else '<model>' }}"

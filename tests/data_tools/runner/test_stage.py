@@ -5,8 +5,11 @@ from collections import Counter
 
 import pytest
 
-from nemo_longpo.data_tools.rows import PartsSource
-from nemo_longpo.data_tools.stage import PartResult, Stage, run_stage
+from nemo_longpo.data_tools.engines.base import Usage
+from nemo_longpo.data_tools.runner.claims import Claims
+from nemo_longpo.data_tools.runner.rows import PartsSource
+from nemo_longpo.data_tools.runner.stage import PartResult, Stage, run_stage
+from nemo_longpo.data_tools.settings import Placement
 from nemo_longpo.errors import InputError
 
 
@@ -34,7 +37,7 @@ class Doubler:
         if self.fail_at in numbers:
             raise KeyboardInterrupt
         self.seen.append(numbers)
-        tick(len(rows))
+        tick(Usage(len(rows), 0))
         return PartResult([{"twice": 2 * number} for number in numbers], Counter(seen=len(numbers)))
 
 
@@ -46,8 +49,7 @@ def run(source, output, process, *, rank=0, world_size=1, part_size=3, **setting
             output=output,
             settings={"factor": 2, "names": ("a", "b")} | settings,
             make_process=process.make,
-            rank=rank,
-            world_size=world_size,
+            placement=Placement(rank, world_size),
         )
     )
 
@@ -58,13 +60,13 @@ def snapshot(directory):
 
 def test_parts_report_and_settings(pairs_file, tmp_path):
     process = Doubler()
-    assert run(pairs_file, tmp_path / "out", process) == {"seen": 10}
+    assert run(pairs_file, tmp_path / "out", process) == {"requests": 10, "seen": 10}
     assert process.seen == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
     assert sorted(path.name for path in (tmp_path / "out").glob("part*")) == [
         f"part-0000{number}.jsonl" for number in range(4)
     ]
     assert (tmp_path / "out" / "part-00003.jsonl").read_text() == '{"twice": 18}\n'
-    assert json.loads((tmp_path / "out" / "report.json").read_text()) == {"seen": 10}
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == {"requests": 10, "seen": 10}
     source = PartsSource(tmp_path / "out")
     assert source.rows_in_parts == [3, 3, 3, 1]
     assert source.history() == {"double": {"factor": 2, "names": ["a", "b"]}}
@@ -89,14 +91,27 @@ def test_interrupted_and_resumed_equals_undisturbed(pairs_file, tmp_path):
 
 def test_ranks_share_the_parts(pairs_file, tmp_path):
     run(pairs_file, tmp_path / "whole", Doubler())
-    second, first = Doubler(), Doubler()
-    assert run(pairs_file, tmp_path / "out", second, rank=1, world_size=2) == {}
-    assert run(pairs_file, tmp_path / "out", first, rank=0, world_size=2) == {"seen": 10}
-    assert second.seen == [[3, 4, 5], [9]]
+    first, second = Doubler(), Doubler()
+    with Claims(tmp_path / "out") as other:
+        (tmp_path / "out").mkdir()
+        assert other.take("0")
+        assert other.take("2")
+        assert run(pairs_file, tmp_path / "out", second, rank=1, world_size=2) == {}
+        assert second.seen == [[3, 4, 5], [9]]
+    assert run(pairs_file, tmp_path / "out", first, rank=0, world_size=2) == {"requests": 10, "seen": 10}
     assert first.seen == [[0, 1, 2], [6, 7, 8]]
     assert snapshot(tmp_path / "out") == snapshot(tmp_path / "whole")
-    with pytest.raises(InputError, match="--rank 2 must be at least 0 and below --world-size 2"):
-        run(pairs_file, tmp_path / "out", first, rank=2, world_size=2)
+
+
+def test_parts_of_a_lost_process_are_taken_over(pairs_file, tmp_path):
+    survivor = Doubler()
+    assert run(pairs_file, tmp_path / "out", survivor, rank=1, world_size=2) == {"requests": 10, "seen": 10}
+    assert survivor.seen == [[3, 4, 5], [9], [0, 1, 2], [6, 7, 8]]
+
+
+def test_a_rank_outside_the_world_is_refused(pairs_file, tmp_path):
+    with pytest.raises(InputError, match="rank 2 must be below world_size 2"):
+        run(pairs_file, tmp_path / "out", Doubler(), rank=2, world_size=2)
 
 
 def test_changed_settings_and_input_are_named(pairs_file, tmp_path):
@@ -130,7 +145,7 @@ def test_foreign_outputs_are_refused(pairs_file, tmp_path):
 
 
 def test_lines_keep_their_numbers_across_parts(pairs_file):
-    rows = [row for _, part in PartsSource(pairs_file, rows_per_part=3).parts(range(4)) for row in part]
+    rows = [row for _, part in PartsSource(pairs_file, rows_per_part=3).parts(lambda _: True) for row in part]
     assert [row.where for row in rows] == [f"{pairs_file}, line {line}" for line in range(1, 20, 2)]
     assert [row.record["n"] for row in rows] == list(range(10))
 

@@ -1,13 +1,14 @@
 """Documents from plain text, JSONL and Parquet files."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from nemo_longpo.errors import InputError
 
-from .rows import Row, parse_line
+from ..jsonl import parse_line
+from ..runner.rows import Row
 
 _SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
 
@@ -38,11 +39,11 @@ class CorpusSource:
     def history(self) -> dict[str, Any]:
         return {}
 
-    def parts(self, wanted: Collection[int]) -> Iterator[tuple[int, list[Row]]]:
+    def parts(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[Row]]]:
         rows = self._rows()
         for number in range(len(self.rows_in_parts)):
             part = list(islice(rows, self.rows_per_part))
-            if number in wanted:
+            if wanted(number):
                 yield number, part
 
     def _rows(self) -> Iterator[Row]:

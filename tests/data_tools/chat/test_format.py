@@ -5,7 +5,7 @@ import copy
 import pytest
 from tiny import STYLES, tiny_tokenizer
 
-from nemo_longpo.data_tools.chat import ChatFormat
+from nemo_longpo.data_tools.chat.format import ChatFormat
 from nemo_longpo.errors import InputError
 
 DOCUMENT = "The river crosses the quiet village.\n\nMy neighbour carries 12 bright lamps! naïve 你好 🙂\n  two  spaces"

@@ -1,0 +1,1 @@
+"""Documents from files, and chunks of documents."""

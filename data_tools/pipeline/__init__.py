@@ -1,0 +1,1 @@
+"""`longpo data run`: all stages from one file, through NeMo-Run executors."""

@@ -1,0 +1,1 @@
+"""What makes an answer or an instruction useless for training: pure functions over texts."""

@@ -1,0 +1,1 @@
+"""Work on numbered parts: sources, claims, atomic commits, resuming."""

@@ -1,0 +1,257 @@
+"""Run one stage over the parts of its input: resumable, atomic per part, shared by any number of processes.
+
+A finished part is a file `part-00000.jsonl`, renamed into place when it is complete. `settings.json` says how the
+parts were made; a later run with other settings is refused by naming them, instead of mixing two kinds of parts.
+Every process starts with its own share of the parts, then takes what is left over, such as those of a lost machine.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from nemo_longpo.errors import InputError
+
+from ..engines.base import Tick, Usage
+from ..jsonl import read_json_object
+from ..settings import Placement
+from .claims import Claims, remove_claims
+from .files import commit, remove_partial_files
+from .rows import SETTINGS_NAME, Row, Source
+
+REPORT_NAME = "report.json"
+
+
+@dataclass(frozen=True)
+class PartResult:
+    """The records of one finished part, and what happened on the way: counts by name, summed in the report."""
+
+    records: list[dict[str, Any]]
+    counts: Counter[str]
+
+
+Process = Callable[[list[Row], Tick], PartResult]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What to run. `settings` are those that change the output; `make_process` loads what is expensive, on demand.
+
+    A process gets the rows of one part and a function to call with what each finished model request took. With
+    `num_workers` > 1 the stage is pickled, `make_process` included.
+    """
+
+    name: str
+    source: Source
+    output: Path
+    settings: dict[str, Any]
+    make_process: Callable[[], Process]
+    placement: Placement = field(default_factory=Placement)
+    num_workers: int = 1
+
+    def part(self, number: int) -> Path:
+        return self.output / f"part-{number:05d}.jsonl"
+
+    def counts(self, number: int) -> Path:
+        return self.output / f"counts-{number:05d}.json"
+
+
+def run_stage(stage: Stage) -> dict[str, int]:
+    """Make the missing parts; returns the summed counts, or {} if another process is still at work on some part.
+
+    Raises InputError if the output was made with other settings, or is not a stage's output.
+    """
+    rank, world_size = stage.placement.rank, stage.placement.world_size
+    if rank >= world_size:
+        raise InputError(f"rank {rank} must be below world_size {world_size}")
+    description = {
+        "stage": stage.name,
+        "parts": len(stage.source.rows_in_parts),
+        "settings": stage.settings,
+        "input": stage.source.identity(),
+        "history": stage.source.history(),
+    }
+    _check_output(stage.output, description)
+    missing = not _is_finished(stage)
+    if missing and stage.num_workers > 1:
+        _share_out(stage, description)
+    elif missing:
+        _make_parts(stage, description)
+    return _report(stage)
+
+
+def _share_out(stage: Stage, description: dict[str, Any]) -> None:
+    """The same stage in several processes of this machine, each with a share of this process's share."""
+    workers = stage.num_workers
+    placements = [
+        replace(
+            stage.placement,
+            rank=stage.placement.rank * workers + worker,
+            world_size=stage.placement.world_size * workers,
+        )
+        for worker in range(workers)
+    ]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        shares = [replace(stage, placement=placement, num_workers=1) for placement in placements]
+        running = [pool.submit(_make_parts, share, description, position) for position, share in enumerate(shares)]
+        try:
+            for future in running:
+                future.result()
+        except BrokenProcessPool as error:
+            raise InputError(
+                f"a worker of stage {stage.name!r} was killed, perhaps for lack of memory; finished parts are kept: "
+                "run the same command to continue, with fewer num_workers or a smaller part_size if it happens again"
+            ) from error
+
+
+def _make_parts(stage: Stage, description: dict[str, Any], position: int = 0) -> None:
+    """This process's share of the missing parts, then whatever is missing and not claimed."""
+    process: Process | None = None
+    stage.output.mkdir(parents=True, exist_ok=True)
+    try:
+        with Claims(stage.output) as claims, _Progress(stage, position) as progress:
+            for own in (True, False):
+                for number, rows in stage.source.parts(_Wanted(stage, claims, own)):
+                    process = process or stage.make_process()
+                    result = process(rows, progress.tick)
+                    _commit_part(stage, number, result, progress.usage(), description)
+                    claims.release(str(number))
+                    progress.refresh()
+    finally:
+        # A directory that got no part does not stay.
+        with suppress(OSError):
+            stage.output.rmdir()
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Claims a part when asked whether it is wanted: those of this process's share, or those of the others."""
+
+    stage: Stage
+    claims: Claims
+    own: bool
+
+    def __call__(self, number: int) -> bool:
+        placement = self.stage.placement
+        if (number % placement.world_size == placement.rank) is not self.own or self._is_done(number):
+            return False
+        if not self.claims.take(str(number)):
+            return False
+        # Another process may have committed the part and dropped its claim between the look and the claim.
+        if self._is_done(number):
+            self.claims.release(str(number))
+            return False
+        return True
+
+    def _is_done(self, number: int) -> bool:
+        return self.stage.part(number).is_file()
+
+
+class _Progress:
+    """A bar over the documents of all parts, whoever makes them, with this process's requests and tokens."""
+
+    def __init__(self, stage: Stage, position: int):
+        self._stage = stage
+        self._rows = stage.source.rows_in_parts
+        self._bar = tqdm(total=sum(self._rows), desc=stage.name, unit="doc", position=position)
+        self._since_part: Counter[str] = Counter()
+        self._total: Counter[str] = Counter()
+
+    def __enter__(self) -> "_Progress":
+        self.refresh()
+        self._bar.initial = self._bar.n
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def tick(self, usage: Usage) -> None:
+        for counter in (self._since_part, self._total):
+            counter.update(asdict(usage))
+        seconds = max(self._bar.format_dict["elapsed"], 1e-9)
+        shown = {"requests": self._total["requests"], "tokens/s": round(self._total["generated_tokens"] / seconds)}
+        if self._total["cached_prompt_tokens"]:
+            shown["cached"] = f"{self._total['cached_prompt_tokens'] / self._total['prompt_tokens']:.0%}"
+        self._bar.set_postfix(shown)
+
+    def usage(self) -> Counter[str]:
+        """What was used since the last part was finished."""
+        usage, self._since_part = self._since_part, Counter()
+        return usage
+
+    def refresh(self) -> None:
+        self._bar.n = sum(rows for number, rows in enumerate(self._rows) if self._stage.part(number).is_file())
+        self._bar.refresh()
+
+
+def _commit_part(
+    stage: Stage, number: int, result: PartResult, usage: Counter[str], description: dict[str, Any]
+) -> None:
+    settings = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
+    commit(stage.output / SETTINGS_NAME, settings, keep_existing=True)
+    _check_output(stage.output, description)
+    commit(stage.counts(number), json.dumps(+(result.counts + usage), sort_keys=True) + "\n")
+    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in result.records)
+    commit(stage.part(number), "".join(lines))
+
+
+def _check_output(output: Path, description: dict[str, Any]) -> None:
+    if output.is_file():
+        raise InputError(f"{output} is a file; give a directory for the output")
+    # Hidden files are claims and partial files of processes at work.
+    if not output.is_dir() or all(path.name.startswith(".") for path in output.iterdir()):
+        return
+    path = output / SETTINGS_NAME
+    if not path.is_file():
+        raise InputError(f"{output} is not empty and holds no {SETTINGS_NAME}; give another output or empty it")
+    changes = _differences(read_json_object(path), description)
+    if changes:
+        raise InputError(
+            f"{output} was made with other settings: {'; '.join(changes)}; repeat the old settings to continue it, or "
+            "give another output"
+        )
+
+
+def _differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """Readable differences of two JSON values: "settings.seed was 0, now 1"."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = list(dict.fromkeys([*old, *new]))
+        absent = "absent"
+        return [
+            change
+            for key in keys
+            for change in _differences(old.get(key, absent), new.get(key, absent), f"{name}.{key}" if name else key)
+        ]
+    # Settings compare as they are stored: a tuple comes back as a list.
+    return [] if json.dumps(old) == json.dumps(new) else [f"{name} was {_short(old)}, now {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _is_finished(stage: Stage) -> bool:
+    return all(stage.part(number).is_file() for number in range(len(stage.source.rows_in_parts)))
+
+
+def _report(stage: Stage) -> dict[str, int]:
+    """Sum the counts of all parts once they are all there; every process that comes last writes the same report."""
+    if not _is_finished(stage):
+        return {}
+    total: Counter[str] = Counter()
+    for number in range(len(stage.source.rows_in_parts)):
+        total.update(read_json_object(stage.counts(number)))
+    report = dict(sorted(total.items()))
+    commit(stage.output / REPORT_NAME, json.dumps(report, indent=2) + "\n")
+    remove_claims(stage.output)
+    remove_partial_files(stage.output)
+    return report

@@ -1,0 +1,119 @@
+"""Every setting of every stage: its default, its range, its one line of help.
+
+The command line and the file of `longpo data run` are both made from these classes (see options.py). Nothing heavy is
+imported here, so that `--help` is instant.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .options import Settings, setting
+
+
+@dataclass(frozen=True)
+class ChunkSettings(Settings):
+    """Lengths in tokens of the model. Documents outside the window are left out, and counted."""
+
+    chunk_tokens: int = setting(32768, "longest chunk", minimum=1)
+    chunks_per_document: int = setting(4, "most chunks drawn from one document", minimum=1)
+    min_document_tokens: int = setting(1, "leave out shorter documents", minimum=1)
+    max_document_tokens: int | None = setting(None, "leave out longer documents", minimum=1)
+    seed: int = setting(0, "for drawing chunks")
+
+
+@dataclass(frozen=True)
+class InstructSettings(Settings):
+    """`pool_size` instructions are asked for in one request; with 1, the whole answer is the instruction."""
+
+    pool_size: int = setting(4, "instructions to draw one from", minimum=1)
+    max_new_tokens: int = setting(512, "longest answer", minimum=1)
+    temperature: float = setting(0.7, "0 is greedy", minimum=0)
+    top_p: float = setting(0.9, "draw from the smallest set of tokens with this probability", above=0, maximum=1)
+    seed: int = setting(0, "for sampling and drawing")
+
+
+@dataclass(frozen=True)
+class RespondSettings(Settings):
+    """Greedy by default: the answers that the model is surest of."""
+
+    max_new_tokens: int = setting(1024, "longest answer", minimum=1)
+    temperature: float = setting(0.0, "0 is greedy", minimum=0)
+    top_p: float = setting(1.0, "draw from the smallest set of tokens with this probability", above=0, maximum=1)
+    seed: int = setting(0, "for sampling")
+
+
+@dataclass(frozen=True)
+class FilterSettings(Settings):
+    """What makes a turn useless for training."""
+
+
+@dataclass(frozen=True)
+class ScoreSettings(Settings):
+    """What the reference model reads in front of an answer."""
+
+    ref_context: Literal["short", "long"] = setting("short", "the chunk (short, LongPO) or the document (long, DPO)")
+
+
+@dataclass(frozen=True)
+class PackSettings(Settings):
+    """How large a shard file becomes."""
+
+    max_records: int = setting(1024, "documents per file", minimum=1)
+    max_bytes: int = setting(1 << 30, "bytes per file", minimum=1)
+
+
+@dataclass(frozen=True)
+class Placement(Settings):
+    """Which share of the parts this process makes, and how large parts are when the input has none of its own."""
+
+    rank: int = setting(0, "this process's number", minimum=0)
+    world_size: int = setting(1, "how many processes share the parts", minimum=1)
+    part_size: int = setting(32, "documents per part, where the input has no parts", minimum=1)
+
+
+@dataclass(frozen=True)
+class CpuPlacement(Placement):
+    """For stages without a model: they can also share this process's parts between processes of one machine."""
+
+    num_workers: int = setting(1, "processes to use on this machine", minimum=1)
+
+
+@dataclass(frozen=True)
+class EngineSettings(Settings):
+    """Which library runs the model, and how the model is read. All of it may change what comes out."""
+
+    engine: Literal["transformers", "vllm", "server"] = setting("transformers", "what runs the model")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting("auto", "auto is the checkpoint's own")
+    rope_theta: float | None = setting(None, "run the model with another RoPE base than its own", above=0)
+
+
+@dataclass(frozen=True)
+class TransformersSettings(Settings):
+    """With `--engine transformers`."""
+
+    device: str = setting("auto", "such as cpu or cuda:0; auto is a GPU if there is one")
+    batch_tokens: int = setting(16384, "most padded tokens in one batch", minimum=1)
+
+
+@dataclass(frozen=True)
+class VllmSettings(Settings):
+    """With `--engine vllm`."""
+
+    tensor_parallel_size: int = setting(1, "GPUs that share the model", minimum=1)
+    max_model_len: int | None = setting(
+        None, "longest request in tokens; by default the model's own context", minimum=1
+    )
+    max_num_seqs: int = setting(64, "most requests running at once", minimum=1)
+    max_num_batched_tokens: int | None = setting(None, "most tokens in one step; by default vLLM's choice", minimum=1)
+    gpu_memory_utilization: float = setting(0.9, "share of the GPU's memory", above=0, maximum=1)
+    kv_cache_memory_bytes: int | None = setting(None, "size of the KV cache; needed on CPU (default there: 4 GiB)")
+
+
+@dataclass(frozen=True)
+class ServerSettings(Settings):
+    """With `--engine server`: vLLM's OpenAI-compatible servers, all with the same model."""
+
+    base_url: tuple[str, ...] = setting((), "such as http://127.0.0.1:8000/v1; several share the requests")
+    concurrency: int = setting(32, "most requests in flight per server", minimum=1)
+    timeout: float = setting(600.0, "seconds until a request counts as lost", above=0)
+    retries: int = setting(8, "tries after a failed one, with growing pauses, before giving up", minimum=0)

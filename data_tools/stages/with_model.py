@@ -1,0 +1,94 @@
+"""What the stages share in which the model works: source, prompts, chat format, engine, recorded settings."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nemo_longpo.errors import InputError
+
+from ..chat.format import ChatFormat
+from ..chat.prompts import Prompts, choose_prompts
+from ..engines.base import Engine, Tick
+from ..engines.load import EngineOptions
+from ..model import load_chat, model_identity, tokenizer_identity
+from ..options import Settings
+from ..runner.rows import PartsSource, Row
+from ..runner.stage import PartResult, Process, Stage, run_stage
+from ..settings import Placement
+
+
+@dataclass(frozen=True)
+class ModelStage:
+    """Where a stage reads and writes, and with which model. `prompts_file` None: the wording that the input was made
+    with, or the built-in one."""
+
+    input: Path
+    output: Path
+    model: Path
+    prompts_file: str | None = None
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    placement: Placement = field(default_factory=Placement)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What lies ready when rows are worked on."""
+
+    chat: ChatFormat
+    engine: Engine
+    prompts: Prompts
+
+
+WorkOnRows = Callable[[list[Row], Tick, Bench], PartResult]
+
+
+def run_with_model(
+    name: str, where: ModelStage, settings: Settings, work: WorkOnRows, check: Callable[[Row], None] | None = None
+) -> dict[str, int]:
+    """Run stage `name`: `work` on every part of the input, after `check` on every row of it.
+
+    The engine is loaded for the first part that is missing, so a finished stage costs nothing. Raises InputError.
+    """
+    source = PartsSource(where.input, rows_per_part=where.placement.part_size)
+    if check is not None:
+        for row in source.rows():
+            check(row)
+    prompts = choose_prompts(where.prompts_file, source.history())
+    chat = load_chat(where.model)
+
+    def make_process() -> Process:
+        bench = Bench(chat, where.engine.load(where.model), prompts)
+        return lambda rows, tick: work(rows, tick, bench)
+
+    return run_stage(
+        Stage(
+            name=name,
+            source=source,
+            output=where.output,
+            settings=settings.recorded()
+            | {"engine": where.engine.common.recorded(), "prompts": prompts.to_dict()}
+            | {"model": model_identity(where.model, where.engine.common)}
+            | tokenizer_identity(chat),
+            make_process=make_process,
+            placement=where.placement,
+        )
+    )
+
+
+def check_short(engine: Engine, prompt: list[int], max_new_tokens: int, where: str) -> None:
+    """A short prompt and its answer must fit the model's own context. Raises InputError with the numbers."""
+    if len(prompt) + max_new_tokens > engine.context_length:
+        raise InputError(
+            f"{where}: a prompt of {len(prompt)} tokens and max_new_tokens {max_new_tokens} exceed the model's "
+            f"context of {engine.context_length}; run `longpo data chunk` with a smaller --chunk-tokens"
+        )
+
+
+def check_long(engine: Engine, length: int, max_new_tokens: int, where: str) -> None:
+    """A whole document and an answer must fit what the engine takes. Raises InputError with the numbers."""
+    if engine.max_length is not None and length + max_new_tokens > engine.max_length:
+        raise InputError(
+            f"{where}: the whole document makes a prompt of {length} tokens, which with max_new_tokens "
+            f"{max_new_tokens} exceeds the engine's max_model_len of {engine.max_length}; raise it, or run "
+            "`longpo data chunk` with a smaller --max-document-tokens"
+        )
