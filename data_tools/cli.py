@@ -13,7 +13,7 @@ def register(subparsers: Any) -> None:
     """Add `data` and its subcommands to the `longpo` parser."""
     parser = subparsers.add_parser("data", help="make preference shards from documents")
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
-    for add in (_add_chunk, _add_instruct, _add_respond, _add_filter, _add_score, _add_pack, _add_inspect):
+    for add in (_add_chunk, _add_instruct, _add_respond, _add_filter, _add_score, _add_pack, _add_run, _add_inspect):
         add(stages)
 
 
@@ -91,6 +91,13 @@ def _add_inspect(stages: Any) -> None:
     )
     parser.add_argument("shards", type=Path, metavar="SHARDS", help="output of `longpo data pack`")
     parser.add_argument("--verify", action="store_true", help="recompute every hash, span and sum")
+
+
+def _add_run(stages: Any) -> None:
+    parser = _leaf(
+        stages, commands.run, "run all stages from one file, on this machine or a cluster", "longpo data run data.yaml"
+    )
+    parser.add_argument("config", type=Path, metavar="FILE", help="YAML file, explained in docs/data.md")
 
 
 def _leaf(stages: Any, run: Callable, summary: str, example: str) -> argparse.ArgumentParser:

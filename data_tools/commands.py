@@ -2,6 +2,8 @@
 
 import argparse
 import json
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from .options import settings_from
@@ -17,46 +19,83 @@ from .settings import (
 )
 
 
-def chunk(arguments: argparse.Namespace) -> None:
+Report = dict[str, int]
+
+
+def reported(work: Callable[[argparse.Namespace], Report]) -> Callable[[argparse.Namespace], None]:
+    """A stage's command: do the work, print its report. The undecorated function stays at `__wrapped__`."""
+
+    @wraps(work)
+    def run(arguments: argparse.Namespace) -> None:
+        _print_report(arguments, work(arguments))
+
+    return run
+
+
+def _print_report(arguments: argparse.Namespace, report: Report) -> None:
+    if arguments.json:
+        print(json.dumps({"output": str(arguments.output), "finished": bool(report), "report": report}))
+    elif report:
+        print(f"{arguments.stage}: {_summary(report)}; written to {arguments.output}")
+    elif arguments.dry_run:
+        print(f"{arguments.stage}: the settings are fine, and parts of {arguments.output} are missing")
+    else:
+        print(f"{arguments.stage}: this process is done, others are still at work on parts of {arguments.output}")
+
+
+def _summary(report: Report) -> str:
+    text = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in report.items())
+    if report.get("cached_prompt_tokens"):
+        text += f" (prefix cache hit rate {report['cached_prompt_tokens'] / report['prompt_tokens']:.1%})"
+    return text
+
+
+@reported
+def chunk(arguments: argparse.Namespace) -> Report:
     from .stages.chunk import run_chunk
 
     values = vars(arguments)
     settings, placement = settings_from(ChunkSettings, values), settings_from(CpuPlacement, values)
-    _print_report(arguments, run_chunk(arguments.input, arguments.model, arguments.output, settings, placement))
+    return run_chunk(arguments.input, arguments.model, arguments.output, settings, placement)
 
 
-def instruct(arguments: argparse.Namespace) -> None:
+@reported
+def instruct(arguments: argparse.Namespace) -> Report:
     from .stages.instruct import run_instruct
 
-    _print_report(arguments, run_instruct(settings_from(InstructSettings, vars(arguments)), _where(arguments)))
+    return run_instruct(settings_from(InstructSettings, vars(arguments)), _where(arguments))
 
 
-def respond(arguments: argparse.Namespace) -> None:
+@reported
+def respond(arguments: argparse.Namespace) -> Report:
     from .stages.respond import run_respond
 
-    _print_report(arguments, run_respond(settings_from(RespondSettings, vars(arguments)), _where(arguments)))
+    return run_respond(settings_from(RespondSettings, vars(arguments)), _where(arguments))
 
 
-def filter(arguments: argparse.Namespace) -> None:
+@reported
+def filter(arguments: argparse.Namespace) -> Report:
     from .stages.filter import run_filter
 
     values = vars(arguments)
     settings, placement = settings_from(FilterSettings, values), settings_from(CpuPlacement, values)
-    _print_report(arguments, run_filter(arguments.input, arguments.output, settings, placement))
+    return run_filter(arguments.input, arguments.output, settings, placement)
 
 
-def score(arguments: argparse.Namespace) -> None:
+@reported
+def score(arguments: argparse.Namespace) -> Report:
     from .stages.score import run_score
 
-    _print_report(arguments, run_score(settings_from(ScoreSettings, vars(arguments)), _where(arguments)))
+    return run_score(settings_from(ScoreSettings, vars(arguments)), _where(arguments))
 
 
-def pack(arguments: argparse.Namespace) -> None:
+@reported
+def pack(arguments: argparse.Namespace) -> Report:
     from .stages.pack import run_pack
 
     settings = settings_from(PackSettings, vars(arguments))
     documents = run_pack(arguments.input, arguments.model, arguments.output, settings)
-    _print_report(arguments, {"documents_out": documents})
+    return {"documents_out": documents}
 
 
 def inspect(arguments: argparse.Namespace) -> None:
@@ -64,6 +103,19 @@ def inspect(arguments: argparse.Namespace) -> None:
 
     summary = inspect_shards(arguments.shards, verify=arguments.verify)
     print(json.dumps(summary) if arguments.json else format_summary(summary))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from .pipeline.config import load_pipeline
+    from .pipeline.run import run_pipeline
+
+    pipeline = load_pipeline(arguments.config)
+    reports = run_pipeline(pipeline)
+    if arguments.json:
+        print(json.dumps({"output": str(pipeline.output), "finished": True, "reports": reports}))
+    for stage, report in reports.items():
+        if not arguments.json:
+            print(f"{stage}: {_summary(report)}")
 
 
 def _where(arguments: argparse.Namespace) -> Any:
@@ -78,15 +130,3 @@ def _where(arguments: argparse.Namespace) -> Any:
         engine=EngineOptions.from_mapping(vars(arguments)),
         placement=settings_from(Placement, vars(arguments)),
     )
-
-
-def _print_report(arguments: argparse.Namespace, report: dict[str, int]) -> None:
-    if arguments.json:
-        print(json.dumps({"output": str(arguments.output), "finished": bool(report), "report": report}))
-    elif report:
-        summary = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in report.items())
-        if report.get("cached_prompt_tokens"):
-            summary += f" (prefix cache hit rate {report['cached_prompt_tokens'] / report['prompt_tokens']:.1%})"
-        print(f"{arguments.stage}: {summary}; written to {arguments.output}")
-    else:
-        print(f"{arguments.stage}: this process is done, others are still at work on parts of {arguments.output}")

@@ -68,7 +68,9 @@ class Placement(Settings):
 
     rank: int = setting(0, "this process's number", minimum=0)
     world_size: int = setting(1, "how many processes share the parts", minimum=1)
+    rank_from_environment: bool = setting(False, "take rank and world size from Slurm, torchrun, MPI or Kubernetes")
     part_size: int = setting(32, "documents per part, where the input has no parts", minimum=1)
+    dry_run: bool = setting(False, "only check the input and the settings, and say whether anything is missing")
 
 
 @dataclass(frozen=True)

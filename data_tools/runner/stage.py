@@ -25,6 +25,7 @@ from ..jsonl import read_json_object
 from ..settings import Placement
 from .claims import Claims, remove_claims
 from .files import commit, remove_partial_files
+from .placement import resolve_placement
 from .rows import SETTINGS_NAME, Row, Source
 
 REPORT_NAME = "report.json"
@@ -65,13 +66,11 @@ class Stage:
 
 
 def run_stage(stage: Stage) -> dict[str, int]:
-    """Make the missing parts; returns the summed counts, or {} if another process is still at work on some part.
+    """Make the missing parts, unless it is a dry run; returns the summed counts, or {} while some part is missing.
 
     Raises InputError if the output was made with other settings, or is not a stage's output.
     """
-    rank, world_size = stage.placement.rank, stage.placement.world_size
-    if rank >= world_size:
-        raise InputError(f"rank {rank} must be below world_size {world_size}")
+    stage = replace(stage, placement=resolve_placement(stage.placement))
     description = {
         "stage": stage.name,
         "parts": len(stage.source.rows_in_parts),
@@ -80,7 +79,7 @@ def run_stage(stage: Stage) -> dict[str, int]:
         "history": stage.source.history(),
     }
     _check_output(stage.output, description)
-    missing = not _is_finished(stage)
+    missing = not _is_finished(stage) and not stage.placement.dry_run
     if missing and stage.num_workers > 1:
         _share_out(stage, description)
     elif missing:

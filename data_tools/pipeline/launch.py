@@ -1,0 +1,77 @@
+"""The processes of one stage as tasks of a NeMo-Run experiment. The only file of the data tools that knows NeMo-Run."""
+
+import shlex
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from nemo_longpo.errors import InputError
+
+from .config import StageRun
+
+
+def import_nemo_run() -> Any:
+    """The nemo_run package. Raises InputError if it is not installed."""
+    try:
+        import nemo_run
+    except ImportError as error:
+        raise InputError(
+            f"`longpo data run` starts processes through NeMo-Run, which cannot be imported here ({error}); "
+            "pip install nemo_run, or start the stages yourself with --rank and --world-size"
+        ) from error
+    return nemo_run
+
+
+def make_executor(description: Mapping[str, Any], where: str) -> Any:
+    """An executor from its class name in nemo_run ("type") and its arguments; nested ones, such as tunnels, likewise.
+
+    Raises InputError for an unknown class or arguments that it refuses.
+    """
+    nemo_run = import_nemo_run()
+    arguments = {
+        key: make_executor(value, f"{where}.{key}") if isinstance(value, dict) and "type" in value else value
+        for key, value in description.items()
+        if key != "type"
+    }
+    kind = vars(nemo_run).get(description["type"])
+    if not isinstance(kind, type):
+        raise InputError(f"{where}: nemo_run has no class {description['type']!r}; try LocalExecutor or SlurmExecutor")
+    try:
+        return kind(**arguments)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise InputError(f"{where}: {description['type']} refuses its arguments ({error})") from error
+
+
+def run_processes(
+    stage: StageRun, words: list[str], executor: Any, log_dir: Path, watch: Callable[[], None], *, poll_seconds: float
+) -> list[Path]:
+    """Start all processes of a stage, call `watch` until they have ended, and return the folders of their logs.
+
+    `words` follow the stage's command; rank and world size are added. How the processes ended is not returned: what
+    counts is which parts are there.
+    """
+    nemo_run = import_nemo_run()
+    count = stage.launch.processes
+    with nemo_run.Experiment(
+        f"longpo-{stage.name}", base_dir=str(log_dir), clean_mode=True, enable_goodbye_message=False,
+        skip_status_at_exit=True, log_level="WARN",
+    ) as experiment:  # fmt: skip
+        for rank in range(count):
+            placement = ["--rank", str(rank), "--world-size", str(count)] if count > 1 else []
+            script = nemo_run.Script(
+                inline=f"{stage.launch.command} {shlex.join([*words, *placement])}",
+                env={name: value.format(rank=rank) for name, value in stage.env.items()},
+            )
+            experiment.add(script, executor=executor, name=f"{stage.name}-{rank}")
+        experiment.run(detach=False)
+        while any(not _has_ended(task) for task in experiment.status(return_dict=True).values()):
+            watch()
+            time.sleep(poll_seconds)
+        return [Path(task["local_dir"]) for task in experiment.status(return_dict=True).values()]
+
+
+def _has_ended(task: Mapping[str, Any]) -> bool:
+    from torchx.specs import is_terminal
+
+    return is_terminal(task["status"])

@@ -1,0 +1,114 @@
+"""All stages of a file, one after another: start what is missing, watch it, start again what was lost."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from nemo_longpo.errors import InputError
+
+from ..jsonl import read_json_object
+from ..runner.rows import SETTINGS_NAME
+from .config import Pipeline, StageRun
+from .launch import make_executor, run_processes
+
+_LOG_TAIL = 2000  # bytes of a failed process's log to show
+
+
+def run_pipeline(pipeline: Pipeline, *, poll_seconds: float = 1.0) -> dict[str, dict[str, int]]:
+    """Run every stage whose parts are not all there; returns the report of each stage by its name.
+
+    Everything that can be checked is checked before the first process starts: the executors, and the settings of all
+    stages that have an output already. Raises InputError: a setting that changed, a stage that still lacks parts after
+    its retries, or what its processes said.
+    """
+    executors = {name: make_executor(text, f"executors.{name}") for name, text in pipeline.executors.items()}
+    reports: dict[str, dict[str, int]] = {}
+    for stage in pipeline.stages:
+        report = _check(pipeline, stage)
+        if not report:
+            break
+        reports[stage.name] = report
+    for stage in pipeline.stages[len(reports) :]:
+        reports[stage.name] = _run(pipeline, stage, executors[stage.launch.executor], poll_seconds)
+    return reports
+
+
+def _run(pipeline: Pipeline, stage: StageRun, executor: Any, poll_seconds: float) -> dict[str, int]:
+    report = _check(pipeline, stage)
+    words = pipeline.arguments(stage)
+    for attempt in range(stage.launch.retries + 1):
+        if report:
+            return report
+        if attempt:
+            print(f"{stage.name}: processes were lost; starting again what is missing", file=sys.stderr)
+        with _PartsBar(pipeline, stage) as bar:
+            logs = run_processes(
+                stage, words, executor, pipeline.output / "runs", bar.refresh, poll_seconds=poll_seconds
+            )
+        said = [_tail(folder) for folder in logs]
+        for text in said:
+            if "longpo: error: " in text:
+                raise InputError(f"stage {stage.name!r}: {text.rsplit('longpo: error: ', 1)[1].strip()}")
+        report = _check(pipeline, stage)
+    if report:
+        return report
+    raise InputError(
+        f"stage {stage.name!r} lacks parts after {stage.launch.retries + 1} starts; finished parts are kept, run the "
+        f"same command to continue. The last lines of {logs[0]}:\n{said[0]}"
+    )
+
+
+def _check(pipeline: Pipeline, stage: StageRun) -> dict[str, int]:
+    """The report of a finished stage, {} if something is missing. Raises InputError for settings that changed."""
+    from ..cli import register
+
+    parser = argparse.ArgumentParser()
+    register(parser.add_subparsers())
+    arguments = parser.parse_args([*pipeline.arguments(stage), "--dry-run"])
+    return arguments.run.__wrapped__(arguments)
+
+
+class _PartsBar:
+    """A bar over the parts of a stage as they appear, whoever makes them."""
+
+    def __init__(self, pipeline: Pipeline, stage: StageRun):
+        self._output = pipeline.output_of(stage)
+        self._bar = tqdm(desc=stage.name, unit="part")
+
+    def __enter__(self) -> "_PartsBar":
+        self.refresh()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.refresh()
+        self._bar.close()
+
+    def refresh(self) -> None:
+        settings = self._output / SETTINGS_NAME
+        if settings.is_file():
+            self._bar.total = read_json_object(settings)["parts"]
+            self._bar.n = len(list(self._output.glob("part-*.jsonl")))
+        self._bar.refresh()
+
+
+def _tail(folder: Path) -> str:
+    """The end of the newest log that a process left in its folder."""
+    deadline = time.monotonic() + 5  # a log may arrive a little later than the end of its process
+    while True:
+        logs = sorted((path for path in folder.rglob("*") if path.suffix in (".log", ".out")), key=_written)
+        if logs or time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
+    if not logs:
+        return ""
+    with max(logs, key=lambda path: path.stat().st_size).open("rb") as file:
+        file.seek(max(0, file.seek(0, 2) - _LOG_TAIL))
+        return file.read().decode("utf-8", "replace")
+
+
+def _written(path: Path) -> float:
+    return path.stat().st_mtime
