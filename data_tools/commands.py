@@ -18,7 +18,6 @@ from .settings import (
     ScoreSettings,
 )
 
-
 Report = dict[str, int]
 
 

@@ -1,4 +1,9 @@
-"""The one exception that means "the input is at fault, not the program"."""
+"""The one exception that means "the input is at fault, not the program", and what a full disk says with it."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -7,3 +12,24 @@ class InputError(ValueError):
     The message reads like advice, in one sentence or two: what is wrong, where (file, line, field), what to do.
     Command lines print it without a stack trace and exit with status 2.
     """
+
+
+_NO_ROOM = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file may not become that large here",
+}
+
+
+@contextmanager
+def explain_full_disk(path: Path) -> Iterator[None]:
+    """Turn the operating system's word for "no room" while writing `path` into an InputError; nothing else."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise InputError(
+            f"{path} cannot be written: {_NO_ROOM[error.errno]}; make room and run the same command again, finished "
+            "parts are kept"
+        ) from error

@@ -1,16 +1,9 @@
 """Write a file whole or not at all, even if the machine stops."""
 
-import errno
 import os
 from pathlib import Path
 
-from nemo_longpo.errors import InputError
-
-_FULL = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "the file is too large",
-}
+from nemo_longpo.errors import explain_full_disk
 
 
 def commit(path: Path, text: str, *, keep_existing: bool = False) -> None:
@@ -20,7 +13,7 @@ def commit(path: Path, text: str, *, keep_existing: bool = False) -> None:
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with partial.open("w", encoding="utf-8") as file:
+        with explain_full_disk(path), partial.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -30,13 +23,6 @@ def commit(path: Path, text: str, *, keep_existing: bool = False) -> None:
             os.link(partial, path)
     except FileExistsError:
         pass  # another process was first
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise InputError(
-            f"{path} cannot be written: {_FULL[error.errno]}; make room and run the same command again, finished parts "
-            "are kept"
-        ) from error
     finally:
         partial.unlink(missing_ok=True)
 

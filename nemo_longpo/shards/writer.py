@@ -12,7 +12,7 @@ from types import TracebackType
 
 import pyarrow as pa
 
-from nemo_longpo.errors import InputError
+from nemo_longpo.errors import InputError, explain_full_disk
 
 from .manifest import (
     MANIFEST_NAME,
@@ -66,9 +66,10 @@ class ShardWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._close_file()
-            if kind is None:
-                self._commit()
+            with explain_full_disk(self.directory):
+                self._close_file()
+                if kind is None:
+                    self._commit()
         finally:
             shutil.rmtree(self._partial, ignore_errors=True)
 
@@ -84,12 +85,13 @@ class ShardWriter:
                 f"{self.provenance.ref_context!r} references; score all pairs in one way"
             )
         self._seen.add(record.doc_id)
-        sink, stream = self._open or self._open_file()
-        stream.write_batch(to_batch(record))
-        self._records_in_file += 1
-        self._count(record)
-        if self._records_in_file >= self.max_records or sink.tell() >= self.max_bytes:
-            self._close_file()
+        with explain_full_disk(self.directory):
+            sink, stream = self._open or self._open_file()
+            stream.write_batch(to_batch(record))
+            self._records_in_file += 1
+            self._count(record)
+            if self._records_in_file >= self.max_records or sink.tell() >= self.max_bytes:
+                self._close_file()
 
     def _count(self, record: PairRecord) -> None:
         trunk, chosen, rejected = record.lengths

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -235,3 +237,27 @@ def edit_manifest(shards, change) -> None:
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
+
+
+WRITE_LARGE = """
+import resource, sys
+import numpy as np
+from nemo_longpo.errors import InputError
+from test_shards import PROVENANCE, make_record
+from nemo_longpo.shards.writer import ShardWriter
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+try:
+    with ShardWriter(sys.argv[1], PROVENANCE) as writer:
+        for index in range(20):
+            writer.add(make_record(index, trunk_ids=np.zeros(1 << 12, dtype=np.int32)))
+except InputError as error:
+    print(error)
+"""
+
+
+def test_no_room_on_the_disk_leaves_nothing(tmp_path):
+    """The kernel refuses files of more than 64 KiB here, as a full disk would refuse at some byte."""
+    command = [sys.executable, "-c", WRITE_LARGE, str(tmp_path / "shards")]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
+    assert "shards cannot be written: a file may not become that large here; make room" in said.stdout
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,48 @@
+import pytest
+
+from nemo_longpo.data_tools.runner.placement import resolve_placement
+from nemo_longpo.data_tools.settings import Placement
+from nemo_longpo.errors import InputError
+
+FROM_ENVIRONMENT = Placement(rank_from_environment=True)
+
+
+def place(placement, **environment):
+    found = resolve_placement(placement, environment)
+    return found.rank, found.world_size
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"RANK": "3", "WORLD_SIZE": "8"},
+        {"SLURM_PROCID": "3", "SLURM_NTASKS": "8"},
+        {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "8"},
+        {"PMI_RANK": "3", "PMI_SIZE": "8"},
+    ],
+)
+def test_every_process_manager_is_understood(environment):
+    assert place(FROM_ENVIRONMENT, **environment) == (3, 8)
+    assert place(Placement(1, 2), **environment) == (1, 2)
+
+
+def test_a_kubernetes_job_tells_its_index_only():
+    assert place(Placement(world_size=4, rank_from_environment=True), JOB_COMPLETION_INDEX="3") == (3, 4)
+
+
+def test_a_process_inside_a_slurm_job_that_torchrun_started_listens_to_torchrun():
+    assert place(FROM_ENVIRONMENT, RANK="1", WORLD_SIZE="2", SLURM_PROCID="0", SLURM_NTASKS="1") == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({}, "finds none of RANK, SLURM_PROCID"),
+        ({"RANK": "0"}, "WORLD_SIZE must be a number, not ''"),
+        ({"RANK": "x", "WORLD_SIZE": "2"}, "RANK must be a number, not 'x'"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "rank 2 must be below world_size 2"),
+    ],
+)
+def test_bad_environments(environment, message):
+    with pytest.raises(InputError, match=message):
+        place(FROM_ENVIRONMENT, **environment)
