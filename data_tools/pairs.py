@@ -10,6 +10,8 @@ from nemo_longpo.errors import InputError
 from .chat.format import ChatFormat
 from .runner.rows import Row
 
+BRANCHES = ("chosen", "rejected")
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -30,12 +32,12 @@ class Pair:
 
 def parse_pair(row: Row) -> Pair:
     """A row as a Pair. Raises InputError naming the file, the line and the field."""
-    turns = _field(row, row.record, "turns", list, "")
+    turns = read_field(row, row.record, "turns", list, "")
     if not turns:
         raise InputError(f"{row.where}: field 'turns' is empty; give at least one turn")
     return Pair(
-        doc_id=_text(row, row.record, "doc_id", ""),
-        document=_text(row, row.record, "document", ""),
+        doc_id=read_text(row, row.record, "doc_id", ""),
+        document=read_text(row, row.record, "document", ""),
         turns=[_turn(row, turn, f"turns[{index}].") for index, turn in enumerate(turns)],
     )
 
@@ -43,7 +45,7 @@ def parse_pair(row: Row) -> Pair:
 def check_answers(pair: Pair, where: str) -> None:
     """Training cannot use an empty answer. Raises InputError naming the place."""
     for index, turn in enumerate(pair.turns):
-        for name in ("chosen", "rejected"):
+        for name in BRANCHES:
             if is_empty(turn, name):
                 raise InputError(
                     f"{where}: field 'turns[{index}].{name}' is empty; write an answer, remove the turn, or let "
@@ -73,23 +75,30 @@ def answer_ids(chat: ChatFormat, pair: Pair, name: str, vocab_size: int, where: 
     return answers
 
 
-def turn_logps(row: Row, index: int, name: str) -> np.ndarray:
-    """float32 reference log-probs that `score` stored in a turn. Raises InputError naming the field."""
-    key = f"ref_{name}_logps"
-    values = _field(row, row.record["turns"][index], key, list, f"turns[{index}].")
-    if not all(isinstance(value, int | float) for value in values):
-        raise InputError(f"{row.where}: field 'turns[{index}].{key}' must be numbers; run `longpo data score` again")
+def read_logps(row: Row, record: dict[str, Any], name: str, prefix: str) -> np.ndarray:
+    """float32 reference log-probs that `score` stored. Raises InputError naming the field."""
+    values = read_field(row, record, name, list, prefix)
+    if not set(map(type, values)) <= {int, float}:
+        raise InputError(f"{row.where}: field '{prefix}{name}' must be numbers; run `longpo data score` again")
     return np.asarray(values, dtype=np.float32)
+
+
+def read_ids(row: Row, record: dict[str, Any], name: str, prefix: str) -> list[int]:
+    """A list with at least one token id. Raises InputError naming the field."""
+    ids = read_field(row, record, name, list, prefix)
+    if set(map(type, ids)) != {int} or min(ids) < 0:
+        raise InputError(f"{row.where}: field '{prefix}{name}' must be a list of token ids (whole numbers ≥ 0)")
+    return ids
 
 
 def _turn(row: Row, turn: Any, prefix: str) -> Turn:
     if not isinstance(turn, dict):
         raise InputError(f"{row.where}: field '{prefix[:-1]}' must be an object, not {type(turn).__name__}")
     return Turn(
-        chunk=_text(row, turn, "chunk", prefix),
-        instruction=_text(row, turn, "instruction", prefix),
-        chosen=_field(row, turn, "chosen", str, prefix),
-        rejected=_field(row, turn, "rejected", str, prefix),
+        chunk=read_text(row, turn, "chunk", prefix),
+        instruction=read_text(row, turn, "instruction", prefix),
+        chosen=read_field(row, turn, "chosen", str, prefix),
+        rejected=read_field(row, turn, "rejected", str, prefix),
         chosen_token_ids=_ids(row, turn, "chosen_token_ids", prefix),
         rejected_token_ids=_ids(row, turn, "rejected_token_ids", prefix),
     )
@@ -98,7 +107,8 @@ def _turn(row: Row, turn: Any, prefix: str) -> Turn:
 _NAMES: dict[type, str] = {str: "text", list: "a list"}
 
 
-def _field(row: Row, record: dict[str, Any], name: str, kind: type, prefix: str) -> Any:
+def read_field(row: Row, record: dict[str, Any], name: str, kind: type, prefix: str) -> Any:
+    """`record[name]`, of the right type. Raises InputError naming the field, with `prefix` as the way to it."""
     if name not in record:
         raise InputError(f"{row.where}: field '{prefix}{name}' is missing; add it as {_NAMES[kind]}")
     if not isinstance(record[name], kind):
@@ -108,8 +118,8 @@ def _field(row: Row, record: dict[str, Any], name: str, kind: type, prefix: str)
     return record[name]
 
 
-def _text(row: Row, record: dict[str, Any], name: str, prefix: str) -> str:
-    text = _field(row, record, name, str, prefix)
+def read_text(row: Row, record: dict[str, Any], name: str, prefix: str) -> str:
+    text = read_field(row, record, name, str, prefix)
     if not text.strip():
         raise InputError(f"{row.where}: field '{prefix}{name}' is empty; fill it in or remove the line")
     return text
@@ -118,7 +128,5 @@ def _text(row: Row, record: dict[str, Any], name: str, prefix: str) -> str:
 def _ids(row: Row, record: dict[str, Any], name: str, prefix: str) -> list[int] | None:
     if record.get(name) is None:
         return None
-    ids = _field(row, record, name, list, prefix)
-    if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in ids):
-        raise InputError(f"{row.where}: field '{prefix}{name}' must be a list of token ids (whole numbers ≥ 0)")
-    return ids
+    # An empty answer is for `filter` to remove.
+    return [] if record[name] == [] else read_ids(row, record, name, prefix)

@@ -11,13 +11,12 @@ from nemo_longpo.shards.manifest import Provenance, ReferenceModel
 from nemo_longpo.shards.schema import PairRecord
 from nemo_longpo.shards.writer import ShardWriter
 
-from ..chat.format import ChatFormat, as_ids, as_spans
-from ..chat.prompts import Prompts, prompts_from_dict
+from ..chat.format import as_ids, as_spans
+from ..chat.prompts import prompts_from_dict
+from ..encoded import EncodedPair, PairEncoder
 from ..model import load_chat, model_identity, tokenizer_identity
-from ..pairs import answer_ids, check_answers, parse_pair, turn_logps
-from ..runner.rows import PartsSource, Row
+from ..runner.rows import PartsSource
 from ..settings import EngineSettings, PackSettings
-from .score import users_of
 
 
 def run_pack(pairs: Path, model: Path, output: Path, settings: PackSettings) -> int:
@@ -42,25 +41,20 @@ def run_pack(pairs: Path, model: Path, output: Path, settings: PackSettings) -> 
         generation=history,
     )
     prompts = prompts_from_dict(scored["prompts"], f"{pairs}/settings.json")
+    encoder = PairEncoder(chat, prompts, provenance.vocab_size)
     documents = sum(source.rows_in_parts)
     with (
         ShardWriter(output, provenance, **settings.recorded()) as writer,
         tqdm(total=documents, desc="pack", unit="doc") as bar,
     ):
         for row in source.rows():
-            writer.add(_record(row, chat, prompts, provenance), where=row.where)
+            writer.add(_record(encoder.encode(row), provenance.ref_context), where=row.where)
             bar.update()
     return documents
 
 
-def _record(row: Row, chat: ChatFormat, prompts: Prompts, provenance: Provenance) -> PairRecord:
-    pair = parse_pair(row)
-    check_answers(pair, row.where)
-    chosen, rejected = (
-        answer_ids(chat, pair, name, provenance.vocab_size, row.where) for name in ("chosen", "rejected")
-    )
-    long = chat.long_pair(users_of(pair, prompts), chosen, rejected)
-    turns = range(len(pair.turns))
+def _record(pair: EncodedPair, ref_context: str) -> PairRecord:
+    long = pair.long()
     return PairRecord(
         doc_id=pair.doc_id,
         trunk_ids=as_ids(long.trunk_ids),
@@ -69,9 +63,9 @@ def _record(row: Row, chat: ChatFormat, prompts: Prompts, provenance: Provenance
         chosen_spans=as_spans(long.chosen_spans),
         rejected_spans=as_spans(long.rejected_spans),
         nll_ignore_spans=as_spans(long.nll_ignore_spans),
-        ref_chosen_logps=tuple(turn_logps(row, index, "chosen") for index in turns),
-        ref_rejected_logps=tuple(turn_logps(row, index, "rejected") for index in turns),
-        ref_context=provenance.ref_context,
+        ref_chosen_logps=pair.logps("chosen"),
+        ref_rejected_logps=pair.logps("rejected"),
+        ref_context=ref_context,
     )
 
 

@@ -5,16 +5,21 @@ in the whole conversation over the document. The scored ids are those of the lon
 """
 
 from collections import Counter
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..chat.format import ChatFormat
-from ..chat.prompts import Prompts
-from ..engines.base import Span, Tick
-from ..pairs import Pair, answer_ids, check_answers, parse_pair
-from ..runner.rows import Row
+from nemo_longpo.errors import InputError
+
+from ..encoded import EncodedPair, PairEncoder, check_row
+from ..engines.base import Engine, Span, Tick
+from ..jsonl import read_json_object
+from ..model import load_chat, tokenizer_identity
+from ..pairs import BRANCHES
+from ..runner.rows import SETTINGS_NAME, Row
 from ..runner.stage import PartResult
 from ..settings import ScoreSettings
 from .with_model import Bench, ModelStage, check_long, check_short, run_with_model
@@ -23,73 +28,78 @@ from .with_model import Bench, ModelStage, check_long, check_short, run_with_mod
 def run_score(settings: ScoreSettings, where: ModelStage) -> dict[str, int]:
     """Add token ids and reference log-probs (one per response token, end of turn included) to every turn.
 
-    All pairs are checked before the first one is scored. Raises InputError.
+    The input is text pairs or tokenised records. All of them are checked before the first one is scored. Raises
+    InputError.
     """
-    return run_with_model("score", where, settings, partial(_score_rows, settings=settings), check=_check_row)
+    _check_imported(where.input, where.model)
+    return run_with_model("score", where, settings, partial(_score_rows, settings=settings), check=check_row)
 
 
-def _check_row(row: Row) -> None:
-    check_answers(parse_pair(row), row.where)
+@dataclass(frozen=True)
+class _Request:
+    """Ids to score, and the spans whose log-probs are wanted."""
 
-
-def users_of(pair: Pair, prompts: Prompts) -> list[str]:
-    """The user messages of the long conversation: the document with the first instruction, then the instructions."""
-    first, *others = [turn.instruction for turn in pair.turns]
-    return [prompts.ask_about(pair.document, first), *others]
+    sequence: list[int]
+    spans: list[Span]
 
 
 def _score_rows(rows: list[Row], tick: Tick, bench: Bench, settings: ScoreSettings) -> PartResult:
-    """Two lists of scored sequences per pair, chosen then rejected, in one call to the engine."""
-    chat, engine, short = bench.chat, bench.engine, settings.ref_context == "short"
-    pairs = [parse_pair(row) for row in rows]
-    answers = [
-        {name: answer_ids(chat, pair, name, engine.vocab_size, row.where) for name in ("chosen", "rejected")}
-        for pair, row in zip(pairs, rows, strict=True)
-    ]
-    sequences: list[list[int]] = []
-    spans: list[list[Span]] = []
-    for pair, answer, row in zip(pairs, answers, rows, strict=True):
-        made = (_short_sequences if short else _long_sequences)(chat, pair, answer, bench.prompts)
-        for sequence, _ in made:
-            if short:
-                check_short(engine, sequence, 0, row.where)
-            check_long(engine, len(sequence), 0, row.where)
-        sequences += [sequence for sequence, _ in made]
-        spans += [span for _, span in made]
-    # Flat over sequences and spans, this is chosen turns then rejected turns of each pair, in both modes.
-    scores = iter([logps for found in engine.score(sequences, spans, tick) for logps in found])
-    records = []
-    for pair, answer in zip(pairs, answers, strict=True):
-        turns: list[dict[str, Any]] = [{"chunk": turn.chunk, "instruction": turn.instruction} for turn in pair.turns]
-        for name in ("chosen", "rejected"):
-            for turn, scored, ids in zip(pair.turns, turns, answer[name], strict=True):
-                scored |= {name: getattr(turn, name), f"{name}_token_ids": ids}
-                scored[f"ref_{name}_logps"] = _shortest(next(scores))
-        records.append({"doc_id": pair.doc_id, "document": pair.document, "turns": turns})
-    turns_out = sum(len(pair.turns) for pair in pairs)
+    encoder = PairEncoder(bench.chat, bench.prompts, bench.engine.vocab_size)
+    pairs = [encoder.encode(row) for row in rows]
+    requests: list[_Request] = []
+    for pair, row in zip(pairs, rows, strict=True):
+        made = _short_requests(pair) if settings.ref_context == "short" else _long_requests(pair)
+        _check_lengths(made, bench.engine, settings, row.where)
+        requests += made
+    sequences, spans = [request.sequence for request in requests], [request.spans for request in requests]
+    scores = bench.engine.score(sequences, spans, tick)
+    # Flat over requests and spans, this is the chosen turns, then the rejected turns of each pair, in both modes.
+    in_turn = iter([_shortest(logps) for found in scores for logps in found])
+    records = [pair.scored({name: [next(in_turn) for _ in range(pair.turns)] for name in BRANCHES}) for pair in pairs]
+    turns_out = sum(pair.turns for pair in pairs)
     return PartResult(records, Counter(documents_in=len(rows), documents_out=len(rows), turns_out=turns_out))
 
 
-_Scored = list[tuple[list[int], list[Span]]]
-
-
-def _short_sequences(chat: ChatFormat, pair: Pair, answers: dict[str, list[list[int]]], prompts: Prompts) -> _Scored:
-    made = []
-    for name in ("chosen", "rejected"):
-        for turn, ids in zip(pair.turns, answers[name], strict=True):
-            prompt = chat.prompt(prompts.ask_about(turn.chunk, turn.instruction))
-            sequence = [*prompt, *chat.finished(ids)]
-            made.append((sequence, [(len(prompt), len(sequence))]))
-    return made
-
-
-def _long_sequences(chat: ChatFormat, pair: Pair, answers: dict[str, list[list[int]]], prompts: Prompts) -> _Scored:
-    long = chat.long_pair(users_of(pair, prompts), answers["chosen"], answers["rejected"])
-    trunk = len(long.trunk_ids)
+def _short_requests(pair: EncodedPair) -> list[_Request]:
+    """One per answer."""
+    prompts = pair.short_prompts()
     return [
-        (long.trunk_ids + branch, [(start + trunk, end + trunk) for start, end in spans])
-        for branch, spans in ((long.chosen_ids, long.chosen_spans), (long.rejected_ids, long.rejected_spans))
+        _Request([*prompt, *response], [(len(prompt), len(prompt) + len(response))])
+        for name in BRANCHES
+        for prompt, response in zip(prompts, pair.responses(name), strict=True)
     ]
+
+
+def _long_requests(pair: EncodedPair) -> list[_Request]:
+    """One per branch."""
+    long = pair.long()
+    trunk = len(long.trunk_ids)
+    branches = ((long.chosen_ids, long.chosen_spans), (long.rejected_ids, long.rejected_spans))
+    return [
+        _Request(long.trunk_ids + ids, [(start + trunk, end + trunk) for start, end in spans])
+        for ids, spans in branches
+    ]
+
+
+def _check_lengths(requests: list[_Request], engine: Engine, settings: ScoreSettings, where: str) -> None:
+    for request in requests:
+        if settings.ref_context == "short":
+            check_short(engine, request.sequence, 0, where)
+        check_long(engine, len(request.sequence), 0, where)
+
+
+def _check_imported(pairs: Path, model: Path) -> None:
+    """Imported ids mean something only to the tokenizer that they were checked with."""
+    path = pairs / SETTINGS_NAME
+    stage = read_json_object(path) if path.is_file() else {}
+    if stage.get("stage") != "import-hf":
+        return
+    imported, found = stage["settings"]["tokenizer_fingerprint"], tokenizer_identity(load_chat(model))
+    if imported != found["tokenizer_fingerprint"]:
+        raise InputError(
+            f"{pairs} was imported with tokenizer {imported}, but {model} has {found['tokenizer_fingerprint']}; give "
+            "the same model, or import the dataset again"
+        )
 
 
 def _shortest(logps: np.ndarray) -> list[Any]:

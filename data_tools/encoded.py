@@ -1,0 +1,120 @@
+"""Pairs as token ids: the one form that `score` and `pack` work on, made from text pairs or from tokenised records."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from .chat.format import ChatFormat, LongPair
+from .chat.prompts import Prompts
+from .pairs import BRANCHES, Pair, answer_ids, check_answers, parse_pair, read_logps
+from .runner.rows import Row
+from .tokenised import parse_tokenised
+
+
+class EncodedPair(Protocol):
+    """One document. Responses end with the end of turn; they are the same ids in the long and the short sequences."""
+
+    @property
+    def doc_id(self) -> str: ...
+
+    @property
+    def turns(self) -> int: ...
+
+    def long(self) -> LongPair:
+        """Both full conversations over the document."""
+
+    def short_prompts(self) -> list[list[int]]:
+        """Per turn, what the reference model reads in front of either response."""
+
+    def responses(self, branch: str) -> list[list[int]]:
+        """Per turn, the ids of the "chosen" or the "rejected" response."""
+
+    def scored(self, logps: dict[str, list[list[float]]]) -> dict[str, Any]:
+        """The record with reference log-probs, per branch and turn, as `score` writes it."""
+
+    def logps(self, branch: str) -> tuple[np.ndarray, ...]:
+        """float32 log-probs per turn, as `score` stored them. Raises InputError naming the field."""
+
+
+@dataclass(frozen=True)
+class PairEncoder:
+    """Turns rows of either kind into EncodedPairs."""
+
+    chat: ChatFormat
+    prompts: Prompts
+    vocab_size: int
+
+    def encode(self, row: Row) -> EncodedPair:
+        """Raises InputError naming the file, the line and the field, also for ids that are not of this model."""
+        if not is_tokenised(row):
+            return _TextPair(row, parse_answered(row), self)
+        pair = parse_tokenised(row)
+        pair.check_model(self.vocab_size, self.chat.end_of_turn_ids)
+        return pair
+
+
+def is_tokenised(row: Row) -> bool:
+    return "trunk_ids" in row.record
+
+
+def check_row(row: Row) -> None:
+    """What can be checked of a row without a model. Raises InputError."""
+    if is_tokenised(row):
+        parse_tokenised(row)
+    else:
+        parse_answered(row)
+
+
+def parse_answered(row: Row) -> Pair:
+    pair = parse_pair(row)
+    check_answers(pair, row.where)
+    return pair
+
+
+class _TextPair:
+    """Tokenises only what is asked for: the short sequences need no document, the long ones no chunks."""
+
+    def __init__(self, row: Row, pair: Pair, encoder: PairEncoder):
+        self._row, self._pair = row, pair
+        self._chat, self._prompts = encoder.chat, encoder.prompts
+        self._answers = {
+            branch: answer_ids(encoder.chat, pair, branch, encoder.vocab_size, row.where) for branch in BRANCHES
+        }
+
+    @property
+    def doc_id(self) -> str:
+        return self._pair.doc_id
+
+    @property
+    def turns(self) -> int:
+        return len(self._pair.turns)
+
+    def long(self) -> LongPair:
+        """The user messages are the document with the first instruction, then the other instructions."""
+        first, *others = [turn.instruction for turn in self._pair.turns]
+        users = [self._prompts.ask_about(self._pair.document, first), *others]
+        return self._chat.long_pair(users, self._answers["chosen"], self._answers["rejected"])
+
+    def short_prompts(self) -> list[list[int]]:
+        return [self._chat.prompt(self._prompts.ask_about(turn.chunk, turn.instruction)) for turn in self._pair.turns]
+
+    def responses(self, branch: str) -> list[list[int]]:
+        return [self._chat.finished(ids) for ids in self._answers[branch]]
+
+    def scored(self, logps: dict[str, list[list[float]]]) -> dict[str, Any]:
+        turns: list[dict[str, Any]] = []
+        for index, turn in enumerate(self._pair.turns):
+            scored: dict[str, Any] = {"chunk": turn.chunk, "instruction": turn.instruction}
+            for branch in BRANCHES:
+                scored[branch] = getattr(turn, branch)
+                scored[f"{branch}_token_ids"] = self._answers[branch][index]
+                scored[f"ref_{branch}_logps"] = logps[branch][index]
+            turns.append(scored)
+        return {"doc_id": self.doc_id, "document": self._pair.document, "turns": turns}
+
+    def logps(self, branch: str) -> tuple[np.ndarray, ...]:
+        turns = self._row.record["turns"]
+        return tuple(
+            read_logps(self._row, turn, f"ref_{branch}_logps", f"turns[{index}].") for index, turn in enumerate(turns)
+        )

@@ -1,0 +1,131 @@
+"""Pairs that come as token ids. A JSONL line without text, as `longpo data import-hf` writes it:
+
+{"doc_id", "trunk_ids", "chosen_ids", "rejected_ids", "chosen_spans", "rejected_spans", "nll_ignore_spans",
+"short_prompts"}: the fields of a shard's record (see nemo_longpo.shards.schema), and per turn the ids that the
+reference model reads in front of either answer.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from nemo_longpo.errors import InputError
+
+from .chat.format import LongPair
+from .engines.base import Span
+from .pairs import BRANCHES, read_field, read_ids, read_logps, read_text
+from .runner.rows import Row
+
+_ID_FIELDS = ("trunk_ids", "chosen_ids", "rejected_ids")
+
+
+@dataclass(frozen=True)
+class TokenisedPair:
+    """A tokenised record whose spans and lists have been checked."""
+
+    row: Row
+    pair: LongPair
+    prompts: list[list[int]]
+
+    @property
+    def doc_id(self) -> str:
+        return self.row.record["doc_id"]
+
+    @property
+    def turns(self) -> int:
+        return len(self.prompts)
+
+    def long(self) -> LongPair:
+        return self.pair
+
+    def short_prompts(self) -> list[list[int]]:
+        return self.prompts
+
+    def responses(self, branch: str) -> list[list[int]]:
+        ids, spans = getattr(self.pair, f"{branch}_ids"), getattr(self.pair, f"{branch}_spans")
+        return [ids[start:end] for start, end in spans]
+
+    def scored(self, logps: dict[str, list[list[float]]]) -> dict[str, Any]:
+        return self.row.record | {f"ref_{branch}_logps": logps[branch] for branch in BRANCHES}
+
+    def logps(self, branch: str) -> tuple[np.ndarray, ...]:
+        name = f"ref_{branch}_logps"
+        stored = read_field(self.row, self.row.record, name, list, "")
+        turns = _numbered(name, stored)
+        return tuple(read_logps(self.row, turns, key, "") for key in turns)
+
+    def check_model(self, vocab_size: int, end_of_turn: list[int]) -> None:
+        """Raises InputError if the ids are outside a model's vocabulary or answers do not end as it ends them."""
+        lists = {name: getattr(self.pair, name) for name in _ID_FIELDS} | _numbered("short_prompts", self.prompts)
+        for name, ids in lists.items():
+            if max(ids) >= vocab_size:
+                raise InputError(
+                    f"{self.row.where}: field '{name}' holds ids outside the model's vocabulary of {vocab_size}; use "
+                    "this model's ids"
+                )
+        for branch in BRANCHES:
+            for index, response in enumerate(self.responses(branch)):
+                if response[-len(end_of_turn) :] != end_of_turn or len(response) == len(end_of_turn):
+                    raise InputError(
+                        f"{self.row.where}: field '{branch}_spans[{index}]' must cover an answer and its end of turn "
+                        f"{end_of_turn}; give the model whose chat template made the ids"
+                    )
+
+
+def parse_tokenised(row: Row) -> TokenisedPair:
+    """A row as a TokenisedPair. Raises InputError naming the file, the line and the field."""
+    record = row.record
+    read_text(row, record, "doc_id", "")
+    ids = {name: read_ids(row, record, name, "") for name in _ID_FIELDS}
+    trunk = len(ids["trunk_ids"])
+    chosen, rejected = (_branch_spans(row, branch, len(ids[f"{branch}_ids"])) for branch in BRANCHES)
+    if len(chosen) != len(rejected):
+        raise InputError(
+            f"{row.where}: field 'rejected_spans' has {len(rejected)} turns, but chosen_spans has {len(chosen)}; "
+            "both answers to every turn are needed"
+        )
+    ignored = _spans(row, "nll_ignore_spans", trunk + len(ids["chosen_ids"]))
+    answers = [(start + trunk, end + trunk) for start, end in chosen]
+    if any(start < answer_end and answer < end for start, end in ignored for answer, answer_end in answers):
+        raise InputError(f"{row.where}: field 'nll_ignore_spans' covers an answer; leave answers out of it")
+    prompts = read_field(row, record, "short_prompts", list, "")
+    if len(prompts) != len(chosen):
+        raise InputError(
+            f"{row.where}: field 'short_prompts' has {len(prompts)} turns, but chosen_spans has {len(chosen)}; "
+            "give one prompt per turn"
+        )
+    named = _numbered("short_prompts", prompts)
+    for name in named:
+        read_ids(row, named, name, "")
+    long = LongPair(**ids, chosen_spans=chosen, rejected_spans=rejected, nll_ignore_spans=ignored)
+    return TokenisedPair(row, long, prompts)
+
+
+def _numbered(name: str, values: list[Any]) -> dict[str, Any]:
+    """The elements of a list under the names that messages call them by."""
+    return {f"{name}[{index}]": value for index, value in enumerate(values)}
+
+
+def _branch_spans(row: Row, branch: str, length: int) -> list[Span]:
+    """Answers, from the first token of the branch to its last."""
+    spans = _spans(row, f"{branch}_spans", length)
+    if not spans or spans[0][0] != 0 or spans[-1][1] != length:
+        raise InputError(
+            f"{row.where}: field '{branch}_spans' must start at 0 and end at {length}, the length of {branch}_ids; "
+            "a branch begins and ends with an answer"
+        )
+    return spans
+
+
+def _spans(row: Row, name: str, length: int) -> list[Span]:
+    """Ordered, disjoint, non-empty [start, end) inside `length` tokens."""
+    spans = read_field(row, row.record, name, list, "")
+    well_formed = all(
+        isinstance(span, list) and len(span) == 2 and set(map(type, span)) == {int} and 0 <= span[0] < span[1] <= length
+        for span in spans
+    )
+    if not well_formed or any(before[1] > after[0] for before, after in pairwise(spans)):
+        raise InputError(f"{row.where}: field '{name}' must be ordered, disjoint [start, end) inside {length} tokens")
+    return [(start, end) for start, end in spans]
