@@ -10,6 +10,7 @@ from typing import Any
 from nemo_longpo.errors import InputError
 
 from .. import settings
+from ..engines.load import EngineOptions
 from ..options import Settings, setting, settings_from
 
 _ENGINES = (
@@ -146,6 +147,7 @@ def _stage(name: str, values: Any, executors: Mapping[str, Any], where: str) -> 
     try:
         for kind in kinds:
             settings_from(kind, own)
+        EngineOptions.from_mapping(own)
         launch = settings_from(LaunchSettings, values)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error

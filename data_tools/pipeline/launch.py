@@ -26,11 +26,16 @@ def import_nemo_run() -> Any:
 def make_executor(description: Mapping[str, Any], where: str) -> Any:
     """An executor from its class name in nemo_run ("type") and its arguments; nested ones, such as tunnels, likewise.
 
-    Raises InputError for an unknown class or arguments that it refuses.
+    Unless it says otherwise, it packs up no source code: the tasks run installed commands. Raises InputError for an
+    unknown class or arguments that it refuses.
     """
+    return _build({"packager": {"type": "Packager"}, **description}, where)
+
+
+def _build(description: Mapping[str, Any], where: str) -> Any:
     nemo_run = import_nemo_run()
     arguments = {
-        key: make_executor(value, f"{where}.{key}") if isinstance(value, dict) and "type" in value else value
+        key: _build(value, f"{where}.{key}") if isinstance(value, dict) and "type" in value else value
         for key, value in description.items()
         if key != "type"
     }
@@ -65,9 +70,14 @@ def run_processes(
             )
             experiment.add(script, executor=executor, name=f"{stage.name}-{rank}")
         experiment.run(detach=False)
-        while any(not _has_ended(task) for task in experiment.status(return_dict=True).values()):
-            watch()
-            time.sleep(poll_seconds)
+        try:
+            while any(not _has_ended(task) for task in experiment.status(return_dict=True).values()):
+                watch()
+                time.sleep(poll_seconds)
+        except KeyboardInterrupt:
+            for task in experiment.status(return_dict=True):
+                experiment.cancel(task)
+            raise
         return [Path(task["local_dir"]) for task in experiment.status(return_dict=True).values()]
 
 

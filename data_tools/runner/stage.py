@@ -246,11 +246,14 @@ def _report(stage: Stage) -> dict[str, int]:
     """Sum the counts of all parts once they are all there; every process that comes last writes the same report."""
     if not _is_finished(stage):
         return {}
+    path = stage.output / REPORT_NAME
+    if path.is_file():
+        return read_json_object(path)
     total: Counter[str] = Counter()
     for number in range(len(stage.source.rows_in_parts)):
         total.update(read_json_object(stage.counts(number)))
     report = dict(sorted(total.items()))
-    commit(stage.output / REPORT_NAME, json.dumps(report, indent=2) + "\n")
+    commit(path, json.dumps(report, indent=2) + "\n")
     remove_claims(stage.output)
     remove_partial_files(stage.output)
     return report

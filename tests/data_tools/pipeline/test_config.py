@@ -1,0 +1,82 @@
+"""The file of `longpo data run`: what it may say, and one sentence for what it may not."""
+
+import pytest
+
+from nemo_longpo.data_tools.pipeline.config import load_pipeline
+from nemo_longpo.errors import InputError
+
+GOOD = """
+x-vllm: &vllm {engine: vllm, dtype: bfloat16}
+input: [books, papers.jsonl]
+model: MODEL
+output: work
+executors:
+  gpu: {type: SlurmExecutor, account: team}
+stages:
+  filter: {num_workers: 2}
+  instruct: {<<: *vllm, temperature: 0.5, executor: gpu, processes: 4}
+  respond: {<<: *vllm, env: {CUDA_VISIBLE_DEVICES: "{rank}"}}
+  chunk: {chunk_tokens: 100}
+"""
+
+
+def load(tmp_path, text):
+    path = tmp_path / "data.yaml"
+    path.write_text(text)
+    return load_pipeline(path)
+
+
+def test_stages_come_in_their_order_and_read_each_other(tmp_path):
+    pipeline = load(tmp_path, GOOD)
+    chunk, instruct, respond, filtered = pipeline.stages
+    assert pipeline.arguments(chunk) == (
+        "data chunk --input books papers.jsonl --model MODEL --output work/chunk --chunk-tokens 100".split()
+    )
+    assert pipeline.arguments(instruct) == (
+        "data instruct --input work/chunk --model MODEL --output work/instruct --engine vllm --dtype bfloat16 "
+        "--temperature 0.5"
+    ).split()
+    assert (instruct.launch.executor, instruct.launch.processes) == ("gpu", 4)
+    assert respond.env == {"CUDA_VISIBLE_DEVICES": "{rank}"}
+    words = "data filter --input work/respond --output work/filter --num-workers 2"
+    assert pipeline.arguments(filtered) == words.split()
+
+
+def test_a_run_may_start_later_and_use_own_prompts(tmp_path):
+    text = "input: pairs.jsonl\nmodel: M\noutput: w\nprompts: p.json\nstages: {score: {ref_context: long}, pack: }\n"
+    pipeline = load(tmp_path, text)
+    score, pack = pipeline.stages
+    words = "data score --pairs pairs.jsonl --model M --prompts p.json --output w/score --ref-context long"
+    assert pipeline.arguments(score) == words.split()
+    assert pipeline.arguments(pack) == "data pack --pairs w/score --model M --output w/shards".split()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("model: MODEL", ""), "data.yaml: key 'model' is missing"),
+        (("model: MODEL", "modle: MODEL"), "data.yaml: unknown key 'modle'; did you mean 'model'"),
+        (("chunk_tokens: 100", "chunk_token: 100"), r"stages.chunk: unknown key 'chunk_token'; did you mean"),
+        (("chunk_tokens: 100", "chunk_tokens: 0"), "stages.chunk: chunk_tokens 0 must be at least 1"),
+        (("chunk_tokens: 100", "rank: 1"), "stages.chunk: unknown key 'rank'"),
+        (("temperature: 0.5", "temperature: warm"), "stages.instruct: temperature must be of type float, not 'warm'"),
+        (("temperature: 0.5", "base_url: [x]"), "stages.instruct: base_url is a setting of engine server"),
+        (("executor: gpu", "executor: cpu"), "stages.instruct: executor 'cpu' is not among local, gpu"),
+        (("processes: 4", "processes: 0"), "stages.instruct: processes 0 must be at least 1"),
+        (("type: SlurmExecutor, ", ""), "executors.gpu must be a mapping with a 'type'"),
+        (("  chunk: {chunk_tokens: 100}", "  pack:"), "stages: 'score' is missing between 'instruct' and 'pack'"),
+        (("  chunk: {chunk_tokens: 100}", "  score:\n  pack: {processes: 2}"), "stages.pack: .*in one process"),
+        (("  chunk: {chunk_tokens: 100}", "  chunk: 7"), "stages.chunk must be a mapping of settings"),
+        (("stages:", "stages: ["), "not valid YAML"),
+    ],
+)
+def test_bad_files(tmp_path, change, message):
+    assert change[0] in GOOD
+    with pytest.raises(InputError, match=message) as caught:
+        load(tmp_path, GOOD.replace(*change))
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(InputError, match="nowhere.yaml does not exist"):
+        load_pipeline(tmp_path / "nowhere.yaml")

@@ -1,0 +1,133 @@
+"""All stages from one file, through the real NeMo-Run on this machine."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nemo_longpo.data_tools.pipeline.launch import make_executor
+from nemo_longpo.errors import InputError
+
+STAGES = {
+    "chunk": {"chunk_tokens": 64, "chunks_per_document": 2, "part_size": 2},
+    "instruct": {"pool_size": 1, "max_new_tokens": 24, "temperature": 1.0, "processes": 2},
+    "respond": {"max_new_tokens": 24, "temperature": 1.0, "processes": 2},
+}
+
+
+def write_config(tmp_path, corpus, model, name="work", **changes):
+    content = {"input": str(corpus), "model": str(model), "output": str(tmp_path / name)}
+    content["stages"] = {stage: STAGES[stage] | changes.get(stage, {}) for stage in STAGES}
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for stage in STAGES
+        for path in sorted((directory / stage).iterdir())
+    }
+
+
+@pytest.fixture(scope="module")
+def model(model_dir):
+    return model_dir
+
+
+def test_all_stages_and_again(longpo, tmp_path, corpus, model):
+    """Two processes per stage write what one process writes by hand; a second start does nothing."""
+    config = write_config(tmp_path, corpus, model)
+    status, out, err = longpo("run", config, "--json")
+    assert (status, err.count("Traceback")) == (0, 0), err
+    report = json.loads(out)["reports"]
+    assert report["respond"]["documents_in"] == report["instruct"]["documents_out"]
+    flags = {"processes"}
+    source = corpus
+    for stage, settings in STAGES.items():
+        words = [f"--{key.replace('_', '-')}={value}" for key, value in settings.items() if key not in flags]
+        output = tmp_path / "by_hand" / stage
+        assert longpo(stage, "--input", source, "--model", model, "--output", output, *words)[0] == 0
+        source = output
+    assert contents(tmp_path / "work") == contents(tmp_path / "by_hand")
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*")}
+    assert longpo("run", config)[0] == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*")} == written
+
+    changed = write_config(tmp_path, corpus, model, respond={"max_new_tokens": 25})
+    shutil.move(changed, tmp_path / "changed.yaml")
+    status, _, err = longpo("run", tmp_path / "changed.yaml")
+    assert status == 2
+    assert "settings.max_new_tokens was 24, now 25" in err
+
+
+def test_a_killed_process_is_replaced(tmp_path, corpus, model):
+    """SIGKILL to a process of `instruct` as soon as a part is there: the run goes on and loses nothing."""
+    config = write_config(tmp_path, corpus, model, instruct={"processes": 1, "max_new_tokens": 400})
+    command = [sys.executable, "-m", "nemo_longpo.cli", "data", "run", str(config)]
+    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (claims := [*(tmp_path / "work" / "instruct").glob(".claim-?")]):
+        assert run.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(int(claims[0].read_text().split()[1]), signal.SIGKILL)
+    _, err = run.communicate(timeout=240)
+    assert run.returncode == 0, err
+    assert "instruct: processes were lost; starting again what is missing" in err
+    assert len([*(tmp_path / "work" / "respond").glob("part-*.jsonl")]) == 4
+    assert not [*(tmp_path / "work" / "instruct").glob(".*")]
+
+
+def test_what_a_process_refuses_is_said_once(longpo, tmp_path, corpus, model):
+    config = write_config(tmp_path, corpus, model, instruct={"max_new_tokens": 5000})
+    status, _, err = longpo("run", config)
+    assert status == 2
+    assert "stage 'instruct':" in err
+    assert "max_new_tokens 5000 exceed the model's context of 4096" in err
+    assert "starting again" not in err
+
+
+@pytest.mark.parametrize(
+    ("executor", "message"),
+    [
+        ({"type": "SlurmExecuter"}, "executors.x: nemo_run has no class 'SlurmExecuter'"),
+        ({"type": "LocalExecutor", "gpus": 2}, "executors.x: LocalExecutor refuses its arguments .*gpus"),
+        ({"type": "SlurmExecutor", "tunnel": {"type": "LocalTunnel", "x": 1}}, "executors.x.tunnel: LocalTunnel refuses"),
+    ],
+)
+def test_bad_executors(executor, message):
+    with pytest.raises(InputError, match=message):
+        make_executor(executor, "executors.x")
+
+
+def test_a_slurm_executor_comes_from_its_description(tmp_path, monkeypatch):
+    """NeMo-Run itself writes the batch script that would be submitted."""
+    import nemo_run
+
+    monkeypatch.setattr(sys, "stdin", open(os.devnull))  # NeMo-Run's tunnel reads it, which pytest forbids
+    executor = make_executor(
+        {
+            "type": "SlurmExecutor",
+            "account": "team",
+            "partition": "batch",
+            "gpus_per_node": 8,
+            "time": "04:00:00",
+            "container_image": "vllm.sqsh",
+            "tunnel": {"type": "LocalTunnel", "job_dir": str(tmp_path)},
+        },
+        "executors.gpu",
+    )
+    with nemo_run.Experiment("slurm", base_dir=str(tmp_path), clean_mode=True) as experiment:
+        experiment.add(nemo_run.Script(inline="longpo data respond"), executor=executor, name="respond-0")
+        experiment.dryrun(log=False, delete_exp_dir=False)
+    scripts = [path.read_text() for path in tmp_path.rglob("*sbatch*")]
+    assert any("#SBATCH --account=team" in text and "#SBATCH --gpus-per-node=8" in text for text in scripts)
