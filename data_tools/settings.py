@@ -49,9 +49,19 @@ class FilterSettings(Settings):
 
 @dataclass(frozen=True)
 class ScoreSettings(Settings):
-    """What the reference model reads in front of an answer."""
+    """What the reference model reads in front of an answer, and how the engine is checked against Hugging Face."""
 
     ref_context: Literal["short", "long"] = setting("short", "the chunk (short, LongPO) or the document (long, DPO)")
+    verify_samples: int = setting(
+        2,
+        "short sequences to score again with Hugging Face, once per output; 0 checks nothing",
+        minimum=0,
+        recorded=False,
+    )
+    verify_device: str = setting("auto", "for that; auto is a GPU with room for it, else the CPU", recorded=False)
+    verify_tolerance: float = setting(
+        1e-3, "mean difference per token to allow beside that of the dtype", above=0, recorded=False
+    )
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,18 @@ class PackSettings(Settings):
 
     max_records: int = setting(1024, "documents per file", minimum=1)
     max_bytes: int = setting(1 << 30, "bytes per file", minimum=1)
+    dry_run: bool = setting(
+        False, "only check the input and the settings, and say whether the shards are missing", recorded=False
+    )
+
+
+@dataclass(frozen=True)
+class ImportSettings(Settings):
+    """Where a tokenised dataset holds what, and which of its documents are taken."""
+
+    split: str = setting("train", "part of a dataset that has several")
+    id_field: str = setting("id", "column with names of documents; without it they are named by dataset and row")
+    max_tokens: int | None = setting(None, "leave out documents with a longer conversation", minimum=1)
 
 
 @dataclass(frozen=True)
@@ -106,9 +128,13 @@ class VllmSettings(Settings):
         None, "longest request in tokens; by default the model's own context", minimum=1
     )
     max_num_seqs: int = setting(64, "most requests running at once", minimum=1)
-    max_num_batched_tokens: int | None = setting(None, "most tokens in one step; by default vLLM's choice", minimum=1)
+    max_num_batched_tokens: int | None = setting(
+        None, "most tokens in one step; by default vLLM's choice, on CPU a whole prompt", minimum=1
+    )
     gpu_memory_utilization: float = setting(0.9, "share of the GPU's memory", above=0, maximum=1)
-    kv_cache_memory_bytes: int | None = setting(None, "size of the KV cache; needed on CPU (default there: 4 GiB)")
+    kv_cache_memory_bytes: int | None = setting(
+        None, "size of the KV cache; by default what the GPU has left, on CPU 4 GiB", minimum=1
+    )
 
 
 @dataclass(frozen=True)
@@ -118,4 +144,7 @@ class ServerSettings(Settings):
     base_url: tuple[str, ...] = setting((), "such as http://127.0.0.1:8000/v1; several share the requests")
     concurrency: int = setting(32, "most requests in flight per server", minimum=1)
     timeout: float = setting(600.0, "seconds until a request counts as lost", above=0)
-    retries: int = setting(8, "tries after a failed one, with growing pauses, before giving up", minimum=0)
+    retries: int = setting(
+        10, "tries after a failed one, with growing pauses (10: about four minutes), before giving up", minimum=0
+    )
+    prefix_tokens: int = setting(512, "requests that begin with the same tokens share a server", minimum=1)

@@ -1,0 +1,165 @@
+"""The engine for models behind vLLM's OpenAI-compatible servers: completions of token ids, over HTTP."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from nemo_longpo.errors import InputError
+from nemo_longpo.shards.fingerprint import read_model_config
+
+from ..settings import EngineSettings, ServerSettings
+from .base import Completion, Sampling, Span, Tick, Usage
+from .server_http import ServedModel, api_url
+from .server_pool import Pauses, ServerPool
+
+Result = TypeVar("Result")
+# Reads the result out of the choice that answers the request of that index; the URL is for error messages.
+Read = Callable[[int, dict[str, Any], str], Result]
+
+
+class ServerEngine:
+    """Any number of servers that were started with the model in `directory`.
+
+    How the model is read is decided where a server starts: with `--dtype`, and with `--hf-overrides` for another
+    RoPE base. `dtype` and `rope_theta` here say what that was, for the record. Requests with the same first
+    `prefix_tokens` tokens go to the same server, one after the other, so that its prefix cache serves them; what it
+    saved is only known from servers with `--enable-prompt-tokens-details`. Every answer is checked against its
+    request. Raises InputError if a server cannot be reached or does not do what is needed.
+    """
+
+    def __init__(
+        self, directory: str | Path, common: EngineSettings, own: ServerSettings, pauses: Pauses | None = None
+    ):
+        if not own.base_url:
+            raise InputError("engine server needs base_url: the addresses of one or more vLLM servers")
+        self._urls = list(dict.fromkeys(api_url(text) for text in own.base_url))
+        self._own, self._pauses = own, pauses or Pauses()
+        config = read_model_config(directory)
+        for name in ("vocab_size", "max_position_embeddings"):
+            if not isinstance(config.get(name), int):
+                raise InputError(f"{Path(directory) / 'config.json'} lacks {name}; give a language model's directory")
+        self.vocab_size: int = config["vocab_size"]
+        self.context_length: int = config["max_position_embeddings"]
+        own_dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+        self.dtype = own_dtype if common.dtype == "auto" else common.dtype
+        self._model = asyncio.run(self._connect())
+        self.max_length: int | None = self._model.max_length
+
+    async def _connect(self) -> ServedModel:
+        async with ServerPool(self._urls, self._own, self._pauses) as pool:
+            return await pool.connect()
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], tick: Tick
+    ) -> list[Completion]:
+        bodies = [self._body(prompt) | _sampling_fields(sampling) for prompt in prompts]
+        if sampling.temperature > 0:
+            bodies = [body | {"seed": seed} for body, seed in zip(bodies, seeds, strict=True)]
+
+        def read(index: int, choice: dict[str, Any], url: str) -> Completion:
+            return _read_completion(choice, url, bodies[index]["prompt"], sampling, self.vocab_size)
+
+        return asyncio.run(self._all(bodies, read, tick))
+
+    def score(
+        self, sequences: Sequence[Sequence[int]], spans: Sequence[Sequence[Span]], tick: Tick
+    ) -> list[list[np.ndarray]]:
+        fields = {"prompt_logprobs": 0, "max_tokens": 1, "temperature": 0.0}
+        bodies = [self._body(sequence) | fields for sequence in sequences]
+
+        def read(index: int, choice: dict[str, Any], url: str) -> list[np.ndarray]:
+            logps = _read_prompt_logps(choice, url, bodies[index]["prompt"])
+            return [logps[start:end] for start, end in spans[index]]
+
+        return asyncio.run(self._all(bodies, read, tick))
+
+    def _body(self, prompt: Sequence[int]) -> dict[str, Any]:
+        return {"model": self._model.name, "prompt": list(prompt)}
+
+    async def _all(self, bodies: list[dict[str, Any]], read: Read[Result], tick: Tick) -> list[Result]:
+        """The result of every request, in order. The first InputError ends them all."""
+        keys = [str(body["prompt"][: self._own.prefix_tokens]) for body in bodies]
+        results: dict[int, Result] = {}
+        async with ServerPool(self._urls, self._own, self._pauses, self._model) as pool:
+            await pool.connect()
+
+            async def run(index: int) -> None:
+                answer, url = await pool.complete(bodies[index], keys[index])
+                results[index] = read(index, answer["choices"][0], url)
+                tick(_usage(answer, len(bodies[index]["prompt"]), results[index]))
+
+            first_with = {key: index for index, key in reversed(list(enumerate(keys)))}
+            order = sorted(range(len(bodies)), key=lambda index: first_with[keys[index]])
+            tasks = [asyncio.create_task(run(index)) for index in order]
+            try:
+                await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+        return [results[index] for index in range(len(bodies))]
+
+
+def _sampling_fields(sampling: Sampling) -> dict[str, Any]:
+    """Everything that shapes an answer, so that no default of the server does."""
+    return {
+        "max_tokens": sampling.max_new_tokens,
+        "stop_token_ids": sorted(sampling.stop_ids),
+        "ignore_eos": True,  # only the stop tokens above end an answer
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": -1,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "return_token_ids": True,
+    }
+
+
+def _read_completion(
+    choice: dict[str, Any], url: str, prompt: list[int], sampling: Sampling, vocab_size: int
+) -> Completion:
+    ids, reason = choice.get("token_ids"), choice.get("finish_reason")
+    if not isinstance(ids, list):
+        raise InputError(f"{url} returns no token ids; it must be vLLM 0.10.2 or newer")
+    if choice.get("prompt_token_ids") != prompt:
+        raise InputError(
+            f"{url} answers another prompt than it was sent; it must be vLLM and not cut or change prompts"
+        )
+    if not all(isinstance(token, int) and 0 <= token < vocab_size for token in ids):
+        raise InputError(f"{url} generates token ids outside the vocabulary of {vocab_size}: it serves another model")
+    if reason == "stop" and ids and ids[-1] in sampling.stop_ids:
+        return Completion(ids[:-1], "stop")
+    if reason == "length" and len(ids) == sampling.max_new_tokens:
+        return Completion(ids, "length")
+    raise InputError(
+        f"{url} ended an answer after {len(ids)} of {sampling.max_new_tokens} tokens for reason {reason!r}, without a "
+        "token that was asked for; start it with --generation-config vllm and without limits or stop strings of its own"
+    )
+
+
+def _read_prompt_logps(choice: dict[str, Any], url: str, sequence: list[int]) -> np.ndarray:
+    """float32 log p(x_t | x_<t) of every token; the first one's, which nothing predicts, is NaN."""
+    entries = choice.get("prompt_logprobs")
+    if not isinstance(entries, list):
+        raise InputError(f"{url} returns no prompt_logprobs; the server must be vLLM's")
+    if len(entries) != len(sequence):
+        raise InputError(
+            f"{url} returns {len(entries)} log-probs for {len(sequence)} tokens; do not let it cut prompts"
+        )
+    logps = np.full(len(sequence), np.nan, dtype=np.float32)
+    for position, (entry, token) in enumerate(zip(entries[1:], sequence[1:], strict=True), start=1):
+        if not isinstance(entry, dict) or str(token) not in entry:
+            raise InputError(f"{url} returns log-probs of other tokens than were sent, from position {position} on")
+        logps[position] = entry[str(token)]["logprob"]
+    return logps
+
+
+def _usage(answer: dict[str, Any], prompt_tokens: int, result: Any) -> Usage:
+    details = (answer.get("usage") or {}).get("prompt_tokens_details") or {}
+    generated = len(result.ids) if isinstance(result, Completion) else 0
+    return Usage(1, prompt_tokens, details.get("cached_tokens") or 0, generated)

@@ -1,0 +1,348 @@
+"""The server engine against servers that are slow, busy, broken, dying, or not what they should be."""
+
+import json
+import random
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
+
+import numpy as np
+import pytest
+from fake_vllm import STOP, VOCAB_SIZE, FakeVllm, Fault, logp, written
+
+from nemo_longpo.data_tools.engines.base import Completion, Sampling, Usage
+from nemo_longpo.data_tools.engines.server import ServerEngine
+from nemo_longpo.data_tools.engines.server_pool import Pauses
+from nemo_longpo.data_tools.settings import EngineSettings, ServerSettings
+from nemo_longpo.errors import InputError
+
+GREEDY = Sampling(6, frozenset({STOP}))
+DRAW = random.Random(0)
+PROMPTS = [[DRAW.randrange(3, VOCAB_SIZE) for _ in range(DRAW.randrange(4, 30))] for _ in range(40)]
+
+
+def expected(prompt, max_tokens=GREEDY.max_new_tokens):
+    ids, reason = written(prompt, max_tokens)
+    return Completion(ids[:-1] if reason == "stop" else ids, reason)
+
+
+def ignore(_: Usage) -> None:
+    pass
+
+
+@pytest.fixture
+def servers():
+    """Start fake servers; what is started is stopped."""
+    started = []
+
+    def start(count=1, **options):
+        started.extend(FakeVllm(**options) for _ in range(count))
+        return started[-count:]
+
+    yield start
+    for server in started:
+        server.kill()
+
+
+@pytest.fixture
+def model_dir(tmp_path):
+    content = {"vocab_size": VOCAB_SIZE, "max_position_embeddings": 2048, "torch_dtype": "bfloat16"}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+@pytest.fixture
+def load(model_dir):
+    def make(*servers, **settings):
+        urls = tuple(server if isinstance(server, str) else server.url for server in servers)
+        return ServerEngine(model_dir, EngineSettings(), ServerSettings(base_url=urls, **settings), Pauses(0.01, 0.05))
+
+    return make
+
+
+def generate(engine, prompts=PROMPTS, sampling=GREEDY, tick=ignore):
+    return engine.generate(prompts, sampling, range(len(prompts)), tick)
+
+
+def test_answers_go_to_their_prompts_whatever_order_they_come_in(servers, load):
+    (server,) = servers()
+    for _ in PROMPTS:
+        server.faults.append(Fault(seconds=DRAW.random() / 20))
+    finished = []
+    assert generate(load(server, concurrency=4), tick=finished.append) == [expected(prompt) for prompt in PROMPTS]
+    assert server.most_in_flight == 4
+    assert sorted(body["prompt"] for body in server.bodies) == sorted(PROMPTS)
+    lengths = [len(expected(prompt).ids) for prompt in PROMPTS]
+    total = Usage(len(PROMPTS), sum(map(len, PROMPTS)), 3 * len(PROMPTS), sum(lengths))
+    assert Usage(*(sum(getattr(usage, name) for usage in finished) for name in vars(total))) == total
+
+
+def test_model_and_server_say_what_they_are(servers, load):
+    (server,) = servers(max_model_len=777)
+    engine = load(server)
+    assert (engine.context_length, engine.max_length) == (2048, 777)
+    assert (engine.vocab_size, engine.dtype) == (VOCAB_SIZE, "bfloat16")
+
+
+def test_scores_are_those_of_the_spans(servers, load):
+    spans = [[(1, 3), (len(prompt) - 1, len(prompt))] for prompt in PROMPTS]
+    found = load(*servers(2)).score(PROMPTS, spans, ignore)
+    for prompt, prompt_spans, scores in zip(PROMPTS, spans, found, strict=True):
+        for (start, end), span_scores in zip(prompt_spans, scores, strict=True):
+            assert span_scores.dtype == np.float32
+            wanted = [logp(prompt, position) for position in range(start, end)]
+            np.testing.assert_allclose(span_scores, wanted, rtol=1e-6)
+
+
+def test_nothing_is_left_to_the_defaults_of_a_server(servers, load):
+    (server,) = servers()
+    engine = load(server)
+    generate(engine, PROMPTS[:1], Sampling(6, frozenset({STOP, 9}), temperature=0.7, top_p=0.9))
+    generate(engine, PROMPTS[:1])
+    sampled, greedy = server.bodies
+    assert sampled | {"temperature": 0.0, "top_p": 1.0, "stop_token_ids": [STOP]} == greedy | {"seed": 0}
+    assert greedy == {
+        "model": "tiny",
+        "prompt": PROMPTS[0],
+        "max_tokens": 6,
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "top_k": -1,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "stop_token_ids": [STOP],
+        "ignore_eos": True,
+        "return_token_ids": True,
+    }
+
+
+def test_the_turns_of_a_document_share_a_server_and_follow_each_other(servers, load):
+    documents = [[3 + index] * 20 for index in range(24)]
+    prompts = [[*document, 100 + turn] for turn in range(4) for document in documents]
+    both = servers(2)
+    found = generate(load(*both, concurrency=1, prefix_tokens=16), prompts)
+    assert found == [expected(prompt) for prompt in prompts]
+    seen = [[body["prompt"] for body in server.bodies] for server in both]
+    assert all(seen)
+    for prompts_of_server in seen:
+        assert prompts_of_server == sorted(prompts_of_server)
+    assert not {prompt[0] for prompt in seen[0]} & {prompt[0] for prompt in seen[1]}
+
+
+def aborted(answer):
+    answer["choices"][0]["finish_reason"] = "abort"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *(Fault(status=status) for status in (408, 429, 500, 503)),
+        Fault(drop=True),
+        Fault(seconds=2.0),
+        Fault(edit=aborted),
+    ],
+    ids=["408", "429", "500", "503", "connection dropped", "time-out", "aborted"],
+)
+def test_what_may_succeed_later_is_sent_again(fault, servers, load):
+    (server,) = servers()
+    engine = load(server, timeout=1.0 if fault.seconds else 60.0)
+    server.faults.extend([fault, Fault(), fault])
+    assert generate(engine, PROMPTS[:5]) == [expected(prompt) for prompt in PROMPTS[:5]]
+    assert len(server.bodies) == 5 + 2
+
+
+@pytest.mark.parametrize("as_date", [False, True])
+def test_a_server_is_given_the_time_that_it_asks_for(as_date, servers, load):
+    (server,) = servers()
+    # Dates have whole seconds: two seconds ahead is more than one.
+    later = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=2), usegmt=True)
+    engine = load(server, concurrency=1)
+    server.faults.append(Fault(status=503, headers={"Retry-After": later if as_date else "1"}))
+    assert generate(engine, PROMPTS[:2]) == [expected(prompt) for prompt in PROMPTS[:2]]
+    first, second, *_ = server.times
+    assert second - first > 0.9
+
+
+def test_one_request_that_always_fails_ends_the_run(servers, load):
+    (server,) = servers()
+    server.on_request = lambda body, _: server.faults.extend([Fault(status=500)] * (body["prompt"] == [7, 8]))
+    engine = load(server, retries=2, concurrency=1)
+    with pytest.raises(InputError, match=r"2 tokens failed 3 times.*500: the server's own words.*parts are kept"):
+        generate(engine, [*PROMPTS, [7, 8]])
+
+
+def test_a_lost_server_loses_no_request_and_gets_work_again_when_it_is_back(servers, load):
+    both = servers(2, seconds=0.01)
+    lost, other = both
+    engine = load(*both, concurrency=2)
+    back = []  # requests that it had got until then
+
+    def die(_, number):
+        if number == 3:
+            lost.kill()
+
+    def revive(_, number):
+        if number == 50:
+            back.append(len(lost.bodies))
+            lost.start()
+
+    lost.on_request, other.on_request = die, revive
+    prompts = [[*prompt, end] for prompt in PROMPTS for end in range(3, 8)]
+    assert generate(engine, prompts) == [expected(prompt) for prompt in prompts]
+    assert len(lost.bodies) > back[0]
+
+
+def test_a_run_goes_on_when_the_only_server_comes_back(servers, load):
+    (server,) = servers()
+    engine = load(server, retries=30)
+
+    def die(_, number):
+        if number in (5, 30):
+            server.kill()
+            server.start()
+
+    server.on_request = die
+    assert generate(engine) == [expected(prompt) for prompt in PROMPTS]
+    assert len(server.bodies) > len(PROMPTS) + 1
+
+
+def test_a_server_that_is_away_at_the_start_is_done_without(servers, load):
+    there, away = servers(2)
+    away.kill()
+    assert generate(load(there, away)) == [expected(prompt) for prompt in PROMPTS]
+
+
+def test_servers_that_stay_away_are_named(servers, load):
+    both = servers(2)
+    engine = load(*both, retries=2)
+    for server in both:
+        server.kill()
+    with pytest.raises(
+        InputError, match=r"no server answers.*same command again \(finished parts are kept\)"
+    ) as caught:
+        generate(engine)
+    assert all(server.url in str(caught.value) for server in both)
+    with pytest.raises(InputError, match="no server answers"):
+        load(*both, retries=1)
+
+
+def test_all_servers_must_serve_the_same_model_even_after_a_restart(servers, load):
+    first, second = servers(2)
+    for name, value, old in (("name", "other", "tiny"), ("max_model_len", 512, 4096)):
+        setattr(second, name, value)
+        with pytest.raises(InputError, match="all servers must serve the same model"):
+            load(first, second)
+        setattr(second, name, old)
+    engine = load(first, second)
+    first.name = second.name = "other"
+    with pytest.raises(InputError, match="serves other with max_model_len 4096, where tiny with 4096 is expected"):
+        generate(engine)
+
+
+def test_a_refused_request_ends_the_run_with_the_words_of_the_server(servers, load):
+    (server,) = servers()
+    engine = load(server)
+    server.faults.append(Fault(status=400))
+    with pytest.raises(InputError, match=r"completions refuses the request \(status 400\): the server's own words$"):
+        generate(engine, PROMPTS[:1])
+    assert len(server.bodies) == 1
+
+
+def test_the_key_is_sent_and_never_shown(servers, load, monkeypatch, caplog):
+    caplog.set_level(0)
+    (server,) = servers()
+    monkeypatch.delenv("LONGPO_API_KEY", raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", "second-secret\n")
+    load(server)
+    monkeypatch.setenv("LONGPO_API_KEY", "first-secret")
+    engine = load(server)
+    assert server.keys == {"Bearer second-secret", "Bearer first-secret"}
+    server.faults.extend([Fault(status=500), Fault(status=401)])
+    with pytest.raises(
+        InputError, match=r"refuses access \(status 401\); put the server's key into LONGPO_API_KEY"
+    ) as e:
+        generate(engine, PROMPTS[:1])
+    assert caplog.text
+    assert "secret" not in caplog.text + str(e.value)
+    monkeypatch.setenv("LONGPO_API_KEY", "two\nlines-secret")
+    with pytest.raises(InputError, match="holds characters that no header can carry") as e:
+        load(server)
+    assert "secret" not in str(e.value)
+
+
+def choice_with(**changes):
+    def edit(answer):
+        answer["choices"][0] |= changes
+
+    return edit
+
+
+WRONG_COMPLETIONS = {
+    "no token ids": (choice_with(token_ids=None), r"no token ids; it must be vLLM 0\.10\.2 or newer"),
+    "foreign ids": (choice_with(token_ids=[VOCAB_SIZE, STOP]), "outside the vocabulary of 500"),
+    "other prompt": (choice_with(prompt_token_ids=[1]), "another prompt"),
+    "other end": (choice_with(finish_reason="repetition"), "for reason 'repetition'"),
+    "stop string": (choice_with(finish_reason="stop", token_ids=[5, 6]), "after 2 of 6 tokens for reason 'stop'"),
+    "own limit": (choice_with(finish_reason="length", token_ids=[5, 6]), "after 2 of 6 tokens for reason 'length'"),
+    "two choices": (lambda answer: answer["choices"].append({}), "does not answer as vLLM's does"),
+    "no object": (lambda answer: [1], "does not answer as vLLM's does"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_COMPLETIONS)
+def test_completions_that_are_not_what_was_asked_for_are_refused(name, servers, load):
+    edit, message = WRONG_COMPLETIONS[name]
+    (server,) = servers()
+    engine = load(server)
+    server.faults.append(Fault(edit=edit))
+    with pytest.raises(InputError, match=message):
+        generate(engine, PROMPTS[:1])
+
+
+WRONG_SCORES = {
+    "none": (choice_with(prompt_logprobs=None), "no prompt_logprobs"),
+    "too few": (choice_with(prompt_logprobs=[None]), "1 log-probs for 4 tokens"),
+    "other tokens": (
+        choice_with(prompt_logprobs=[None, *({str(token): {"logprob": -1.0}} for token in (4, 9, 6))]),
+        "other tokens than were sent, from position 2 on",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_SCORES)
+def test_scores_that_are_not_what_was_asked_for_are_refused(name, servers, load):
+    edit, message = WRONG_SCORES[name]
+    (server,) = servers()
+    engine = load(server)
+    server.faults.append(Fault(edit=edit))
+    with pytest.raises(InputError, match=message):
+        engine.score([[3, 4, 5, 6]], [[(2, 4)]], ignore)
+
+
+def test_a_server_of_another_kind_is_refused(servers, load):
+    (server,) = servers(max_model_len=None)
+    with pytest.raises(InputError, match="does not state a model and its max_model_len; the server must be vLLM's"):
+        load(server)
+
+
+def test_addresses_may_be_written_in_several_ways(servers, load):
+    (server,) = servers()
+    root = server.url.removesuffix("/v1")
+    engine = load(root, f"{root}/", f" {root}/v1/")
+    assert generate(engine, PROMPTS[:3]) == [expected(prompt) for prompt in PROMPTS[:3]]
+    assert len(server.bodies) == 3
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host/v1", "http://", "http://host:x", "http://host/v1?a=b"])
+def test_what_is_no_address_is_refused(url, load):
+    with pytest.raises(InputError, match="is no address of a server"):
+        load(url)
+
+
+def test_addresses_and_sizes_are_needed(load, model_dir):
+    with pytest.raises(InputError, match="needs base_url"):
+        load()
+    (model_dir / "config.json").write_text('{"vocab_size": 9}')
+    with pytest.raises(InputError, match="lacks max_position_embeddings"):
+        load("http://127.0.0.1:1")
