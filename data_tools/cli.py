@@ -13,7 +13,8 @@ def register(subparsers: Any) -> None:
     """Add `data` and its subcommands to the `longpo` parser."""
     parser = subparsers.add_parser("data", help="make preference shards from documents")
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
-    for add in (_add_chunk, _add_instruct, _add_respond, _add_filter, _add_score, _add_pack, _add_run, _add_inspect):
+    writing = (_add_chunk, _add_instruct, _add_respond, _add_filter, _add_import_hf)
+    for add in (*writing, _add_score, _add_pack, _add_run, _add_inspect):
         add(stages)
 
 
@@ -69,6 +70,21 @@ def _add_score(stages: Any) -> None:
         "store the reference model's log-probs of both answers",
         "longpo data score --pairs PAIRS.jsonl --model MODEL --output work/scored",
     )
+def _add_import_hf(stages: Any) -> None:
+    parser = _leaf(
+        stages,
+        commands.import_hf,
+        "take over a published dataset of tokenised pairs",
+        "longpo data import-hf --input DATASET --model MODEL --output work/pairs",
+    )
+    parser.add_argument(
+        "--input", nargs="+", required=True, metavar="DATASET", help="saved dataset, Parquet, JSONL, hf:owner/name"
+    )
+    _add_model(parser)
+    _add_output(parser)
+    _add_groups(parser, settings.ImportSettings, settings.CpuPlacement)
+
+
     _add_model_stage(parser, "output of `longpo data filter`, or pairs of your own", settings.ScoreSettings, "--pairs")
 
 

@@ -11,6 +11,7 @@ from .settings import (
     ChunkSettings,
     CpuPlacement,
     FilterSettings,
+    ImportSettings,
     InstructSettings,
     PackSettings,
     Placement,
@@ -79,6 +80,15 @@ def filter(arguments: argparse.Namespace) -> Report:
     values = vars(arguments)
     settings, placement = settings_from(FilterSettings, values), settings_from(CpuPlacement, values)
     return run_filter(arguments.input, arguments.output, settings, placement)
+
+
+@reported
+def import_hf(arguments: argparse.Namespace) -> Report:
+    from .stages.import_hf import run_import_hf
+
+    values = vars(arguments)
+    settings, placement = settings_from(ImportSettings, values), settings_from(CpuPlacement, values)
+    return run_import_hf(arguments.input, arguments.model, arguments.output, settings, placement)
 
 
 @reported

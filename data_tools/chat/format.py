@@ -41,6 +41,10 @@ class ChatFormat:
         """Tokens that end an answer while generating."""
         return frozenset({self.end_of_turn_ids[-1], self.tokenizer.eos_token_id} - {None})
 
+    def template_ids(self, turns: int) -> list[list[int]]:
+        """The 2n + 1 pieces that the template puts around and between the contents of n turns."""
+        return self._template.layout(turns).piece_ids
+
     def prompt(self, user: str) -> list[int]:
         """One user message up to and including the assistant's opening: what the model answers."""
         layout = self._template.layout(1)

@@ -1,0 +1,1 @@
+"""Tokenised datasets that others published: reading, checking and repairing them."""

@@ -1,0 +1,178 @@
+"""One published conversation: labels put on their ids, padding taken off, answers found. S tokens."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..engines.base import Span
+from .faults import Refused, Repairs
+from .template import TemplateIds
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Answer:
+    """ids[start:end], end of turn included. `fault` says why it cannot be used."""
+
+    start: int
+    end: int
+    fault: str | None = None
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Ids from the first token of the template to the end of the last answer; `left_out` marks what the NLL skips."""
+
+    ids: np.ndarray  # int64 [S]
+    left_out: np.ndarray  # bool [S]
+    answers: list[Answer]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """One conversation as it was published; `mask` is its attention mask."""
+
+    ids: Any
+    labels: Any
+    lm_labels: Any = None
+    mask: Any = None
+
+
+def read_conversation(columns: Columns, template: TemplateIds, repairs: Repairs) -> Conversation:
+    """Raises Refused."""
+    ids = flat(columns.ids, repairs)
+    labelled = put_on_ids(ids, flat(columns.labels, repairs), repairs)
+    kept = labelled if columns.lm_labels is None else put_on_ids(ids, flat(columns.lm_labels, repairs), repairs)
+    mask = None if columns.mask is None else flat(columns.mask, repairs)
+    inside = _without_padding(ids, mask, template, repairs)
+    ids, labelled, left_out = ids[inside], labelled[inside], ~kept[inside]
+    if len(ids) and not (ids.min() >= 0 and ids.max() < template.vocab_size):
+        raise Refused("outside_vocabulary", f"ids lie outside the model's vocabulary of {template.vocab_size}")
+    answers = list(_answers(ids, labelled, template, repairs))
+    if answers:
+        _note_tail(ids[answers[-1].end :], template, repairs)
+        ids, left_out = ids[: answers[-1].end], left_out[: answers[-1].end]
+    if mask is None and np.isin(ids, list(template.pad_only)).any():
+        raise Refused("padding_inside", "the pad token stands within the conversation")
+    return Conversation(ids, left_out, answers)
+
+
+def flat(values: Any, repairs: Repairs) -> np.ndarray:
+    """int64 [S]. A list that holds the one list of ids is unpacked."""
+    if isinstance(values, list) and len(values) == 1 and isinstance(values[0], list | np.ndarray):
+        repairs.note("nesting")
+        values = values[0]
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise Refused("malformed", "a list of token ids holds lists of unequal lengths") from error
+    if array.ndim != 1 or (array.dtype.kind not in "iu" and len(array)):
+        raise Refused("malformed", "a list of token ids holds something else")
+    return array.astype(np.int64, copy=False)
+
+
+def put_on_ids(ids: np.ndarray, labels: np.ndarray, repairs: Repairs) -> np.ndarray:
+    """bool [S], true where a label stands: labels are the ids themselves, or those of the next position."""
+    if len(labels) != len(ids):
+        if (labels[len(ids) :] != IGNORED).any():
+            raise Refused("label_lengths_differ", f"{len(labels)} labels for {len(ids)} ids")
+        repairs.note("label_lengths")
+        missing = np.full(max(len(ids) - len(labels), 0), IGNORED, dtype=np.int64)
+        labels = np.concatenate([labels[: len(ids)], missing])
+    standing = labels != IGNORED
+    if np.array_equal(labels[standing], ids[standing]):
+        return standing
+    moved = np.concatenate([[False], standing[:-1]])
+    if not standing[-1] and np.array_equal(labels[:-1][standing[:-1]], ids[moved]):
+        repairs.note("shifted_labels")
+        return moved
+    raise Refused("labels_differ", "labels are neither the ids nor the next ids")
+
+
+def runs(mask: np.ndarray) -> list[Span]:
+    """[start, end) of the maximal true stretches of a bool [S]."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
+    return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]
+
+
+def _without_padding(ids: np.ndarray, mask: np.ndarray | None, template: TemplateIds, repairs: Repairs) -> slice:
+    """What lies between padding on the left, and padding on the right where a mask tells it."""
+    start, stop = 0, len(ids)
+    if mask is not None and len(mask) == len(ids):
+        real = np.flatnonzero(mask)
+        start, stop = (int(real[0]), int(real[-1]) + 1) if len(real) else (0, 0)
+        if stop - start != len(real):
+            raise Refused("padding_inside", "the attention mask leaves out tokens within the conversation")
+        if stop - start < len(ids):
+            repairs.note("padding")
+    if start == stop:
+        return slice(start, stop)
+    first, lead = int(ids[start]), _leading(ids[start:stop])
+    if template.opening[:1] == [first]:
+        surplus = lead - _leading(np.asarray(template.opening))
+        if first in template.special and surplus > 0:
+            repairs.note("doubled_start")
+            start += surplus
+    elif first in template.padding:
+        repairs.note("padding")
+        start += lead
+    return slice(start, stop)
+
+
+def _leading(ids: np.ndarray) -> int:
+    """How often the first id stands at the beginning."""
+    others = np.flatnonzero(ids != ids[0])
+    return int(others[0]) if len(others) else len(ids)
+
+
+def _answers(ids: np.ndarray, labelled: np.ndarray, template: TemplateIds, repairs: Repairs) -> Iterator[Answer]:
+    """One answer per labelled run; a run of nothing but template behind an answer is none."""
+    last_end = -1
+    for start, end in runs(labelled):
+        if start <= last_end and template.behind_end_of_turn(ids[last_end:end]):
+            repairs.note("labels_behind_answer")
+            continue
+        start = _behind_opening(ids, start, end, template.answer_opening, repairs)
+        answer = _answer(ids, start, end, template, repairs)
+        last_end = answer.end
+        yield answer
+
+
+def _behind_opening(ids: np.ndarray, start: int, end: int, opening: list[int], repairs: Repairs) -> int:
+    """Where the answer starts if the labels begin within the assistant's opening."""
+    length = len(opening)
+    for inside in range(length):
+        first = start + inside
+        if first <= end and first >= length and ids[first - length : first].tolist() == opening:
+            if inside:
+                repairs.note("labels_before_answer")
+            return first
+    return start
+
+
+def _answer(ids: np.ndarray, start: int, end: int, template: TemplateIds, repairs: Repairs) -> Answer:
+    """The run [start, end) up to its end of turn, which may follow without a label."""
+    mark = template.end_of_turn
+    last = np.flatnonzero(ids[start : end + len(mark)] == mark[-1]) + start + 1
+    stop = next((int(at) for at in last if at - len(mark) >= start and ids[at - len(mark) : at].tolist() == mark), None)
+    if stop is None:
+        return Answer(start, end, "unfinished_answer")
+    if stop > end:
+        repairs.note("end_of_turn_without_label")
+    elif stop < end:
+        if not template.behind_end_of_turn(ids[stop:end]):
+            return Answer(start, end, "end_of_turn_within_answer")
+        repairs.note("labels_behind_answer")
+    empty = not template.text(ids[start : stop - len(mark)].tolist()).strip()
+    return Answer(start, stop, "empty_answer" if empty else None)
+
+
+def _note_tail(ids: np.ndarray, template: TemplateIds, repairs: Repairs) -> None:
+    """What stands behind the last answer is cut off: template as a matter of course, anything else is counted."""
+    template_only = [len(follower) for follower in template.followers if ids[: len(follower)].tolist() == follower]
+    rest = ids[max(template_only, default=0) :]
+    if len(rest):
+        repairs.note("padding" if len(set(rest.tolist())) == 1 else "text_behind_last_answer")

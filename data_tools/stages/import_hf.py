@@ -1,0 +1,78 @@
+"""Published tokenised datasets as tokenised records, checked, repaired where that is safe, and counted.
+
+What stays refused is listed with its reason in `refused.json`. Reference log-probs are never taken from a dataset:
+`score` computes them.
+"""
+
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nemo_longpo.errors import InputError
+from nemo_longpo.shards.fingerprint import read_model_config
+
+from ..engines.base import Tick
+from ..imported.document import Limits, read_document
+from ..imported.faults import Refused
+from ..imported.ledger import Ledger, Refusal
+from ..imported.source import PublishedSource
+from ..imported.template import TemplateIds, template_ids
+from ..model import load_chat, tokenizer_identity
+from ..runner.rows import Row
+from ..runner.stage import PartResult, Process, Stage, run_stage
+from ..settings import CpuPlacement, ImportSettings
+
+
+def run_import_hf(
+    inputs: list[str], model: Path, output: Path, settings: ImportSettings, placement: CpuPlacement
+) -> dict[str, int]:
+    """Write tokenised records (see tokenised.py) for `score`. Raises InputError."""
+    source = PublishedSource(
+        inputs, split=settings.split, id_field=settings.id_field, rows_per_part=placement.part_size
+    )
+    config = read_model_config(model)
+    for name in ("max_position_embeddings", "vocab_size"):
+        if name not in config:
+            raise InputError(f"{model}/config.json has no {name!r}; give a language model's directory")
+    report = run_stage(
+        Stage(
+            name="import-hf",
+            source=source,
+            output=output,
+            settings=settings.recorded() | tokenizer_identity(load_chat(model)),
+            make_process=partial(_make_process, model, output, settings),
+            placement=placement,
+            num_workers=placement.num_workers,
+        )
+    )
+    if report:
+        Ledger(output).close(len(source.rows_in_parts))
+    return report
+
+
+def _make_process(model: Path, output: Path, settings: ImportSettings) -> Process:
+    config = read_model_config(model)
+    template = template_ids(load_chat(model), config["vocab_size"])
+    limits = Limits(conversation=settings.max_tokens, reference=config["max_position_embeddings"])
+    return partial(_import_rows, template=template, limits=limits, ledger=Ledger(output))
+
+
+def _import_rows(rows: list[Row], tick: Tick, template: TemplateIds, limits: Limits, ledger: Ledger) -> PartResult:
+    counts: Counter[str] = Counter(documents_in=len(rows), documents_out=0)
+    records: list[dict[str, Any]] = []
+    taken, refused = [], []
+    for row in rows:
+        doc_id = row.record["doc_id"]
+        try:
+            document = read_document(row.record["columns"], template, limits)
+        except Refused as fault:
+            counts[f"refused_{fault.reason}"] += 1
+            refused.append(Refusal(doc_id, row.where, fault.reason, fault.detail))
+            continue
+        records.append({"doc_id": doc_id} | document.fields)
+        taken.append((doc_id, row.where))
+        counts.update(documents_out=1, turns_out=document.turns, turns_cut=document.turns_cut)
+        counts.update(f"repaired_{name}" for name in document.repairs)
+    ledger.note(rows[0].record["part"], taken, refused)
+    return PartResult(records, counts)
