@@ -103,10 +103,16 @@ def _add_pack(stages: Any) -> None:
 
 def _add_inspect(stages: Any) -> None:
     parser = _leaf(
-        stages, commands.inspect, "show what shards hold, and check them", "longpo data inspect shards --verify"
+        stages,
+        commands.inspect,
+        "show what shards hold, and check them",
+        "longpo data inspect shards --verify --html shards.html --model MODEL",
     )
     parser.add_argument("shards", type=Path, metavar="SHARDS", help="output of `longpo data pack`")
     parser.add_argument("--verify", action="store_true", help="recompute every hash, span and sum")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write plots and samples as one HTML page")
+    parser.add_argument("--model", type=Path, metavar="HF_DIR", help="whose tokenizer reads the samples to you")
+    parser.add_argument("--samples", type=int, default=5, metavar="N", help="documents on it (default: %(default)s)")
 
 
 def _add_run(stages: Any) -> None:

@@ -108,9 +108,16 @@ def pack(arguments: argparse.Namespace) -> Report:
 
 
 def inspect(arguments: argparse.Namespace) -> None:
-    from .inspection.summary import format_summary, inspect_shards
+    from .inspection.run import inspect_shards
+    from .inspection.text import format_summary
 
-    summary = inspect_shards(arguments.shards, verify=arguments.verify)
+    summary = inspect_shards(
+        arguments.shards,
+        verify=arguments.verify,
+        model=arguments.model,
+        page=arguments.html,
+        samples=arguments.samples,
+    )
     print(json.dumps(summary) if arguments.json else format_summary(summary))
 
 

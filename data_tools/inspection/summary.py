@@ -1,77 +1,106 @@
-"""What shards hold, in numbers."""
+"""What shards hold, in numbers: the object that `longpo data inspect --json` prints."""
 
+import math
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nemo_longpo.shards.reader import ShardReader
 
+from .measures import Measures
 
-def inspect_shards(directory: Path, *, verify: bool) -> dict[str, Any]:
-    """Counts, lengths, tokens per turn and reference margins; with `verify`, every hash, span and sum is recomputed.
+_PERCENTILES = {"min": 0, "p5": 5, "p25": 25, "median": 50, "p75": 75, "p95": 95, "max": 100}
+SPREAD = (*_PERCENTILES, "mean")
+_STEPS = (1, 2, 5, 10)
+_SAME_EDGES = (
+    ("tokens_per_sequence",),
+    ("chosen_tokens_per_turn", "rejected_tokens_per_turn"),
+    ("similarity_per_turn",),
+    ("chosen_logp_per_token", "rejected_logp_per_token"),
+    ("margin_per_document",),
+)
+_FIXED = {"similarity_per_turn": (0.0, 1.0)}
 
-    A margin is the reference's log p(chosen) − log p(rejected), summed over a document's turns and tokens.
-    Raises InputError.
+
+def summarise(reader: ShardReader, measures: Measures, *, verified: bool) -> dict[str, Any]:
+    """Provenance, counts, and the spread of everything that can go wrong in preference data.
+
+    A margin is the reference's log p(chosen) − log p(rejected) in nats, summed over the tokens of a turn or of all
+    turns of a document; per token, it is the difference of the two answers' means. "Prefers chosen" is the share of
+    margins above 0. `similarity_per_turn` is defined in similarity.py. A histogram's bin i is [edges[i], edges[i + 1]).
     """
-    reader = ShardReader(directory)
-    if verify:
-        reader.verify()
-    records = list(reader)
-    lengths = reader.lengths()
-    margins = [_total(record.ref_chosen_logps) - _total(record.ref_rejected_logps) for record in records]
     manifest = reader.manifest
+    margins = measures.turn_margins
+    token_margins = measures.chosen_means - measures.rejected_means
+    values = {
+        "tokens_per_sequence": measures.sequence_tokens,
+        "turns_per_document": measures.turns,
+        "chosen_tokens_per_turn": measures.chosen_tokens,
+        "rejected_tokens_per_turn": measures.rejected_tokens,
+        "length_difference_per_turn": measures.chosen_tokens - measures.rejected_tokens,
+        "similarity_per_turn": measures.similarity,
+        "chosen_logp_per_token": measures.chosen_means,
+        "rejected_logp_per_token": measures.rejected_means,
+        "margin_per_document": measures.document_margins,
+        "margin_per_turn": margins,
+        "margin_per_token": token_margins,
+    }
     return {
-        "directory": str(directory),
-        "verified": verify,
+        "directory": str(reader.directory),
+        "verified": verified,
         "files": len(manifest.files),
         "bytes": sum(file.bytes for file in manifest.files),
         "counts": asdict(manifest.counts),
-        "longest_sequence_tokens": _spread(lengths[:, 0] + lengths[:, 1:].max(axis=1)),
         "length_histogram": dict(sorted(manifest.length_histogram.items(), key=lambda item: int(item[0]))),
-        "turns_per_document": _spread([record.turns for record in records]),
-        "chosen_tokens_per_turn": _spread([len(turn) for record in records for turn in record.ref_chosen_logps]),
-        "rejected_tokens_per_turn": _spread([len(turn) for record in records for turn in record.ref_rejected_logps]),
-        "reference_margin": _spread(margins),
-        "reference_prefers_chosen": float(np.mean(np.asarray(margins) > 0)),
+        "distributions": {name: _spread(array) for name, array in values.items()},
+        "histograms": _histograms(values),
+        "reference_prefers_chosen": {
+            "documents": _share_above_zero(measures.document_margins),
+            "turns": _share_above_zero(margins),
+            "turns_per_token": _share_above_zero(token_margins),
+        },
         "ref_context": manifest.ref_context,
         "reference": asdict(manifest.reference),
         "tokenizer_fingerprint": manifest.tokenizer_fingerprint,
         "chat_template_hash": manifest.chat_template_hash,
         "vocab_size": manifest.vocab_size,
+        "schema_version": manifest.schema_version,
+        "generation": manifest.generation,
     }
 
 
-def format_summary(summary: dict[str, Any]) -> str:
-    """The summary as aligned lines for people."""
-    lines = []
-    for name, value in summary.items():
-        label = name.replace("_", " ")
-        if name == "length_histogram":
-            text = ", ".join(f"≤{bucket}: {count}" for bucket, count in value.items())
-        elif isinstance(value, dict):
-            text = ", ".join(f"{key} {_number(item)}" for key, item in value.items())
-        else:
-            text = _number(value)
-        lines.append(f"{label:26} {text}")
-    return "\n".join(lines)
+def _spread(values: np.ndarray) -> dict[str, float]:
+    """Percentiles are interpolated."""
+    found = {name: float(np.percentile(values, percent)) for name, percent in _PERCENTILES.items()}
+    return found | {"mean": float(values.mean())}
 
 
-def _total(turns: tuple[np.ndarray, ...]) -> float:
-    return float(sum(turn.sum(dtype=np.float64) for turn in turns))
+def _share_above_zero(margins: np.ndarray) -> float:
+    return float(np.mean(margins > 0))
 
 
-def _spread(values: Any) -> dict[str, float]:
-    array = np.asarray(values, dtype=np.float64)
-    return {"min": float(array.min()), "mean": float(array.mean()), "max": float(array.max())}
+def _histograms(values: dict[str, np.ndarray]) -> dict[str, dict[str, list[float]]]:
+    found = {}
+    for group in _SAME_EDGES:
+        together = np.concatenate([values[name] for name in group])
+        low, high = _FIXED.get(group[0], (float(together.min()), float(together.max())))
+        edges = even_edges(low, high, whole=bool((together % 1 == 0).all()) and group[0] not in _FIXED)
+        for name in group:
+            found[name] = {"edges": edges, "counts": np.histogram(values[name], edges)[0].tolist()}
+    return found
 
 
-def _number(value: Any) -> str:
-    return (
-        f"{value:.4g}"
-        if isinstance(value, float) and not value.is_integer()
-        else f"{value:.0f}"
-        if isinstance(value, float)
-        else str(value)
-    )
+def even_edges(low: float, high: float, *, bins: int = 16, whole: bool = False) -> list[float]:
+    """Round, evenly spaced edges around [low, high], with `high` below the last one; at most `bins` + 2 bins.
+
+    With `whole`, a bin is at least 1 wide.
+    """
+    span = (high - low) / bins or 1.0
+    power = 10.0 ** math.floor(math.log10(span))
+    step = next(factor * power for factor in _STEPS if factor * power >= span * (1 - 1e-9))
+    if whole:
+        step = max(step, 1.0)
+    first = math.floor(low / step + 1e-9)
+    last = math.floor(high / step + 1e-9) + 1
+    return [round(index * step, 10) for index in range(first, last + 1)]

@@ -1,0 +1,66 @@
+"""`longpo data inspect`: read shards once; give their summary, and on request the page."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from nemo_longpo.errors import InputError
+from nemo_longpo.shards.reader import ShardReader
+
+from .measures import measure
+from .summary import summarise
+
+MOST_SAMPLES = 100
+
+
+def inspect_shards(
+    directory: Path, *, verify: bool = False, model: Path | None = None, page: Path | None = None, samples: int
+) -> dict[str, Any]:
+    """The summary of a shard directory; with `page`, an HTML file with `samples` documents is written as well.
+
+    With `verify`, every hash, span and sum is recomputed first. `model` is a Hugging Face directory whose tokenizer
+    makes the page readable; it must be the one that made the shards. Raises InputError.
+    """
+    if page is not None:
+        _check_page(page, samples)
+    reader = ShardReader(directory)
+    if not len(reader):
+        raise InputError(f"{directory} holds no documents; rebuild the shards with `longpo data pack`")
+    tokenizer = None if model is None else _tokenizer(model, reader)
+    if verify:
+        reader.verify()
+    measures = measure(reader)
+    summary = summarise(reader, measures, verified=verify)
+    if page is not None:
+        from ..runner.files import commit
+        from .page import make_page
+        from .tokens import TokenText
+
+        commit(page, make_page(reader, summary, measures, TokenText(tokenizer), samples))
+        summary["page"] = str(page)
+    return summary
+
+
+def _check_page(page: Path, samples: int) -> None:
+    """Before the work, not after it."""
+    if page.is_dir():
+        raise InputError(f"{page} is a directory; give --html a file, such as {page / 'shards.html'}")
+    if not page.absolute().parent.is_dir():
+        raise InputError(f"{page.parent} does not exist; make the folder first, or write the page elsewhere")
+    if not os.access(page.absolute().parent, os.W_OK):
+        raise InputError(f"{page.parent} cannot be written to; write the page elsewhere")
+    if not 1 <= samples <= MOST_SAMPLES:
+        raise InputError(f"--samples {samples} must be between 1 and {MOST_SAMPLES}")
+
+
+def _tokenizer(model: Path, reader: ShardReader) -> Any:
+    from ..model import load_chat, tokenizer_identity
+
+    chat = load_chat(model)
+    found, stored = tokenizer_identity(chat)["tokenizer_fingerprint"], reader.manifest.tokenizer_fingerprint
+    if found != stored:
+        raise InputError(
+            f"{reader.directory} was written with tokenizer {stored}, but {model} has {found}; give the model that "
+            "made the shards, or leave --model out to see token ids"
+        )
+    return chat.tokenizer

@@ -1,0 +1,114 @@
+"""Which documents the page shows, and how one of them looks."""
+
+import numpy as np
+
+from nemo_longpo.shards.schema import PairRecord
+from nemo_longpo.shards.validation import spans_to_mask
+
+from .answers import answer_pair, shown
+from .markup import Html, element
+from .measures import answer_ids, logp_sum
+from .numbers import number, signed
+from .similarity import similarity
+from .tokens import TokenText
+
+MOST_TURNS = 8  # of a document
+CONTEXT_END = 160  # tokens at either end of a context or an instruction
+_LONGEST_ID = 120  # characters
+
+
+def pick(margins: np.ndarray, count: int) -> list[tuple[str, int]]:
+    """(what it stands for, index) of up to `count` documents, evenly spread over the ranks of their margins.
+
+    The lowest margin comes first: that is where bad pairs are.
+    """
+    order = np.argsort(margins, kind="stable")
+    last = min(count, len(order)) - 1
+    places = [round(rank * (len(order) - 1) / last) if last else 0 for rank in range(last + 1)]
+    return [(_standing(rank, last), int(order[place])) for rank, place in enumerate(places)]
+
+
+def _standing(rank: int, last: int) -> str:
+    if rank == 0:
+        return "lowest margin"
+    if rank == last:
+        return "highest margin"
+    return "median margin" if 2 * rank == last else f"{100 * rank / last:.0f} % of margins are lower"
+
+
+def name_of(record: PairRecord) -> Html:
+    """The document's id, cut where it is long, with its own writing direction."""
+    long = len(record.doc_id) > _LONGEST_ID
+    return element("bdi", record.doc_id[:_LONGEST_ID] + "…" * long)
+
+
+def sample(anchor: str, standing: str, record: PairRecord, margin: float, text: TokenText) -> Html:
+    """One document: its context, then turn by turn the instruction and both answers."""
+    trunk = len(record.trunk_ids)
+    ignored = spans_to_mask(record.nll_ignore_spans, trunk + len(record.chosen_ids))
+    facts = f"margin {signed(margin)} · turns {record.turns} · context {number(trunk)} tokens"
+    turns = [_turn(record, turn, ignored[trunk:], text) for turn in range(min(record.turns, MOST_TURNS))]
+    if record.turns > MOST_TURNS:
+        turns.append(_left_out(record.turns - MOST_TURNS, "turns"))
+    return element(
+        "section",
+        element("h3", name_of(record), element("span", standing, class_="standing")),
+        element("p", facts, class_="facts"),
+        element("h4", "Context, the first instruction at its end"),
+        _passage(record.trunk_ids.tolist(), 0, trunk, ignored, text),
+        *turns,
+        id=anchor,
+        class_="sample",
+        tabindex=-1,
+    )
+
+
+def _turn(record: PairRecord, turn: int, ignored: np.ndarray, text: TokenText) -> Html:
+    chosen = answer_ids(record.chosen_ids, record.chosen_spans[turn])
+    rejected = answer_ids(record.rejected_ids, record.rejected_spans[turn])
+    logps = record.ref_chosen_logps[turn], record.ref_rejected_logps[turn]
+    margin = logp_sum(logps[0]) - logp_sum(logps[1])
+    facts = f"margin {signed(margin)} · similarity {number(similarity(chosen, rejected))}"
+    children = [element("h4", f"Turn {turn + 1} ", element("span", facts, class_="facts"))]
+    if turn > 0:
+        before, start = int(record.chosen_spans[turn - 1, 1]), int(record.chosen_spans[turn, 0])
+        children.append(_passage(record.chosen_ids.tolist(), before, start, ignored, text))
+    leads = (
+        _before(record, record.chosen_ids, record.chosen_spans[turn]),
+        _before(record, record.rejected_ids, record.rejected_spans[turn]),
+    )
+    return element("div", *children, answer_pair((chosen, rejected), logps, leads, text), class_="turn")
+
+
+def _before(record: PairRecord, branch: np.ndarray, span: np.ndarray) -> list[int]:
+    """The tokens in front of an answer."""
+    return np.concatenate([record.trunk_ids[-CONTEXT_END:], branch[: span[0]]]).tolist()
+
+
+def _passage(ids: list[int], start: int, end: int, ignored: np.ndarray, text: TokenText) -> Html:
+    """ids[start:end] to read, elided in the middle; what the NLL leaves out (template text) is of class "template"."""
+    parts: list[Html] = []
+    for first, last in shown(end - start, CONTEXT_END, CONTEXT_END):
+        if first:
+            parts.append(_left_out(first - CONTEXT_END, "tokens"))
+        parts += _runs(ids, start + first, start + last, ignored, text)
+    return element("div", *parts, class_="passage", dir="auto")
+
+
+def _left_out(count: int, what: str) -> Html:
+    return element("span", f"… {number(count)} {what} not shown …", class_="elided", dir="ltr")
+
+
+def _runs(ids: list[int], start: int, end: int, ignored: np.ndarray, text: TokenText) -> list[Html]:
+    """Neighbouring tokens of the same kind as one element; line breaks of the template as signs, to save room."""
+    runs: list[tuple[bool, str]] = []
+    for group in text.groups(ids, start, end):
+        template = bool(ignored[group.start])
+        if runs and runs[-1][0] == template:
+            runs[-1] = template, runs[-1][1] + group.text
+        else:
+            runs.append((template, group.text))
+    return [
+        element("bdi", words.replace("\n", "↵"), class_="template") if template else element("span", words)
+        for template, words in runs
+    ]
