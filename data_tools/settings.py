@@ -18,6 +18,11 @@ class ChunkSettings(Settings):
     chunks_per_document: int = setting(4, "most chunks drawn from one document", minimum=1)
     min_document_tokens: int = setting(1, "leave out shorter documents", minimum=1)
     max_document_tokens: int | None = setting(None, "leave out longer documents", minimum=1)
+    domain: Literal["auto", "prose", "latex", "code"] = setting(
+        "auto", "where documents may be cut; auto goes by the suffix of a name, else by the text"
+    )
+    text_field: str = setting("text", "name of the field or column that holds the text")
+    id_field: str = setting("id", "name of the one that holds the document's id, if there is one")
     seed: int = setting(0, "for drawing chunks")
 
 

@@ -16,6 +16,7 @@ from nemo_longpo.errors import InputError
 
 from ..encoded import EncodedPair, PairEncoder, check_row
 from ..engines.base import Engine, Span, Tick
+from ..engines.verification import Scored, Verification
 from ..jsonl import read_json_object
 from ..model import load_chat, tokenizer_identity
 from ..pairs import BRANCHES
@@ -32,18 +33,23 @@ def run_score(settings: ScoreSettings, where: ModelStage) -> dict[str, int]:
     InputError.
     """
     _check_imported(where.input, where.model)
-    return run_with_model("score", where, settings, partial(_score_rows, settings=settings), check=check_row)
+    with Verification(where.model, where.engine.common, settings, where.output) as verification:
+        work = partial(_score_rows, settings=settings, verification=verification)
+        return run_with_model("score", where, settings, work, check=check_row)
 
 
 @dataclass(frozen=True)
 class _Request:
     """Ids to score, and the spans whose log-probs are wanted."""
 
+    doc_id: str
     sequence: list[int]
     spans: list[Span]
 
 
-def _score_rows(rows: list[Row], tick: Tick, bench: Bench, settings: ScoreSettings) -> PartResult:
+def _score_rows(
+    rows: list[Row], tick: Tick, bench: Bench, settings: ScoreSettings, verification: Verification
+) -> PartResult:
     encoder = PairEncoder(bench.chat, bench.prompts, bench.engine.vocab_size)
     pairs = [encoder.encode(row) for row in rows]
     requests: list[_Request] = []
@@ -53,6 +59,13 @@ def _score_rows(rows: list[Row], tick: Tick, bench: Bench, settings: ScoreSettin
         requests += made
     sequences, spans = [request.sequence for request in requests], [request.spans for request in requests]
     scores = bench.engine.score(sequences, spans, tick)
+    verification.check(
+        bench.engine,
+        [
+            Scored(request.doc_id, request.sequence, request.spans, logps)
+            for request, logps in zip(requests, scores, strict=True)
+        ],
+    )
     # Flat over requests and spans, this is the chosen turns, then the rejected turns of each pair, in both modes.
     in_turn = iter([_shortest(logps) for found in scores for logps in found])
     records = [pair.scored({name: [next(in_turn) for _ in range(pair.turns)] for name in BRANCHES}) for pair in pairs]
@@ -64,7 +77,7 @@ def _short_requests(pair: EncodedPair) -> list[_Request]:
     """One per answer."""
     prompts = pair.short_prompts()
     return [
-        _Request([*prompt, *response], [(len(prompt), len(prompt) + len(response))])
+        _Request(pair.doc_id, [*prompt, *response], [(len(prompt), len(prompt) + len(response))])
         for name in BRANCHES
         for prompt, response in zip(prompts, pair.responses(name), strict=True)
     ]
@@ -76,7 +89,7 @@ def _long_requests(pair: EncodedPair) -> list[_Request]:
     trunk = len(long.trunk_ids)
     branches = ((long.chosen_ids, long.chosen_spans), (long.rejected_ids, long.rejected_spans))
     return [
-        _Request(long.trunk_ids + ids, [(start + trunk, end + trunk) for start, end in spans])
+        _Request(pair.doc_id, long.trunk_ids + ids, [(start + trunk, end + trunk) for start, end in spans])
         for ids, spans in branches
     ]
 

@@ -1,0 +1,156 @@
+"""The engine for real models: vLLM in this process, token ids in, token ids or log-probs out."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nemo_longpo.errors import InputError
+from nemo_longpo.shards.fingerprint import read_model_config
+
+from ..settings import EngineSettings, VllmSettings
+from .base import Completion, Sampling, Span, Tick, Usage
+from .vllm_arguments import check_loaded, engine_arguments, expected_rope_theta
+
+# What vLLM reads from the environment; what the user has set stays. Standard output belongs to our own report.
+_ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+}
+_CPU_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a second process gains nothing without a GPU
+    "TORCH_COMPILE_DISABLE": "1",  # needs a C++ compiler
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # several of our processes would be bound to the same cores
+}
+
+
+class VllmEngine:
+    """Requests go in sorted, so that prompts with the same beginning follow each other and share it in the cache.
+
+    Of the model's files only weights and config.json count: neither its tokenizer nor its generation_config is read.
+    The same seed draws the same answer as long as the logits are the same to the last bit, which vLLM promises only
+    for the same batch; the sampling itself does not depend on the other requests. Raises InputError if vLLM is not
+    installed, if the model cannot be loaded, or if it does not run with the lengths and the RoPE base asked for.
+    """
+
+    def __init__(self, directory: str | Path, common: EngineSettings, own: VllmSettings):
+        config = read_model_config(directory)
+        on_cpu = not torch.accelerator.is_available()
+        arguments = engine_arguments(Path(directory), config, common, own, on_cpu=on_cpu)
+        self._engine = _start(arguments, on_cpu=on_cpu)
+        self.context_length: int = config["max_position_embeddings"]
+        self.max_length: int = arguments["max_model_len"]
+        self.vocab_size: int = config["vocab_size"]
+        self.dtype: str = arguments["dtype"]
+        # On CPU vLLM cannot rewind a request's random numbers, which it must after the first half of a prompt.
+        self._can_sample = not on_cpu or not arguments["enable_chunked_prefill"]
+        check_loaded(self._engine.model_config, self.max_length, expected_rope_theta(config, common))
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], tick: Tick
+    ) -> list[Completion]:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        self._check_lengths([len(prompt) + sampling.max_new_tokens for prompt in prompts])
+        if sampling.temperature > 0 and not self._can_sample:
+            raise InputError(
+                f"max_num_batched_tokens is below max_model_len {self.max_length}, so prompts are read in pieces; on "
+                "CPU vLLM can then only answer greedily: leave max_num_batched_tokens out, or set temperature 0"
+            )
+        parameters = [
+            SamplingParams(
+                max_tokens=sampling.max_new_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                seed=seed if sampling.temperature > 0 else None,
+                stop_token_ids=sorted(sampling.stop_ids),
+                ignore_eos=True,  # only `stop_token_ids` end an answer
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            for seed in seeds
+        ]
+        found = {index: _completion(output.outputs[0]) for index, output in self._run(prompts, parameters, tick)}
+        return [found[index] for index in range(len(prompts))]
+
+    def score(
+        self, sequences: Sequence[Sequence[int]], spans: Sequence[Sequence[Span]], tick: Tick
+    ) -> list[list[np.ndarray]]:
+        """vLLM generates one token behind each sequence, so `max_length` must leave room for it."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        self._check_lengths([len(sequence) + 1 for sequence in sequences])
+        parameters = SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            prompt_logprobs=0,  # those of the prompt's own tokens, and no others
+            flat_logprobs=True,
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        found = {
+            index: [_span_logps(output.prompt_logprobs, span) for span in spans[index]]
+            for index, output in self._run(sequences, [parameters] * len(sequences), tick)
+        }
+        return [found[index] for index in range(len(sequences))]
+
+    def _run(
+        self, prompts: Sequence[Sequence[int]], parameters: Sequence[Any], tick: Tick
+    ) -> Iterator[tuple[int, Any]]:
+        """(index, vLLM's output) of every prompt, each as soon as it is finished."""
+        from vllm.inputs import tokens_input
+
+        for index in sorted(range(len(prompts)), key=lambda index: list(prompts[index])):
+            self._engine.add_request(str(index), tokens_input(list(prompts[index])), parameters[index])
+        while self._engine.has_unfinished_requests():
+            for output in self._engine.step():
+                generated = len(output.outputs[0].token_ids)
+                tick(Usage(1, len(output.prompt_token_ids), output.num_cached_tokens or 0, generated))
+                yield int(output.request_id), output
+
+    def _check_lengths(self, lengths: list[int]) -> None:
+        longest = max(lengths, default=0)
+        if longest > self.max_length:
+            raise InputError(
+                f"a request of {longest} tokens, with what is generated behind it, exceeds the engine's max_model_len "
+                f"of {self.max_length}; set max_model_len to {longest} or more, or make the request shorter"
+            )
+
+
+def _start(arguments: dict[str, Any], *, on_cpu: bool) -> Any:
+    for name, value in (_ENVIRONMENT | (_CPU_ENVIRONMENT if on_cpu else {})).items():
+        os.environ.setdefault(name, value)
+    try:
+        from vllm import EngineArgs, LLMEngine
+    except ModuleNotFoundError as error:
+        if error.name != "vllm":
+            raise
+        raise InputError(
+            "engine vllm needs vLLM, which is not installed here and cannot be installed beside NeMo: run `make "
+            "vllm-env` and call .venv-vllm/bin/longpo, or install requirements/vllm.txt into an environment of its own"
+        ) from error
+    try:
+        return LLMEngine.from_engine_args(EngineArgs(**arguments))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"vLLM cannot run {arguments['model']}: {reason}") from error
+
+
+def _completion(output: Any) -> Completion:
+    ids = list(output.token_ids)
+    return Completion(ids[:-1], "stop") if output.finish_reason == "stop" else Completion(ids, "length")
+
+
+def _span_logps(prompt_logprobs: Any, span: Span) -> np.ndarray:
+    """From vLLM's flat form: entries start_indices[t] to end_indices[t] - 1 belong to token t, here one a token."""
+    start, end = span
+    first, last = prompt_logprobs.start_indices[start], prompt_logprobs.end_indices[end - 1]
+    assert last - first == end - start
+    return np.array(prompt_logprobs.logprobs[first:last], dtype=np.float32)
