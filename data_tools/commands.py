@@ -104,7 +104,7 @@ def pack(arguments: argparse.Namespace) -> Report:
 
     settings = settings_from(PackSettings, vars(arguments))
     documents = run_pack(arguments.input, arguments.model, arguments.output, settings)
-    return {"documents_out": documents}
+    return {"documents_out": documents} if documents else {}
 
 
 def inspect(arguments: argparse.Namespace) -> None:

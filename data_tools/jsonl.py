@@ -1,4 +1,4 @@
-"""JSON objects from files and lines, with errors that name the place."""
+"""JSON objects from files and lines, with errors that name the place, and what differs between two of them."""
 
 import json
 from pathlib import Path
@@ -31,3 +31,22 @@ def parse_line(line: bytes, where: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise InputError(f"{where}: must be a JSON object, not {type(record).__name__}")
     return record
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """Readable differences of two JSON values: "settings.seed was 0, now 1"."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = list(dict.fromkeys([*old, *new]))
+        absent = "absent"
+        return [
+            change
+            for key in keys
+            for change in differences(old.get(key, absent), new.get(key, absent), f"{name}.{key}" if name else key)
+        ]
+    # Settings compare as they are stored: a tuple comes back as a list.
+    return [] if json.dumps(old) == json.dumps(new) else [f"{name} was {_short(old)}, now {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from nemo_longpo.errors import InputError
 
 from ..engines.base import Tick, Usage
-from ..jsonl import read_json_object
+from ..jsonl import differences, read_json_object
 from ..settings import Placement
 from .claims import Claims, remove_claims
 from .files import commit, remove_partial_files
@@ -211,31 +211,12 @@ def _check_output(output: Path, description: dict[str, Any]) -> None:
     path = output / SETTINGS_NAME
     if not path.is_file():
         raise InputError(f"{output} is not empty and holds no {SETTINGS_NAME}; give another output or empty it")
-    changes = _differences(read_json_object(path), description)
+    changes = differences(read_json_object(path), description)
     if changes:
         raise InputError(
             f"{output} was made with other settings: {'; '.join(changes)}; repeat the old settings to continue it, or "
             "give another output"
         )
-
-
-def _differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """Readable differences of two JSON values: "settings.seed was 0, now 1"."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = list(dict.fromkeys([*old, *new]))
-        absent = "absent"
-        return [
-            change
-            for key in keys
-            for change in _differences(old.get(key, absent), new.get(key, absent), f"{name}.{key}" if name else key)
-        ]
-    # Settings compare as they are stored: a tuple comes back as a list.
-    return [] if json.dumps(old) == json.dumps(new) else [f"{name} was {_short(old)}, now {_short(new)}"]
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _is_finished(stage: Stage) -> bool:

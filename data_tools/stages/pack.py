@@ -1,5 +1,6 @@
 """Stage 6: scored pairs as shards that the trainer maps into memory."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -7,20 +8,22 @@ from tqdm import tqdm
 
 from nemo_longpo.errors import InputError
 from nemo_longpo.shards.fingerprint import read_model_config
-from nemo_longpo.shards.manifest import Provenance, ReferenceModel
+from nemo_longpo.shards.manifest import MANIFEST_NAME, Provenance, ReferenceModel
+from nemo_longpo.shards.reader import ShardReader
 from nemo_longpo.shards.schema import PairRecord
 from nemo_longpo.shards.writer import ShardWriter
 
 from ..chat.format import as_ids, as_spans
 from ..chat.prompts import prompts_from_dict
 from ..encoded import EncodedPair, PairEncoder
+from ..jsonl import differences
 from ..model import load_chat, model_identity, tokenizer_identity
 from ..runner.rows import PartsSource
 from ..settings import EngineSettings, PackSettings
 
 
 def run_pack(pairs: Path, model: Path, output: Path, settings: PackSettings) -> int:
-    """Write shards from the output of `score`; returns how many documents they hold.
+    """Write shards from the output of `score`; returns how many documents they hold, 0 if a dry run finds none.
 
     The model's weights, tokenizer and template must be those that scored the pairs. Raises InputError.
     """
@@ -38,11 +41,15 @@ def run_pack(pairs: Path, model: Path, output: Path, settings: PackSettings) -> 
         vocab_size=read_model_config(model)["vocab_size"],
         reference=ReferenceModel(**scored["model"]),
         ref_context=scored["ref_context"],
-        generation=history,
+        generation=history | {"pack": settings.recorded()},
     )
+    documents = sum(source.rows_in_parts)
+    if _holds(output, provenance, documents):
+        return documents
+    if settings.dry_run:
+        return 0
     prompts = prompts_from_dict(scored["prompts"], f"{pairs}/settings.json")
     encoder = PairEncoder(chat, prompts, provenance.vocab_size)
-    documents = sum(source.rows_in_parts)
     with (
         ShardWriter(output, provenance, **settings.recorded()) as writer,
         tqdm(total=documents, desc="pack", unit="doc") as bar,
@@ -51,6 +58,19 @@ def run_pack(pairs: Path, model: Path, output: Path, settings: PackSettings) -> 
             writer.add(_record(encoder.encode(row), provenance.ref_context), where=row.where)
             bar.update()
     return documents
+
+
+def _holds(output: Path, provenance: Provenance, documents: int) -> bool:
+    """Whether the output holds these shards already. Raises InputError if it holds others, or damaged ones."""
+    if not (output / MANIFEST_NAME).is_file():
+        return False
+    manifest = ShardReader(output).manifest
+    expected = asdict(provenance) | {"documents": documents}
+    found = {name: value for name, value in asdict(manifest).items() if name in expected}
+    changes = differences(found | {"documents": manifest.counts.documents}, expected)
+    if changes:
+        raise InputError(f"{output} already holds other shards: {'; '.join(changes)}; give another output or remove it")
+    return True
 
 
 def _record(pair: EncodedPair, ref_context: str) -> PairRecord:

@@ -32,10 +32,13 @@ def test_stages_come_in_their_order_and_read_each_other(tmp_path):
     assert pipeline.arguments(chunk) == (
         "data chunk --input books papers.jsonl --model MODEL --output work/chunk --chunk-tokens 100".split()
     )
-    assert pipeline.arguments(instruct) == (
-        "data instruct --input work/chunk --model MODEL --output work/instruct --engine vllm --dtype bfloat16 "
-        "--temperature 0.5"
-    ).split()
+    assert (
+        pipeline.arguments(instruct)
+        == (
+            "data instruct --input work/chunk --model MODEL --output work/instruct --engine vllm --dtype bfloat16 "
+            "--temperature 0.5"
+        ).split()
+    )
     assert (instruct.launch.executor, instruct.launch.processes) == ("gpu", 4)
     assert respond.env == {"CUDA_VISIBLE_DEVICES": "{rank}"}
     words = "data filter --input work/respond --output work/filter --num-workers 2"

@@ -18,7 +18,10 @@ from nemo_longpo.errors import InputError
 STAGES = {
     "chunk": {"chunk_tokens": 64, "chunks_per_document": 2, "part_size": 2},
     "instruct": {"pool_size": 1, "max_new_tokens": 24, "temperature": 1.0, "processes": 2},
-    "respond": {"max_new_tokens": 24, "temperature": 1.0, "processes": 2},
+    "respond": {"max_new_tokens": 96, "temperature": 1.0, "processes": 2},
+    "filter": {},
+    "score": {},
+    "pack": {},
 }
 
 
@@ -31,10 +34,9 @@ def write_config(tmp_path, corpus, model, name="work", **changes):
 
 
 def contents(directory: Path) -> dict[str, bytes]:
+    folders = [directory / ("shards" if stage == "pack" else stage) for stage in STAGES]
     return {
-        str(path.relative_to(directory)): path.read_bytes()
-        for stage in STAGES
-        for path in sorted((directory / stage).iterdir())
+        str(path.relative_to(directory)): path.read_bytes() for folder in folders for path in sorted(folder.iterdir())
     }
 
 
@@ -54,19 +56,21 @@ def test_all_stages_and_again(longpo, tmp_path, corpus, model):
     source = corpus
     for stage, settings in STAGES.items():
         words = [f"--{key.replace('_', '-')}={value}" for key, value in settings.items() if key not in flags]
-        output = tmp_path / "by_hand" / stage
-        assert longpo(stage, "--input", source, "--model", model, "--output", output, *words)[0] == 0
+        output = tmp_path / "by_hand" / ("shards" if stage == "pack" else stage)
+        words += ["--model", model] if stage != "filter" else []
+        flag = "--pairs" if stage in ("score", "pack") else "--input"
+        assert longpo(stage, flag, source, "--output", output, *words)[0] == 0
         source = output
     assert contents(tmp_path / "work") == contents(tmp_path / "by_hand")
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*")}
     assert longpo("run", config)[0] == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*")} == written
 
-    changed = write_config(tmp_path, corpus, model, respond={"max_new_tokens": 25})
+    changed = write_config(tmp_path, corpus, model, respond={"max_new_tokens": 97})
     shutil.move(changed, tmp_path / "changed.yaml")
     status, _, err = longpo("run", tmp_path / "changed.yaml")
     assert status == 2
-    assert "settings.max_new_tokens was 24, now 25" in err
+    assert "settings.max_new_tokens was 96, now 97" in err
 
 
 def test_a_killed_process_is_replaced(tmp_path, corpus, model):
@@ -83,7 +87,7 @@ def test_a_killed_process_is_replaced(tmp_path, corpus, model):
     _, err = run.communicate(timeout=240)
     assert run.returncode == 0, err
     assert "instruct: processes were lost; starting again what is missing" in err
-    assert len([*(tmp_path / "work" / "respond").glob("part-*.jsonl")]) == 4
+    assert (tmp_path / "work" / "shards" / "manifest.json").is_file()
     assert not [*(tmp_path / "work" / "instruct").glob(".*")]
 
 
@@ -101,7 +105,10 @@ def test_what_a_process_refuses_is_said_once(longpo, tmp_path, corpus, model):
     [
         ({"type": "SlurmExecuter"}, "executors.x: nemo_run has no class 'SlurmExecuter'"),
         ({"type": "LocalExecutor", "gpus": 2}, "executors.x: LocalExecutor refuses its arguments .*gpus"),
-        ({"type": "SlurmExecutor", "tunnel": {"type": "LocalTunnel", "x": 1}}, "executors.x.tunnel: LocalTunnel refuses"),
+        (
+            {"type": "SlurmExecutor", "tunnel": {"type": "LocalTunnel", "x": 1}},
+            "executors.x.tunnel: LocalTunnel refuses",
+        ),
     ],
 )
 def test_bad_executors(executor, message):
