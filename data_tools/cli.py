@@ -5,8 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import commands, settings
-from .options import Settings, add_settings
+from . import commands
+from .options import add_settings
+from .settings import ENGINE_SETTINGS, STAGE_SETTINGS
 
 
 def register(subparsers: Any) -> None:
@@ -25,10 +26,17 @@ def _add_chunk(stages: Any) -> None:
         "cut documents into chunks that fit the model",
         "longpo data chunk --input books/ --model MODEL --output work/chunks --chunk-tokens 8192",
     )
-    parser.add_argument("--input", nargs="+", required=True, metavar="PATH", help="text, JSONL, Parquet, directories")
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="plain text or source code (.txt, .md, .rst, .tex, .py, ...), .jsonl, .jsonl.gz, .jsonl.zst, .parquet, "
+        "datasets saved to disk, directories of all these, or hf:OWNER/NAME[:SPLIT]",
+    )
     _add_model(parser)
     _add_output(parser)
-    _add_groups(parser, settings.ChunkSettings, settings.CpuPlacement)
+    _add_settings(parser, "chunk")
 
 
 def _add_instruct(stages: Any) -> None:
@@ -38,7 +46,7 @@ def _add_instruct(stages: Any) -> None:
         "let the model write instructions about each chunk",
         "longpo data instruct --input work/chunks --model MODEL --output work/instructed",
     )
-    _add_model_stage(parser, "output of `longpo data chunk`", settings.InstructSettings)
+    _add_model_stage(parser, "output of `longpo data chunk`", "instruct")
 
 
 def _add_respond(stages: Any) -> None:
@@ -48,7 +56,7 @@ def _add_respond(stages: Any) -> None:
         "answer with the chunk and with the whole document",
         "longpo data respond --input work/instructed --model MODEL --output work/responded",
     )
-    _add_model_stage(parser, "output of `longpo data instruct`", settings.RespondSettings)
+    _add_model_stage(parser, "output of `longpo data instruct`", "respond")
 
 
 def _add_filter(stages: Any) -> None:
@@ -60,16 +68,9 @@ def _add_filter(stages: Any) -> None:
     )
     _add_input(parser, "output of `longpo data respond`, or pairs of your own")
     _add_output(parser)
-    _add_groups(parser, settings.FilterSettings, settings.CpuPlacement)
+    _add_settings(parser, "filter")
 
 
-def _add_score(stages: Any) -> None:
-    parser = _leaf(
-        stages,
-        commands.score,
-        "store the reference model's log-probs of both answers",
-        "longpo data score --pairs PAIRS.jsonl --model MODEL --output work/scored",
-    )
 def _add_import_hf(stages: Any) -> None:
     parser = _leaf(
         stages,
@@ -82,10 +83,17 @@ def _add_import_hf(stages: Any) -> None:
     )
     _add_model(parser)
     _add_output(parser)
-    _add_groups(parser, settings.ImportSettings, settings.CpuPlacement)
+    _add_settings(parser, "import-hf")
 
 
-    _add_model_stage(parser, "output of `longpo data filter`, or pairs of your own", settings.ScoreSettings, "--pairs")
+def _add_score(stages: Any) -> None:
+    parser = _leaf(
+        stages,
+        commands.score,
+        "store the reference model's log-probs of both answers",
+        "longpo data score --pairs PAIRS.jsonl --model MODEL --output work/scored",
+    )
+    _add_model_stage(parser, "output of `longpo data filter`, or pairs of your own", "score", "--pairs")
 
 
 def _add_pack(stages: Any) -> None:
@@ -98,7 +106,7 @@ def _add_pack(stages: Any) -> None:
     _add_input(parser, "output of `longpo data score`", "--pairs")
     _add_model(parser)
     _add_output(parser)
-    _add_groups(parser, settings.PackSettings)
+    _add_settings(parser, "pack")
 
 
 def _add_inspect(stages: Any) -> None:
@@ -136,22 +144,20 @@ def _leaf(stages: Any, run: Callable, summary: str, example: str) -> argparse.Ar
     return parser
 
 
-def _add_model_stage(
-    parser: argparse.ArgumentParser, input_help: str, own: type[Settings], flag: str = "--input"
-) -> None:
+def _add_model_stage(parser: argparse.ArgumentParser, input_help: str, name: str, flag: str = "--input") -> None:
     """What all stages have in common in which the model works."""
     _add_input(parser, input_help, flag)
     _add_model(parser)
     _add_output(parser)
     parser.add_argument("--prompts", metavar="FILE", help="JSON file that replaces the wording of the prompts")
-    _add_groups(parser, own, settings.Placement, settings.EngineSettings)
-    for kind in (settings.TransformersSettings, settings.VllmSettings, settings.ServerSettings):
-        add_settings(parser, kind, title=(kind.__doc__ or "").rstrip(".").lower().replace("`", ""))
+    _add_settings(parser, name)
 
 
-def _add_groups(parser: argparse.ArgumentParser, *kinds: type[Settings]) -> None:
-    for kind in kinds:
-        add_settings(parser, kind)
+def _add_settings(parser: argparse.ArgumentParser, name: str) -> None:
+    """The settings of a stage, those of one engine under a heading of their own."""
+    for kind in STAGE_SETTINGS[name]:
+        of_one_engine = kind in ENGINE_SETTINGS[1:]
+        add_settings(parser, kind, title=(kind.__doc__ or "").rstrip(".").replace("`", "") if of_one_engine else None)
 
 
 def _add_input(parser: argparse.ArgumentParser, help: str, flag: str = "--input") -> None:

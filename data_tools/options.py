@@ -50,7 +50,7 @@ def add_settings(parser: argparse.ArgumentParser, kind: type[Settings], title: s
     group = parser.add_argument_group(title) if title else parser
     for item in fields(kind):  # type: ignore[arg-type]
         flag = "--" + item.name.replace("_", "-")
-        help = item.metadata["help"] + ("" if item.default in (None, ()) else " (default: %(default)s)")
+        help = item.metadata["help"] + ("" if item.default in (None, (), False) else " (default: %(default)s)")
         base = _base_type(item)
         if base is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, default=item.default, help=help)

@@ -150,6 +150,20 @@ class ServerSettings(Settings):
     concurrency: int = setting(32, "most requests in flight per server", minimum=1)
     timeout: float = setting(600.0, "seconds until a request counts as lost", above=0)
     retries: int = setting(
-        10, "tries after a failed one, with growing pauses (10: about four minutes), before giving up", minimum=0
+        15, "tries after a failed one, with growing pauses (15: about four minutes), before giving up", minimum=0
     )
     prefix_tokens: int = setting(512, "requests that begin with the same tokens share a server", minimum=1)
+
+
+ENGINE_SETTINGS: tuple[type[Settings], ...] = (EngineSettings, TransformersSettings, VllmSettings, ServerSettings)
+
+# What each stage can be told, on the command line and in the file of `longpo data run`.
+STAGE_SETTINGS: dict[str, tuple[type[Settings], ...]] = {
+    "chunk": (ChunkSettings, CpuPlacement),
+    "instruct": (InstructSettings, Placement, *ENGINE_SETTINGS),
+    "respond": (RespondSettings, Placement, *ENGINE_SETTINGS),
+    "filter": (FilterSettings, CpuPlacement),
+    "import-hf": (ImportSettings, CpuPlacement),
+    "score": (ScoreSettings, Placement, *ENGINE_SETTINGS),
+    "pack": (PackSettings,),
+}

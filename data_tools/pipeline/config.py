@@ -9,25 +9,12 @@ from typing import Any
 
 from nemo_longpo.errors import InputError
 
-from .. import settings
 from ..engines.load import EngineOptions
 from ..options import Settings, setting, settings_from
+from ..settings import STAGE_SETTINGS
 
-_ENGINES = (
-    settings.EngineSettings,
-    settings.TransformersSettings,
-    settings.VllmSettings,
-    settings.ServerSettings,
-)
-# In the order in which they run; each reads what the one before it wrote. The settings are those of the command line.
-STAGE_SETTINGS: dict[str, tuple[type[Settings], ...]] = {
-    "chunk": (settings.ChunkSettings, settings.CpuPlacement),
-    "instruct": (settings.InstructSettings, settings.Placement, *_ENGINES),
-    "respond": (settings.RespondSettings, settings.Placement, *_ENGINES),
-    "filter": (settings.FilterSettings, settings.CpuPlacement),
-    "score": (settings.ScoreSettings, settings.Placement, *_ENGINES),
-    "pack": (settings.PackSettings,),
-}
+# Each stage reads what the one before it wrote. A file may start later and end earlier.
+_ORDERS = (("chunk", "instruct", "respond", "filter", "score", "pack"), ("import-hf", "score", "pack"))
 _TOP_KEYS = ("input", "model", "output", "prompts", "executors", "stages")
 # Set for every process by the run itself.
 _NOT_IN_FILE = {"rank", "world_size", "rank_from_environment", "dry_run"}
@@ -39,7 +26,7 @@ class LaunchSettings(Settings):
 
     executor: str = setting("local", "a name among the file's executors")
     processes: int = setting(1, "how many share the stage", minimum=1)
-    retries: int = setting(3, "starts after the first one, while parts are missing", minimum=0)
+    restarts: int = setting(3, "starts after the first one, while parts are missing", minimum=0)
     command: str = setting(f"{sys.executable} -m nemo_longpo.cli", "what runs the longpo tool")
 
 
@@ -129,8 +116,10 @@ def _stages(stages: Any, executors: Mapping[str, Any], path: Path) -> tuple[Stag
     if not isinstance(stages, dict):
         raise InputError(f"{path}: key 'stages' must be a mapping from stage names to settings")
     _refuse_unknown(stages, tuple(STAGE_SETTINGS), f"{path}: stages:")
-    order = list(STAGE_SETTINGS)
-    names = sorted(stages, key=order.index)
+    order = next((order for order in _ORDERS if set(stages) <= set(order)), None)
+    if order is None:
+        raise InputError(f"{path}: stages: 'import-hf' makes pairs itself; remove the stages up to 'filter'")
+    names = [name for name in order if name in stages]
     missing = [name for name in order[order.index(names[0]) : order.index(names[-1])] if name not in names]
     if missing:
         raise InputError(f"{path}: stages: {missing[0]!r} is missing between {names[0]!r} and {names[-1]!r}")

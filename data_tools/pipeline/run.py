@@ -23,7 +23,7 @@ def run_pipeline(pipeline: Pipeline, *, poll_seconds: float = 1.0) -> dict[str, 
 
     Everything that can be checked is checked before the first process starts: the executors, and the settings of all
     stages that have an output already. Raises InputError: a setting that changed, a stage that still lacks parts after
-    its retries, or what its processes said.
+    its restarts, or what its processes said.
     """
     executors = {name: make_executor(text, f"executors.{name}") for name, text in pipeline.executors.items()}
     reports: dict[str, dict[str, int]] = {}
@@ -40,7 +40,7 @@ def run_pipeline(pipeline: Pipeline, *, poll_seconds: float = 1.0) -> dict[str, 
 def _run(pipeline: Pipeline, stage: StageRun, executor: Any, poll_seconds: float) -> dict[str, int]:
     report = _check(pipeline, stage)
     words = pipeline.arguments(stage)
-    for attempt in range(stage.launch.retries + 1):
+    for attempt in range(stage.launch.restarts + 1):
         if report:
             return report
         if attempt:
@@ -57,7 +57,7 @@ def _run(pipeline: Pipeline, stage: StageRun, executor: Any, poll_seconds: float
     if report:
         return report
     raise InputError(
-        f"stage {stage.name!r} lacks parts after {stage.launch.retries + 1} starts; finished parts are kept, run the "
+        f"stage {stage.name!r} lacks parts after {stage.launch.restarts + 1} starts; finished parts are kept, run the "
         f"same command to continue. The last lines of {logs[0]}:\n{said[0]}"
     )
 

@@ -5,6 +5,7 @@ Tokenizers are passed in, so this module needs no transformers.
 
 import hashlib
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,20 @@ def model_fingerprint(directory: str | Path, *, dtype: str | None = None) -> Ref
     files = sorted(directory.glob("*.safetensors"))
     if not files:
         raise InputError(f"{directory} holds no .safetensors file; save the model with `safe_serialization=True`")
-    weights = _digest([(path.name, sha256_file(path)) for path in files])
+    weights = _digest([(path.name, _hash_unless_known(path, *_state(path))) for path in files])
     rope = {key: config[key] for key in _ROPE_KEYS if config.get(key) is not None}
     return ReferenceModel(weights, rope, dtype or str(config.get("dtype") or config.get("torch_dtype") or "float32"))
+
+
+def _state(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+@cache
+def _hash_unless_known(path: Path, size: int, mtime_ns: int) -> str:
+    """A run of many stages asks for the same gigabytes again and again."""
+    return sha256_file(path)
 
 
 def read_model_config(directory: str | Path) -> dict[str, Any]:

@@ -54,6 +54,15 @@ def test_a_run_may_start_later_and_use_own_prompts(tmp_path):
     assert pipeline.arguments(pack) == "data pack --pairs w/score --model M --output w/shards".split()
 
 
+def test_published_pairs_are_scored_and_packed(tmp_path):
+    text = "input: [hf:owner/name]\nmodel: M\noutput: w\nstages: {pack: , import-hf: {split: test}, score: }\n"
+    pipeline = load(tmp_path, text)
+    imported, score, _ = pipeline.stages
+    words = "data import-hf --input hf:owner/name --model M --output w/import-hf --split test"
+    assert pipeline.arguments(imported) == words.split()
+    assert pipeline.arguments(score) == "data score --pairs w/import-hf --model M --output w/score".split()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -68,6 +77,7 @@ def test_a_run_may_start_later_and_use_own_prompts(tmp_path):
         (("processes: 4", "processes: 0"), "stages.instruct: processes 0 must be at least 1"),
         (("type: SlurmExecutor, ", ""), "executors.gpu must be a mapping with a 'type'"),
         (("  chunk: {chunk_tokens: 100}", "  pack:"), "stages: 'score' is missing between 'instruct' and 'pack'"),
+        (("  chunk: {chunk_tokens: 100}", "  import-hf:"), "'import-hf' makes pairs itself; remove the stages up to"),
         (("  chunk: {chunk_tokens: 100}", "  score:\n  pack: {processes: 2}"), "stages.pack: .*in one process"),
         (("  chunk: {chunk_tokens: 100}", "  chunk: 7"), "stages.chunk must be a mapping of settings"),
         (("stages:", "stages: ["), "not valid YAML"),
