@@ -77,7 +77,7 @@ class ServerEngine:
         return asyncio.run(self._all(bodies, read, tick))
 
     def _body(self, prompt: Sequence[int]) -> dict[str, Any]:
-        return {"model": self._model.name, "prompt": list(prompt)}
+        return {"model": self._model.name, "prompt": prompt if isinstance(prompt, list) else list(prompt)}
 
     async def _all(self, bodies: list[dict[str, Any]], read: Read[Result], tick: Tick) -> list[Result]:
         """The result of every request, in order. The first InputError ends them all."""

@@ -55,7 +55,8 @@ def open_client(timeout: float) -> httpx.AsyncClient:
     return httpx.AsyncClient(
         headers={"Authorization": f"Bearer {key}"} if key else {},
         timeout=httpx.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS), pool=None),
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+        # Idle connections are closed here before vLLM does it after 5 s, or a request could meet a closing one.
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=3.0),
     )
 
 

@@ -29,7 +29,7 @@ class Pauses:
     that many requests do not come back at the same moment."""
 
     first: float = 1.0
-    longest: float = 60.0
+    longest: float = 30.0
 
     def after(self, failures: int) -> float:
         return min(self.first * 2.0 ** min(failures - 1, 30), self.longest) * random.uniform(0.5, 1.0)
