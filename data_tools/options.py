@@ -50,7 +50,8 @@ def add_settings(parser: argparse.ArgumentParser, kind: type[Settings], title: s
     group = parser.add_argument_group(title) if title else parser
     for item in fields(kind):  # type: ignore[arg-type]
         flag = "--" + item.name.replace("_", "-")
-        help = item.metadata["help"] + ("" if item.default in (None, (), False) else " (default: %(default)s)")
+        has_default = item.default is not None and item.default is not False and item.default != ()
+        help = item.metadata["help"] + (" (default: %(default)s)" if has_default else "")
         base = _base_type(item)
         if base is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, default=item.default, help=help)

@@ -15,7 +15,8 @@ from ..runner.rows import SETTINGS_NAME
 from .config import Pipeline, StageRun
 from .launch import make_executor, run_processes
 
-_LOG_TAIL = 2000  # bytes of a failed process's log to show
+_LOG_TAIL = 2000  # bytes of a process's log to read and show
+_LOG_DELAY = 5  # seconds that a log may arrive behind the end of its process, over a network
 
 
 def run_pipeline(pipeline: Pipeline, *, poll_seconds: float = 1.0) -> dict[str, dict[str, int]]:
@@ -96,19 +97,12 @@ class _PartsBar:
 
 
 def _tail(folder: Path) -> str:
-    """The end of the newest log that a process left in its folder."""
-    deadline = time.monotonic() + 5  # a log may arrive a little later than the end of its process
-    while True:
-        logs = sorted((path for path in folder.rglob("*") if path.suffix in (".log", ".out")), key=_written)
-        if logs or time.monotonic() > deadline:
-            break
+    """The end of the log that a process left in its folder; its executor decides what the file is called."""
+    deadline = time.monotonic() + _LOG_DELAY
+    while not (logs := [path for path in folder.rglob("*") if path.suffix in (".log", ".out")]):
+        if time.monotonic() > deadline:
+            return ""
         time.sleep(0.2)
-    if not logs:
-        return ""
     with max(logs, key=lambda path: path.stat().st_size).open("rb") as file:
         file.seek(max(0, file.seek(0, 2) - _LOG_TAIL))
         return file.read().decode("utf-8", "replace")
-
-
-def _written(path: Path) -> float:
-    return path.stat().st_mtime
