@@ -63,7 +63,7 @@ def read_conversation(columns: Columns, template: TemplateIds, repairs: Repairs)
 def flat(values: Any, repairs: Repairs) -> np.ndarray:
     """int64 [S]. A list that holds the one list of ids is unpacked."""
     if isinstance(values, list) and len(values) == 1 and isinstance(values[0], list | np.ndarray):
-        repairs.note("nesting")
+        repairs.add("nesting")
         values = values[0]
     try:
         array = np.asarray(values)
@@ -79,7 +79,7 @@ def put_on_ids(ids: np.ndarray, labels: np.ndarray, repairs: Repairs) -> np.ndar
     if len(labels) != len(ids):
         if (labels[len(ids) :] != IGNORED).any():
             raise Refused("label_lengths_differ", f"{len(labels)} labels for {len(ids)} ids")
-        repairs.note("label_lengths")
+        repairs.add("label_lengths")
         missing = np.full(max(len(ids) - len(labels), 0), IGNORED, dtype=np.int64)
         labels = np.concatenate([labels[: len(ids)], missing])
     standing = labels != IGNORED
@@ -87,7 +87,7 @@ def put_on_ids(ids: np.ndarray, labels: np.ndarray, repairs: Repairs) -> np.ndar
         return standing
     moved = np.concatenate([[False], standing[:-1]])
     if not standing[-1] and np.array_equal(labels[:-1][standing[:-1]], ids[moved]):
-        repairs.note("shifted_labels")
+        repairs.add("shifted_labels")
         return moved
     raise Refused("labels_differ", "labels are neither the ids nor the next ids")
 
@@ -107,17 +107,17 @@ def _without_padding(ids: np.ndarray, mask: np.ndarray | None, template: Templat
         if stop - start != len(real):
             raise Refused("padding_inside", "the attention mask leaves out tokens within the conversation")
         if stop - start < len(ids):
-            repairs.note("padding")
+            repairs.add("padding")
     if start == stop:
         return slice(start, stop)
     first, lead = int(ids[start]), _leading(ids[start:stop])
     if template.opening[:1] == [first]:
         surplus = lead - _leading(np.asarray(template.opening))
         if first in template.special and surplus > 0:
-            repairs.note("doubled_start")
+            repairs.add("doubled_start")
             start += surplus
     elif first in template.padding:
-        repairs.note("padding")
+        repairs.add("padding")
         start += lead
     return slice(start, stop)
 
@@ -133,7 +133,7 @@ def _answers(ids: np.ndarray, labelled: np.ndarray, template: TemplateIds, repai
     last_end = -1
     for start, end in runs(labelled):
         if start <= last_end and template.behind_end_of_turn(ids[last_end:end]):
-            repairs.note("labels_behind_answer")
+            repairs.add("labels_behind_answer")
             continue
         start = _behind_opening(ids, start, end, template.answer_opening, repairs)
         answer = _answer(ids, start, end, template, repairs)
@@ -148,7 +148,7 @@ def _behind_opening(ids: np.ndarray, start: int, end: int, opening: list[int], r
         first = start + inside
         if first <= end and first >= length and ids[first - length : first].tolist() == opening:
             if inside:
-                repairs.note("labels_before_answer")
+                repairs.add("labels_before_answer")
             return first
     return start
 
@@ -161,11 +161,11 @@ def _answer(ids: np.ndarray, start: int, end: int, template: TemplateIds, repair
     if stop is None:
         return Answer(start, end, "unfinished_answer")
     if stop > end:
-        repairs.note("end_of_turn_without_label")
+        repairs.add("end_of_turn_without_label")
     elif stop < end:
         if not template.behind_end_of_turn(ids[stop:end]):
             return Answer(start, end, "end_of_turn_within_answer")
-        repairs.note("labels_behind_answer")
+        repairs.add("labels_behind_answer")
     empty = not template.text(ids[start : stop - len(mark)].tolist()).strip()
     return Answer(start, stop, "empty_answer" if empty else None)
 
@@ -174,5 +174,7 @@ def _note_tail(ids: np.ndarray, template: TemplateIds, repairs: Repairs) -> None
     """What stands behind the last answer is cut off: template as a matter of course, anything else is counted."""
     template_only = [len(follower) for follower in template.followers if ids[: len(follower)].tolist() == follower]
     rest = ids[max(template_only, default=0) :]
-    if len(rest):
-        repairs.note("padding" if len(set(rest.tolist())) == 1 else "text_behind_last_answer")
+    if len(rest) and set(rest.tolist()) <= template.padding:
+        repairs.add("padding")
+    elif not template.behind_end_of_turn(rest):
+        repairs.add("text_behind_last_answer")

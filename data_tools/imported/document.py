@@ -54,7 +54,7 @@ class _Reference:
 
 def read_document(columns: Mapping[str, Any], template: TemplateIds, limits: Limits) -> Document:
     """Raises Refused."""
-    repairs = Repairs()
+    repairs: Repairs = set()
     chosen, rejected = (
         read_conversation(
             Columns(
@@ -85,7 +85,7 @@ def read_document(columns: Mapping[str, Any], template: TemplateIds, limits: Lim
             raise Refused("too_long", f"a conversation of {longest} tokens exceeds max_tokens {limits.conversation}")
     prompts = [reference.prompt for reference in matched[:turns] if reference is not None]
     fields = _fields(chosen, rejected, turns, repairs) | {"short_prompts": prompts}
-    return Document(fields, turns, len(faults) - turns, frozenset(repairs.names))
+    return Document(fields, turns, len(faults) - turns, frozenset(repairs))
 
 
 def _references(columns: Mapping[str, Any], template: TemplateIds, repairs: Repairs) -> list[_Reference]:
@@ -98,14 +98,14 @@ def _references(columns: Mapping[str, Any], template: TemplateIds, repairs: Repa
             references.append(_Reference(prompt, answer, unused[position][1]))
             unused = unused[position + 1 :]
     if len(references) < max(map(len, sides)):
-        repairs.note("surplus_references")
+        repairs.add("surplus_references")
     return references
 
 
 def _prompts_and_answers(
     columns: Mapping[str, Any], branch: str, template: TemplateIds, repairs: Repairs
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """Of the reference sequences with exactly one answer."""
+    """Of the reference sequences that have a prompt and exactly one answer."""
     ids_of, labels_of = columns[f"ref_{branch}_input_ids"], columns[f"ref_{branch}_labels"]
     masks = columns.get(f"ref_{branch}_attention_mask")
     if not isinstance(ids_of, list) or not isinstance(labels_of, list) or len(ids_of) != len(labels_of):
@@ -114,7 +114,7 @@ def _prompts_and_answers(
         masks = [None] * len(ids_of)
     for ids, labels, mask in zip(ids_of, labels_of, masks, strict=True):
         found = read_conversation(Columns(ids, labels, mask=mask), template, repairs)
-        if len(found.answers) == 1:
+        if len(found.answers) == 1 and found.answers[0].start > 0:
             answer = found.answers[0]
             yield found.ids[: answer.start].tolist(), found.ids[answer.start : answer.end].tolist()
 
@@ -134,7 +134,7 @@ def _match(
         matched.append(None if position is None else references[position])
         place = place if position is None else position + 1
     if sum(reference is not None for reference in matched) < len(references):
-        repairs.note("surplus_references")
+        repairs.add("surplus_references")
     return matched
 
 
@@ -185,7 +185,7 @@ def _fields(chosen: Conversation, rejected: Conversation, turns: int, repairs: R
     left_out[0] = True
     for answer in chosen.answers[:turns]:
         if left_out[answer.start : answer.end].any():
-            repairs.note("answer_outside_nll")
+            repairs.add("answer_outside_nll")
             left_out[answer.start : answer.end] = False
     return {
         "trunk_ids": chosen.ids[:trunk].tolist(),

@@ -1,0 +1,80 @@
+"""Every container holds the same rows, however they are shared out; what cannot be read is refused in one line."""
+
+import gzip
+import json
+import re
+
+import datasets
+import pytest
+from published import published_row, text_pair
+
+from nemo_longpo.data_tools.model import load_chat
+
+
+def write_jsonl(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def every_way_in(rows, directory):
+    datasets.Dataset.from_list(rows).save_to_disk(directory / "saved")
+    datasets.Dataset.from_list(rows).to_parquet(directory / "rows.parquet", batch_size=2)
+    write_jsonl(directory / "rows.jsonl", rows)
+    packed = gzip.compress((directory / "rows.jsonl").read_bytes())
+    (directory / "files").mkdir()
+    (directory / "files" / "rows.jsonl.gz").write_bytes(packed)
+    return [directory / name for name in ("saved", "rows.parquet", "rows.jsonl", "files")]
+
+
+def test_every_container_and_every_split_into_parts_gives_the_same(longpo, model_dir, tmp_path):
+    chat = load_chat(model_dir)
+    rows = [published_row(chat, text_pair(index, 1 + index % 3)) for index in range(5)]
+    found = {}
+    for place, path in enumerate(every_way_in(rows, tmp_path)):
+        for rank in (1, 0):
+            output = tmp_path / f"output-{place}"
+            words = ("--input", path, "--model", model_dir, "--output", output, "--part-size", 2, "--world-size", 2)
+            assert longpo("import-hf", *words, "--rank", rank)[0] == 0
+        found[path] = [(output / f"part-{part:05d}.jsonl").read_text() for part in range(3)]
+        assert json.loads((output / "refused.json").read_text()) == []
+        assert not list(output.glob(".*"))
+    first = next(iter(found.values()))
+    assert [json.loads(line)["doc_id"] for part in first for line in part.splitlines()] == [row["id"] for row in rows]
+    assert all(parts == first for parts in found.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere.jsonl", "nowhere.jsonl cannot be loaded as a dataset"),
+        ("hf:somebody/nothing", "hf:somebody/nothing cannot be loaded as a dataset"),
+        ("text.txt", "text.txt is none of .parquet"),
+        ("empty", "empty is no saved dataset and holds no .parquet"),
+        ("empty.jsonl", "empty.jsonl holds no rows"),
+        ("other.jsonl", "other.jsonl, record 1 has no column 'chosen_input_ids' \\(it has text\\)"),
+        ("other.parquet", "other.parquet has no column 'chosen_input_ids'"),
+        ("bad.parquet", "bad.parquet is not a readable Parquet file"),
+        ("bad.jsonl.gz", "bad.jsonl.gz is not a whole gzip file"),
+        ("splits", "splits has no split 'train'; choose one of dev"),
+    ],
+)
+def test_wrong_input(longpo, model_dir, tmp_path, monkeypatch, name, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for file, content in {
+        "text.txt": b"text",
+        "empty.jsonl": b"\n",
+        "other.jsonl": b'{"text": "x"}\n',
+        "bad.parquet": b"PAR1",
+        "bad.jsonl.gz": gzip.compress(b"{}" * 100)[:-9],
+    }.items():
+        (tmp_path / file).write_bytes(content)
+    texts = datasets.Dataset.from_dict({"text": ["x"]})
+    texts.to_parquet(tmp_path / "other.parquet")
+    datasets.DatasetDict({"dev": texts}).save_to_disk(tmp_path / "splits")
+    words = ("import-hf", "--input", name, "--model", model_dir, "--output", tmp_path / "output")
+    status, _, err = longpo(*words)
+    assert status == 2
+    assert re.search(message, err), err
+    assert "\n" not in err
+    assert not (tmp_path / "output").exists()

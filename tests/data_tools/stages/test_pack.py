@@ -1,0 +1,63 @@
+"""Packing text pairs and tokenised records, and what `score` must have left in them."""
+
+import json
+
+import pytest
+from published import text_pair
+from tokenised_pairs import tokenised_record
+
+from nemo_longpo.data_tools.model import load_chat
+from nemo_longpo.shards.reader import ShardReader
+
+
+@pytest.fixture
+def scored(longpo, model_dir, tmp_path):
+    """One document as text, one as ids."""
+    records = [text_pair(1, 2), tokenised_record(load_chat(model_dir), 2)]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert longpo("score", "--pairs", path, "--model", model_dir, "--output", tmp_path / "scored")[0] == 0
+    return tmp_path / "scored"
+
+
+def pack(longpo, model_dir, scored):
+    words = ("pack", "--pairs", scored, "--model", model_dir, "--output", scored.parent / "shards")
+    status, _, err = longpo(*words)
+    return status, err
+
+
+def test_both_kinds_in_one_shard(longpo, model_dir, scored):
+    assert pack(longpo, model_dir, scored)[0] == 0
+    reader = ShardReader(scored.parent / "shards")
+    reader.verify()
+    text, tokenised = [json.loads(line) for line in (scored / "part-00000.jsonl").read_text().splitlines()]
+    assert [record.doc_id for record in reader] == ["document-1", "document-2"]
+    for name in ("trunk_ids", "chosen_ids", "rejected_ids", "chosen_spans", "rejected_spans", "nll_ignore_spans"):
+        assert getattr(reader[1], name).tolist() == tokenised[name]
+    for name in ("chosen", "rejected"):
+        for record, expected in (
+            (reader[0], [turn[f"ref_{name}_logps"] for turn in text["turns"]]),
+            (reader[1], tokenised[f"ref_{name}_logps"]),
+        ):
+            found = [turn.tolist() for turn in getattr(record, f"ref_{name}_logps")]
+            assert found == [pytest.approx(turn, rel=1e-6) for turn in expected]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda record: record.pop("ref_chosen_logps"), "line 2: field 'ref_chosen_logps' is missing"),
+        (lambda record: record["ref_chosen_logps"].pop(), "'ref_chosen_logps' has 1 turns, but there are 2"),
+        (lambda record: record["ref_rejected_logps"][1].pop(), "'ref_rejected_logps' has"),
+        (lambda record: record["ref_rejected_logps"][1].append("x"), "'ref_rejected_logps[1]' must be numbers"),
+        (lambda record: record["ref_rejected_logps"].insert(0, 1.0), "'ref_rejected_logps[0]' must be a list"),
+    ],
+)
+def test_edited_log_probs(longpo, model_dir, scored, change, message):
+    part = scored / "part-00000.jsonl"
+    text, tokenised = [json.loads(line) for line in part.read_text().splitlines()]
+    change(tokenised)
+    part.write_text(json.dumps(text) + "\n" + json.dumps(tokenised) + "\n")
+    status, err = pack(longpo, model_dir, scored)
+    assert (status, message in err, "\n" in err) == (2, True, False), err
+    assert not (scored.parent / "shards").exists()
