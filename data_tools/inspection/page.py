@@ -1,7 +1,7 @@
 """One HTML file that shows what shards hold: numbers, plots, and documents to read. It asks the network for nothing.
 
 Its size is bounded: at most `samples` documents of 8 turns, of each answer 512 tokens and of each context 320, at about
-100 bytes a token: 1 MB for one long document, whatever the size of the shards.
+75 bytes a token: less than 1 MB a document, whatever the size of the shards.
 """
 
 import base64

@@ -14,7 +14,7 @@ MOST_SAMPLES = 100
 
 
 def inspect_shards(
-    directory: Path, *, verify: bool = False, model: Path | None = None, page: Path | None = None, samples: int
+    directory: Path, *, verify: bool = False, model: Path | None = None, page: Path | None = None, samples: int = 0
 ) -> dict[str, Any]:
     """The summary of a shard directory; with `page`, an HTML file with `samples` documents is written as well.
 

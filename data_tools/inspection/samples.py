@@ -49,7 +49,7 @@ def sample(anchor: str, standing: str, record: PairRecord, margin: float, text: 
     facts = f"margin {signed(margin)} · turns {record.turns} · context {number(trunk)} tokens"
     turns = [_turn(record, turn, ignored[trunk:], text) for turn in range(min(record.turns, MOST_TURNS))]
     if record.turns > MOST_TURNS:
-        turns.append(_left_out(record.turns - MOST_TURNS, "turns"))
+        turns.append(_left_out(record.turns - MOST_TURNS, "more turns"))
     return element(
         "section",
         element("h3", name_of(record), element("span", standing, class_="standing")),

@@ -6,11 +6,12 @@ behind their neighbours, and those that make one character together stay togethe
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
-_LEAD = 8  # tokens in front that can change how a token decodes
+_LEAD = 8  # tokens to look at in front of the first one
 _LONGEST_GROUP = 8
-_UNFINISHED = "\ufffd"  # how a part of a character decodes
+_BROKEN = "\ufffd"  # how a part of a character decodes
 
 
 @dataclass(frozen=True)
@@ -36,21 +37,39 @@ class TokenText:
         end = len(ids) if end is None else end
         if self._tokenizer is None:
             return [Group(at, at + 1, f"{ids[at]} ") for at in range(start, end)]
-        groups: list[Group] = []
-        known, first = max(0, start - _LEAD), start
+        spans = self._whole_characters(ids, start, end)
+        leads = [max(0, start - _LEAD), *(first for first, _ in spans)]
+        return [
+            Group(first, last, self._text_behind(ids[lead:first], ids[first:last]), ids[last - 1] in self._special)
+            for lead, (first, last) in zip(leads, spans, strict=False)
+        ]
+
+    def _whole_characters(self, ids: Sequence[int], start: int, end: int) -> list[tuple[int, int]]:
+        """The shortest spans that decode without a broken character; pieces of one that is never finished stand
+        alone."""
+        spans, first = [], start
         for last in range(start + 1, end + 1):
-            text = self._text_behind(ids[known:first], ids[first:last])
-            if text.endswith(_UNFINISHED) and last < end and last - first < _LONGEST_GROUP:
-                continue
-            groups.append(Group(first, last, text, special=ids[last - 1] in self._special))
-            known, first = max(known, last - _LEAD), last
-        return groups
+            if self._is_broken(ids[first:last]):
+                later = next((at for at in range(first + 1, last) if not self._is_broken(ids[at:last])), None)
+                if later is None and last < end and last - first < _LONGEST_GROUP:
+                    continue
+                if later is not None:
+                    spans.append((first, later))
+                    first = later
+            spans.append((first, last))
+            first = last
+        return spans
 
     def _text_behind(self, lead: Sequence[int], ids: Sequence[int]) -> str:
         """What `ids` add to the text of `lead`."""
-        before, whole = self._decode(lead), self._decode([*lead, *ids])
-        pairs = enumerate(zip(before, whole, strict=False))
-        return whole[next((at for at, (old, new) in pairs if old != new), len(before)) :]
+        before, whole, own = self._decode(lead), self._decode([*lead, *ids]), self._decode(ids)
+        pairs = zip(before, whole, strict=False)
+        text = whole[sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)) :]
+        # Some decoders give up on a whole run of bytes because of a broken character in `lead`.
+        return own if _BROKEN in text and _BROKEN not in own else text
+
+    def _is_broken(self, ids: Sequence[int]) -> bool:
+        return _BROKEN in self._decode(ids)
 
     def _decode(self, ids: Sequence[int]) -> str:
         assert self._tokenizer is not None
