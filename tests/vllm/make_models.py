@@ -9,7 +9,7 @@ sys.path += [str(ROOT / "tests"), str(ROOT / "tests" / "data_tools")]
 from small_corpus import save_stopping_model  # noqa: E402  # found through the lines above
 
 # vLLM's attention on CPU wants heads of at least 32 channels.
-SHAPE = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+SHAPE = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
 
 
 def make_models(directory: Path) -> None:
