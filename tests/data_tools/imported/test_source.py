@@ -2,12 +2,14 @@
 
 import gzip
 import json
+import pickle
 import re
 
 import datasets
 import pytest
 from published import published_row, text_pair
 
+from nemo_longpo.data_tools.imported.source import PublishedSource
 from nemo_longpo.data_tools.model import load_chat
 
 
@@ -41,6 +43,19 @@ def test_every_container_and_every_split_into_parts_gives_the_same(longpo, model
     first = next(iter(found.values()))
     assert [json.loads(line)["doc_id"] for part in first for line in part.splitlines()] == [row["id"] for row in rows]
     assert all(parts == first for parts in found.values())
+
+
+def test_a_source_travels_to_other_processes(model_dir, tmp_path):
+    rows = [published_row(load_chat(model_dir), text_pair(index, 1)) for index in range(3)]
+    for path in every_way_in(rows, tmp_path):
+        source = PublishedSource([str(path)], split="train", id_field="id", rows_per_part=2)
+        copied = pickle.loads(pickle.dumps(source))
+        assert copied.rows_in_parts == source.rows_in_parts == [2, 1]
+        assert copied.identity() == source.identity()
+        ((part, (row,)),) = copied.parts(lambda number: number == 1)
+        assert (part, row.record["part"], row.record["doc_id"]) == (1, 1, "document-2")
+        assert row.where.endswith((", row 3", ", record 3"))
+        assert list(row.record["columns"]["chosen_input_ids"]) == rows[2]["chosen_input_ids"]
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,25 @@ def test_refused_documents_are_listed(longpo, model, chat, tmp_path):
     assert (refusal["reason"], refusal["detail"]) == ("no_answer", "nothing is labelled as an answer")
 
 
+def test_interrupted_import_continues_and_loses_no_refusal(longpo, model_dir, tmp_path):
+    """It stops at a row whose id is no id; its repair leaves the file as long as it was."""
+    chat = load_chat(model_dir)
+    rows = [published_row(chat, text_pair(index, 1)) for index in range(4)]
+    rows[0]["chosen_labels"] = [IGNORED] * 5
+    path = write_jsonl(tmp_path / "rows.jsonl", [*rows[:2], rows[2] | {"id": [7]}, rows[3]])
+    words = ("import-hf", "--input", path, "--model", model_dir, "--output", tmp_path / "imported", "--part-size", 2)
+    status, _, err = longpo(*words)
+    assert (status, "rows.jsonl, record 3: column 'id' must be text or a number, not list" in err) == (2, True)
+    first = (tmp_path / "imported" / "part-00000.jsonl").read_bytes()
+    path.write_text(path.read_text().replace('"id": [7]', '"id": "7"'))
+    assert longpo(*words)[0] == 0
+    assert (tmp_path / "imported" / "part-00000.jsonl").read_bytes() == first
+    assert '"doc_id": "7"' in (tmp_path / "imported" / "part-00001.jsonl").read_text()
+    (refusal,) = json.loads((tmp_path / "imported" / "refused.json").read_text())
+    assert refusal["doc_id"] == "document-0"
+    assert not list((tmp_path / "imported").glob(".*"))
+
+
 def test_nothing_usable_and_doubled_names(longpo, model_dir, tmp_path):
     chat = load_chat(model_dir)
     row = published_row(chat, text_pair(1, 1))
