@@ -31,6 +31,14 @@ def label_one_more(row, chat, pad):
     row["chosen_lm_labels"] += closing
 
 
+def label_behind_every_answer(row, chat, pad):
+    """As where an answer lasts until the marker of the next user message: the template's text in between counts."""
+    for branch in ("chosen", "rejected"):
+        ids, labels = row[f"{branch}_input_ids"], row[f"{branch}_labels"]
+        for _, end in labelled_spans(labels)[:-1]:
+            labels[end] = ids[end]
+
+
 def label_the_next_opening(row, chat, pad):
     """As where a conversation ends with another opening for an answer, labelled to its end."""
     _, opening, _, _, end = chat.template_ids(2)

@@ -49,6 +49,7 @@ def test_clean_document(chat, template):
 
 REPAIRED = {
     faults.label_one_more: "labels_behind_answer",
+    faults.label_behind_every_answer: "labels_behind_answer",
     faults.label_the_next_opening: "labels_behind_answer",
     faults.unlabel_ends: "end_of_turn_without_label",
     faults.label_the_opening: "labels_before_answer",
