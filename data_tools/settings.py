@@ -50,12 +50,9 @@ class RespondSettings(Settings):
     seed: int = setting(0, "for sampling")
 
 
-AnswersChecked = Literal["none", "chosen", "both"]
-
-
 @dataclass(frozen=True)
 class FilterSettings(Settings):
-    """What makes a turn useless for training. A word is two characters in scripts without spaces.
+    """What makes a turn useless for training. In scripts without spaces, characters count as words.
 
     A rejected answer that refuses or copies is what training should make less likely, so only the chosen one is held
     to that. A loop is long and easily predicted, and would outweigh everything else in either.
@@ -63,17 +60,17 @@ class FilterSettings(Settings):
 
     keep_truncated: Literal["none", "rejected"] = setting("none", "answers that may have been cut off")
     drop_identical: bool = setting(True, "leave out a turn whose answers are the same text")
-    max_similarity: float = setting(
-        0.98, "most 3-grams that the two answers may share; 1 is off", minimum=0, maximum=1
+    max_similarity: float = setting(0.98, "most 3-grams that the two answers may share; 1 is off", minimum=0, maximum=1)
+    drop_refusals: Literal["none", "chosen", "both"] = setting(
+        "chosen", "answers that may not refuse, or say that the text is silent"
     )
-    drop_refusals: AnswersChecked = setting("chosen", "answers that may not refuse, or say that the text is silent")
     refusal_window: int = setting(120, "characters at an answer's beginning that make it a refusal", minimum=1)
-    drop_loops: AnswersChecked = setting("both", "answers that may not be stuck in a loop")
+    drop_loops: Literal["none", "chosen", "both"] = setting("both", "answers that may not be stuck in a loop")
     loop_words: int = setting(40, "words of four or more repeats in a row that make a loop", minimum=4)
     min_compressed: float = setting(
         0.1, "least size after zlib compression, as a share; smaller is a loop; 0 is off", minimum=0, maximum=1
     )
-    drop_copies: AnswersChecked = setting("chosen", "answers that may not repeat the prompt")
+    drop_copies: Literal["none", "chosen", "both"] = setting("chosen", "answers that may not repeat the prompt")
     copied_words: int = setting(80, "shortest stretch of the prompt that counts as a copy", minimum=1)
     copied_share: float = setting(0.8, "share of an answer that makes it a copy", above=0, maximum=1)
     max_instruction_similarity: float = setting(

@@ -1,13 +1,15 @@
 """The wording of what the model is asked, as templates with {placeholders}; `--prompts FILE` replaces them."""
 
+import random
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from nemo_longpo.errors import InputError
 
 from ..jsonl import read_json_object
+from ..quality.text import needs_space, script, words
 
 _PLACEHOLDER = re.compile(r"\{(document|instruction|count)\}")
 
@@ -15,7 +17,8 @@ _PLACEHOLDER = re.compile(r"\{(document|instruction|count)\}")
 @dataclass(frozen=True)
 class Prompts:
     """`ask` joins a document (or a chunk of it) and an instruction to one user message; `write_instruction` makes the
-    model write instructions about a chunk."""
+    model write instructions about a chunk. `lead_ins` point back to the text in front of some instructions; they end
+    with a colon, which any instruction can follow as it is."""
 
     ask: str = "{document}\n\n{instruction}"
     write_instruction: str = (
@@ -26,6 +29,22 @@ class Prompts:
         "questions about details, about reasons and connections, and tasks such as summing up or comparing.\n"
         "Write them as a numbered list, one request per line, and nothing else."
     )
+    lead_ins: tuple[str, ...] = (
+        "According to the document:",
+        "Going by the text:",
+        "With the document in mind:",
+        "Using only what the text says:",
+        "As far as the document tells:",
+        "Drawing on the text:",
+        "Please answer from the document:",
+        "Keep to what the text states:",
+        "Think back to the document:",
+        "Here is something about the text:",
+        "Look it up in the document:",
+        "In the light of the text:",
+        "From a reading of the document:",
+        "One request about the text:",
+    )
 
     def ask_about(self, document: str, instruction: str) -> str:
         return _fill(self.ask, {"document": document, "instruction": instruction})
@@ -33,7 +52,25 @@ class Prompts:
     def request_instructions(self, document: str, count: int) -> str:
         return _fill(self.write_instruction, {"document": document, "count": str(count)})
 
-    def to_dict(self) -> dict[str, str]:
+    def with_lead_in(self, instruction: str, rng: random.Random) -> str:
+        """A drawn lead-in and the instruction; the instruction alone where none fits.
+
+        A lead-in fits an instruction in its own script that does not begin with the same two words as one of them.
+        """
+        opening = words(instruction)[:2]
+        fitting = [lead_in for lead_in in self.lead_ins if script(lead_in) == script(instruction)]
+        if not fitting or any(words(lead_in)[:2] == opening for lead_in in fitting):
+            return instruction
+        lead_in = rng.choice(fitting)
+        return f"{lead_in} {instruction}" if needs_space(lead_in, instruction) else lead_in + instruction
+
+    def without_lead_in(self, instruction: str) -> str:
+        for lead_in in self.lead_ins:
+            if instruction.startswith(lead_in):
+                return instruction[len(lead_in) :].lstrip()
+        return instruction
+
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
@@ -41,9 +78,10 @@ _REQUIRED = {"ask": ("{document}", "{instruction}"), "write_instruction": ("{doc
 
 
 def load_prompts(path: str | Path | None) -> Prompts:
-    """Prompts from a JSON object with the keys "ask" and "write_instruction"; None gives the built-in wording.
+    """Prompts from a JSON object with the keys "ask", "write_instruction" (texts) and "lead_ins" (a list of texts).
 
-    Raises InputError for an unknown key, a value that is not text, or a missing placeholder.
+    What the file leaves out, or None instead of a file, is the built-in wording. Raises InputError for an unknown key,
+    a value of the wrong kind, or a missing placeholder.
     """
     return Prompts() if path is None else prompts_from_dict(read_json_object(Path(path)), str(path))
 
@@ -64,12 +102,23 @@ def prompts_from_dict(content: dict, where: str) -> Prompts:
     for key, value in content.items():
         if key not in known:
             raise InputError(f"{where}: unknown key {key!r}; the keys are {', '.join(known)}")
+        if key == "lead_ins":
+            _check_lead_ins(value, where)
+            continue
         if not isinstance(value, str):
             raise InputError(f"{where}: key {key!r} must be text, not {type(value).__name__}")
         for placeholder in _REQUIRED[key]:
             if placeholder not in value:
                 raise InputError(f"{where}: key {key!r} lacks the placeholder {placeholder}; add it")
-    return Prompts(**content)
+    return replace(Prompts(), **(content | {"lead_ins": tuple(content.get("lead_ins", Prompts.lead_ins))}))
+
+
+def _check_lead_ins(value: Any, where: str) -> None:
+    if not isinstance(value, list | tuple):
+        raise InputError(f"{where}: key 'lead_ins' must be a list of texts ([] for none), not {type(value).__name__}")
+    for index, lead_in in enumerate(value):
+        if not isinstance(lead_in, str) or not lead_in.strip():
+            raise InputError(f"{where}: key 'lead_ins[{index}]' must be non-empty text, not {lead_in!r}")
 
 
 def _fill(template: str, values: dict[str, str]) -> str:

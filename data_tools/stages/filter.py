@@ -1,64 +1,124 @@
 """Stage 4: leave out turns that cannot teach anything, counted by reason; what remains is the pairs format."""
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nemo_longpo.errors import InputError
+
+from ..chat.prompts import Prompts, choose_prompts
 from ..engines.base import Tick
-from ..pairs import Turn, is_empty, parse_pair
+from ..pairs import Pair, Turn, is_empty, parse_pair
+from ..quality.copying import longest_copy, searchable
+from ..quality.refusals import is_refusal
+from ..quality.repetition import compressed_share, longest_loop
+from ..quality.text import similarity, words
 from ..runner.rows import PartsSource, Row
 from ..runner.stage import PartResult, Process, Stage, run_stage
 from ..settings import CpuPlacement, FilterSettings
 
+_BRANCHES: dict[str, tuple[str, ...]] = {"none": (), "chosen": ("chosen",), "both": ("chosen", "rejected")}
+
 
 def run_filter(input_path: Path, output: Path, settings: FilterSettings, placement: CpuPlacement) -> dict[str, int]:
-    """Write pairs without empty, truncated or identical answers. Raises InputError for a malformed pair."""
+    """Write the pairs whose turns can be trained on. Raises InputError for a malformed pair, or if no turn is left."""
     source = PartsSource(input_path, rows_per_part=placement.part_size)
     for row in source.rows():
         parse_pair(row)
-    return run_stage(
+    report = run_stage(
         Stage(
             name="filter",
             source=source,
             output=output,
             settings=settings.recorded(),
-            make_process=_make_process,
+            make_process=partial(_make_process, settings, choose_prompts(None, source.history())),
             placement=placement,
             num_workers=placement.num_workers,
         )
     )
+    if report and not report.get("turns_out"):
+        reasons = ", ".join(f"{name} {count}" for name, count in report.items() if name.startswith("dropped_"))
+        raise InputError(
+            f"{output}: none of the {report['turns_in']} turns is left ({reasons}); look at the answers in "
+            f"{input_path}, or give other settings (`longpo data filter --help`) and another output"
+        )
+    return report
 
 
-def _make_process() -> Process:
-    return _filter_rows
+def _make_process(settings: FilterSettings, prompts: Prompts) -> Process:
+    return partial(_filter_rows, settings=settings, prompts=prompts)
 
 
-def drop_reason(turn: Turn, raw: dict[str, Any]) -> str | None:
-    """Why a turn is left out, or None. `raw` is the turn as it was read, with the engine's finish reasons."""
-    if is_empty(turn, "chosen") or is_empty(turn, "rejected"):
-        return "empty"
-    if "length" in (raw.get("chosen_finish_reason"), raw.get("rejected_finish_reason")):
-        return "truncated"
-    if turn.chosen.strip() == turn.rejected.strip():
-        return "identical"
-    return None
-
-
-def _filter_rows(rows: list[Row], tick: Tick) -> PartResult:
+def _filter_rows(rows: list[Row], tick: Tick, settings: FilterSettings, prompts: Prompts) -> PartResult:
     counts: Counter[str] = Counter(documents_in=len(rows))
     records = []
     for row in rows:
         pair = parse_pair(row)
-        kept = []
-        for turn, raw in zip(pair.turns, row.record["turns"], strict=True):
-            counts["turns_in"] += 1
-            reason = drop_reason(turn, raw)
-            if reason is None:
-                kept.append({name: value for name, value in vars(turn).items() if value is not None})
-            else:
-                counts[f"dropped_{reason}"] += 1
-        counts["turns_out"] += len(kept)
+        kept = _kept_turns(pair, row.record["turns"], settings, prompts, counts)
         if kept:
             records.append({"doc_id": pair.doc_id, "document": pair.document, "turns": kept})
+        else:
+            counts["documents_without_turns"] += 1
     counts["documents_out"] = len(records)
     return PartResult(records, counts)
+
+
+def _kept_turns(
+    pair: Pair, raw_turns: list[dict[str, Any]], settings: FilterSettings, prompts: Prompts, counts: Counter[str]
+) -> list[dict[str, Any]]:
+    kept: list[dict[str, Any]] = []
+    asked: list[str] = []
+    for turn, raw in zip(pair.turns, raw_turns, strict=True):
+        instruction = prompts.without_lead_in(turn.instruction)
+        reason = drop_reason(turn, raw, pair.document, settings)
+        if reason is None and _was_asked(instruction, asked, settings.max_instruction_similarity):
+            reason = "repeated_instruction"
+        if reason is None:
+            kept.append({name: value for name, value in vars(turn).items() if value is not None})
+            asked.append(instruction)
+        else:
+            counts[f"dropped_{reason}"] += 1
+    counts.update(turns_in=len(pair.turns), turns_out=len(kept))
+    return kept
+
+
+def drop_reason(turn: Turn, raw: dict[str, Any], document: str, settings: FilterSettings) -> str | None:
+    """Why a turn by itself is left out, or None. `raw` is the turn as it was read, with the engine's finish reasons."""
+    if is_empty(turn, "chosen") or is_empty(turn, "rejected"):
+        return "empty"
+    finished = ("chosen",) if settings.keep_truncated == "rejected" else ("chosen", "rejected")
+    if any(raw.get(f"{name}_finish_reason") == "length" for name in finished):
+        return "truncated"
+    if settings.drop_identical and turn.chosen.strip() == turn.rejected.strip():
+        return "identical"
+    if settings.max_similarity < 1 and similarity(turn.chosen, turn.rejected) > settings.max_similarity:
+        return "near_identical"
+    if any(is_refusal(getattr(turn, name), settings.refusal_window) for name in _BRANCHES[settings.drop_refusals]):
+        return "refusal"
+    if any(_is_loop(getattr(turn, name), settings) for name in _BRANCHES[settings.drop_loops]):
+        return "loop"
+    sources = {"chosen": turn.chunk, "rejected": document}
+    if any(_is_copy(turn, name, sources[name], settings) for name in _BRANCHES[settings.drop_copies]):
+        return "copy"
+    return None
+
+
+def _is_loop(answer: str, settings: FilterSettings) -> bool:
+    return longest_loop(answer) >= settings.loop_words or compressed_share(answer) < settings.min_compressed
+
+
+def _is_copy(turn: Turn, name: str, source: str, settings: FilterSettings) -> bool:
+    """Whether an answer is the instruction over again, or mostly one long stretch of its source or the instruction.
+
+    A short answer in the words of the text is what many instructions ask for, and no copy.
+    """
+    answer = getattr(turn, name)
+    if similarity(answer, turn.instruction) >= settings.copied_share:
+        return True
+    longest = max(longest_copy(answer, searchable(text), settings.copied_words) for text in (turn.instruction, source))
+    return longest > 0 and longest >= settings.copied_share * len(words(answer))
+
+
+def _was_asked(instruction: str, earlier: list[str], most: float) -> bool:
+    return most < 1 and any(similarity(instruction, other) > most for other in earlier)

@@ -1,48 +1,38 @@
 """Stage 2: the model writes instructions about each chunk; one of the pool is drawn."""
 
 import random
-import re
 from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 from nemo_longpo.errors import InputError
 
-from ..chat.format import ChatFormat
-from ..engines.base import Completion, Sampling, Tick
+from ..chat.prompts import Prompts
+from ..engines.base import Sampling, Tick
+from ..quality.instructions import parse_instructions
 from ..runner.rows import Row
 from ..runner.stage import PartResult
 from ..seeds import seed_for
 from ..settings import InstructSettings
 from .with_model import Bench, ModelStage, check_short, run_with_model
 
-_NUMBERED = re.compile(r"^\s*(?:\*\*)?\(?\d{1,2}[.):](?:\*\*)?\s+(.*\S)\s*$")
-_BULLET = re.compile(r"^\s*[-*•]\s+(.*\S)\s*$")
+_TELLING_TURNS = 8  # so many answers without one instruction: the next ones will have none either
 
 
 def run_instruct(settings: InstructSettings, where: ModelStage) -> dict[str, int]:
     """Add "instruction" and "instruction_pool" to every turn; drop turns without a usable one. Raises InputError."""
-    return run_with_model("instruct", where, settings, partial(_instruct_rows, settings=settings))
+    unread: list[str] = []
+    report = run_with_model("instruct", where, settings, partial(_instruct_rows, settings=settings, unread=unread))
+    if report and not report.get("turns_out"):
+        raise InputError(f"{where.output}: {_unusable(report['turns_in'], (unread or [''])[0])}")
+    return report
 
 
-def parse_instructions(text: str, count: int, *, truncated: bool) -> list[str]:
-    """At most `count` instructions from an answer: numbered lines, else bullets, else lines; with count 1, all of it.
-
-    The last line of a truncated answer is incomplete and left out.
-    """
-    if count == 1:
-        return [text.strip()] if text.strip() else []
-    lines = text.splitlines()
-    if truncated:
-        lines = lines[:-1]
-    for pattern in (_NUMBERED, _BULLET, re.compile(r"^\s*(.*\S)\s*$")):
-        found = [match[1].strip("*").strip() for line in lines if (match := pattern.match(line))]
-        if found:
-            return list(dict.fromkeys(item for item in found if item))[:count]
-    return []
-
-
-def _instruct_rows(rows: list[Row], tick: Tick, bench: Bench, settings: InstructSettings) -> PartResult:
+def _instruct_rows(
+    rows: list[Row], tick: Tick, bench: Bench, settings: InstructSettings, unread: list[str]
+) -> PartResult:
+    """Adds to `unread` the answers in which there was no instruction."""
     chat = bench.chat
     requests, seeds = [], []
     for row in rows:
@@ -52,29 +42,45 @@ def _instruct_rows(rows: list[Row], tick: Tick, bench: Bench, settings: Instruct
             requests.append(prompt)
             seeds.append(seed_for(settings.seed, "instruct", row.record["doc_id"], index))
     sampling = Sampling(settings.max_new_tokens, chat.stop_ids, settings.temperature, settings.top_p)
-    completions = iter(bench.engine.generate(requests, sampling, seeds, tick))
-    counts: Counter[str] = Counter(documents_in=len(rows), turns_in=len(requests))
-    records: list[dict[str, Any]] = []
-    for row in rows:
-        turns = [
-            turn | drawn
-            for index, turn in enumerate(row.record["turns"])
-            if (drawn := _draw(next(completions), chat, settings, f"{row.record['doc_id']}\x1f{index}"))
-        ]
-        counts.update(turns_out=len(turns), dropped_no_instruction=len(row.record["turns"]) - len(turns))
-        if turns:
-            records.append(row.record | {"turns": turns})
-    counts["documents_out"] = len(records)
+    completions = bench.engine.generate(requests, sampling, seeds, tick)
+    texts = [(chat.text(chat.generated_response(done.ids)), done.finish_reason == "length") for done in completions]
+    pools = [parse_instructions(text, settings.pool_size, truncated=cut) for text, cut in texts]
+    unread += [text for (text, _), pool in zip(texts, pools, strict=True) if not pool]
+    if len(pools) >= _TELLING_TURNS and not any(pools):
+        raise InputError(f"{rows[0].where}: {_unusable(len(pools), unread[-len(pools)])}; finished parts are kept")
+    records = _with_instructions(rows, iter(pools), bench.prompts, settings)
+    counts = Counter(documents_in=len(rows), documents_out=len(records), turns_in=len(pools))
+    counts["dropped_no_instruction"] = sum(not pool for pool in pools)
+    counts["turns_out"] = len(pools) - counts["dropped_no_instruction"]
     return PartResult(records, counts)
 
 
-def _draw(completion: Completion, chat: ChatFormat, settings: InstructSettings, name: str) -> dict[str, Any]:
-    """{"instruction", "instruction_pool"}, or {} if the answer holds none."""
-    text = chat.text(chat.generated_response(completion.ids))
-    pool = parse_instructions(text, settings.pool_size, truncated=completion.finish_reason == "length")
-    if not pool:
-        return {}
-    return {"instruction": random.Random(seed_for(settings.seed, "draw", name)).choice(pool), "instruction_pool": pool}
+def _with_instructions(
+    rows: list[Row], pools: Iterator[list[str]], prompts: Prompts, settings: InstructSettings
+) -> list[dict[str, Any]]:
+    """The records with one instruction drawn per turn; turns without a pool are left out, and records without turns."""
+    records = []
+    for row in rows:
+        turns = []
+        for index, turn in enumerate(row.record["turns"]):
+            if not (pool := next(pools)):
+                continue
+            name = f"{row.record['doc_id']}\x1f{index}"
+            instruction = random.Random(seed_for(settings.seed, "draw", name)).choice(pool)
+            rng = random.Random(seed_for(settings.seed, "lead-in", name))
+            if rng.random() < settings.lead_in_probability:
+                instruction = prompts.with_lead_in(instruction, rng)
+            turns.append(turn | {"instruction": instruction, "instruction_pool": pool})
+        if turns:
+            records.append(row.record | {"turns": turns})
+    return records
+
+
+def _unusable(answers: int, first: str) -> str:
+    return (
+        f"no instruction could be read from any of the model's {answers} answers; the first begins with "
+        f"{first[:160]!r}; check that the model is tuned for chat, or give other words with --prompts"
+    )
 
 
 def chunks_of(row: Row) -> list[str]:

@@ -1,9 +1,9 @@
 import json
+import random
 
 import pytest
 
-from nemo_longpo.data_tools.chat.prompts import Prompts, load_prompts
-from nemo_longpo.data_tools.stages.instruct import parse_instructions
+from nemo_longpo.data_tools.chat.prompts import Prompts, load_prompts, prompts_from_dict
 from nemo_longpo.errors import InputError
 
 
@@ -28,6 +28,8 @@ def test_a_file_replaces_the_wording(tmp_path):
         ('{"ask": "{document}"}', r"prompts.json: key 'ask' lacks the placeholder \{instruction\}"),
         ('{"question": "x"}', "unknown key 'question'"),
         ('{"ask": 3}', "key 'ask' must be text"),
+        ('{"lead_ins": "In short:"}', r"key 'lead_ins' must be a list of texts \(\[\] for none\), not str"),
+        ('{"lead_ins": ["In short:", " "]}', r"key 'lead_ins\[1\]' must be non-empty text, not ' '"),
         ("[]", "must hold a JSON object"),
         ("{", "not valid JSON"),
     ],
@@ -39,20 +41,33 @@ def test_bad_prompt_files(tmp_path, content, message):
         load_prompts(path)
 
 
+def test_what_is_recorded_loads_back():
+    prompts = Prompts(ask="{instruction} {document}", lead_ins=("In short:",))
+    assert prompts_from_dict(json.loads(json.dumps(prompts.to_dict())), "settings.json") == prompts
+    assert prompts_from_dict({"ask": Prompts().ask}, "older settings.json") == Prompts()
+    assert prompts_from_dict({"lead_ins": []}, "file").lead_ins == ()
+
+
+def test_lead_ins_are_many_and_stand_before_any_instruction():
+    lead_ins = Prompts().lead_ins
+    assert len(set(lead_ins)) >= 12
+    assert all(lead_in.endswith(":") and lead_in == lead_in.strip() for lead_in in lead_ins)
+    drawn = {Prompts().with_lead_in("Who ran?", random.Random(seed)) for seed in range(200)}
+    assert drawn == {f"{lead_in} Who ran?" for lead_in in lead_ins}
+    assert {Prompts().without_lead_in(text) for text in drawn} == {"Who ran?"}
+
+
 @pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("1. Who ran?\n2) Why?\n(3) When?\n4. Where?\n5. Too many", ["Who ran?", "Why?", "When?", "Where?"]),
-        ("Here you are:\n\n**1.** Who ran?\n**2.** **Why?**", ["Who ran?", "Why?"]),
-        ("- Who ran?\n* Why?\n- Who ran?", ["Who ran?", "Why?"]),
-        ("Who ran?\n\nWhy?", ["Who ran?", "Why?"]),
-        ("  \n", []),
-    ],
+    "instruction", ["谁跑了？", "Кто бежал?", "من ركض؟", "1 + 1?", "According to the passage, who ran?"]
 )
-def test_instruction_lists(text, expected):
-    assert parse_instructions(text, 4, truncated=False) == expected
+def test_instructions_that_take_no_lead_in(instruction):
+    assert Prompts().with_lead_in(instruction, random.Random(0)) == instruction
+    assert Prompts(lead_ins=()).with_lead_in("Who ran?", random.Random(0)) == "Who ran?"
 
 
-def test_a_single_instruction_is_the_whole_answer_and_a_cut_list_loses_its_last_line():
-    assert parse_instructions(" what is\nit ", 1, truncated=True) == ["what is\nit"]
-    assert parse_instructions("1. Who ran?\n2. Why did th", 4, truncated=True) == ["Who ran?"]
+def test_lead_ins_of_other_languages_follow_the_script_of_the_instruction():
+    prompts = Prompts(lead_ins=("根据文本：", "Согласно тексту:"))
+    assert prompts.with_lead_in("谁跑了？", random.Random(0)) == "根据文本：谁跑了？"
+    assert prompts.with_lead_in("Кто бежал?", random.Random(0)) == "Согласно тексту: Кто бежал?"
+    assert prompts.with_lead_in("Who ran?", random.Random(0)) == "Who ran?"
+    assert prompts.without_lead_in("根据文本：谁跑了？") == "谁跑了？"

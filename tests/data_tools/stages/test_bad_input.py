@@ -69,6 +69,7 @@ def test_filter_refuses_malformed_pairs_but_drops_empty_ones(longpo, tmp_path):
     assert json.loads(out)["report"] == {
         "documents_in": 3,
         "documents_out": 1,
+        "documents_without_turns": 2,
         "dropped_empty": 1,
         "dropped_identical": 1,
         "dropped_truncated": 1,

@@ -1,0 +1,30 @@
+"""Recognise answers that copy their prompt instead of answering."""
+
+from .text import words
+
+_BREAK = "\n"  # stands between and around words, and in none of them
+
+
+def searchable(text: str) -> str:
+    """The words of a text in a form that `longest_copy` can search: without case and punctuation."""
+    return _joined(words(text))
+
+
+def longest_copy(answer: str, source: str, shortest: int) -> int:
+    """Words in the longest stretch of `answer` that stands word for word in `source`; 0 below `shortest` ≥ 1 words.
+
+    `source` comes from `searchable`. Each search lengthens the stretch or moves its beginning on by a word, so there
+    are at most as many searches as words in the answer.
+    """
+    found = words(answer)
+    start, length = 0, shortest
+    while start + length <= len(found):
+        if _joined(found[start : start + length]) in source:
+            length += 1
+        else:
+            start += 1
+    return length - 1 if length > shortest else 0
+
+
+def _joined(found: list[str]) -> str:
+    return _BREAK + _BREAK.join(found) + _BREAK

@@ -1,0 +1,183 @@
+"""Read the requests out of a model's answer to "write some requests, as a numbered list".
+
+Models number, bullet, label, quote, wrap and comment such lists in many ways. A list is taken to be the lines with one
+kind of mark (see marks.py). What stands between them continues an item, or is a heading, an answer or a remark.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from .marks import Line, ends_sentence, ends_with_colon, is_title, read_line, split_numbered
+from .markup import markup_items, plain_lines, without_thinking
+from .refusals import declines
+from .text import length_in_words, needs_space, words
+from .wording import ANSWER_LABEL, CHATTER, QUESTION_LABEL
+
+SHORTEST_WORDS, LONGEST_WORDS = 2, 200  # of one request
+
+_CHATTER = re.compile(rf"{CHATTER}(?![a-zà-ÿа-я])", re.IGNORECASE)
+_INLINE_ANSWER = re.compile(
+    rf"(?<=[.?!。？！؟])\s*[(\[（]?[*_]*{ANSWER_LABEL}[*_]*\s*[:：].*", re.IGNORECASE | re.DOTALL
+)
+_QUOTES = ('""', "''", "“”", "‘’", "„“", "«»", "「」", "『』", "《》")
+# What may stand around a request: a label, a topic ("**Theme:**"), emphasis, quotes.
+_FRAMES = tuple(
+    re.compile(pattern, re.IGNORECASE | re.DOTALL)
+    for pattern in (
+        rf"{QUESTION_LABEL}[*_]*\s*[:：]\s*(?P<inside>.+)",
+        r"(?:\*\*|__)[^*_]{1,60}(?::(?:\*\*|__)|(?:\*\*|__):)\s*(?P<inside>.+)",
+        r"(?P<mark>\*{1,3}|_{1,3}|`{1,3})(?P<inside>(?:(?!(?P=mark)).)+)(?P=mark)",
+        r"\*\*(?P<inside>[^*]+)|(?P<before>[^*]+)\*\*",
+        *(rf"{pair[0]}(?P<inside>[^{pair}]+){pair[1]}[,;、，]?" for pair in _QUOTES),
+    )
+)
+
+
+def parse_instructions(text: str, count: int, *, truncated: bool) -> list[str]:
+    """At most `count` different requests from an answer, in order; with `count` 1, the whole answer is the request.
+
+    The end of a truncated list is incomplete and left out. So are remarks around the list, headings, answers, and what
+    is too short or too long for a request.
+    """
+    text = without_thinking(text)
+    if declines(text):
+        return []
+    if count == 1:
+        return [whole] if (whole := _whole(text)) else []
+    found = [item for item in map(clean, markup_items(text)) if is_request(item)]
+    if not found:
+        lines = _aligned([read_line(part) for line in plain_lines(text) for part in split_numbered(line)])
+        found = _marked(lines, truncated) or _unmarked(lines, truncated)
+    distinct: dict[str, str] = {}
+    for item in found:
+        distinct.setdefault(" ".join(words(item)), item)
+    return list(distinct.values())[:count]
+
+
+def clean(text: str) -> str:
+    """Without emphasis, quotes, topic and label around it, and without an answer given along with it."""
+    text = _INLINE_ANSWER.sub("", text).strip()
+    for frame in _FRAMES * 2:  # frames stand inside frames
+        if match := frame.fullmatch(text):
+            groups = match.groupdict()
+            text = (groups["inside"] or groups["before"]).strip()
+    return text
+
+
+def is_request(text: str) -> bool:
+    """Long and short enough, and neither a remark to the asker nor an announcement."""
+    return (
+        SHORTEST_WORDS <= length_in_words(text) <= LONGEST_WORDS
+        and not ends_with_colon(text)
+        and not _CHATTER.match(text)
+        and text[0] not in "[{<|"
+    )
+
+
+def _whole(text: str) -> str:
+    """The answer without an announcement in front, and without the mark of its first line if no other line has one."""
+    lines = text.splitlines()
+    parsed = [read_line(line) for line in lines]
+    while len(lines) > 1 and (not lines[0].strip() or ends_with_colon(lines[0].strip()) or _CHATTER.match(lines[0])):
+        del lines[0], parsed[0]
+    kinds = [line.kind for line in parsed]
+    if kinds and kinds[0] not in ("", "heading", "answer") and kinds[0] not in kinds[1:]:
+        lines[0] = parsed[0].body
+    return clean("\n".join(lines))
+
+
+@dataclass
+class _Item:
+    first: Line
+    last: int  # the number of its last line
+    more: list[Line] = field(default_factory=list)
+    is_open: bool = True
+    has_requests: bool = False  # below it, as marked sentences
+
+    def takes(self, line: Line, *, after_blank: bool, is_behind_list: bool) -> bool:
+        """Whether a line continues this item. Behind the list, a new sentence at the margin is a closing remark."""
+        if line.kind in ("answer", "heading") or (line.kind and line.indent < self.first.indent):
+            return False
+        if not (self.first.body or self.more):
+            return not line.kind
+        if line.indent > self.first.indent:
+            return True
+        newest = self.more[-1].text if self.more else self.first.body
+        return not after_blank and (bool(line.kind) or not is_behind_list or not ends_sentence(newest))
+
+    def request(self) -> str:
+        """The item's text without a bold title above it; "" if the item itself is the title of a list of requests."""
+        first, bold = self.first.body, is_title(self.first.body)
+        if self.has_requests and (bold or ends_with_colon(first)):
+            return ""
+        text = "" if bold and self.more and not self.more[0].kind else first
+        for line in self.more:
+            gap = "\n" if line.kind else " " * needs_space(text, line.text)
+            text = f"{text}{gap}{line.text}" if text else line.text
+        return clean(text)
+
+
+def _marked(lines: list[Line], truncated: bool) -> list[str]:
+    """The requests of the first reading that gives two or more, else of the one that gives most."""
+    best: list[str] = []
+    for starts in _readings(lines):
+        items = [item for item in _read(lines, starts) if not (truncated and item.last == _end(lines))]
+        found = [request for item in items if is_request(request := item.request())]
+        if len(found) > 1:
+            return found
+        best = best or found
+    return best
+
+
+def _aligned(lines: list[Line]) -> list[Line]:
+    """The first line at the margin of its list: answers come without their leading spaces."""
+    others = [line.indent for line in lines[1:] if lines[0].kind == line.kind != ""]
+    return [replace(lines[0], indent=min(others)), *lines[1:]] if others else lines
+
+
+def _readings(lines: list[Line]) -> Iterator[set[int]]:
+    """Which lines may start the items: those with one kind of mark, the outer ones, then the ones further in."""
+    for kind in ("number", "label", "letter", "bullet"):
+        indents = {number: line.indent for number, line in enumerate(lines) if line.kind == kind}
+        outer = {number for number, indent in indents.items() if indent < min(indents.values()) + 2}
+        yield from filter(None, (outer, set(indents) - outer))
+
+
+def _read(lines: list[Line], starts: set[int]) -> list[_Item]:
+    items: list[_Item] = []
+    after_blank = False
+    for number, line in enumerate(lines):
+        if number in starts:
+            items.append(_Item(line, number))
+        elif line.text and items and items[-1].is_open:
+            item = items[-1]
+            item.has_requests |= line.kind not in ("", "answer", "heading") and ends_sentence(line.text)
+            item.is_open = item.takes(line, after_blank=after_blank, is_behind_list=number > max(starts))
+            if item.is_open:
+                item.more.append(line)
+                item.last = number
+        after_blank = not line.text
+    return items
+
+
+def _unmarked(lines: list[Line], truncated: bool) -> list[str]:
+    """One request per line; a line that begins in lower case continues an unfinished one. Titles are a last resort."""
+    items: list[str] = []
+    unfinished = False
+    for line in lines:
+        if line.text and line.kind not in ("answer", "heading"):
+            if unfinished and line.text[0].islower():
+                items[-1] += f" {line.text}"
+            else:
+                items.append(line.text)
+        unfinished = line.kind == "" and line.text != "" and not ends_sentence(line.text)
+    if truncated and lines and items and items[-1].endswith(lines[_end(lines)].text):
+        items.pop()
+    found = [item for item in map(clean, items) if is_request(item)]
+    return found or [item for line in lines if is_title(line.body) and is_request(item := clean(line.body))]
+
+
+def _end(lines: list[Line]) -> int:
+    """The number of the last line that is not blank, or -1."""
+    return max((number for number, line in enumerate(lines) if line.text), default=-1)

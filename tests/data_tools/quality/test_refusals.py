@@ -1,0 +1,89 @@
+"""Every language once as a hit, and answers that only look like refusals."""
+
+import pytest
+
+from nemo_longpo.data_tools.quality.refusals import declines, is_refusal
+
+DECLINING = [
+    "I'm sorry, but I can't help with that.",
+    "I’m sorry, I cannot answer this question.",
+    "Sorry, I don't have access to the document.",
+    "Unfortunately, I am unable to read the file.",
+    "I apologize, but there is a problem.",
+    "As an AI language model, I have no opinions.",
+    "As a large language model I cannot know.",
+    "Thank you for asking. I do not have enough information to say.",
+    "Please provide the text that you want me to read.",
+    "Lo siento, pero no puedo responder a eso.",
+    "Désolé, mais je ne peux pas répondre à cette question.",
+    "Es tut mir leid, aber ich kann diese Frage nicht beantworten.",
+    "Desculpe, mas não posso responder.",
+    "Mi dispiace, ma non posso aiutarti.",
+    "Извините, но я не могу ответить на этот вопрос.",
+    "К сожалению, не могу помочь.",
+    "很抱歉，我无法回答这个问题。",
+    "作为一个人工智能，我没有观点。",
+    "申し訳ありませんが、お答えできません。",
+    "죄송하지만 답변할 수 없습니다.",
+    "آسف، لا أستطيع الإجابة.",
+]
+ABSENT = [
+    "The text does not mention who repaired the clock.",
+    "Unfortunately, the provided passage doesn't say why.",
+    "Based on the given text, there is no mention of a clock.",
+    "It is not stated in the document.",
+    "El texto no menciona quién reparó el reloj.",
+    "Le texte ne mentionne pas l'horloge.",
+    "Der Text erwähnt die Uhr nicht.",
+    "Leider enthält er nichts. Das Dokument gibt darüber keine Auskunft.",
+    "O texto não menciona o relógio.",
+    "Il testo non menziona l'orologio.",
+    "В тексте не упоминается, кто починил часы.",
+    "文中没有提到谁修好了钟。",
+    "根据所给的信息，文章并未说明原因。",
+    "この文章には時計についての記載はありません。",
+    "이 글에는 시계에 대한 언급이 없습니다.",
+    "لا يذكر النص من أصلح الساعة.",
+]
+ANSWERS = [
+    "The sailor's daughter repaired it.",
+    "He wrote: “I'm sorry, but I can't come to the harbour.”",
+    "I'm sorry, said the captain, and left.",
+    "She was sorry that I could not come.",
+    "As an assistant to the captain, he kept the letters.",
+    "The text mentions two clocks and a boat.",
+    "The text does not mention his age, but he was at school in 1950, so he was about ten.",
+    "Although the passage does not say why, the tide is the likely reason.",
+    "The document describes what the crew did not mention.",
+    "There is no evidence that he left before noon.",
+    "No information was given to the crew before they left.",
+    "El texto no menciona la edad, pero sí el año.",
+    "他没有提到那封信，因为他已经烧掉了。",
+    "Текст упоминает двое часов.",
+    "Der Text nennt zwei Uhren.",
+    "The letters are long. " * 8 + "I'm sorry, but I can't say more.",
+]
+
+
+@pytest.mark.parametrize("text", DECLINING)
+def test_refusing_to_answer(text):
+    assert declines(text)
+    assert is_refusal(text)
+
+
+@pytest.mark.parametrize("text", ABSENT)
+def test_saying_that_the_answer_is_missing(text):
+    assert is_refusal(text)
+    assert not declines(text)
+
+
+@pytest.mark.parametrize("text", ANSWERS)
+def test_answers(text):
+    assert not is_refusal(text)
+
+
+def test_only_the_beginning_counts():
+    text = "The letters are long. " * 8 + "I'm sorry, but I can't say more."
+    start = text.index("I'm")
+    assert is_refusal(text, start + 1)
+    assert not is_refusal(text, start - 1)

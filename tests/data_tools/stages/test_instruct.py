@@ -1,0 +1,141 @@
+"""Instructions drawn from what a model wrote, lead-ins in front of them, and models that write none."""
+
+import json
+from dataclasses import dataclass, field
+
+import pytest
+
+from nemo_longpo.data_tools.chat.prompts import Prompts
+from nemo_longpo.data_tools.engines.base import Completion
+from nemo_longpo.data_tools.model import load_chat
+from nemo_longpo.data_tools.runner.rows import Row
+from nemo_longpo.data_tools.settings import InstructSettings
+from nemo_longpo.data_tools.stages.instruct import _instruct_rows
+from nemo_longpo.data_tools.stages.with_model import Bench
+from nemo_longpo.errors import InputError
+
+
+@dataclass
+class Parrot:
+    """An engine that answers every prompt with the next of its answers."""
+
+    chat: object
+    answers: list[str]
+    context_length: int = 4096
+    max_length: int | None = None
+    finish_reason: str = "stop"
+    prompts: list[list[int]] = field(default_factory=list)
+
+    def generate(self, prompts, sampling, seeds, tick):
+        self.prompts += prompts
+        answers = [self.answers[index % len(self.answers)] for index in range(len(prompts))]
+        return [Completion(self.chat.response_ids(answer), self.finish_reason) for answer in answers]
+
+
+@pytest.fixture(scope="module")
+def chat(model_dir):
+    return load_chat(model_dir)
+
+
+def instruct(chat, answers, *, documents=1, turns=2, prompts=None, finish_reason="stop", **settings):
+    rows = [
+        Row({"doc_id": f"d{n}", "document": "A boat.", "turns": [{"chunk": "A boat."}] * turns}, f"in.jsonl, line {n}")
+        for n in range(1, documents + 1)
+    ]
+    bench = Bench(chat, Parrot(chat, answers, finish_reason=finish_reason), prompts or Prompts())
+    return _instruct_rows(rows, print, bench, InstructSettings(**settings), [])
+
+
+def test_one_of_the_pool_is_drawn(chat):
+    answer = "1. Who ran?\n2. Why did he run?\n3. Where did he run?"
+    result = instruct(chat, [answer], documents=30, lead_in_probability=0.0)
+    turns = [turn for record in result.records for turn in record["turns"]]
+    assert {turn["instruction"] for turn in turns} == {"Who ran?", "Why did he run?", "Where did he run?"}
+    assert all(turn["instruction_pool"] == ["Who ran?", "Why did he run?", "Where did he run?"] for turn in turns)
+    assert result.counts["turns_out"] == result.counts["turns_in"] == 60
+    assert instruct(chat, [answer], documents=30, lead_in_probability=0.0).records == result.records
+    assert instruct(chat, [answer], documents=30, lead_in_probability=0.0, seed=1).records != result.records
+
+
+@pytest.mark.parametrize(("probability", "least", "most"), [(0.0, 0, 0), (0.5, 40, 80), (1.0, 120, 120)])
+def test_lead_ins_by_probability(chat, probability, least, most):
+    result = instruct(chat, ["1. Who ran?"], documents=60, lead_in_probability=probability)
+    instructions = [turn["instruction"] for record in result.records for turn in record["turns"]]
+    led = [text for text in instructions if text != "Who ran?"]
+    assert least <= len(led) <= most
+    assert all(text.endswith(": Who ran?") and text[: -len(" Who ran?")] in Prompts().lead_ins for text in led)
+
+
+def test_lead_ins_change_no_draw(chat):
+    answer = "1. Who ran?\n2. Why did he run?\n3. Where did he run?"
+    plain = instruct(chat, [answer], documents=9, lead_in_probability=0.0).records
+    led = instruct(chat, [answer], documents=9, lead_in_probability=1.0).records
+    for before, after in zip(plain, led, strict=True):
+        for one, other in zip(before["turns"], after["turns"], strict=True):
+            assert other["instruction"].endswith(f": {one['instruction']}")
+    assert instruct(chat, [answer], documents=9, prompts=Prompts(lead_ins=())).records == plain
+
+
+def test_turns_without_an_instruction_are_left_out(chat):
+    result = instruct(chat, ["1. Who ran?", "Sure! Here are my requests:"], documents=3, lead_in_probability=0.0)
+    assert [len(record["turns"]) for record in result.records] == [1, 1, 1]
+    assert result.counts == {
+        "documents_in": 3,
+        "documents_out": 3,
+        "turns_in": 6,
+        "turns_out": 3,
+        "dropped_no_instruction": 3,
+    }
+    result = instruct(chat, ["1. Who ran?", "Hm:", "Hm:"], documents=2, turns=3, lead_in_probability=0.0)
+    assert [len(record["turns"]) for record in result.records] == [1, 1]
+    result = instruct(chat, ["1. Who ran?", "Hm:", "Hm:", "Hm:"], documents=2, lead_in_probability=0.0)
+    assert [record["doc_id"] for record in result.records] == ["d1"]
+
+
+def test_a_part_without_any_instruction_is_told_with_the_beginning_of_the_first_answer(chat):
+    message = (
+        r"in.jsonl, line 1: no instruction .* any of the model's 8 answers; the first begins with 'Sure! .*--prompts"
+    )
+    with pytest.raises(InputError, match=message):
+        instruct(chat, ["Sure! Here are my requests:", "Hm:"], documents=4)
+    assert instruct(chat, ["Hm:"], documents=3).records == []
+    with pytest.raises(InputError, match="no instruction"):
+        instruct(chat, ["1. Who ran?"], documents=4, finish_reason="length")
+
+
+def test_a_model_that_writes_no_instruction(longpo, corpus, model_dir, tmp_path):
+    chunk = ("chunk", "--input", corpus, "--model", model_dir, "--output", tmp_path / "chunks", "--chunk-tokens", 128)
+    assert longpo(*chunk)[0] == 0
+    words = ("instruct", "--model", model_dir, "--max-new-tokens", 1)
+    status, _, err = longpo(*words, "--input", tmp_path / "chunks", "--output", tmp_path / "out")
+    assert status == 2
+    assert "no instruction could be read from any of the model's" in err
+    assert not (tmp_path / "out").exists()
+    record = {"doc_id": "d", "document": "A boat.", "turns": [{"chunk": "A boat."}]}
+    (tmp_path / "one.jsonl").write_text(json.dumps(record) + "\n")
+    status, _, err = longpo(*words, "--input", tmp_path / "one.jsonl", "--output", tmp_path / "one")
+    assert status == 2
+    assert "any of the model's 1 answers; the first begins with" in err
+    assert "\n" not in err
+
+
+def test_prompts_without_lead_ins_give_the_bare_instruction(longpo, corpus, model_dir, tmp_path):
+    chunk = ("chunk", "--input", corpus, "--model", model_dir, "--output", tmp_path / "chunks", "--chunk-tokens", 128)
+    assert longpo(*chunk)[0] == 0
+    (tmp_path / "prompts.json").write_text('{"lead_ins": []}')
+    words = ("instruct", "--input", tmp_path / "chunks", "--model", model_dir, "--pool-size", 1, "--max-new-tokens", 20)
+    words += ("--lead-in-probability", 1)
+    assert longpo(*words, "--output", tmp_path / "bare", "--prompts", tmp_path / "prompts.json")[0] == 0
+    assert longpo(*words, "--output", tmp_path / "led")[0] == 0
+    for name, count in (("bare", 0), ("led", 1)):
+        turns = [
+            turn
+            for path in (tmp_path / name).glob("part*")
+            for line in path.read_text().splitlines()
+            for turn in json.loads(line)["turns"]
+        ]
+        assert turns
+        led = [turn["instruction"].startswith(Prompts().lead_ins) for turn in turns]
+        assert any(led) == bool(count)
+    settings = json.loads((tmp_path / "bare" / "settings.json").read_text())["settings"]
+    assert settings["prompts"]["lead_ins"] == []
