@@ -93,7 +93,7 @@ def _add_score(stages: Any) -> None:
         "store the reference model's log-probs of both answers",
         "longpo data score --pairs PAIRS.jsonl --model MODEL --output work/scored",
     )
-    _add_model_stage(parser, "output of `longpo data filter`, or pairs of your own", "score", "--pairs")
+    _add_model_stage(parser, "output of `longpo data filter` or `import-hf`, or pairs of your own", "score", "--pairs")
 
 
 def _add_pack(stages: Any) -> None:
