@@ -57,6 +57,11 @@ def unlabel_ends(row, chat, pad):
         ]
 
 
+def label_behind_unlabelled_ends(row, chat, pad):
+    label_behind_every_answer(row, chat, pad)
+    unlabel_ends(row, chat, pad)
+
+
 def label_the_opening(row, chat, pad):
     """As where only the first tokens of the assistant's opening count as its marker."""
     for branch in ("chosen", "rejected"):
@@ -165,6 +170,11 @@ def empty_an_answer(row, chat, pad, turn=2):
 def change_a_reference(row, chat, pad, turn=2):
     for name in ("input_ids", "labels"):
         row[f"ref_rejected_{name}"][turn][-2] += 1
+
+
+def change_a_prompt(row, chat, pad):
+    """The reference answers are then scored behind different chunks."""
+    row["ref_rejected_input_ids"][2][9] += 1
 
 
 def lose_a_turn_in_the_middle(row, chat, pad):

@@ -52,6 +52,7 @@ REPAIRED = {
     faults.label_behind_every_answer: "labels_behind_answer",
     faults.label_the_next_opening: "labels_behind_answer",
     faults.unlabel_ends: "end_of_turn_without_label",
+    faults.label_behind_unlabelled_ends: "end_of_turn_without_label labels_behind_answer",
     faults.label_the_opening: "labels_before_answer",
     faults.double_the_start: "doubled_start",
     faults.pad_left: "padding",
@@ -86,6 +87,7 @@ CUT = {
     faults.cut_the_last_answer: 1,
     faults.empty_an_answer: 1,
     faults.change_a_reference: 1,
+    faults.change_a_prompt: 1,
     faults.lose_a_turn_in_the_middle: 2,
 }
 
@@ -161,6 +163,15 @@ def test_limits(chat, template):
     with pytest.raises(Refused) as refused:
         read_document(row, template, Limits(None, 20))
     assert refused.value.reason == "reference_too_long"
+
+
+def test_a_question_asked_twice(chat, template):
+    """Two reference sequences with one prompt, each with its own answers."""
+    pair = text_pair(1)
+    pair["turns"][1] |= {name: pair["turns"][0][name] for name in ("chunk", "instruction")}
+    pair["turns"][1]["chosen"] = "The old clock carries rain."
+    document = read_document(published_row(chat, pair), template, UNLIMITED)
+    assert (document.turns, document.repairs) == (3, frozenset())
 
 
 def test_repeated_answers_with_a_missing_reference_are_ambiguous(chat, template, pad):
