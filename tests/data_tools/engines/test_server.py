@@ -155,10 +155,15 @@ def test_what_may_succeed_later_is_sent_again(fault, servers, load):
 @pytest.mark.parametrize("as_date", [False, True])
 def test_a_server_is_given_the_time_that_it_asks_for(as_date, servers, load):
     (server,) = servers()
-    # Dates have whole seconds: two seconds ahead is more than one.
-    later = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=2), usegmt=True)
+
+    def be_busy_once(_, number):
+        # Dates have whole seconds: two seconds ahead is more than one.
+        date = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=2), usegmt=True)
+        if number == 1:
+            server.faults.append(Fault(status=503, headers={"Retry-After": date if as_date else "1"}))
+
+    server.on_request = be_busy_once
     engine = load(server, concurrency=1)
-    server.faults.append(Fault(status=503, headers={"Retry-After": later if as_date else "1"}))
     assert generate(engine, PROMPTS[:2]) == [expected(prompt) for prompt in PROMPTS[:2]]
     first, second, *_ = server.times
     assert second - first > 0.9
@@ -207,10 +212,13 @@ def test_a_run_goes_on_when_the_only_server_comes_back(servers, load):
     assert len(server.bodies) > len(PROMPTS) + 1
 
 
-def test_a_server_that_is_away_at_the_start_is_done_without(servers, load):
-    there, away = servers(2)
+def test_a_server_that_stays_away_from_the_start_is_done_without(servers, load):
+    there, away = servers(2, seconds=0.01)
     away.kill()
-    assert generate(load(there, away)) == [expected(prompt) for prompt in PROMPTS]
+    # Late, when the other one has been given up: one failure is no reason to give up this one too.
+    there.on_request = lambda _, number: there.faults.extend([Fault(status=500)] * (number == 35))
+    found = generate(load(there, away, retries=2, concurrency=1))
+    assert found == [expected(prompt) for prompt in PROMPTS]
 
 
 def test_servers_that_stay_away_are_named(servers, load):
