@@ -44,6 +44,7 @@ def test_lone_shared_tokens_inside_count_as_different_but_not_at_the_ends():
     assert differences([1, 5, 6, 9], [1, 7, 8, 9]) == ([False, True, True, False],) * 2
     assert differences([1, 2, 5, 3, 4], [8, 9, 5, 7, 6])[0] == [True] * 5
     assert differences([1, 2, 5, 6, 3], [8, 9, 5, 6, 7])[0] == [True, True, False, False, True]
+    assert differences([9, 1, 2, 8], [1, 2, 7, 7]) == ([True, False, False, True], [False, False, True, True])
 
 
 def test_thousands_of_tokens():
