@@ -165,6 +165,14 @@ def test_limits(chat, template):
     assert refused.value.reason == "reference_too_long"
 
 
+def test_a_label_on_the_first_token_means_nothing(chat, template):
+    """Nothing predicts it."""
+    row = published_row(chat, text_pair(1))
+    clean = read_document(row, template, UNLIMITED)
+    row["chosen_lm_labels"][0] = row["chosen_input_ids"][0]
+    assert read_document(row, template, UNLIMITED) == clean
+
+
 def test_a_question_asked_twice(chat, template):
     """Two reference sequences with one prompt, each with its own answers."""
     pair = text_pair(1)
@@ -178,7 +186,8 @@ def test_repeated_answers_with_a_missing_reference_are_ambiguous(chat, template,
     pair = text_pair(1)
     pair["turns"][1] |= {name: pair["turns"][0][name] for name in ("chosen", "rejected")}
     row = published_row(chat, pair)
-    assert read_document(row, template, UNLIMITED).turns == 3
+    first, second, _ = read_document(row, template, UNLIMITED).fields["short_prompts"]
+    assert first != second
     faults.lose_a_reference(row, chat, pad, 0)
     with pytest.raises(Refused) as refused:
         read_document(row, template, UNLIMITED)
