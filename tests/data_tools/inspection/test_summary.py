@@ -17,6 +17,7 @@ DOCUMENTS = [
     Told("a", "The river. " * 30, [Turn("Who?", "One letter", "12 bright lamps!", -0.5, -1.5)]),
     Told("b", "A clock. " * 9, [Turn("Why?", "No", "No", -2.0, -1.0), Turn("And?", "Every teacher", "x", -0.1, -4.0)]),
     Told("c", "A boat. " * 50, [Turn("Who?", "my neighbour answers", "my neighbour carries", -3.0, -1.0)]),
+    Told("d", "A boat. " * 20, [Turn("A tie?", "x", "y", -1.0, -1.0)]),  # prefers neither answer
 ]
 
 
@@ -35,13 +36,13 @@ def test_every_distribution(shards, chat):
     records = list(ShardReader(shards))
     expected = {
         "tokens_per_sequence": [len(r.trunk_ids) + max(len(r.chosen_ids), len(r.rejected_ids)) for r in records],
-        "turns_per_document": [1, 2, 1],
+        "turns_per_document": [1, 2, 1, 1],
         "chosen_tokens_per_turn": chosen,
         "rejected_tokens_per_turn": rejected,
         "length_difference_per_turn": chosen - rejected,
         "chosen_logp_per_token": means[:, 0],
         "rejected_logp_per_token": means[:, 1],
-        "margin_per_document": [margins[0], margins[1] + margins[2], margins[3]],
+        "margin_per_document": [margins[0], margins[1] + margins[2], margins[3], margins[4]],
         "margin_per_turn": margins,
         "margin_per_token": means[:, 0] - means[:, 1],
     }
@@ -57,7 +58,7 @@ def test_every_distribution(shards, chat):
     assert summary["reference_prefers_chosen"] == {
         "documents": np.mean(np.array(expected["margin_per_document"]) > 0),
         "turns": np.mean(margins > 0),
-        "turns_per_token": 0.5,
+        "turns_per_token": 0.4,
     }
 
 
@@ -65,7 +66,7 @@ def test_histograms_count_everything_once(shards):
     summary = inspect_shards(shards)
     for name, histogram in summary["histograms"].items():
         spread, edges = summary["distributions"][name], histogram["edges"]
-        assert sum(histogram["counts"]) == (3 if name in ("tokens_per_sequence", "margin_per_document") else 4)
+        assert sum(histogram["counts"]) == (4 if name in ("tokens_per_sequence", "margin_per_document") else 5)
         assert len(edges) == len(histogram["counts"]) + 1
         assert edges[0] <= spread["min"]
         assert spread["max"] < edges[-1]
@@ -102,7 +103,7 @@ def test_the_command_prints_lines_or_one_object(longpo, shards):
     lines = {line[:27].strip(): line[27:] for line in out.splitlines()}
     assert status == 0
     assert lines["verified"].startswith("yes")
-    assert (lines["documents"], lines["turns"]) == ("3", "4")
+    assert (lines["documents"], lines["turns"]) == ("4", "5")
     margins = inspect_shards(shards)["distributions"]["margin_per_document"]
     assert lines["margin per document"].split() == [number(value) for value in margins.values()]
     assert lines["made by respond"] == "temperature 0.0"
