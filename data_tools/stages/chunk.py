@@ -1,4 +1,9 @@
-"""Stage 1: documents of the right length, each with up to K chunks that fit the short-context model."""
+"""Stage 1: documents of the right length, each with up to K chunks that fit the short-context model.
+
+A process holds one part at a time: beyond what the libraries take, about 5 bytes per character of the part's documents
+(up to 20 if they hold characters beyond Latin-1, which Python stores wider) and 0.7 KB per token of one chunk, however
+large the corpus is. So `part_size` times the longest document bounds it; benchmarks/corpus_memory.py measures it.
+"""
 
 from collections import Counter
 from functools import partial
@@ -10,7 +15,10 @@ from nemo_longpo.shards.fingerprint import read_model_config
 
 from ..chat.format import ChatFormat
 from ..corpus.chunking import chunk_document, draw_chunks
+from ..corpus.documents import Fields
+from ..corpus.domains import domain_of
 from ..corpus.source import CorpusSource
+from ..corpus.tokens import token_ends
 from ..engines.base import Tick
 from ..model import load_chat, tokenizer_identity
 from ..runner.rows import Row
@@ -22,19 +30,29 @@ from ..settings import ChunkSettings, CpuPlacement
 def run_chunk(
     inputs: list[str], model: Path, output: Path, settings: ChunkSettings, placement: CpuPlacement
 ) -> dict[str, int]:
-    """Write {"doc_id", "document", "turns": [{"chunk"}]} records. Raises InputError."""
+    """Write {"doc_id", "document", "turns": [{"chunk"}]} records. Raises InputError, also if no document is left."""
     _check(settings, model)
-    return run_stage(
+    chat = load_chat(model)
+    fields = Fields(settings.text_field, settings.id_field)
+    report = run_stage(
         Stage(
             name="chunk",
-            source=CorpusSource(inputs, rows_per_part=placement.part_size),
+            source=CorpusSource(inputs, rows_per_part=placement.part_size, fields=fields),
             output=output,
-            settings=settings.recorded() | tokenizer_identity(load_chat(model)),
+            settings=settings.recorded() | tokenizer_identity(chat),
             make_process=partial(_make_process, model, settings),
             placement=placement,
             num_workers=placement.num_workers,
         )
     )
+    if report and not report.get("documents_out"):
+        raise InputError(
+            f"none of the {report['documents_in']} documents is between min_document_tokens "
+            f"{settings.min_document_tokens} and max_document_tokens {settings.max_document_tokens}: "
+            f"{report.get('dropped_too_short', 0)} are too short, {report.get('dropped_too_long', 0)} too long; "
+            f"change the limits and give another output than {output}, which has no documents in its parts"
+        )
+    return report
 
 
 def _make_process(model: Path, settings: ChunkSettings) -> Process:
@@ -58,14 +76,15 @@ def _chunk_rows(rows: list[Row], tick: Tick, chat: ChatFormat, settings: ChunkSe
     records: list[dict[str, Any]] = []
     for row in rows:
         text, doc_id = row.record["document"], row.record["doc_id"]
-        token_ends = chat.token_ends(text)
-        if len(token_ends) < settings.min_document_tokens:
+        ends = token_ends(chat.token_ends, text)
+        if len(ends) < settings.min_document_tokens:
             counts["dropped_too_short"] += 1
-        elif settings.max_document_tokens is not None and len(token_ends) > settings.max_document_tokens:
+        elif settings.max_document_tokens is not None and len(ends) > settings.max_document_tokens:
             counts["dropped_too_long"] += 1
         else:
-            chunks = chunk_document(text, token_ends, chat.content_length, settings.chunk_tokens)
+            domain = domain_of(doc_id, text) if settings.domain == "auto" else settings.domain
+            chunks = chunk_document(text, ends, chat.content_length, settings.chunk_tokens, domain)
             drawn = draw_chunks(chunks, settings.chunks_per_document, seed_for(settings.seed, "chunk", doc_id))
             records.append({"doc_id": doc_id, "document": text, "turns": [{"chunk": chunk} for chunk in drawn]})
-            counts.update(documents_out=1, turns_out=len(drawn), tokens=len(token_ends))
+            counts.update({"documents_out": 1, f"{domain}_out": 1, "turns_out": len(drawn), "tokens": len(ends)})
     return PartResult(records, counts)

@@ -1,0 +1,117 @@
+r"""Where a text may be cut: a ranked list of boundaries for every domain, and one function that works with any list.
+
+A cut lies behind what a match holds besides white space at its end, so a pattern of the form `\n(?=...)` cuts in
+front of a line. No pattern begins with a repetition of line breaks: a search takes time linear in the text.
+"""
+
+import re
+from dataclasses import dataclass
+
+from .domains import Domain
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """`earliest`: how much of the room for a chunk must lie in front of the cut, as a share."""
+
+    pattern: re.Pattern[str]
+    earliest: float
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Boundaries from the best to the worst. `keeps_indent`: the first line of a chunk keeps its indentation."""
+
+    boundaries: tuple[Boundary, ...]
+    keeps_indent: bool = False
+
+
+# A boundary in the first part of a chunk is not worth the tokens that a cut there gives away.
+_EARLIEST = 0.5
+# How far a pattern looks beyond the limit, to know what the line behind a cut is.
+_LOOKAHEAD = 256
+
+
+def _ranked(*patterns: str, earliest: float = _EARLIEST) -> tuple[Boundary, ...]:
+    return tuple(Boundary(re.compile(pattern, re.M), earliest) for pattern in patterns)
+
+
+_HEADINGS = _ranked(
+    r"\n(?=# \S|\S.*\n={3,}[ \t]*$)",
+    r"\n(?=## \S|\S.*\n-{3,}[ \t]*$)",
+    r"\n(?=#{3,6} \S)",
+)
+_PARAGRAPHS = _ranked(
+    r"\n[ \t]*\n\s*",
+    r"[.!?…][\"'”’)\]]*\s+|[。！？]",
+    r"\n",
+    r"\s+",
+)
+_SECTIONS = _ranked(
+    *(
+        rf"\n(?=[ \t]*\\{command}\b)"
+        for command in ("part", "chapter", "section", "subsection", "subsubsection", "(?:sub)?paragraph")
+    )
+)
+# What people put between the files of one document.
+_FILE_MARK = (
+    r"<\|?file_sep\|?>|diff --git |==> .+ <==[ \t]*$"
+    r"|(?:#|//|--) ?(?:[Ff]ile(?:name)?:)? ?[\w.-]+(?:/[\w.-]+)+\.\w+[ \t]*$"
+)
+_DEFINITION = (
+    r"@\w|(?:(?:export|default|public|private|protected|internal|abstract|final|static|inline|async|pub(?:\(\w+\))?|"
+    r"unsafe|extern|template|constexpr|typedef) )*"
+    r"(?:def|class|func|fun|function|fn|struct|enum|union|interface|trait|impl|type|namespace|module|mod|template)\b"
+)
+# Lines at the margin that belong to those above them.
+_CONTINUATION = r"[)\]}]|(?:else|elif|except|finally|catch|end|fi|done|esac|then|do)\b"
+_INDENTED_ONCE = rf"(?: {{1,4}}|\t)(?=\S)(?!{_CONTINUATION})"
+_INDENTED_TWICE = rf"(?: {{5,8}}|\t\t)(?=\S)(?!{_CONTINUATION})"
+_DEFINITIONS = _ranked(
+    rf"\n(?={_FILE_MARK})",
+    rf"\n[ \t]*\n(?={_DEFINITION})",
+    rf"\n[ \t]*\n(?=\S)(?!{_CONTINUATION})",
+    rf"\n(?=\S)(?!{_CONTINUATION})",
+    rf"\n[ \t]*\n(?={_INDENTED_ONCE})",
+    r"\n[ \t]*\n",
+    rf"\n(?={_INDENTED_ONCE})",
+    rf"\n(?={_INDENTED_TWICE})",
+)
+# Rather a short chunk than one that ends in the middle of a line.
+_CODE_LINES = _ranked(r"\n", earliest=0.0)
+
+SEGMENTATIONS: dict[Domain, Segmentation] = {
+    "prose": Segmentation(_HEADINGS + _PARAGRAPHS),
+    "latex": Segmentation(_SECTIONS + _PARAGRAPHS),
+    "code": Segmentation(_DEFINITIONS + _CODE_LINES + _ranked(r"\s+"), keeps_indent=True),
+}
+
+
+def best_cut(text: str, start: int, limit: int, segmentation: Segmentation) -> int:
+    """The best place to end a chunk that starts at `start` and may reach `limit`, both indices into `text`.
+
+    White space behind the cut may lie beyond the limit. Without a boundary the cut is at the limit itself.
+    """
+    first_word = _end_of_space(text, start, limit)
+    for boundary in segmentation.boundaries:
+        earliest = max(start + int((limit - start) * boundary.earliest), first_word + 1)
+        matches = boundary.pattern.finditer(text, earliest, limit + _LOOKAHEAD)
+        ends = [end for match in matches if (end := match.start() + len(match[0].rstrip())) <= limit]
+        if ends:
+            return ends[-1]
+    return limit
+
+
+def trimmed(text: str, start: int, end: int, segmentation: Segmentation) -> str:
+    """text[start:end] without white space at its ends, but for the indentation of a line where that counts."""
+    first_word = _end_of_space(text, start, end)
+    if segmentation.keeps_indent:
+        first_word = max(start, text.rfind("\n", start, first_word) + 1)
+    return text[first_word:end].rstrip()
+
+
+def _end_of_space(text: str, start: int, end: int) -> int:
+    """The first index from `start` on that holds no white space, at most `end`."""
+    while start < end and text[start].isspace():
+        start += 1
+    return start
