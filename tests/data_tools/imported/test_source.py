@@ -20,7 +20,7 @@ def write_jsonl(path, records):
 
 def every_way_in(rows, directory):
     datasets.Dataset.from_list(rows).save_to_disk(directory / "saved")
-    datasets.Dataset.from_list(rows).to_parquet(directory / "rows.parquet", batch_size=2)
+    datasets.Dataset.from_list(rows).to_parquet(directory / "rows.parquet", batch_size=5)  # rows in a group
     write_jsonl(directory / "rows.jsonl", rows)
     packed = gzip.compress((directory / "rows.jsonl").read_bytes())
     (directory / "files").mkdir()
@@ -30,14 +30,14 @@ def every_way_in(rows, directory):
 
 def test_every_container_and_every_split_into_parts_gives_the_same(longpo, model_dir, tmp_path):
     chat = load_chat(model_dir)
-    rows = [published_row(chat, text_pair(index, 1 + index % 3)) for index in range(5)]
+    rows = [published_row(chat, text_pair(index, 1 + index % 3)) for index in range(7)]
     found = {}
     for place, path in enumerate(every_way_in(rows, tmp_path)):
         for rank in (1, 0):
             output = tmp_path / f"output-{place}"
             words = ("--input", path, "--model", model_dir, "--output", output, "--part-size", 2, "--world-size", 2)
             assert longpo("import-hf", *words, "--rank", rank)[0] == 0
-        found[path] = [(output / f"part-{part:05d}.jsonl").read_text() for part in range(3)]
+        found[path] = [(output / f"part-{part:05d}.jsonl").read_text() for part in range(4)]
         assert json.loads((output / "refused.json").read_text()) == []
         assert not list(output.glob(".*"))
     first = next(iter(found.values()))

@@ -62,7 +62,9 @@ def test_same_shards_as_from_the_text(longpo, model, chat, pad, tmp_path, ref_co
     direct = make_shards(longpo, model, write_jsonl(tmp_path / "pairs.jsonl", pairs), tmp_path / "direct", ref_context)
     rows = [padded(published_row(chat, pair), pad, masks=bool(index % 2)) for index, pair in enumerate(pairs)]
     datasets.Dataset.from_list(rows[:2]).to_parquet(tmp_path / "rows.parquet")
-    datasets.DatasetDict({"train": datasets.Dataset.from_list(rows[2:])}).save_to_disk(tmp_path / "rows")
+    splits = {"dev": rows[:1], "train": rows[2:]}
+    saved = datasets.DatasetDict({name: datasets.Dataset.from_list(split) for name, split in splits.items()})
+    saved.save_to_disk(tmp_path / "rows")
     words = ("import-hf", "--input", tmp_path / "rows.parquet", tmp_path / "rows", "--model", model)
     status, _, err = longpo(*words, "--output", tmp_path / "imported")
     assert status == 0, err
