@@ -13,16 +13,18 @@ def searchable(text: str) -> str:
 def longest_copy(answer: str, source: str, shortest: int) -> int:
     """Words in the longest stretch of `answer` that stands word for word in `source`; 0 below `shortest` ≥ 1 words.
 
-    `source` comes from `searchable`. Each search lengthens the stretch or moves its beginning on by a word, so there
-    are at most as many searches as words in the answer.
+    `source` comes from `searchable`. Each step lengthens the stretch or moves its beginning on, by half a stretch
+    where the source holds nothing like it.
     """
     found = words(answer)
     start, length = 0, shortest
     while start + length <= len(found):
         if _joined(found[start : start + length]) in source:
             length += 1
-        else:
+        elif _joined(found[start + length // 2 : start + length]) in source:
             start += 1
+        else:  # no stretch that covers this half can be there
+            start += length // 2 + 1
     return length - 1 if length > shortest else 0
 
 

@@ -121,8 +121,9 @@ class _Item:
 def _marked(lines: list[Line], truncated: bool) -> list[str]:
     """The requests of the first reading that gives two or more, else of the one that gives most."""
     best: list[str] = []
+    cut = _end(lines) if truncated else None
     for starts in _readings(lines):
-        items = [item for item in _read(lines, starts) if not (truncated and item.last == _end(lines))]
+        items = [item for item in _read(lines, starts) if item.last != cut]
         found = [request for item in items if is_request(request := item.request())]
         if len(found) > 1:
             return found
@@ -140,12 +141,14 @@ def _readings(lines: list[Line]) -> Iterator[set[int]]:
     """Which lines may start the items: those with one kind of mark, the outer ones, then the ones further in."""
     for kind in ("number", "label", "letter", "bullet"):
         indents = {number: line.indent for number, line in enumerate(lines) if line.kind == kind}
-        outer = {number for number, indent in indents.items() if indent < min(indents.values()) + 2}
+        margin = min(indents.values(), default=0)
+        outer = {number for number, indent in indents.items() if indent < margin + 2}
         yield from filter(None, (outer, set(indents) - outer))
 
 
 def _read(lines: list[Line], starts: set[int]) -> list[_Item]:
     items: list[_Item] = []
+    last_start = max(starts)
     after_blank = False
     for number, line in enumerate(lines):
         if number in starts:
@@ -153,7 +156,7 @@ def _read(lines: list[Line], starts: set[int]) -> list[_Item]:
         elif line.text and items and items[-1].is_open:
             item = items[-1]
             item.has_requests |= line.kind not in ("", "answer", "heading") and ends_sentence(line.text)
-            item.is_open = item.takes(line, after_blank=after_blank, is_behind_list=number > max(starts))
+            item.is_open = item.takes(line, after_blank=after_blank, is_behind_list=number > last_start)
             if item.is_open:
                 item.more.append(line)
                 item.last = number
