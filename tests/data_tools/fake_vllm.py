@@ -103,12 +103,16 @@ class _Handler(BaseHTTPRequestHandler):
         super().finish()
 
     def do_GET(self) -> None:
+        if self.path != "/v1/models":
+            return self._answer({"detail": "Not Found"}, 404)
         self.fake.keys.add(self.headers.get("Authorization"))
         model = {"id": self.fake.name, "max_model_len": self.fake.max_model_len, "parent": None}
         self._answer({"data": [model, {"id": "an adapter", "parent": self.fake.name}]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path != "/v1/completions":
+            return self._answer({"detail": "Not Found"}, 404)
         fake = self.fake
         with fake.lock:
             fake.bodies.append(body)

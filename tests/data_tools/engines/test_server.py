@@ -52,9 +52,14 @@ def model_dir(tmp_path):
 
 @pytest.fixture
 def load(model_dir):
-    def make(*servers, **settings):
+    def make(*servers, first_pause=0.01, **settings):
         urls = tuple(server if isinstance(server, str) else server.url for server in servers)
-        return ServerEngine(model_dir, EngineSettings(), ServerSettings(base_url=urls, **settings), Pauses(0.01, 0.05))
+        return ServerEngine(
+            model_dir,
+            EngineSettings(),
+            ServerSettings(base_url=urls, **settings),
+            Pauses(first_pause, max(first_pause, 0.05)),
+        )
 
     return make
 
@@ -175,6 +180,25 @@ def test_one_request_that_always_fails_ends_the_run(servers, load):
     engine = load(server, retries=2, concurrency=1)
     with pytest.raises(InputError, match=r"2 tokens failed 3 times.*500: the server's own words.*parts are kept"):
         generate(engine, [*PROMPTS, [7, 8]])
+
+
+def test_failures_far_apart_do_not_add_up(servers, load):
+    (server,) = servers()
+
+    def fail_once(body, _):
+        if PROMPTS.index(body["prompt"]) % 4 == 0 and server.bodies.count(body) == 1:
+            server.faults.append(Fault(status=500))
+
+    server.on_request = fail_once
+    assert generate(load(server, retries=2, concurrency=1)) == [expected(prompt) for prompt in PROMPTS]
+    assert len(server.bodies) == len(PROMPTS) + 10
+
+
+def test_requests_that_fail_together_are_one_failure(servers, load):
+    (server,) = servers(seconds=0.05)
+    server.faults.extend([Fault(drop=True)] * 8)
+    engine = load(server, retries=4, concurrency=8, first_pause=0.5)
+    assert generate(engine, PROMPTS[:8]) == [expected(prompt) for prompt in PROMPTS[:8]]
 
 
 def test_a_lost_server_loses_no_request_and_gets_work_again_when_it_is_back(servers, load):
