@@ -162,7 +162,7 @@ ANSWERS: list[tuple[str, str, list[str] | None]] = [
     (
         "JSON in a fence",
         'Here is the list:\n```json\n[\n  "Who repaired the old clock?",\n  "Why did the boat leave so early?",\n'
-        '  "Compare the two letters."\n]\n```\nTell me if "more" are needed.',
+        '  "Compare the two letters."\n]\n```\nTell me if "more of these" are needed.',
         None,
     ),
     (
