@@ -32,9 +32,9 @@ class VllmEngine:
     """Requests go in sorted, so that prompts with the same beginning follow each other and share it in the cache.
 
     Of the model's files only weights and config.json count: neither its tokenizer nor its generation_config is read.
-    The same seed draws the same answer as long as the logits are the same to the last bit, which vLLM promises only
-    for the same batch; the sampling itself does not depend on the other requests. Raises InputError if vLLM is not
-    installed, if the model cannot be loaded, or if it does not run with the lengths and the RoPE base asked for.
+    A draw depends on prompt and seed, except that a logit may round differently beside other requests. Raises
+    InputError if vLLM is not installed, if the model cannot be loaded, or if it does not run with the lengths and the
+    RoPE base asked for.
     """
 
     def __init__(self, directory: str | Path, common: EngineSettings, own: VllmSettings):

@@ -24,9 +24,8 @@ SPANS = [[(3, 6), (8, 9)], [(1, 2), (130, 700)], [(1, 4)], [(128, 129), (200, 26
 
 
 def load(directory, *, own=None, **common):
-    return VllmEngine(
-        directory, EngineSettings(**common), VllmSettings(kv_cache_memory_bytes=CACHE_BYTES, **(own or {}))
-    )
+    settings = VllmSettings(**({"kv_cache_memory_bytes": CACHE_BYTES} | (own or {})))
+    return VllmEngine(directory, EngineSettings(**common), settings)
 
 
 def ignore(_: Usage) -> None:
@@ -117,8 +116,11 @@ def test_draws_depend_on_prompt_and_seed_alone(engine):
 
 
 def test_shared_beginnings_come_from_the_cache(mistral):
-    """Turns of two documents, given alternately: results in the order of the prompts, usage as it happens."""
-    engine = load(mistral)
+    """Turns of two documents, given alternately to a cache that holds one of them: results in the order of the
+    prompts, usage as it happens."""
+    block = 2 * 2 * 128 * 32 * 4  # bytes: two layers, keys and values, tokens, channels of the one head, float32
+    own = {"max_model_len": 1152, "max_num_seqs": 1, "kv_cache_memory_bytes": 12 * block}
+    engine = load(mistral, own=own)
     prompts = [[*token_ids(turn % 2, 1000), 50 + turn] for turn in range(6)]
     used = []
     found = engine.generate(prompts, Sampling(4, frozenset()), [0] * 6, used.append)
