@@ -71,6 +71,10 @@ class ServerProcess:
                 time.sleep(0.2)
         raise AssertionError(f"no answer after {seconds:.0f} s:\n{self._log.read_text()[-5000:]}")
 
+    def finished(self) -> int:
+        """How many completions it has sent since the first start."""
+        return self._log.read_text(errors="replace").count('"POST /v1/completions HTTP/1.1" 200')
+
     def kill(self) -> None:
         """SIGKILL for the server and the processes of its engine."""
         os.killpg(self._process.pid, signal.SIGKILL)

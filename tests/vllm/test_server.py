@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from pathlib import Path
 from threading import Thread
 
 import numpy as np
@@ -16,7 +17,8 @@ from nemo_longpo.data_tools.engines.base import Sampling, Usage
 from nemo_longpo.data_tools.engines.server import ServerEngine
 from nemo_longpo.data_tools.settings import EngineSettings, ServerSettings
 
-DOCUMENTS, TURNS, DOCUMENTS_PER_PART = 12, 3, 2
+DOCUMENTS, TURNS, DOCUMENTS_PER_PART = 12, 3, 6
+REQUESTS_PER_PART = 2 * TURNS * DOCUMENTS_PER_PART
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +73,12 @@ def respond(pairs, model, output, server):
 
 
 def kill_and_restart(server, output, parts_at_death):
-    """Once the second part is there, while the next ones are in the making."""
-    while not (output / "part-00001.jsonl").exists():
+    """In the middle of the second part, with requests in flight."""
+    before = server.finished()
+    while server.finished() < before + REQUESTS_PER_PART + 8:
         time.sleep(0.01)
     server.kill()
-    parts_at_death.append(len(list(output.glob("part-*.jsonl"))))
+    parts_at_death.extend(output.glob("part-*.jsonl"))
     server.start()
 
 
@@ -93,7 +96,7 @@ def test_a_server_killed_and_started_again_loses_no_turn(mistral, server, tmp_pa
     pairs.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     assert respond(pairs, mistral, tmp_path / "calm", server) == 0
 
-    parts_at_death: list[int] = []
+    parts_at_death: list[Path] = []
     killer = Thread(target=kill_and_restart, args=(server, tmp_path / "disturbed", parts_at_death), daemon=True)
     killer.start()
     with caplog.at_level(logging.WARNING):
@@ -105,7 +108,7 @@ def test_a_server_killed_and_started_again_loses_no_turn(mistral, server, tmp_pa
         for name in ("calm", "disturbed")
     )
     assert len(calm) == DOCUMENTS // DOCUMENTS_PER_PART
-    assert parts_at_death[0] < len(calm)
+    assert [path.name for path in parts_at_death] == ["part-00000.jsonl"]
     assert f"{server.url} answers again" in caplog.text
     assert disturbed == calm
     turns = [turn for part in calm.values() for line in part.splitlines() for turn in json.loads(line)["turns"]]
