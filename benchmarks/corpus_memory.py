@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import random
-import resource
 import shlex
 import signal
 import subprocess
@@ -132,24 +131,26 @@ def measure_chunk(
         "--part-size",
         str(PART_SIZE),
     ]
-    start, cpu_before = time.perf_counter(), cpu_of_children()
+    start = time.perf_counter()
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
     )
     stopped = False
     peaks: dict[int, float] = {}
+    used: dict[int, float] = {}
     total = 0.0
     while process.poll() is None:
         resident = {pid: memory for pid in family(process.pid) if (memory := memory_of(pid)) is not None}
         peaks |= {pid: memory["VmHWM"] for pid, memory in resident.items()}
+        used |= {pid: seconds for pid in resident if (seconds := cpu_of(pid)) is not None}
         total = max(total, sum(memory["VmRSS"] for memory in resident.values()))
         if not stopped and minutes is not None and time.perf_counter() - start > 60 * minutes:
             stopped = True
-            os.killpg(process.pid, signal.SIGINT)
+            os.killpg(process.pid, signal.SIGTERM)
         time.sleep(0.1)
     seconds = time.perf_counter() - start
     printed = process.communicate()[0]
-    cpu_seconds = cpu_of_children() - cpu_before
+    cpu_seconds = sum(used.values())
     if process.returncode != 0 and not stopped:
         raise SystemExit(f"the command failed with status {process.returncode}")
     finished = len(list(output.glob("part-*.jsonl")))
@@ -167,10 +168,13 @@ def measure_chunk(
     }
 
 
-def cpu_of_children() -> float:
-    """CPU seconds of all processes that were started from here and have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+def cpu_of(pid: int) -> float | None:
+    """CPU seconds that a process has used, or None if it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def family(pid: int) -> list[int]:

@@ -51,8 +51,8 @@ def test_code_is_cut_in_a_line_only_if_there_is_no_other():
 
 
 def test_a_boundary_is_seen_although_the_line_behind_it_is_beyond_the_limit():
-    text = "One two three.\n\\section{Four}\nfive"
-    assert cut("latex", text, limit=15) == "One two three.|\n\\section{Four}\nfive"
+    text = "One two three. Four\n\\section{Five}\nsix"
+    assert cut("latex", text, limit=20) == "One two three. Four|\n\\section{Five}\nsix"
 
 
 def test_a_cut_never_leaves_a_chunk_empty():

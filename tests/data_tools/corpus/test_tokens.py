@@ -47,3 +47,14 @@ def test_what_cannot_be_joined_is_encoded_whole():
 
     text = "a" * 1000
     assert list(token_ends(threes, text, window=100, overlap=50)) == threes(text)
+
+
+def test_one_common_end_is_not_enough_for_a_join():
+    """An encoder that sees other tokens near the end of what it is given."""
+
+    def encode(text):
+        edge = len(text) - 10
+        return [end for end in range(1, len(text) + 1) if end > edge or text[end - 1] == "."]
+
+    text = "abcdefghi." * 100
+    assert list(token_ends(encode, text, window=100, overlap=14)) == encode(text)
