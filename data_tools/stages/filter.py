@@ -24,8 +24,9 @@ _BRANCHES: dict[str, tuple[str, ...]] = {"none": (), "chosen": ("chosen",), "bot
 def run_filter(input_path: Path, output: Path, settings: FilterSettings, placement: CpuPlacement) -> dict[str, int]:
     """Write the pairs whose turns can be trained on. Raises InputError for a malformed pair, or if no turn is left."""
     source = PartsSource(input_path, rows_per_part=placement.part_size)
-    for row in source.rows():
-        parse_pair(row)
+    if not source.history():  # made by hand; what a stage wrote is checked when its turn comes
+        for row in source.rows():
+            parse_pair(row)
     report = run_stage(
         Stage(
             name="filter",

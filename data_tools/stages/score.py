@@ -29,8 +29,8 @@ from .with_model import Bench, ModelStage, check_long, check_short, run_with_mod
 def run_score(settings: ScoreSettings, where: ModelStage) -> dict[str, int]:
     """Add token ids and reference log-probs (one per response token, end of turn included) to every turn.
 
-    The input is text pairs or tokenised records. All of them are checked before the first one is scored. Raises
-    InputError.
+    The input is text pairs or tokenised records. Those made by hand are all checked before the first one is scored.
+    Raises InputError.
     """
     _check_imported(where.input, where.model)
     with Verification(where.model, where.engine.common, settings, where.output) as verification:

@@ -26,41 +26,43 @@ def load(tmp_path, text):
     return load_pipeline(path)
 
 
+def words(pipeline, stage):
+    return " ".join(pipeline.arguments(stage))
+
+
 def test_stages_come_in_their_order_and_read_each_other(tmp_path):
     pipeline = load(tmp_path, GOOD)
     chunk, instruct, respond, filtered = pipeline.stages
-    assert pipeline.arguments(chunk) == (
-        "data chunk --input books papers.jsonl --model MODEL --output work/chunk --chunk-tokens 100".split()
+    assert words(pipeline, chunk) == (
+        "data chunk --input books papers.jsonl --model MODEL --output work/chunk --chunk-tokens 100"
     )
-    assert (
-        pipeline.arguments(instruct)
-        == (
-            "data instruct --input work/chunk --model MODEL --output work/instruct --engine vllm --dtype bfloat16 "
-            "--temperature 0.5"
-        ).split()
+    assert words(pipeline, instruct) == (
+        "data instruct --input work/chunk --model MODEL --output work/instruct --engine vllm --dtype bfloat16 "
+        "--temperature 0.5"
     )
     assert (instruct.launch.executor, instruct.launch.processes) == ("gpu", 4)
     assert respond.env == {"CUDA_VISIBLE_DEVICES": "{rank}"}
-    words = "data filter --input work/respond --output work/filter --num-workers 2"
-    assert pipeline.arguments(filtered) == words.split()
+    assert words(pipeline, filtered) == "data filter --input work/respond --output work/filter --num-workers 2"
 
 
 def test_a_run_may_start_later_and_use_own_prompts(tmp_path):
     text = "input: pairs.jsonl\nmodel: M\noutput: w\nprompts: p.json\nstages: {score: {ref_context: long}, pack: }\n"
     pipeline = load(tmp_path, text)
     score, pack = pipeline.stages
-    words = "data score --pairs pairs.jsonl --model M --prompts p.json --output w/score --ref-context long"
-    assert pipeline.arguments(score) == words.split()
-    assert pipeline.arguments(pack) == "data pack --pairs w/score --model M --output w/shards".split()
+    assert words(pipeline, score) == (
+        "data score --pairs pairs.jsonl --model M --prompts p.json --output w/score --ref-context long"
+    )
+    assert words(pipeline, pack) == "data pack --pairs w/score --model M --output w/shards"
 
 
 def test_published_pairs_are_scored_and_packed(tmp_path):
     text = "input: [hf:owner/name]\nmodel: M\noutput: w\nstages: {pack: , import-hf: {split: test}, score: }\n"
     pipeline = load(tmp_path, text)
     imported, score, _ = pipeline.stages
-    words = "data import-hf --input hf:owner/name --model M --output w/import-hf --split test"
-    assert pipeline.arguments(imported) == words.split()
-    assert pipeline.arguments(score) == "data score --pairs w/import-hf --model M --output w/score".split()
+    assert words(pipeline, imported) == (
+        "data import-hf --input hf:owner/name --model M --output w/import-hf --split test"
+    )
+    assert words(pipeline, score) == "data score --pairs w/import-hf --model M --output w/score"
 
 
 @pytest.mark.parametrize(
@@ -91,5 +93,5 @@ def test_bad_files(tmp_path, change, message):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(InputError, match="nowhere.yaml does not exist"):
+    with pytest.raises(InputError, match=r"nowhere.yaml does not exist"):
         load_pipeline(tmp_path / "nowhere.yaml")
