@@ -95,6 +95,8 @@ class Verification:
         sample = shortest_first[: self._settings.verify_samples]
         if sample:
             self._report = self._verify(engine.dtype, sample)
+        elif self._settings.verify_samples:
+            tqdm.write(f"score: no sequence of at most {LONGEST} tokens to check the engine with", file=sys.stderr)
 
     def _verify(self, dtype: str, sample: list[Scored]) -> dict[str, Any]:
         device = self._device()

@@ -92,8 +92,9 @@ class _PartsBar:
         settings = self._output / SETTINGS_NAME
         if settings.is_file():
             self._bar.total = read_json_object(settings)["parts"]
-            self._bar.n = len(list(self._output.glob("part-*.jsonl")))
-        self._bar.refresh()
+            self._bar.update(len(list(self._output.glob("part-*.jsonl"))) - self._bar.n)
+        if sys.stderr.isatty():
+            self._bar.refresh()  # the seconds go on between two parts
 
 
 def _tail(folder: Path) -> str:
