@@ -32,7 +32,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "data_tools")]
 from small_corpus import make_document, save_stopping_model  # noqa: E402
 
 STAGES = {
-    "chunk": {"chunk_tokens": 96, "chunks_per_document": 2, "part_size": 5},
+    "chunk": {"chunk_tokens": 96, "chunks_per_document": 2, "part_size": 2},
     "instruct": {"pool_size": 1, "max_new_tokens": 48, "temperature": 1.0, "processes": 2, "restarts": 100},
     "respond": {"max_new_tokens": 96, "temperature": 1.0, "processes": 2, "restarts": 100},
     "filter": {},
@@ -99,7 +99,7 @@ def run_and_kill(work: Path, kills: int, draw: random.Random) -> dict[str, int]:
     """Keep the run going until it succeeds; kill until all kills are spent."""
     spent = {"process": 0, "whole run": 0}
     run = start(work, "killed")
-    while (status := wait(run, draw.uniform(1, 6))) != 0:
+    while (status := wait(run, draw.uniform(2, 8))) != 0:
         if status is not None:  # it ended, killed or for want of restarts: the same command again
             run = start(work, "killed")
             continue
