@@ -38,6 +38,7 @@ def verbatim(words):
     ("expected", "hit", "near_miss", "off"),
     [
         ("empty", {"chosen": " \n"}, {"chosen": "."}, None),
+        ("empty", {"rejected": " "}, {"rejected": "?"}, None),
         ("empty", {"raw": {"chosen_token_ids": []}}, {"raw": {"chosen_token_ids": [5]}}, None),
         ("truncated", {"raw": {"chosen_finish_reason": "length"}}, {"raw": {"chosen_finish_reason": "stop"}}, None),
         (
@@ -156,6 +157,11 @@ def test_instructions_that_were_asked_before(run):
     assert report["dropped_repeated_instruction"] == 3
     report, kept = run({"a": turns}, "--max-instruction-similarity", 1)
     assert kept == {"a": turns}
+
+
+def test_a_lead_in_hides_no_repetition(run):
+    turns = [turn("Who ran?"), turn(f"{Prompts().lead_ins[0]} Who ran?")]
+    assert run({"a": turns})[1] == {"a": turns[:1]}
 
 
 def test_only_kept_turns_count_as_asked(run):
