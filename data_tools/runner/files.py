@@ -11,16 +11,18 @@ def commit(path: Path, text: str, *, keep_existing: bool = False) -> None:
 
     Raises InputError when there is no room; the partial file is removed.
     """
+    if keep_existing and path.exists():
+        return
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with explain_full_disk(path), partial.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        if not keep_existing:
-            os.replace(partial, path)
-        elif not path.exists():
+        if keep_existing:
             os.link(partial, path)
+        else:
+            os.replace(partial, path)
     except FileExistsError:
         pass  # another process was first
     finally:
