@@ -29,21 +29,9 @@ class TransformersEngine:
     max_length = None
 
     def __init__(self, directory: str | Path, common: EngineSettings, own: TransformersSettings):
-        from transformers import AutoConfig, AutoModelForCausalLM
-
-        read_model_config(directory)
-        try:
-            config = AutoConfig.from_pretrained(str(directory), local_files_only=True)
-            if common.rope_theta is not None:
-                set_rope_theta(config, common.rope_theta)
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                str(directory), config=config, dtype=DTYPES.get(common.dtype, "auto"), local_files_only=True
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{directory} cannot be loaded as a language model ({error}); check the files") from error
         wanted = ("cuda" if torch.cuda.is_available() else "cpu") if own.device == "auto" else own.device
         self._device = torch.device(wanted)
-        self._model = model.to(self._device).eval()
+        self._model = load_model(directory, common.dtype, common.rope_theta).to(self._device)
         self._batch_tokens = own.batch_tokens
 
     @property
@@ -142,6 +130,26 @@ class TransformersEngine:
         first = index_of[start - 1]
         logps_TV = logits_PV[first : first + end - start].float().log_softmax(-1)
         return logps_TV.gather(-1, ids_S[start:end, None])[:, 0].cpu().numpy()
+
+
+def load_model(directory: str | Path, dtype: str, rope_theta: float | None) -> Any:
+    """The Hugging Face model in a directory, for inference; "auto" and None leave dtype and RoPE base as they are.
+
+    Raises InputError if it cannot be loaded.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    read_model_config(directory)
+    try:
+        config = AutoConfig.from_pretrained(str(directory), local_files_only=True)
+        if rope_theta is not None:
+            set_rope_theta(config, rope_theta)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            str(directory), config=config, dtype=DTYPES.get(dtype, "auto"), local_files_only=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{directory} cannot be loaded as a language model ({error}); check the files") from error
+    return model.eval()
 
 
 def set_rope_theta(config: Any, rope_theta: float) -> None:

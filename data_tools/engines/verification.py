@@ -17,7 +17,7 @@ from ..runner.files import commit
 from ..runner.rows import SETTINGS_NAME
 from ..settings import EngineSettings, ScoreSettings
 from .base import Engine, Span
-from .transformers import DTYPES, set_rope_theta
+from .transformers import load_model
 
 REPORT_NAME = "verification.json"
 # A longer sequence would take a float32 forward on a CPU too long.
@@ -133,7 +133,7 @@ class Verification:
     @torch.inference_mode()
     def _score(self, sample: list[Scored], dtype: str, device: torch.device) -> list[np.ndarray]:
         """The responses' log-probs by one forward per sequence, without batches, padding or a cache."""
-        model = self._load(dtype, device)
+        model = load_model(self._model, dtype, self._common.rope_theta).to(device)
         responses = []
         for item in sample:
             ids = torch.tensor([item.sequence], device=device)
@@ -142,17 +142,6 @@ class Verification:
             logps = logits[:-1].float().log_softmax(-1).gather(-1, ids[0, first:, None])[:, 0].cpu().numpy()
             responses += [logps[start - first : end - first] for start, end in item.spans]
         return responses
-
-    def _load(self, dtype: str, device: torch.device) -> Any:
-        from transformers import AutoConfig, AutoModelForCausalLM
-
-        config = AutoConfig.from_pretrained(str(self._model), local_files_only=True)
-        if self._common.rope_theta is not None:
-            set_rope_theta(config, self._common.rope_theta)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            str(self._model), config=config, dtype=DTYPES[dtype], local_files_only=True
-        )
-        return model.to(device).eval()
 
     def _device(self) -> torch.device:
         """ "auto": a GPU that has room for the model in float32 beside the engine, else the CPU."""

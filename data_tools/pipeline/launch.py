@@ -58,10 +58,8 @@ def run_processes(
     """
     nemo_run = import_nemo_run()
     count = stage.launch.processes
-    with nemo_run.Experiment(
-        f"longpo-{stage.name}", base_dir=str(log_dir), clean_mode=True, enable_goodbye_message=False,
-        skip_status_at_exit=True, log_level="WARN",
-    ) as experiment:  # fmt: skip
+    quiet = {"clean_mode": True, "enable_goodbye_message": False, "skip_status_at_exit": True, "log_level": "WARN"}
+    with nemo_run.Experiment(f"longpo-{stage.name}", base_dir=str(log_dir), **quiet) as experiment:
         for rank in range(count):
             placement = ["--rank", str(rank), "--world-size", str(count)] if count > 1 else []
             script = nemo_run.Script(

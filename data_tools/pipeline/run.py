@@ -23,27 +23,19 @@ def run_pipeline(pipeline: Pipeline, *, poll_seconds: float = 1.0) -> dict[str, 
     """Run every stage whose parts are not all there; returns the report of each stage by its name.
 
     Everything that can be checked is checked before the first process starts: the executors, and the settings of all
-    stages that have an output already. Raises InputError: a setting that changed, a stage that still lacks parts after
-    its restarts, or what its processes said.
+    stages up to the first unfinished one (those behind it have no output yet). Raises InputError: a setting
+    that changed, a stage that still lacks parts after its restarts, or what its processes said.
     """
     executors = {name: make_executor(text, f"executors.{name}") for name, text in pipeline.executors.items()}
-    reports: dict[str, dict[str, int]] = {}
-    for stage in pipeline.stages:
-        report = _check(pipeline, stage)
-        if not report:
-            break
-        reports[stage.name] = report
-    for stage in pipeline.stages[len(reports) :]:
-        reports[stage.name] = _run(pipeline, stage, executors[stage.launch.executor], poll_seconds)
-    return reports
+    return {
+        stage.name: _check(pipeline, stage) or _run(pipeline, stage, executors[stage.launch.executor], poll_seconds)
+        for stage in pipeline.stages
+    }
 
 
 def _run(pipeline: Pipeline, stage: StageRun, executor: Any, poll_seconds: float) -> dict[str, int]:
-    report = _check(pipeline, stage)
     words = pipeline.arguments(stage)
     for attempt in range(stage.launch.restarts + 1):
-        if report:
-            return report
         if attempt:
             print(f"{stage.name}: processes were lost; starting again what is missing", file=sys.stderr)
         with _PartsBar(pipeline, stage) as bar:
@@ -54,9 +46,8 @@ def _run(pipeline: Pipeline, stage: StageRun, executor: Any, poll_seconds: float
         for text in said:
             if "longpo: error: " in text:
                 raise InputError(f"stage {stage.name!r}: {text.rsplit('longpo: error: ', 1)[1].strip()}")
-        report = _check(pipeline, stage)
-    if report:
-        return report
+        if report := _check(pipeline, stage):
+            return report
     raise InputError(
         f"stage {stage.name!r} lacks parts after {stage.launch.restarts + 1} starts; finished parts are kept, run the "
         f"same command to continue. The last lines of {logs[0]}:\n{said[0]}"

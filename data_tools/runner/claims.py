@@ -7,6 +7,7 @@ and come out the same whoever makes them, so two owners of one part waste time a
 import os
 import socket
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 _HOST = socket.gethostname()
@@ -73,7 +74,7 @@ class Claims:
         while not self._stopped.wait(self._lease_seconds / 6):
             with self._lock:
                 for path in self._held:
-                    if path.exists():
+                    with suppress(FileNotFoundError):  # taken over and dropped by another process
                         os.utime(path)
 
 
