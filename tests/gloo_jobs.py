@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nemo_longpo.attention.causal import causal_attention
 from nemo_longpo.logprobs import IGNORE_LABEL, token_logprobs
-from nemo_longpo.parallel.layout import zigzag_rows
+from nemo_longpo.parallel.segments import zigzag_rows
 
 ROWS, HIDDEN = 11, 5
 BATCH, QUERY_HEADS, HEAD = 2, 8, 4

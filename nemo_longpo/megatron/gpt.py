@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
-from nemo.collections.llm.gpt.model.base import GPTConfig, default_layer_spec
+from nemo.collections.llm.gpt.model.base import GPTConfig
 from torch import Tensor
 
+from nemo_longpo.attention.rope import inverse_frequencies, rotary_angles
 from nemo_longpo.backends import cpu
 from nemo_longpo.logprobs import token_logprobs
 
-from .layer_spec import cpu_block_spec
+from .layer_spec import block_spec
 from .topology import current_topology
 
 
@@ -33,10 +34,17 @@ class LogprobGPTModel(GPTModel):
         self.vocab_start = rows_per_rank * topology.tp_rank
         self.real_rows = max(0, min(rows_per_rank, vocab_size - self.vocab_start))
         self.tp_group = topology.tp_group
+        self.inverse_frequencies = inverse_frequencies(config.kv_channels, config.rotary_base)
         if self.post_process:
             # Hidden states are gathered once in `_postprocess`, not again for every chunk of logits.
             self.output_layer.sequence_parallel = False
             self.output_layer.allreduce_dgrad = topology.tp_size > 1
+
+    def _preprocess(self, input_ids: Tensor, position_ids: Tensor, decoder_input: Tensor | None = None, **unused: Any):
+        """Embeddings, and rotary angles [R, 1, 1, D] of the rows' own positions (the same for all B sequences)."""
+        if self.pre_process:
+            decoder_input = self.embedding(input_ids=input_ids, position_ids=position_ids)
+        return decoder_input, rotary_angles(position_ids[0], self.inverse_frequencies), None, None, None
 
     def _postprocess(self, hidden_states: Tensor, input_ids: Tensor, position_ids: Tensor, labels: Tensor, **kwargs):
         if not self.post_process:
@@ -68,13 +76,11 @@ def build_gpt(config: GPTConfig, logprob_chunk_size: int, vp_stage: int | None =
     # Pairs differ in length, and so do the activations that pipeline stages exchange.
     config.variable_seq_lengths = config.pipeline_model_parallel_size > 1
     if cpu.is_active():
-        layer_spec = cpu_block_spec(cpu.without_cuda_kernels(config), vp_stage)
-    else:
-        layer_spec = default_layer_spec(config, vp_stage)
+        cpu.without_cuda_kernels(config)
     topology = current_topology(vp_stage)
     return LogprobGPTModel(
         config,
-        transformer_layer_spec=layer_spec,
+        transformer_layer_spec=block_spec(config, vp_stage),
         vocab_size=config.vocab_size,
         logprob_chunk_size=logprob_chunk_size,
         max_sequence_length=config.seq_length,

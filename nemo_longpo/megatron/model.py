@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 from nemo.collections import llm
@@ -12,13 +12,11 @@ from nemo.lightning import OptimizerModule
 from torch import Tensor
 
 from nemo_longpo.objective import Objective
-from nemo_longpo.parallel.layout import PairRows, lay_out_concatenated
+from nemo_longpo.parallel.layout import PairLayout, PairRows, lay_out_pair
 
 from .gpt import build_gpt
 from .loss import LongPOLossReduction
 from .topology import current_topology
-
-PairLayout = Literal["concatenated"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,8 @@ class LongPOModel(llm.GPTModel):
     Args:
         config: the architecture, a NeMo `MistralConfig` or `Qwen2Config`; by default the checkpoint's own.
         objective: which loss, and its constants.
-        pair_layout: how chosen and rejected become rows; `concatenated` is two full causal sequences.
+        pair_layout: how chosen and rejected become rows. `shared_prefix` runs the document once and both answers behind
+            it; `concatenated`, two full causal sequences, gives the same numbers at twice the cost.
         logprob_chunk_size: rows whose logits are in memory at once.
     """
 
@@ -49,14 +48,14 @@ class LongPOModel(llm.GPTModel):
         self,
         config: GPTConfig | None = None,
         objective: Objective | None = None,
-        pair_layout: PairLayout = "concatenated",
+        pair_layout: PairLayout = "shared_prefix",
         logprob_chunk_size: int = 1024,
         optim: OptimizerModule | None = None,
         tokenizer: TokenizerSpec | None = None,
         model_transform: Callable[[torch.nn.Module], torch.nn.Module] | None = None,
     ):
-        if pair_layout != "concatenated":
-            raise ValueError(f"model.pair_layout is {pair_layout!r}; the layout that exists is 'concatenated'.")
+        if pair_layout not in get_args(PairLayout):
+            raise ValueError(f"model.pair_layout is {pair_layout!r}; choose one of {', '.join(get_args(PairLayout))}.")
         super().__init__(
             config or ArchitectureFromCheckpoint(), optim=optim, tokenizer=tokenizer, model_transform=model_transform
         )
@@ -77,11 +76,11 @@ class LongPOModel(llm.GPTModel):
         """One pair, laid out for this rank."""
         record, *_ = next(dataloader_iter)
         topology = current_topology()
-        rows = lay_out_concatenated(record, topology.cp_size, topology.tp_size)
+        rows = lay_out_pair(record, self.pair_layout, topology.cp_size, topology.tp_size)
         return rows.on_rank(topology.cp_size, topology.cp_rank).to_device(torch.cuda.current_device())
 
     def forward_step(self, batch: PairRows) -> Tensor:
-        return self(batch.tokens, batch.position_ids, labels=batch.labels)
+        return self(batch.tokens, batch.position_ids, batch.segments.to_tensor(), labels=batch.labels)
 
     @property
     def training_loss_reduction(self) -> Any:

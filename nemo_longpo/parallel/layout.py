@@ -1,12 +1,14 @@
 """Where every token of a pair goes: rows, labels, masks and positions, for any context-parallel rank.
 
-Pure functions of a record and `(cp_size, cp_rank)`: one process can check every rank's slice.
+Pure functions of a record and the parallel sizes: one process can check every rank's slice.
 
-Shape legend: B sequences (chosen, rejected), S rows of the longer one after padding, R = S / cp_size rows of one rank.
+Shape legend: B sequences, S rows of one, padding included, R = S / cp_size rows of one rank.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from math import lcm
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -15,34 +17,32 @@ from torch import Tensor
 from nemo_longpo.logprobs import IGNORE_LABEL
 from nemo_longpo.shards.schema import PairRecord
 
+from .segments import Segments
 
-def zigzag_rows(length: int, cp_size: int, cp_rank: int) -> Tensor:
-    """Row numbers that a rank holds of a causal sequence: chunks `r` and `2·cp − 1 − r` of `2·cp` equal ones.
+PairLayout = Literal["shared_prefix", "concatenated"]
 
-    Megatron's context-parallel contract: every rank gets one early and one late chunk, so causal attention costs all
-    ranks the same. `length` must be a multiple of `2·cp_size`, or anything if `cp_size` is 1.
-    """
-    if cp_size == 1:
-        return torch.arange(length)
-    assert length % (2 * cp_size) == 0, f"{length} rows do not split into 2 x {cp_size} chunks"
-    chunks = torch.arange(length).view(2 * cp_size, -1)
-    return torch.cat([chunks[cp_rank], chunks[2 * cp_size - 1 - cp_rank]])
-
-
-def padded_length(length: int, cp_size: int, tp_size: int) -> int:
-    """The smallest S ≥ `length` that splits into 2·cp chunks, with S / cp rows divisible by tp (sequence parallel)."""
-    multiple = cp_size * lcm(2, tp_size) if cp_size > 1 else tp_size
-    return -(-length // multiple) * multiple
+_ROW = np.dtype(
+    [
+        ("tokens", np.int64),
+        ("labels", np.int64),
+        ("position_ids", np.int64),
+        ("chosen_mask", np.float32),
+        ("rejected_mask", np.float32),
+        ("nll_mask", np.float32),
+        ("ref_logps", np.float32),
+    ]
+)
 
 
 @dataclass(frozen=True)
 class PairRows:
     """One pair as rows that predict their labels. Labels are shifted already, so any selection of rows stays correct.
 
-    `tokens`, `labels`, `position_ids` are int64 [B, S]; a label of `IGNORE_LABEL` is scored by nobody. The masks, fp32
-    [B, S], say which rows' log-probs enter which sum: chosen and rejected responses, and the NLL of the chosen
-    sequence. `ref_logps`, fp32 [B, S], are the reference's log-probs of the response labels, zero elsewhere. The counts
-    (fp32 scalars) are those of the whole pair, on every rank; `pair_tokens` counts the trunk once and both branches.
+    `tokens`, `labels`, `position_ids` are int64 [B, S]; a label of `IGNORE_LABEL` is scored by nobody; all sequences
+    have the same positions. The masks, fp32 [B, S], say which rows' log-probs enter which sum: chosen and rejected
+    responses, and the NLL of the chosen sequence. `ref_logps`, fp32 [B, S], are the reference's log-probs of the
+    response labels, zero elsewhere. The counts (fp32 scalars) are those of the whole pair, on every rank; `pair_tokens`
+    counts the trunk once and both branches. `segments` says which rows may attend to which.
     """
 
     tokens: Tensor
@@ -56,61 +56,94 @@ class PairRows:
     rejected_tokens: Tensor
     sequence_tokens: Tensor
     pair_tokens: Tensor
+    segments: Segments
 
     def on_rank(self, cp_size: int, cp_rank: int) -> "PairRows":
-        """This context-parallel rank's rows [B, R]; the counts stay."""
-        rows = zigzag_rows(self.tokens.shape[1], cp_size, cp_rank)
-        return PairRows(**{name: value[:, rows] if value.ndim == 2 else value for name, value in self.items()})
+        """This context-parallel rank's rows [B, R]; the counts and the segments stay those of the whole pair."""
+        rows = self.segments.rows_on_rank(cp_size, cp_rank)
+        return self._with_tensors(lambda value: value[:, rows] if value.ndim == 2 else value)
 
     def to_device(self, device: torch.device | int) -> "PairRows":
-        return PairRows(**{name: value.to(device, non_blocking=True) for name, value in self.items()})
+        return self._with_tensors(lambda value: value.to(device, non_blocking=True))
 
-    def items(self) -> list[tuple[str, Tensor]]:
-        return [(field.name, getattr(self, field.name)) for field in fields(self)]
+    def tensors(self) -> dict[str, Tensor]:
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "segments"}
+
+    def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> "PairRows":
+        return PairRows(**{name: change(value) for name, value in self.tensors().items()}, segments=self.segments)
 
 
-def lay_out_concatenated(record: PairRecord, cp_size: int = 1, tp_size: int = 1) -> PairRows:
-    """The `concatenated` layout: two full causal sequences, trunk + chosen and trunk + rejected, padded on the right.
+def lay_out_pair(record: PairRecord, layout: PairLayout, cp_size: int = 1, tp_size: int = 1) -> PairRows:
+    """All rows of a pair, padded so that they split over context- and tensor-parallel ranks.
 
-    Row t of a sequence holds token t and predicts token t + 1, so a sequence of L tokens has L − 1 rows.
+    Row t of a sequence holds token t and predicts token t + 1, so a sequence of L tokens has L − 1 rows. Chosen and
+    rejected share the rows before the trunk's last token, which predicts a different first token for each.
+
+    | layout          | B | S                                                                     |
+    |-----------------|---|-----------------------------------------------------------------------|
+    | `shared_prefix` | 1 | shared rows, rows of the chosen branch, rows of the rejected branch   |
+    | `concatenated`  | 2 | two full causal sequences, trunk + chosen and trunk + rejected        |
     """
-    trunk = len(record.trunk_ids)
-    longest = trunk + max(len(record.chosen_ids), len(record.rejected_ids)) - 1
-    shape = (2, padded_length(longest, cp_size, tp_size))
-    tokens, labels = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    response_mask, ref_logps = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    nll_mask = np.zeros(shape, np.float32)
-
-    sides = (
-        (record.chosen_ids, record.chosen_spans, record.ref_chosen_logps),
-        (record.rejected_ids, record.rejected_spans, record.ref_rejected_logps),
-    )
-    for side, (branch_ids, spans, turn_logps) in enumerate(sides):
-        ids = np.concatenate([record.trunk_ids, branch_ids])
-        tokens[side, : len(ids) - 1] = ids[:-1]
-        labels[side, : len(ids) - 1] = ids[1:]
-        for (start, end), logps in zip(spans, turn_logps, strict=True):
-            rows = slice(trunk + start - 1, trunk + end - 1)
-            response_mask[side, rows] = 1.0
-            ref_logps[side, rows] = logps
-
-    nll_mask[0, : trunk + len(record.chosen_ids) - 1] = 1.0
-    for start, end in record.nll_ignore_spans:
-        nll_mask[0, max(start - 1, 0) : max(end - 1, 0)] = 0.0
-    labels[(response_mask == 0) & (nll_mask == 0)] = IGNORE_LABEL
-
-    chosen_mask, rejected_mask = response_mask.copy(), response_mask.copy()
-    chosen_mask[1], rejected_mask[0] = 0.0, 0.0
+    assert layout in get_args(PairLayout), layout
+    chosen, rejected = _sequence_rows(record, "chosen"), _sequence_rows(record, "rejected")
+    counts = {
+        "chosen_tokens": chosen["chosen_mask"].sum(),
+        "rejected_tokens": rejected["rejected_mask"].sum(),
+        "sequence_tokens": chosen["nll_mask"].sum(),
+        "pair_tokens": np.float32(len(record.trunk_ids) + len(record.chosen_ids) + len(record.rejected_ids)),
+    }
+    arrange = _shared_prefix if layout == "shared_prefix" else _concatenated
+    rows, segments = arrange(chosen, rejected, len(record.trunk_ids) - 1, cp_size, tp_size)
     return PairRows(
-        tokens=torch.from_numpy(tokens),
-        labels=torch.from_numpy(labels),
-        position_ids=torch.arange(shape[1]).expand(shape).contiguous(),
-        chosen_mask=torch.from_numpy(chosen_mask),
-        rejected_mask=torch.from_numpy(rejected_mask),
-        nll_mask=torch.from_numpy(nll_mask),
-        ref_logps=torch.from_numpy(ref_logps),
-        chosen_tokens=torch.tensor(chosen_mask.sum()),
-        rejected_tokens=torch.tensor(rejected_mask.sum()),
-        sequence_tokens=torch.tensor(nll_mask.sum()),
-        pair_tokens=torch.tensor(float(trunk + len(record.chosen_ids) + len(record.rejected_ids))),
+        **{name: torch.from_numpy(rows[name].copy()) for name in _ROW.names or ()},
+        **{name: torch.tensor(count) for name, count in counts.items()},
+        segments=segments,
     )
+
+
+def _sequence_rows(record: PairRecord, side: Literal["chosen", "rejected"]) -> np.ndarray:
+    """The rows of trunk + branch of one side, `_ROW` [L − 1]."""
+    trunk = len(record.trunk_ids)
+    ids = np.concatenate([record.trunk_ids, getattr(record, f"{side}_ids")])
+    rows = np.zeros(len(ids) - 1, _ROW)
+    rows["tokens"], rows["labels"], rows["position_ids"] = ids[:-1], ids[1:], np.arange(len(rows))
+    turns = zip(getattr(record, f"{side}_spans"), getattr(record, f"ref_{side}_logps"), strict=True)
+    for (start, end), logps in turns:
+        response = slice(trunk + start - 1, trunk + end - 1)
+        rows[f"{side}_mask"][response] = 1.0
+        rows["ref_logps"][response] = logps
+    if side == "chosen":
+        rows["nll_mask"] = 1.0
+        for start, end in record.nll_ignore_spans:
+            rows["nll_mask"][max(start - 1, 0) : max(end - 1, 0)] = 0.0
+    rows["labels"][(rows[f"{side}_mask"] == 0) & (rows["nll_mask"] == 0)] = IGNORE_LABEL
+    return rows
+
+
+def _concatenated(chosen: np.ndarray, rejected: np.ndarray, shared: int, cp_size: int, tp_size: int):
+    length = padded_length(max(len(chosen), len(rejected)), cp_size, tp_size)
+    return np.stack([_padded(chosen, length), _padded(rejected, length)]), Segments(length, length)
+
+
+def _shared_prefix(chosen: np.ndarray, rejected: np.ndarray, shared: int, cp_size: int, tp_size: int):
+    # At least one row, so that the trunk is never an empty sequence; the branches make the rest divisible by tp.
+    trunk_rows = padded_length(max(shared, 1), cp_size)
+    rows_per_rank = -(-(len(chosen) + len(rejected) - 2 * shared) // cp_size)
+    rows_per_rank += -(trunk_rows // cp_size + rows_per_rank) % tp_size
+    branch_rows = len(chosen) - shared, cp_size * rows_per_rank - (len(chosen) - shared)
+    rows = [_padded(chosen[:shared], trunk_rows), chosen[shared:], _padded(rejected[shared:], branch_rows[1])]
+    return np.concatenate(rows)[None], Segments(trunk_rows, shared, branch_rows)
+
+
+def padded_length(length: int, cp_size: int, tp_size: int = 1) -> int:
+    """The smallest S ≥ `length` that splits into 2·cp chunks, with S / cp rows divisible by tp (sequence parallel)."""
+    multiple = cp_size * lcm(2, tp_size) if cp_size > 1 else tp_size
+    return -(-length // multiple) * multiple
+
+
+def _padded(rows: np.ndarray, length: int) -> np.ndarray:
+    """`rows`, then rows that nobody scores and whose positions go on counting."""
+    padding = np.zeros(length - len(rows), _ROW)
+    padding["labels"] = IGNORE_LABEL
+    padding["position_ids"] = np.arange(length - len(rows)) + (rows["position_ids"][-1] + 1 if len(rows) else 0)
+    return np.concatenate([rows, padding])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from gloo_jobs import HEAD, QUERY_HEADS, attend, attention_problem
 
-from nemo_longpo.parallel.layout import zigzag_rows
+from nemo_longpo.parallel.segments import zigzag_rows
 
 TOLERANCE = 1e-12
 NAMES = ("output", "dQ", "dK", "dV")

@@ -42,7 +42,7 @@ def test_help_lists_the_recipe(tmp_path):
 def test_dryrun_prints_the_configuration(tmp_path):
     result = _nemo(tmp_path, "--factory", "tiny_longpo", "--dryrun", "data.paths=my_shards", "model.objective.beta=0.2")
     assert result.returncode == 0
-    for setting in ("my_shards", "beta=0.2", "preference_weight=0.01", "pair_layout='concatenated'", "LongPOStrategy"):
+    for setting in ("my_shards", "beta=0.2", "preference_weight=0.01", "pair_layout='shared_prefix'", "LongPOStrategy"):
         assert setting in result.stdout
     assert not list(tmp_path.rglob("checkpoints"))
 

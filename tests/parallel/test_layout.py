@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_longpo.logprobs import IGNORE_LABEL
-from nemo_longpo.parallel.layout import PairRows, lay_out_concatenated, padded_length, zigzag_rows
+from nemo_longpo.parallel.layout import PairRows, lay_out_pair, padded_length
+from nemo_longpo.parallel.segments import zigzag_rows
 from nemo_longpo.shards.schema import PairRecord
 from nemo_longpo.shards.validation import validate_record
 
@@ -85,7 +86,7 @@ TWO_TURNS = record_of(
 
 
 def test_rows_of_a_record_by_hand():
-    rows = lay_out_concatenated(TWO_TURNS)
+    rows = lay_out_pair(TWO_TURNS, "concatenated")
     assert rows.tokens.tolist() == [
         [1, 2, 10, 11, 3, 20, 9, 2, 12, 3, 21],
         [1, 2, 10, 11, 3, 30, 31, 9, 2, 12, 3],
@@ -106,10 +107,10 @@ def test_rows_of_a_record_by_hand():
 
 
 def test_types_are_those_the_model_takes():
-    rows = lay_out_concatenated(TWO_TURNS)
+    rows = lay_out_pair(TWO_TURNS, "concatenated")
     whole = {"tokens", "labels", "position_ids"}
-    assert {name: value.dtype for name, value in rows.items()} == {
-        name: torch.int64 if name in whole else torch.float32 for name, _ in rows.items()
+    assert {name: value.dtype for name, value in rows.tensors().items()} == {
+        name: torch.int64 if name in whole else torch.float32 for name, _ in rows.tensors().items()
     }
 
 
@@ -124,7 +125,7 @@ CROSSING = record_of(
 
 def test_a_turn_across_the_shard_boundary_keeps_every_token():
     """Of 16 rows, 0–3 and 12–15 are rank 0's: row 3 predicts a token that rank 1 holds, row 11 one of rank 0."""
-    first, second = (lay_out_concatenated(CROSSING, cp_size=2).on_rank(2, rank) for rank in range(2))
+    first, second = (lay_out_pair(CROSSING, "concatenated", cp_size=2).on_rank(2, rank) for rank in range(2))
     assert first.tokens[0].tolist() == [50, 51, 52, 100, 112, 113, 114, 0]
     assert first.labels[0].tolist() == [51, 52, 100, 101, 113, 114, 115, IGNORE]
     assert second.tokens[0].tolist() == [101, 102, 103, 104, 60, 61, 110, 111]
@@ -148,7 +149,7 @@ class Row(NamedTuple):
 
 def rows_over_ranks(record: PairRecord, cp_size: int, tp_size: int) -> dict[tuple[int, int], Row]:
     """Every rank's rows under their (side, position); a row that two ranks hold is an error."""
-    whole = lay_out_concatenated(record, cp_size, tp_size)
+    whole = lay_out_pair(record, "concatenated", cp_size, tp_size)
     found: dict[tuple[int, int], Row] = {}
     for rank in range(cp_size):
         local = whole.on_rank(cp_size, rank)
@@ -246,7 +247,7 @@ def test_all_ranks_together_hold_what_the_record_means(record, cp_size, tp_size)
 def test_counts_are_the_whole_pairs_on_every_rank(record, cp_size, tp_size):
     trunk, chosen, rejected = record.lengths
     ignored = sum(end - max(start, 1) for start, end in record.nll_ignore_spans.tolist())
-    rows = lay_out_concatenated(record, cp_size, tp_size)
+    rows = lay_out_pair(record, "concatenated", cp_size, tp_size)
     for local in (rows.on_rank(cp_size, rank) for rank in range(cp_size)):
         assert local.chosen_tokens == sum(end - start for start, end in record.chosen_spans.tolist())
         assert local.rejected_tokens == sum(end - start for start, end in record.rejected_spans.tolist())
@@ -263,13 +264,17 @@ def test_masks_select_exactly_the_response_tokens(seed, trunk, turns, cp_size, t
     for side, (ids, spans) in enumerate(
         ((record.chosen_ids, record.chosen_spans), (record.rejected_ids, record.rejected_spans))
     ):
-        selected = [row.label for (s, _), row in sorted(rows.items()) if s == side and (row.chosen, row.rejected)[side]]
+        selected = [
+            row.label
+            for (s, _), row in sorted(rows.tensors().items())
+            if s == side and (row.chosen, row.rejected)[side]
+        ]
         assert selected == [token for start, end in spans for token in ids[start:end].tolist()]
 
 
 def straddles(record: PairRecord, cp_size: int) -> bool:
     """Whether the rows that predict one response belong to more than one rank."""
-    rows = lay_out_concatenated(record, cp_size).tokens.shape[1]
+    rows = lay_out_pair(record, "concatenated", cp_size).tokens.shape[1]
     owner = {row: rank for rank in range(cp_size) for row in zigzag_rows(rows, cp_size, rank).tolist()}
     first = len(record.trunk_ids) - 1
     return any(

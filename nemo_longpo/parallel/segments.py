@@ -1,0 +1,62 @@
+"""How the rows of one pair follow each other, and which of them a context-parallel rank holds.
+
+A pair is a causal *trunk* and then branches that all continue it: none of them for two full sequences side by side, two
+for chosen and rejected behind a shared prefix. Everything that cares about order reads it here: the layout of tokens,
+attention, and nothing else.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def zigzag_rows(length: int, cp_size: int, cp_rank: int) -> Tensor:
+    """Row numbers that a rank holds of a causal sequence: chunks `r` and `2·cp − 1 − r` of `2·cp` equal ones.
+
+    Megatron's context-parallel contract: every rank gets one early and one late chunk, so causal attention costs all
+    ranks the same. `length` must be a multiple of `2·cp_size`, or anything if `cp_size` is 1.
+    """
+    if cp_size == 1:
+        return torch.arange(length)
+    assert length % (2 * cp_size) == 0, f"{length} rows do not split into 2 x {cp_size} chunks"
+    chunks = torch.arange(length).view(2 * cp_size, -1)
+    return torch.cat([chunks[cp_rank], chunks[2 * cp_size - 1 - cp_rank]])
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Rows `[trunk | branch | branch …]` of a whole pair, over all ranks.
+
+    `trunk_rows` counts the trunk's padding too, which follows its `trunk_tokens`; padding behind the last branch counts
+    as rows of that branch. A rank holds the trunk's zigzag rows, then a contiguous share of the branch rows.
+    """
+
+    trunk_rows: int
+    trunk_tokens: int
+    branch_rows: tuple[int, ...] = ()
+
+    def rows_on_rank(self, cp_size: int, cp_rank: int) -> Tensor:
+        """Numbers of the rows that a rank holds, in its order."""
+        trunk = zigzag_rows(self.trunk_rows, cp_size, cp_rank)
+        branches = torch.arange(self.trunk_rows, self.trunk_rows + sum(self.branch_rows))
+        assert len(branches) % cp_size == 0, f"{len(branches)} branch rows do not split over {cp_size} ranks"
+        return torch.cat([trunk, branches.view(cp_size, -1)[cp_rank]])
+
+    def trunk_tokens_on_rank(self, cp_size: int, cp_rank: int) -> int:
+        """How many of a rank's trunk rows are tokens; they come first, its early chunk fills before its late one."""
+        return int((zigzag_rows(self.trunk_rows, cp_size, cp_rank) < self.trunk_tokens).sum())
+
+    def branch_slices(self) -> list[slice]:
+        """Each branch's rows among the branch rows of all ranks."""
+        ends = torch.tensor(self.branch_rows, dtype=torch.int64).cumsum(0).tolist()
+        return [slice(end - rows, end) for rows, end in zip(self.branch_rows, ends, strict=True)]
+
+    def to_tensor(self) -> Tensor:
+        """A small CPU tensor, int64 [2 + branches], which a model can pass along where it passes attention masks."""
+        return torch.tensor([self.trunk_rows, self.trunk_tokens, *self.branch_rows])
+
+    @classmethod
+    def from_tensor(cls, numbers: Tensor) -> "Segments":
+        trunk_rows, trunk_tokens, *branch_rows = numbers.tolist()
+        return cls(trunk_rows, trunk_tokens, tuple(branch_rows))
