@@ -266,7 +266,7 @@ def test_masks_select_exactly_the_response_tokens(seed, trunk, turns, cp_size, t
     ):
         selected = [
             row.label
-            for (s, _), row in sorted(rows.tensors().items())
+            for (s, _), row in sorted(rows.items())
             if s == side and (row.chosen, row.rejected)[side]
         ]
         assert selected == [token for start, end in spans for token in ids[start:end].tolist()]
