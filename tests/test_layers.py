@@ -28,16 +28,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nemo_longpo.errors": set(),
     **dict.fromkeys(PURE, PURE),
     "nemo_longpo.shards": PURE,
+    "nemo_longpo.planning": set(),
     **{unit: LAYOUTS | PURE | {"nemo_longpo.shards"} for unit in LAYOUTS},
     "nemo_longpo.backends": LAYOUTS | PURE,
-    "nemo_longpo.megatron": {"nemo_longpo.backends", "nemo_longpo.shards"} | LAYOUTS | PURE,
-    "nemo_longpo.recipes": {"nemo_longpo.shards"} | ADAPTER | LAYOUTS | PURE,
+    "nemo_longpo.megatron": {"nemo_longpo.backends", "nemo_longpo.shards", "nemo_longpo.planning"} | LAYOUTS | PURE,
+    "nemo_longpo.recipes": {"nemo_longpo.shards", "nemo_longpo.planning"} | ADAPTER | LAYOUTS | PURE,
     # The demo calls everything else through the public commands, as a user would.
     "nemo_longpo.recipes.demo": {"nemo_longpo.shards"} | PURE,
     "nemo_longpo.conversion": PURE,
     "nemo_longpo.data_tools": {"nemo_longpo.shards"} | PURE,
     "nemo_longpo.doctor": set(),
-    "nemo_longpo.cli": TOOLS,
+    "nemo_longpo.cli": TOOLS | {"nemo_longpo.planning"},
 }
 OPEN_TO_ALL = {"nemo_longpo", "nemo_longpo.errors"}
 

@@ -1,0 +1,89 @@
+"""Floating-point operations of a pair, counted from the model's matrices and the rows that meet in attention.
+
+A multiplication and the addition behind it are two operations. Norms, activations and rotary embedding are left out:
+below 1 % for models of this kind. With P = weights of one layer's matrices, A = query columns (heads · head size), per
+layer:
+
+    linear(r)       = 2 · P · r                 r rows
+    causal(r)       = 4 · A · r² / 2            each row meets the half of the rows before it
+    across(n, m)    = 4 · A · n · m             n rows that all meet m others
+
+| layout          | forward of all layers, trunk T, branches n₁ and n₂                               |
+|-----------------|----------------------------------------------------------------------------------|
+| `concatenated`  | Σᵢ linear(T + nᵢ) + causal(T + nᵢ)                                               |
+| `shared_prefix` | linear(T + n₁ + n₂) + causal(T) + Σᵢ across(nᵢ, T) + causal(nᵢ)                  |
+
+The output layer scores the same rows in both: the chosen sequence and the rejected branch.
+"""
+
+from typing import Literal
+
+from .shape import ModelShape
+
+PairLayout = Literal["shared_prefix", "concatenated"]
+
+BACKWARD = 2
+"""Backward operations per forward one: the gradient of the input and that of the weight or the other operand."""
+
+
+def linear_flops(shape: ModelShape, rows: float) -> float:
+    """Forward through the matrices of all layers."""
+    return 2 * shape.layers * shape.layer_matrices * rows
+
+
+def causal_flops(shape: ModelShape, rows: float) -> float:
+    """Forward of causal attention in all layers: scores and weighted values."""
+    return 2 * shape.layers * shape.query_size * rows**2
+
+
+def across_flops(shape: ModelShape, rows: float, others: float) -> float:
+    """Forward of unmasked attention of `rows` to `others` in all layers."""
+    return 4 * shape.layers * shape.query_size * rows * others
+
+
+def output_flops(shape: ModelShape, rows: float) -> float:
+    """Forward of the output layer for the rows whose log-probs are wanted."""
+    return 2 * shape.table * rows
+
+
+def layers_flops(
+    shape: ModelShape, trunk: float, chosen: float, rejected: float, layout: PairLayout = "shared_prefix"
+) -> float:
+    """Forward of all layers for one pair; lengths in tokens. See the table above."""
+    branches = chosen, rejected
+    if layout == "concatenated":
+        return sum(linear_flops(shape, trunk + rows) + causal_flops(shape, trunk + rows) for rows in branches)
+    behind = sum(across_flops(shape, rows, trunk) + causal_flops(shape, rows) for rows in branches)
+    return linear_flops(shape, trunk + chosen + rejected) + causal_flops(shape, trunk) + behind
+
+
+def pair_flops(
+    shape: ModelShape, trunk: float, chosen: float, rejected: float, layout: PairLayout = "shared_prefix"
+) -> float:
+    """Forward of one pair: layers and output layer; lengths in tokens."""
+    return layers_flops(shape, trunk, chosen, rejected, layout) + output_flops(shape, trunk + chosen + rejected)
+
+
+def training_flops(
+    shape: ModelShape, trunk: float, chosen: float, rejected: float, layout: PairLayout = "shared_prefix"
+) -> float:
+    """Forward and backward of one pair: three forwards, without what recompute repeats; what utilisation counts."""
+    return (1 + BACKWARD) * pair_flops(shape, trunk, chosen, rejected, layout)
+
+
+def executed_flops(
+    shape: ModelShape,
+    trunk: float,
+    chosen: float,
+    rejected: float,
+    layout: PairLayout = "shared_prefix",
+    recomputed: float = 0.0,
+) -> float:
+    """What the device really does: `recomputed` (0 to 1) of the layers' forward again, and the logits once more.
+
+    The log-probs never keep logits, so their backward forms them a second time.
+    """
+    again = recomputed * layers_flops(shape, trunk, chosen, rejected, layout)
+    return (
+        training_flops(shape, trunk, chosen, rejected, layout) + again + output_flops(shape, trunk + chosen + rejected)
+    )

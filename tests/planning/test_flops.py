@@ -1,0 +1,53 @@
+"""FLOPs against the figures of the design and against counting matrix products one by one."""
+
+import pytest
+
+from nemo_longpo.planning.flops import executed_flops, layers_flops, output_flops, pair_flops, training_flops
+from nemo_longpo.planning.shape import MODELS, ModelShape
+
+MISTRAL = MODELS["mistral-7b"]
+
+
+@pytest.mark.parametrize(
+    ("trunk", "concatenated", "shared", "ratio"),
+    [(131_072, 1.342e16, 7.09e15, 1.89), (524_288, 1.614e17, 8.20e16, 1.97)],
+)
+def test_known_costs_of_long_pairs(trunk, concatenated, shared, ratio):
+    full = layers_flops(MISTRAL, trunk, 4500, 4500, "concatenated")
+    once = layers_flops(MISTRAL, trunk, 4500, 4500, "shared_prefix")
+    assert full == pytest.approx(concatenated, rel=5e-4)
+    assert once == pytest.approx(shared, rel=5e-4)
+    assert full / once == pytest.approx(ratio, abs=0.005)
+
+
+def test_against_every_product_of_a_small_model():
+    shape = ModelShape(layers=3, hidden=8, ffn=20, heads=4, kv_heads=2, head_size=5, vocab=11)
+
+    def product(rows, inner, columns):
+        return 2 * rows * inner * columns
+
+    def layer(rows, seen):
+        projections = product(rows, 8, 20) + 2 * product(rows, 8, 10) + product(rows, 20, 8)
+        feed_forward = product(rows, 8, 40) + product(rows, 20, 8)
+        return projections + feed_forward + 4 * 2 * product(1, 5, 1) * seen
+
+    trunk, chosen, rejected = 30, 7, 4
+    shared = layer(41, 30**2 / 2 + 7 * 30 + 7**2 / 2 + 4 * 30 + 4**2 / 2)
+    full = layer(37, 37**2 / 2) + layer(34, 34**2 / 2)
+    output = product(41, 8, 11)
+    assert pair_flops(shape, trunk, chosen, rejected, "shared_prefix") == 3 * shared + output
+    assert pair_flops(shape, trunk, chosen, rejected, "concatenated") == 3 * full + output
+    assert output_flops(shape, 41) == output
+
+
+def test_training_is_three_forwards_and_recompute_adds_the_layers():
+    lengths = 8192, 900, 700
+    forward, layers = pair_flops(MISTRAL, *lengths), layers_flops(MISTRAL, *lengths)
+    logits_again = output_flops(MISTRAL, sum(lengths))
+    assert training_flops(MISTRAL, *lengths) == 3 * forward
+    assert executed_flops(MISTRAL, *lengths) == 3 * forward + logits_again
+    assert executed_flops(MISTRAL, *lengths, recomputed=0.5) == pytest.approx(3 * forward + logits_again + layers / 2)
+
+
+def test_without_a_trunk_the_layouts_cost_the_same():
+    assert layers_flops(MISTRAL, 0, 500, 300, "shared_prefix") == layers_flops(MISTRAL, 0, 500, 300, "concatenated")

@@ -1,0 +1,74 @@
+"""Shapes from names, Hugging Face directories and NeMo checkpoints."""
+
+import json
+
+import pytest
+
+from nemo_longpo.errors import InputError
+from nemo_longpo.planning.shape import MODELS, ModelShape, load_shape
+
+HUGGING_FACE = {
+    "model_type": "qwen2",
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 421,
+    "tie_word_embeddings": True,
+}
+SMALL = ModelShape(2, 64, 96, 4, 2, 16, 421, tied=True, bias=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("mistral-7b", 7_241_732_096),
+        ("qwen2.5-0.5b", 494_032_768),
+        ("qwen2.5-1.5b", 1_543_714_304),
+        ("qwen2.5-7b", 7_615_616_512),
+        ("qwen2.5-72b", 72_706_203_648),
+    ],
+)
+def test_published_parameter_counts(name, parameters):
+    assert load_shape(name).parameters == parameters
+
+
+def test_hugging_face_directory_and_file(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(HUGGING_FACE))
+    assert load_shape(str(tmp_path)) == load_shape(str(file)) == SMALL
+    file.write_text(json.dumps({**HUGGING_FACE, "model_type": "mistral", "head_dim": 24, "num_key_value_heads": None}))
+    assert load_shape(str(tmp_path)) == ModelShape(2, 64, 96, 4, 4, 24, 421, tied=True)
+
+
+def test_nemo_checkpoint(tmp_path):
+    (tmp_path / "context").mkdir()
+    (tmp_path / "context" / "model.yaml").write_text(
+        "config:\n  num_layers: 2\n  hidden_size: 64\n  ffn_hidden_size: 96\n  num_attention_heads: 4\n"
+        "  num_query_groups: 2\n  kv_channels: 16\n  vocab_size: 421\n  add_qkv_bias: true\n"
+        "  share_embeddings_and_output_weights: true\n"
+    )
+    assert load_shape(str(tmp_path)) == SMALL
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "config.json is not readable JSON"),
+        ("[]", "holds no JSON object"),
+        (json.dumps({**HUGGING_FACE, "hidden_size": "64"}), "config.json: hidden_size is '64', not a whole number"),
+        (json.dumps({**HUGGING_FACE, "vocab_size": True}), "vocab_size is True"),
+        (json.dumps({**HUGGING_FACE, "num_key_value_heads": 3}), "4 attention heads do not divide over 3"),
+    ],
+)
+def test_a_faulty_file_is_named_with_its_field(tmp_path, content, message):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match=message.replace("(", r"\(")):
+        load_shape(str(tmp_path))
+
+
+def test_an_unknown_model_lists_the_known_ones():
+    with pytest.raises(InputError, match=r"mistral-8b is neither a known model \(mistral-7b, .*nor a Hugging Face"):
+        load_shape("mistral-8b")
+    assert MODELS
