@@ -9,12 +9,14 @@ from nemo import lightning as nl
 from nemo_longpo.backends import cpu
 from nemo_longpo.errors import InputError
 
+from .activations import ActivationSettings
+
 
 class LongPOStrategy(nl.MegatronStrategy):
     """Every rank builds its strategy before it touches a device, so this is where the CPU backend switches itself on.
 
-    Takes what `nemo.lightning.MegatronStrategy` takes, and activation recompute, which belongs to the job and not to
-    the architecture that comes from the checkpoint. Without an accelerator, process groups run over gloo and
+    Takes what `nemo.lightning.MegatronStrategy` takes, and settings that belong to the job although they stand on the
+    model's config, whose other fields come from the checkpoint. Without an accelerator, process groups run over gloo,
     - checkpoints are written at once by the rank itself: the asynchronous writer spawns helpers;
     - the optimizer is not distributed: Megatron's cannot be resumed with torch's Adam, which stands in for the fused
       ones (megatron/core/optimizer/distrib_optimizer.py:637 asserts a step count that a fresh Adam does not have);
@@ -22,8 +24,11 @@ class LongPOStrategy(nl.MegatronStrategy):
       and gloo waits for forever.
 
     Args:
-        recompute_granularity: `full` recomputes whole layers in the backward, `selective` their core attention.
+        recompute_granularity: `full` recomputes whole layers in the backward, `selective` parts of every layer.
         recompute_method, recompute_num_layers: which layers, for `full`; as in Megatron's TransformerConfig.
+        recompute_modules: which parts, for `selective`: `core_attn` (Megatron's default), `layernorm`, `mlp`.
+        cpu_offloading_num_layers: so many layers keep their activations in host memory; instead of recompute, needs
+            Transformer Engine.
     """
 
     def __init__(
@@ -31,6 +36,8 @@ class LongPOStrategy(nl.MegatronStrategy):
         recompute_granularity: Optional[Literal["full", "selective"]] = None,  # noqa: UP045 (NeMo-Run's parser)
         recompute_method: Literal["uniform", "block"] = "uniform",
         recompute_num_layers: int = 1,
+        recompute_modules: Optional[list[str]] = None,  # noqa: UP045
+        cpu_offloading_num_layers: int = 0,
         **kwargs: Any,
     ):
         if cpu.activate():
@@ -41,18 +48,14 @@ class LongPOStrategy(nl.MegatronStrategy):
                 "replace_progress_bar": False,
             }
         super().__init__(**kwargs)
-        self.recompute_granularity = recompute_granularity
-        self.recompute_method = recompute_method
-        self.recompute_num_layers = recompute_num_layers
+        self.activations = ActivationSettings(
+            recompute_granularity, recompute_method, recompute_num_layers, recompute_modules, cpu_offloading_num_layers
+        )
 
     def connect(self, model: pl.LightningModule) -> None:
         config: TransformerConfig = model.config
         check_parallel_sizes(config, self.tensor_model_parallel_size, self.pipeline_model_parallel_size)
-        if self.recompute_granularity is not None:
-            config.recompute_granularity = self.recompute_granularity
-        if self.recompute_granularity == "full":
-            config.recompute_method = self.recompute_method
-            config.recompute_num_layers = self.recompute_num_layers
+        self.activations.apply_to(config, self.pipeline_model_parallel_size)
         if cpu.is_active():
             model.optim.config.use_distributed_optimizer = False  # type: ignore[union-attr]
         super().connect(model)
