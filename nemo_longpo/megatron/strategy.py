@@ -8,8 +8,10 @@ from nemo import lightning as nl
 
 from nemo_longpo.backends import cpu
 from nemo_longpo.errors import InputError
+from nemo_longpo.parallel.communication import CpCommType
 
 from .activations import ActivationSettings
+from .communication import set_communication
 
 
 class LongPOStrategy(nl.MegatronStrategy):
@@ -29,6 +31,9 @@ class LongPOStrategy(nl.MegatronStrategy):
         recompute_modules: which parts, for `selective`: `core_attn` (Megatron's default), `layernorm`, `mlp`.
         cpu_offloading_num_layers: so many layers keep their activations in host memory; instead of recompute, needs
             Transformer Engine.
+        cp_comm_type: how context-parallel ranks exchange the trunk's keys and values on GPUs, see
+            `nemo_longpo.parallel.communication`; on the CPU they are gathered, whatever it says.
+        hierarchical_context_parallel_sizes: for `a2a+p2p`, how many ranks exchange heads, how many form a ring.
     """
 
     def __init__(
@@ -38,6 +43,8 @@ class LongPOStrategy(nl.MegatronStrategy):
         recompute_num_layers: int = 1,
         recompute_modules: Optional[list[str]] = None,  # noqa: UP045
         cpu_offloading_num_layers: int = 0,
+        cp_comm_type: CpCommType = "p2p",
+        hierarchical_context_parallel_sizes: Optional[list[int]] = None,  # noqa: UP045
         **kwargs: Any,
     ):
         if cpu.activate():
@@ -51,11 +58,21 @@ class LongPOStrategy(nl.MegatronStrategy):
         self.activations = ActivationSettings(
             recompute_granularity, recompute_method, recompute_num_layers, recompute_modules, cpu_offloading_num_layers
         )
+        self.cp_comm_type = cp_comm_type
+        self.hierarchical_context_parallel_sizes = hierarchical_context_parallel_sizes
 
     def connect(self, model: pl.LightningModule) -> None:
         config: TransformerConfig = model.config
         check_parallel_sizes(config, self.tensor_model_parallel_size, self.pipeline_model_parallel_size)
         self.activations.apply_to(config, self.pipeline_model_parallel_size)
+        set_communication(
+            config,
+            self.cp_comm_type,
+            self.hierarchical_context_parallel_sizes,
+            self.context_parallel_size,
+            self.tensor_model_parallel_size,
+            model.pair_layout,  # type: ignore[arg-type]
+        )
         if cpu.is_active():
             model.optim.config.use_distributed_optimizer = False  # type: ignore[union-attr]
         super().connect(model)

@@ -1,5 +1,6 @@
 """This process's place among Megatron's process groups: the one file that reads Megatron's global parallel state."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch.distributed as dist
@@ -43,3 +44,19 @@ def current_topology(vp_stage: int | None = None) -> Topology:
         is_first_stage=parallel_state.is_pipeline_first_stage(**stage),
         is_last_stage=parallel_state.is_pipeline_last_stage(**stage),
     )
+
+
+def hierarchical_cp_groups(sizes: Sequence[int]) -> list[dist.ProcessGroup]:
+    """This rank's part of its context-parallel group at each level: `sizes[0]` neighbours, then strides of that.
+
+    Collective over the whole job: each group is made by all ranks, in the same order.
+    """
+    ranks_of_all: list[list[int]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(ranks_of_all, dist.get_process_group_ranks(parallel_state.get_context_parallel_group()))
+    mine: list[dist.ProcessGroup] = []
+    for ranks in sorted({tuple(ranks) for ranks in ranks_of_all}):
+        groups, _ = parallel_state.create_hierarchical_groups(
+            dist.get_rank(), ranks, list(sizes), group_desc="CONTEXT_PARALLEL_GROUP"
+        )
+        mine += groups
+    return mine

@@ -1,0 +1,77 @@
+"""Core attention on GPUs: Transformer Engine's for the trunk, ours for the branches behind it.
+
+Import this only where Transformer Engine is installed: without it Megatron-Core's class stands on a mock.
+
+Shape legend: S local rows (trunk, then branches), B batch, H query heads of this rank, K key/value heads of this rank,
+D head size.
+"""
+
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core.extensions.transformer_engine import TEDotProductAttention
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.enums import AttnMaskType
+from torch import Tensor
+
+from .attention import attend_over_segments
+from .topology import current_topology
+
+
+class TEPairAttention(TEDotProductAttention):
+    """A subclass, so that state-dict keys and everything that Megatron and NeMo set on the module stay as they are.
+
+    The trunk's rows are an ordinary causal sequence for Transformer Engine, zigzag over the context-parallel ranks, in
+    sbhd; it picks FlashAttention or cuDNN and exchanges keys and values as `cp_comm_type` says.
+
+    Args:
+        cp_groups: for `a2a+p2p`, the group that exchanges heads and the group that forms a ring. Megatron-Core would
+            take them from its global state, where NeMo has no way to put them.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        softmax_scale: float | None = None,
+        cp_comm_type: str | None = "p2p",
+        cp_groups: list[dist.ProcessGroup] | None = None,
+        **settings: Any,
+    ):
+        assert (attention_type, attn_mask_type) == ("self", AttnMaskType.causal), "only causal self-attention"
+        super().__init__(
+            config,
+            layer_number,
+            attn_mask_type,
+            attention_type,
+            softmax_scale=softmax_scale,
+            cp_comm_type="p2p" if cp_groups else cp_comm_type,
+            **settings,
+        )
+        if cp_groups:
+            ranks = dist.get_process_group_ranks(current_topology().cp_group)
+            self.set_context_parallel_group(cp_groups, ranks, self.cp_stream, cp_comm_type)
+        self.branch_scale = softmax_scale
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        attn_mask_type: AttnMaskType,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+    ) -> Tensor:
+        """Returns [S, B, H·D]; `attention_mask` carries the segments, see `attend_over_segments`."""
+        assert attention_bias is None, "branches have no attention bias"
+        assert packed_seq_params is None, "a micro-batch is one pair"
+
+        def attend_causally(query_SBHD: Tensor, key_SBKD: Tensor, value_SBKD: Tensor) -> Tensor:
+            # The zero-argument super() finds its instance in a method's own frame only.
+            return super(TEPairAttention, self).forward(query_SBHD, key_SBKD, value_SBKD, None, attn_mask_type)
+
+        return attend_over_segments(query, key, value, attention_mask, attend_causally, self.branch_scale)
