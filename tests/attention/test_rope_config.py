@@ -1,0 +1,77 @@
+"""RoPE scaling in `config.json`: both dialects are read, nothing is ignored, and what is written reads back."""
+
+import math
+
+import pytest
+
+from nemo_longpo.attention.rope import LinearScaling, Llama3Scaling, YarnScaling
+from nemo_longpo.attention.rope_config import parse_scaling, scaling_of, scaling_settings
+from nemo_longpo.errors import InputError
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+LLAMA = {
+    "rope_type": "llama3",
+    "factor": 8,
+    "original_max_position_embeddings": 8192,
+    "low_freq_factor": 1,
+    "high_freq_factor": 4,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "scaling"),
+    [
+        ({}, None),
+        ({"rope_scaling": None}, None),
+        ({"rope_scaling": {"rope_type": "default"}}, None),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, None),
+        ({"rope_parameters": {"rope_theta": 1e6}}, None),
+        ({"rope_scaling": {"type": "linear", "factor": 2}}, LinearScaling(2)),
+        ({"rope_scaling": YARN}, YarnScaling(4.0, 32768)),
+        ({"rope_scaling": None, "rope_parameters": {**YARN, "rope_theta": 1e6}}, YarnScaling(4.0, 32768)),
+        ({"rope_scaling": {**YARN, "beta_fast": None, "finetuned": True}}, YarnScaling(4.0, 32768)),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}, "max_position_embeddings": 8192},
+            YarnScaling(4.0, 8192),
+        ),
+        ({"rope_scaling": LLAMA}, Llama3Scaling(8, 8192, 1, 4)),
+    ],
+)
+def test_both_dialects(config, scaling):
+    assert scaling_of(config, "config.json") == scaling
+    assert parse_scaling(scaling_settings(scaling), "again") == scaling
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"rope_type": "dynamic"},
+            "rope scaling of type dynamic is not supported; choose linear, yarn, llama3 or none",
+        ),
+        ({"rope_type": "longrope"}, "rope scaling of type longrope is not supported"),
+        ({"rope_type": "default"}, "rope scaling of type default has no setting factor, original_max_position_embed"),
+        ({"beta_fas": 16}, "rope scaling of type yarn has no setting beta_fas; remove it"),
+        ({"factor": None}, "rope scaling of type yarn needs factor; add it"),
+        ({"original_max_position_embeddings": None}, "yarn needs original_max_position_embeddings"),
+        ({"factor": 0.5}, "factor is 0.5; it must be a number of at least 1"),
+        ({"factor": "4"}, "factor is '4'; it must be a number"),
+        ({"factor": True}, "factor is True; it must be a number"),
+        ({"factor": math.nan}, "factor is nan; it must be a number"),
+        ({"original_max_position_embeddings": 4096.5}, "is 4096.5; it must be a whole number of positions"),
+        ({"beta_fast": 0.5}, "beta_fast is 0.5; it must be a number of at least 1"),
+        ({"beta_slow": 0}, "beta_slow is 0; it must be a number above 0"),
+        ({"attention_factor": 0}, "attention_factor is 0; it must be a number above 0"),
+        ({"mscale": -1}, "mscale is -1; it must be a number above 0"),
+        ({"truncate": 1}, "truncate is 1, not true or false"),
+    ],
+)
+def test_refuses(changes, message):
+    with pytest.raises(InputError, match=r"^here/config\.json: ") as refusal:
+        scaling_of({"rope_scaling": YARN | changes}, "here/config.json")
+    assert message in str(refusal.value)
+
+
+def test_refuses_an_empty_ramp_of_llama3():
+    with pytest.raises(InputError, match="high_freq_factor is 4; it must be a number above 4"):
+        parse_scaling(LLAMA | {"low_freq_factor": 4}, "config.json")
