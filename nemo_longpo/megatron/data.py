@@ -13,32 +13,30 @@ from nemo.lightning.pytorch.plugins import MegatronDataSampler
 from torch.utils.data import DataLoader, Dataset
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.parallel.sampling import RecordOrder
+from nemo_longpo.planning.flops import pair_flops
 from nemo_longpo.shards.fingerprint import tokenizer_fingerprint
 from nemo_longpo.shards.reader import ShardReader
 from nemo_longpo.shards.schema import PairRecord
 
+from .shape import model_shape
+from .topology import current_topology
 
-class ShuffledEpochs(Dataset):
-    """Item i is the (i mod n)-th record of epoch (i div n), every epoch in its own seeded order.
 
-    A pure function of `seed` and i: the order depends neither on the number of ranks nor on when the run was resumed.
-    """
+class OrderedRecords(Dataset):
+    """The records of all readers, over and over again, as a `RecordOrder` arranges them."""
 
-    def __init__(self, readers: Sequence[ShardReader], samples: int, seed: int):
+    def __init__(self, readers: Sequence[ShardReader], order: RecordOrder, samples: int):
         self.readers = list(readers)
         self.records = [(number, index) for number, reader in enumerate(readers) for index in range(len(reader))]
+        self.order = order
         self.samples = samples
-        self.seed = seed
-        self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def __len__(self) -> int:
         return self.samples
 
     def __getitem__(self, item: int) -> PairRecord:
-        epoch, place = divmod(int(item), len(self.records))
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.records))
-        number, index = self.records[self._order[place]]
+        number, index = self.records[self.order[int(item)]]
         return self.readers[number][index]
 
 
@@ -55,6 +53,10 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
         seq_length: the longest sequence (trunk + branch, in tokens) that the run is prepared for; longer records are
             refused before training starts.
         micro_batch_size: pairs per forward pass; always 1, pairs differ in length and fill the device alone.
+        length_window: 1 draws every global batch at random from the epoch and only deals it to the data-parallel ranks
+            so that their work is equal, which changes neither batch nor gradient, but leaves no choice where a rank
+            gets one pair. More makes the batches of so many steps at a time from pairs of similar length: equal work
+            there too, at the price of batches that are not random samples. Documents per epoch stay the same.
         tokenizer: set by NeMo from the model's checkpoint, and checked against the shards'.
     """
 
@@ -66,6 +68,7 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
         seq_length: int = 131072,
         global_batch_size: int = 8,
         micro_batch_size: int = 1,
+        length_window: int = 1,
         seed: int = 1234,
         num_workers: int = 0,
         tokenizer: TokenizerSpec | None = None,
@@ -73,10 +76,13 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
         super().__init__()
         if micro_batch_size != 1:
             raise InputError(f"data.micro_batch_size is {micro_batch_size}; a micro-batch is one pair, set it to 1.")
+        if length_window < 1:
+            raise InputError(f"data.length_window is {length_window}; 1 or more global batches, 1 to leave it off.")
         self.paths = [paths] if isinstance(paths, str) else list(paths or [])
         self.seq_length = seq_length
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
+        self.length_window = length_window
         self.seed = seed
         self.num_workers = num_workers
         self.tokenizer = tokenizer
@@ -91,10 +97,12 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
             raise InputError("data.paths is not set; give a shard directory, data.paths=SHARDS.")
         fingerprint = tokenizer_fingerprint(self.tokenizer.tokenizer) if self.tokenizer is not None else None
         self.readers = [ShardReader(path, tokenizer_fingerprint=fingerprint) for path in self.paths]
-        for reader in self.readers:
+        lengths = [reader.lengths().reshape(-1, 3) for reader in self.readers]
+        for reader, trunk_chosen_rejected in zip(self.readers, lengths, strict=True):
             self._refuse_foreign_tokens(reader)
-            self._refuse_long_records(reader)
-        if not any(len(reader) for reader in self.readers):
+            self._refuse_long_records(reader, trunk_chosen_rejected)
+        self.lengths = np.concatenate(lengths)
+        if not len(self.lengths):
             raise InputError(
                 f"{', '.join(self.paths)}: no records to train on; check the report of `longpo data filter`."
             )
@@ -108,8 +116,7 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
                 f"{rows} rows; train the model that the shards were scored with."
             )
 
-    def _refuse_long_records(self, reader: ShardReader) -> None:
-        trunk_chosen_rejected = reader.lengths()
+    def _refuse_long_records(self, reader: ShardReader, trunk_chosen_rejected: np.ndarray) -> None:
         if not len(trunk_chosen_rejected):
             return
         lengths = trunk_chosen_rejected[:, 0] + trunk_chosen_rejected[:, 1:].max(1)
@@ -124,10 +131,18 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
         samples = self.trainer.max_steps * self.global_batch_size
         return WrappedDataLoader(
             mode="train",
-            dataset=ShuffledEpochs(self.readers, samples, self.seed),
+            dataset=OrderedRecords(self.readers, self._order(), samples),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             collate_fn=_only_item,
+        )
+
+    def _order(self) -> RecordOrder:
+        model: Any = self.trainer.lightning_module
+        shape = model_shape(model.config)
+        flops = [pair_flops(shape, trunk, a, b, model.pair_layout) for trunk, a, b in self.lengths.tolist()]
+        return RecordOrder(
+            np.array(flops), self.seed, self.global_batch_size, self.length_window, current_topology().dp_size
         )
 
     def val_dataloader(self) -> list:

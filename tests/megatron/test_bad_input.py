@@ -105,3 +105,7 @@ def test_sizes_beyond_the_devices(workers, workbench, tmp_path):
 
 def test_more_than_one_pair_in_a_micro_batch(workers, workbench, tmp_path):
     assert "micro-batch is one pair" in _refusal(workers, workbench, tmp_path, data__micro_batch_size=2)
+
+
+def test_no_window_at_all(workers, workbench, tmp_path):
+    assert "data.length_window is 0" in _refusal(workers, workbench, tmp_path, data__length_window=0)

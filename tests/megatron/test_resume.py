@@ -36,12 +36,13 @@ def _last(run: Path) -> Path:
 
 @pytest.mark.parametrize("workbench", ["mistral"], indirect=True)
 def test_two_and_two_steps_equal_four(workbench, workers, tmp_path):
-    """With two context ranks, a decaying learning rate and two of four records a step."""
+    """With two context ranks, a decaying learning rate, and three of eight records a step, of similar length."""
 
     def train(run: str, workers: WorkerPool, **job) -> None:
         overrides = {
             "data.paths": str(workbench.shards),
-            "data.global_batch_size": 2,
+            "data.global_batch_size": 3,
+            "data.length_window": 2,
             "resume.restore_config.path": str(workbench.checkpoint),
             "log.log_dir": str(tmp_path / run),
             "log.ckpt.every_n_train_steps": 2,
