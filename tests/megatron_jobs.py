@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
+from megatron.core.transformer.transformer_block import TransformerBlock
 from nemo.lightning.callback_group import CallbackGroup
 
 from nemo_longpo.errors import InputError
@@ -36,6 +37,19 @@ class SaveGradients(pl.Callback):
         dist_checkpointing.save(step.pipeline.sharded_state_dict(), self.directory)
 
 
+class CountRows(pl.Callback):
+    """Note how many rows the layers of this rank were given in each forward pass of a micro-batch."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+
+    def on_train_start(self, trainer: pl.Trainer, *args) -> None:
+        blocks = [
+            block for block in trainer.strategy.megatron_parallel.modules() if isinstance(block, TransformerBlock)
+        ]
+        blocks[0].register_forward_hook(lambda block, inputs, output: self.rows.append(output.shape[0]))
+
+
 class KillAfter(pl.Callback):
     """Kill this process without a word, as a node that is lost."""
 
@@ -52,8 +66,12 @@ def finetune(
     gradients: str | None = None,
     checkpoints: bool = False,
     kill_after: int | None = None,
-) -> None:
-    """Run `tiny_longpo` in this process group, with `overrides` as `nemo llm finetune` would apply them."""
+) -> list[int]:
+    """Run `tiny_longpo` in this process group, with `overrides` as `nemo llm finetune` would apply them.
+
+    Returns:
+        The rows of every micro-batch that went through this rank's layers.
+    """
     recipe = tiny_longpo()
     recipe.trainer.enable_progress_bar = False
     if not checkpoints:
@@ -66,6 +84,8 @@ def finetune(
             owner = getattr(owner, parent)
         setattr(owner, name, value)
     run = fdl.build(recipe)
+    counter = CountRows()
+    run.keywords["trainer"].callbacks.append(counter)
     if gradients is not None:
         run.keywords["trainer"].callbacks.append(SaveGradients(gradients))
     if kill_after is not None:
@@ -74,6 +94,7 @@ def finetune(
         run()
     finally:
         leave_process_group()
+    return counter.rows
 
 
 def leave_process_group() -> None:

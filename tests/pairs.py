@@ -1,5 +1,6 @@
 """Random preference pairs for tests: unequal lengths, several turns, ignored spans."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,24 @@ def uneven_records(vocab_size: int) -> list[PairRecord]:
     """Four records of 1 to 3 turns and unequal lengths; some turn straddles a context-parallel shard boundary."""
     rng = np.random.default_rng(7)
     return [random_record(rng, vocab_size, 13 + 11 * i, turns, f"doc-{i}") for i, turns in enumerate((1, 3, 2, 3))]
+
+
+def edge_records(vocab_size: int) -> list[PairRecord]:
+    """Trunks of one token, of three (fewer than 2 · cp, and ranks without any) and without padding; equal answers."""
+    rng = np.random.default_rng(11)
+    one, three = (random_record(rng, vocab_size, trunk, 2, f"trunk-of-{trunk}") for trunk in (1, 3))
+    equal = random_record(rng, vocab_size, 21, 3, "equal-branches")
+    same_length = {
+        "rejected_ids": rng.permutation(equal.chosen_ids),
+        "rejected_spans": equal.chosen_spans,
+        "ref_rejected_logps": tuple(2 * logps for logps in equal.ref_chosen_logps),
+    }
+    return [
+        replace(one, nll_ignore_spans=np.array([[0, 1]], np.int32)),
+        replace(three, nll_ignore_spans=np.array([[0, 1], [2, 3]], np.int32)),
+        random_record(rng, vocab_size, 65, 1, "unpadded-trunk"),
+        replace(equal, **same_length),
+    ]
 
 
 def _random_branch(rng: np.random.Generator, vocab_size: int, instructions: list[np.ndarray]):

@@ -23,12 +23,12 @@ class Workbench:
 
 @pytest.fixture(scope="session", params=["mistral", "qwen2"])
 def workbench(request, tmp_path_factory) -> Workbench:
-    """Pairs of 1 to 3 turns and unequal lengths; an odd number of vocabulary rows."""
+    """Pairs of 1 to 3 turns, of unequal lengths and at the edges; an odd number of vocabulary rows."""
     root = tmp_path_factory.mktemp(request.param)
     hf = tiny.save_tiny(root / "hf", request.param)
     tokenizer = tiny.tiny_tokenizer(tiny.DEFAULT_STYLE[request.param])
     vocab_size = tiny.tiny_model(request.param, tokenizer).config.vocab_size
     assert vocab_size % 2 == 1, "the vocabulary must not divide by the tensor-parallel size"
-    records = pairs.uneven_records(vocab_size)
+    records = [*pairs.uneven_records(vocab_size), *pairs.edge_records(vocab_size)]
     shards = pairs.write_shards(root / "shards", records, tokenizer, vocab_size)
     return Workbench(hf, import_checkpoint(hf, root / "nemo"), shards, records)

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from reference import longpo_step
 from safetensors.torch import load_file
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from nemo_longpo.conversion.exporter import export_checkpoint
@@ -17,18 +19,48 @@ pytestmark = pytest.mark.distributed
 TOLERANCE = 1e-4
 BETA, WEIGHT = 0.1, 0.5
 
-CASES = {
+FULL = {"trainer.strategy.recompute_granularity": "full"}
+BLOCK = {**FULL, "trainer.strategy.recompute_method": "block"}
+SELECTIVE = {"trainer.strategy.recompute_granularity": "selective"}
+SEQUENCE_PARALLEL = {"trainer.strategy.sequence_parallel": True}
+CONCATENATED = {"model.pair_layout": "concatenated"}
+
+# Sizes of cp, tp, pp, dp, then settings. Every rank's place in the layout differs between these.
+PARALLEL = {
     "one process": (1, 1, 1, 1, {}),
     "cp 2": (2, 1, 1, 1, {}),
+    "cp 4": (4, 1, 1, 1, {}),
     "tp 2": (1, 2, 1, 1, {}),
     "pp 2": (1, 1, 2, 1, {}),
     "dp 2": (1, 1, 1, 2, {}),
     "cp 2, tp 2": (2, 2, 1, 1, {}),
-    "cp 2, full recompute": (2, 1, 1, 1, {"trainer.strategy.recompute_granularity": "full"}),
-    "cp 2, tp 2, sequence parallel": (2, 2, 1, 1, {"trainer.strategy.sequence_parallel": True}),
-    "tp 2, pp 2, full recompute": (1, 2, 2, 1, {"trainer.strategy.recompute_granularity": "full"}),
-    "log-probs in chunks of 7": (1, 1, 1, 1, {"model.logprob_chunk_size": 7}),
+    "cp 2, tp 2, sequence parallel": (2, 2, 1, 1, SEQUENCE_PARALLEL),
+    "cp 2, pp 2": (2, 1, 2, 1, {}),
+    "cp 2, full recompute": (2, 1, 1, 1, FULL),
+    "tp 2, pp 2, full recompute": (1, 2, 2, 1, FULL),
 }
+# What both families share: one of them is enough.
+MISTRAL = {
+    "cp 2, dp 2": (2, 1, 1, 2, {}),
+    "cp 2, selective recompute": (2, 1, 1, 1, SELECTIVE),
+    "log-probs in chunks of 7": (1, 1, 1, 1, {"model.logprob_chunk_size": 7}),
+    "concatenated, one process": (1, 1, 1, 1, CONCATENATED),
+    "concatenated, cp 2, tp 2, sequence parallel": (2, 2, 1, 1, CONCATENATED | SEQUENCE_PARALLEL),
+    "concatenated, cp 2, full recompute": (2, 1, 1, 1, CONCATENATED | FULL),
+}
+QWEN2 = {
+    "pp 2, dp 2": (1, 1, 2, 2, {}),
+    "cp 2, tp 2, sequence parallel, full recompute": (2, 2, 1, 1, SEQUENCE_PARALLEL | FULL),
+    "cp 2, pp 2, selective recompute": (2, 1, 2, 1, SELECTIVE),
+    "block recompute": (1, 1, 1, 1, BLOCK),
+    "concatenated, cp 2": (2, 1, 1, 1, CONCATENATED),
+    "concatenated, pp 2": (1, 1, 2, 1, CONCATENATED),
+}
+CASES = [
+    pytest.param(family, case, id=f"{family}: {name}")
+    for family, cases in (("mistral", PARALLEL | MISTRAL), ("qwen2", PARALLEL | QWEN2))
+    for name, case in cases.items()
+]
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +84,14 @@ def reference(workbench):
     return metrics, {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_step_equals_hugging_face(workbench, reference, workers, tmp_path, case):
-    cp, tp, pp, dp, more = CASES[case]
+def train_one_step(workbench, workers, directory: Path, case) -> tuple[dict, dict[str, Tensor], list[list[int]]]:
+    """The step's metrics, its gradients under Hugging Face's names, and the rows of every rank's micro-batches."""
+    cp, tp, pp, dp, more = case
     overrides = {
         "data.paths": str(workbench.shards),
         "data.global_batch_size": len(workbench.records),
         "resume.restore_config.path": str(workbench.checkpoint),
-        "log.log_dir": str(tmp_path / "run"),
+        "log.log_dir": str(directory / "run"),
         "model.objective.beta": BETA,
         "model.objective.preference_weight": WEIGHT,
         "trainer.devices": cp * tp * pp * dp,
@@ -69,26 +101,61 @@ def test_step_equals_hugging_face(workbench, reference, workers, tmp_path, case)
         "trainer.strategy.pipeline_model_parallel_size": pp,
         **more,
     }
-    gradients = tmp_path / "gradients"
-    workers.run(
+    gradients = directory / "gradients"
+    rows = workers.run(
         "megatron_jobs", "finetune", cp * tp * pp * dp, overrides=overrides, gradients=str(gradients / "weights")
     )
+    (line,) = (directory / "run" / "tb_logs" / "longpo" / "metrics.jsonl").read_text().splitlines()
+    # Gradients were saved under their parameters' keys, so the exporter gives them Hugging Face's names and shapes.
+    shutil.copytree(workbench.checkpoint / "context", gradients / "context")
+    return json.loads(line), load_file(export_checkpoint(gradients, directory / "hf") / "model.safetensors"), rows
 
+
+def assert_equal_gradients(found: dict[str, Tensor], expected: dict[str, Tensor]) -> Tensor:
+    """Each parameter's by the norm of the difference; returns the norm over all of them."""
+    assert set(found) == set(expected)
+    norm = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
+    for name, gradient in expected.items():
+        error = (found[name] - gradient).norm()
+        assert error <= TOLERANCE * max(float(gradient.norm()), 1e-3 * float(norm)), (
+            f"{name}: {error} of {gradient.norm()}"
+        )
+    return norm
+
+
+@pytest.mark.parametrize(("workbench", "case"), CASES, indirect=["workbench"])
+def test_step_equals_hugging_face(workbench, reference, workers, tmp_path, case):
     expected_metrics, expected_gradients = reference
-    (line,) = (tmp_path / "run" / "tb_logs" / "longpo" / "metrics.jsonl").read_text().splitlines()
-    step = json.loads(line)
+    step, gradients, rows = train_one_step(workbench, workers, tmp_path, case)
     assert step["step"] == 1
     for name in METRICS:
         assert step[name] == pytest.approx(expected_metrics[name], rel=TOLERANCE), name
-
-    # Gradients were saved under their parameters' keys, so the exporter gives them Hugging Face's names and shapes.
-    shutil.copytree(workbench.checkpoint / "context", gradients / "context")
-    found = load_file(export_checkpoint(gradients, tmp_path / "hf") / "model.safetensors")
-    assert set(found) == set(expected_gradients)
-    norm = torch.stack([gradient.norm() for gradient in expected_gradients.values()]).norm()
-    for name, expected in expected_gradients.items():
-        error = (found[name] - expected).norm()
-        assert error <= TOLERANCE * max(float(expected.norm()), 1e-3 * float(norm)), (
-            f"{name}: {error} of {expected.norm()}"
-        )
+    norm = assert_equal_gradients(gradients, expected_gradients)
     assert step["grad_norm"] == pytest.approx(float(norm), rel=TOLERANCE)
+    assert_own_lengths(rows, workbench.records, case)
+
+
+def assert_own_lengths(rows_of_ranks: list[list[int]], records, case) -> None:
+    """Every micro-batch, in every pipeline stage, has its own pair's rows and padding to 2 · cp and tp at most."""
+    cp, tp, pp, _, more = case
+    found = sorted(rows for rank in rows_of_ranks for rows in rank)
+    split = cp * (tp if SEQUENCE_PARALLEL.items() <= more.items() else 1)
+    needed = []
+    for record in records:
+        trunk, chosen, rejected = record.lengths
+        rows = trunk + max(chosen, rejected) - 1 if CONCATENATED.items() <= more.items() else sum(record.lengths) - 1
+        needed += [rows / split] * (cp * tp * pp)
+    padding = (2 * cp * tp + cp * tp) / split
+    assert len(found) == len(needed)
+    assert all(0 <= got - need < padding for got, need in zip(found, sorted(needed), strict=True)), (found, needed)
+
+
+@pytest.mark.parametrize("workbench", ["qwen2"], indirect=True)
+def test_layouts_have_the_same_gradients(workbench, workers, tmp_path):
+    results = [
+        train_one_step(workbench, workers, tmp_path / name, (2, 1, 1, 1, settings))
+        for name, settings in (("shared_prefix", {}), ("concatenated", CONCATENATED))
+    ]
+    (_, shared, rows), (_, concatenated, twice) = results
+    assert_equal_gradients(shared, concatenated)
+    assert sum(map(sum, rows)) < 0.7 * 2 * sum(map(sum, twice)), "the shared prefix runs once"
