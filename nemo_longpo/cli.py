@@ -15,6 +15,7 @@ def build_parser() -> argparse.ArgumentParser:
     from nemo_longpo.conversion.cli import register as register_convert
     from nemo_longpo.data_tools.cli import register as register_data
     from nemo_longpo.doctor import register as register_doctor
+    from nemo_longpo.planning.cli import register as register_plan
     from nemo_longpo.recipes.demo.cli import register as register_demo
 
     parser = argparse.ArgumentParser(
@@ -23,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"nemo_longpo {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for register in (register_data, register_convert, register_doctor, register_demo):
+    for register in (register_data, register_convert, register_plan, register_doctor, register_demo):
         register(subparsers)
     return parser
 
