@@ -1,91 +1,21 @@
 """Attention of branches that continue one trunk, each as if it stood alone behind it, under context parallelism.
 
 Every rank keeps its rows of the trunk's keys and values and attends to them with the queries of *all* branch rows,
-which are few. The result is partial: the owner of a row merges the parts of all ranks by their log-sum-exp. One rank
-per branch adds the branch's attention to itself. What travels grows with the branches, never with the trunk.
+which are few. That gives parts; the rank that holds a row merges its parts by their log-sum-exp, and adds what the row
+reads of its own branch. What travels grows with the branches, never with the trunk: `bytes_sent` counts it.
 
-Shape legend: n branch rows of this rank, N = n · ranks branch rows of all ranks, M trunk rows of this rank, H query
-heads, K key/value heads, D head size, W ranks.
+Shape legend: n branch rows of this rank, N = n · W branch rows of all ranks, M trunk rows of this rank, H query heads,
+K key/value heads, D head size, W ranks.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from .kernels import kernel_for
-
-
-class _Part(NamedTuple):
-    """Attention of some branch rows to some keys, which this rank computes."""
-
-    rows: slice
-    key: Tensor
-    value: Tensor
-    causal: bool
-
-
-def _parts(
-    key_NKD: Tensor,
-    value_NKD: Tensor,
-    trunk_key: Tensor,
-    trunk_value: Tensor,
-    branches: Sequence[slice],
-    rank: int,
-    world: int,
-) -> Iterator[_Part]:
-    """All branch rows over this rank's trunk rows, if it has any; then its share of the branches over themselves."""
-    if len(trunk_key):
-        yield _Part(slice(0, len(key_NKD)), trunk_key, trunk_value, False)
-    for branch in branches[rank::world]:
-        yield _Part(branch, key_NKD[branch], value_NKD[branch], True)
-
-
-class _BranchAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, query, key, value, trunk_key, trunk_value, branches, group, scale):
-        kernel = kernel_for(query)
-        heads, kv_heads = query.shape[1], key.shape[1]
-        q, k, v = _gather_rows(torch.cat([query, key, value], 1), group).split([heads, kv_heads, kv_heads], 1)
-        precise = torch.promote_types(query.dtype, torch.float32)
-        out_NHD = torch.zeros(q.shape, dtype=precise, device=q.device)
-        lse_NH = torch.full(q.shape[:2], -torch.inf, dtype=precise, device=q.device)
-        for rows, part_key, part_value, causal in _parts(k, v, trunk_key, trunk_value, branches, *_place(group)):
-            part_out, part_lse = kernel.forward(q[rows], part_key, part_value, causal, scale)
-            out_NHD[rows], lse_NH[rows] = _merge(
-                torch.stack([out_NHD[rows], part_out.to(precise)]), torch.stack([lse_NH[rows], part_lse])
-            )
-        out_nHD, lse_nH = _merge(_send_home(out_NHD.to(query.dtype), group).to(precise), _send_home(lse_NH, group))
-        out_nHD = out_nHD.to(query.dtype)
-        ctx.save_for_backward(query, key, value, trunk_key, trunk_value, out_nHD, lse_nH)
-        ctx.settings = kernel, branches, group, scale
-        return out_nHD
-
-    @staticmethod
-    def backward(ctx, grad):
-        query, key, value, trunk_key, trunk_value, out, lse = ctx.saved_tensors
-        kernel, branches, group, scale = ctx.settings
-        heads, kv_heads = query.shape[1], key.shape[1]
-        rows_of_all = _gather_rows(torch.cat([query, key, value, out, grad], 1), group)
-        q, k, v, out_NHD, grad_NHD = rows_of_all.split([heads, kv_heads, kv_heads, heads, heads], 1)
-        lse_NH = _gather_rows(lse, group)
-        precise = lse.dtype
-        gradient = torch.zeros(len(q), heads + 2 * kv_heads, q.shape[2], dtype=precise, device=q.device)
-        grad_q, grad_k, grad_v = gradient.split([heads, kv_heads, kv_heads], 1)
-        grad_trunk_key, grad_trunk_value = torch.zeros_like(trunk_key), torch.zeros_like(trunk_value)
-        for rows, part_key, part_value, causal in _parts(k, v, trunk_key, trunk_value, branches, *_place(group)):
-            part_q, part_k, part_v = kernel.backward(
-                grad_NHD[rows], q[rows], part_key, part_value, out_NHD[rows], lse_NH[rows], causal, scale
-            )
-            grad_q[rows] += part_q
-            if causal:
-                grad_k[rows], grad_v[rows] = part_k, part_v
-            else:
-                grad_trunk_key, grad_trunk_value = part_k, part_v
-        home = _send_home(gradient.to(query.dtype), group).sum(0, dtype=precise).to(query.dtype)
-        return *home.split([heads, kv_heads, kv_heads], 1), grad_trunk_key, grad_trunk_value, None, None, None
+from .kernels import partial_attention, partial_attention_backward
 
 
 def branch_attention(
@@ -113,14 +43,99 @@ def branch_attention(
     return _BranchAttention.apply(query_nHD, key_nKD, value_nKD, trunk_key_MKD, trunk_value_MKD, branches, group, scale)
 
 
-def _merge(outs_WNHD: Tensor, lses_WNH: Tensor) -> tuple[Tensor, Tensor]:
-    """One result from partial ones over disjoint keys; a part without keys (lse −inf) counts nothing."""
-    lse_NH = lses_WNH.logsumexp(0)
-    return (outs_WNHD * (lses_WNH - lse_NH).exp()[..., None]).sum(0), lse_NH
+def bytes_sent(
+    rows: int, heads: int, kv_heads: int, head_size: int, cp_size: int, number_bytes: int = 2
+) -> tuple[int, int]:
+    """Bytes that one rank sends in one layer, forward and backward, for N = `rows` branch rows over all W ranks.
+
+    With r = (W − 1) · N / W rows that come from or go to other ranks and `number_bytes` per number,
+    forward r · (2(H + K) · D · bytes + 4H): Q, K, V to all, `out` home, fp32 `lse` home;
+    backward r · (4(H + K) · D · bytes + 4H): Q, K, V, `out`, dO and `lse` to all, dQ, dK, dV home.
+    """
+    foreign = (cp_size - 1) * rows // cp_size
+    tensors, lse = 2 * (heads + kv_heads) * head_size * number_bytes, 4 * heads
+    return foreign * (tensors + lse), foreign * (2 * tensors + lse)
 
 
-def _place(group: dist.ProcessGroup | None) -> tuple[int, int]:
-    return (0, 1) if group is None else (group.rank(), group.size())
+class _BranchAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query, key, value, trunk_key, trunk_value, branches, group, scale):
+        heads = query.shape[1], key.shape[1], value.shape[1]
+        q_NHD, k_NKD, v_NKD = _gather_rows(torch.cat([query, key, value], 1), group).split(heads, 1)
+        trunk_out, trunk_lse = partial_attention(q_NHD, trunk_key, trunk_value, False, scale)
+        everything = slice(0, len(query))
+        parts = [
+            (everything, out, lse)
+            for out, lse in zip(_send_home(trunk_out, group), _send_home(trunk_lse, group), strict=True)
+        ]
+        for rows, keys, causal in _own_branch(branches, len(query), _rank(group)):
+            parts.append((rows, *partial_attention(query[rows], k_NKD[keys], v_NKD[keys], causal, scale)))
+        out_nHD, lse_nH = _merge(parts)
+        ctx.save_for_backward(query, key, value, trunk_key, trunk_value, out_nHD, lse_nH)
+        ctx.settings = branches, group, scale
+        return out_nHD
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        query, key, value, trunk_key, trunk_value, out, lse = ctx.saved_tensors
+        branches, group, scale = ctx.settings
+        heads = query.shape[1], key.shape[1], value.shape[1]
+        rows_of_all = _gather_rows(torch.cat([query, key, value, out, grad], 1), group)
+        q_NHD, k_NKD, v_NKD, out_NHD, grad_NHD = rows_of_all.split((*heads, heads[0], heads[0]), 1)
+        to_trunk, grad_trunk_key, grad_trunk_value = partial_attention_backward(
+            grad_NHD, q_NHD, trunk_key, trunk_value, out_NHD, _gather_rows(lse, group), False, scale
+        )
+        grad_q = torch.zeros_like(query, dtype=lse.dtype)
+        grad_k, grad_v = torch.zeros_like(k_NKD, dtype=lse.dtype), torch.zeros_like(v_NKD, dtype=lse.dtype)
+        for rows, keys, causal in _own_branch(branches, len(query), _rank(group)):
+            part_q, part_k, part_v = partial_attention_backward(
+                grad[rows], query[rows], k_NKD[keys], v_NKD[keys], out[rows], lse[rows], causal, scale
+            )
+            grad_q[rows] += part_q
+            grad_k[keys] += part_k
+            grad_v[keys] += part_v
+        found = torch.cat([to_trunk, grad_k.to(key.dtype), grad_v.to(value.dtype)], 1)
+        total = _send_home(found, group).sum(0, dtype=lse.dtype)
+        total[:, : heads[0]] += grad_q
+        return *total.to(query.dtype).split(heads, 1), grad_trunk_key, grad_trunk_value, None, None, None
+
+
+def _own_branch(branches: Sequence[slice], rows: int, rank: int) -> Iterator[tuple[slice, slice, bool]]:
+    """What a rank's n = `rows` rows read of their own branches: (which of them, which of all N rows, causal).
+
+    The rows of a branch before the rank's first one, then a square on the diagonal.
+    """
+    shift = rank * rows
+    for branch in branches:
+        first, end = max(branch.start, shift), min(branch.stop, shift + rows)
+        mine = slice(first - shift, end - shift)
+        if branch.start < first < end:
+            yield mine, slice(branch.start, first), False
+        if first < end:
+            yield mine, slice(first, end), True
+
+
+def _merge(parts: Sequence[tuple[slice, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """`out` [n, H, D] and `lse` [n, H] over all keys, from parts over disjoint keys; the first part has all n rows.
+
+    Sums are taken in the lse's precision, and only the result is rounded to the parts' own. Dividing by the total
+    weight, 1 but for the rounding of the lse, keeps fp32 as exact as one kernel over all keys.
+    """
+    (_, some_out, some_lse), *_ = parts
+    lse_nH = torch.full_like(some_lse, -torch.inf)
+    for rows, _, lse in parts:
+        lse_nH[rows] = torch.logaddexp(lse_nH[rows], lse)
+    out_nHD, weight_nH = torch.zeros_like(some_out, dtype=lse_nH.dtype), torch.zeros_like(lse_nH)
+    for rows, out, lse in parts:
+        weight = (lse - lse_nH[rows]).exp()
+        out_nHD[rows] += out * weight[..., None]
+        weight_nH[rows] += weight
+    return (out_nHD / weight_nH[..., None]).to(some_out.dtype), lse_nH
+
+
+def _rank(group: dist.ProcessGroup | None) -> int:
+    return 0 if group is None else group.rank()
 
 
 def _gather_rows(local: Tensor, group: dist.ProcessGroup | None) -> Tensor:
@@ -132,10 +147,10 @@ def _gather_rows(local: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     return gathered
 
 
-def _send_home(partial: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """Send every rank the part of its own rows: [N, …] → [W, n, …], what each rank found for this rank's rows."""
+def _send_home(found: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """Send every rank what was found for its rows: [N, …] → [W, n, …], what each rank found for this rank's rows."""
     if group is None or group.size() == 1:
-        return partial[None]
-    received = torch.empty_like(partial)
-    dist.all_to_all_single(received, partial.contiguous(), group=group)
-    return received.view(group.size(), -1, *partial.shape[1:])
+        return found[None]
+    received = torch.empty_like(found, memory_format=torch.contiguous_format)
+    dist.all_to_all_single(received, found.contiguous(), group=group)
+    return received.view(group.size(), -1, *found.shape[1:])

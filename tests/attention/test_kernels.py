@@ -1,0 +1,220 @@
+"""Kernels against softmax attention written out; the CUDA kernel's calls against torch's own description of them."""
+
+import math
+
+import pytest
+import torch
+from branch_jobs import branch_problem
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from nemo_longpo.attention.branches import branch_attention
+from nemo_longpo.attention.kernels import (
+    CpuKernel,
+    CudaKernel,
+    kernel_for,
+    partial_attention,
+    partial_attention_backward,
+)
+from nemo_longpo.errors import InputError
+
+SCALE = 0.3
+
+
+def problem(rows: int, keys: int, kv_heads: int, heads: int = 8, dtype: torch.dtype = torch.float64):
+    """Q, K, V and the output's gradient, [rows or keys, heads, D]."""
+    generator = torch.Generator().manual_seed(rows * keys)
+    shapes = (rows, heads, 8), (keys, kv_heads, 8), (keys, kv_heads, 8), (rows, heads, 8)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+
+
+def written_out(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """`out` [N, H, D] and `lse` [N, H]; query head h reads key/value head h // (H / K)."""
+    k, v = (tensor.repeat_interleave(q.shape[1] // k.shape[1], 1) for tensor in (k, v))
+    scores = SCALE * torch.einsum("nhd,mhd->nhm", q, k)
+    if causal:
+        scores = scores.masked_fill(~torch.ones(len(q), len(k), dtype=torch.bool).tril()[:, None], -torch.inf)
+    return torch.einsum("nhm,mhd->nhd", scores.softmax(-1), v), scores.logsumexp(-1)
+
+
+CASES = [
+    pytest.param(7, 7, 8, True, id="causal"),
+    pytest.param(7, 7, 2, True, id="causal, grouped heads"),
+    pytest.param(5, 9, 8, False, id="no mask"),
+    pytest.param(5, 9, 2, False, id="no mask, grouped heads"),
+    pytest.param(9, 4, 1, False, id="no mask, one key/value head, fewer keys than rows"),
+    pytest.param(1, 1, 2, True, id="one row"),
+]
+
+
+@pytest.mark.parametrize(("rows", "keys", "kv_heads", "causal"), CASES)
+@pytest.mark.parametrize("attend", [CpuKernel().forward, partial_attention], ids=["kernel", "part"])
+def test_output_and_log_sum_exp(attend, rows, keys, kv_heads, causal):
+    q, k, v, _ = problem(rows, keys, kv_heads)
+    out, lse = attend(q, k, v, causal, SCALE)
+    wanted_out, wanted_lse = written_out(q, k, v, causal)
+    torch.testing.assert_close(out, wanted_out, rtol=0, atol=1e-13)
+    torch.testing.assert_close(lse, wanted_lse, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(("rows", "keys", "kv_heads", "causal"), CASES)
+@pytest.mark.parametrize("attend", [CpuKernel().backward, partial_attention_backward], ids=["kernel", "part"])
+def test_gradients_of_parts_add_up_to_those_of_whole_rows(attend, rows, keys, kv_heads, causal):
+    """Each part takes the output and the log-sum-exp of all keys, also of those that it does not see."""
+    q, k, v, grad = problem(rows, keys, kv_heads)
+    _, other_k, other_v, _ = problem(rows, keys + 3, kv_heads)
+    inputs = [tensor.requires_grad_() for tensor in (q, k, v, other_k, other_v)]
+    own, own_lse = written_out(q, k, v, causal)
+    other, other_lse = written_out(q, other_k, other_v, False)
+    lse = torch.logaddexp(own_lse, other_lse)
+    out = own * (own_lse - lse).exp()[..., None] + other * (other_lse - lse).exp()[..., None]
+    wanted_q, *wanted = torch.autograd.grad(out, inputs, grad)
+
+    q, k, v, other_k, other_v, out, lse = (tensor.detach() for tensor in (*inputs, out, lse))
+    own_q, *found = attend(grad, q, k, v, out, lse, causal, SCALE)
+    other_q, *found_of_other = attend(grad, q, other_k, other_v, out, lse, False, SCALE)
+    torch.testing.assert_close(own_q + other_q, wanted_q, rtol=0, atol=1e-12)
+    for ours, theirs in zip((*found, *found_of_other), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+def test_no_keys_weigh_nothing():
+    q, k, v, grad = problem(5, 3, 2, dtype=torch.bfloat16)
+    out, lse = partial_attention(q, k[:0], v[:0], False, SCALE)
+    assert (out.dtype, lse.dtype) == (torch.bfloat16, torch.float32)
+    assert (out == 0).all()
+    assert (lse == -torch.inf).all()
+    grad_q, grad_k, grad_v = partial_attention_backward(grad, q, k[:0], v[:0], out, lse, False, SCALE)
+    assert grad_q.shape == q.shape
+    assert (grad_q == 0).all()
+    assert grad_k.shape == grad_v.shape == (0, 2, 8)
+
+
+def test_a_causal_rectangle_is_refused():
+    q, k, v, _ = problem(5, 7, 2)
+    with pytest.raises(AssertionError, match="a causal part is square"):
+        partial_attention(q, k, v, True, SCALE)
+
+
+@pytest.mark.parametrize(("dtype", "precise"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
+def test_types(dtype, precise):
+    out, lse = partial_attention(*problem(5, 5, 2, dtype=dtype)[:3], True, SCALE)
+    assert (out.dtype, lse.dtype) == (dtype, precise)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_cuda_calls_are_such_as_torch_takes(causal, dtype):
+    """Without a GPU: the real operators, called on tensors that have everything but numbers."""
+    with FakeTensorMode():
+        query = torch.empty(96, 32, 128, dtype=dtype, device="cuda")
+        key, value = torch.empty(2, 96 if causal else 640, 8, 128, dtype=dtype, device="cuda").unbind()
+        assert isinstance(kernel_for(query), CudaKernel)
+        out, lse = partial_attention(query, key, value, causal, SCALE)
+        assert (out.shape, out.dtype, out.is_cuda) == (query.shape, dtype, True)
+        assert (lse.shape, lse.dtype, lse.is_cuda) == (query.shape[:2], torch.float32, True)
+        gradients = partial_attention_backward(out, query, key, value, out, lse, causal, SCALE)
+        for gradient, tensor in zip(gradients, (query, key, value), strict=True):
+            assert (gradient.shape, gradient.dtype, gradient.is_cuda) == (tensor.shape, dtype, True)
+
+
+# As native_functions.yaml of torch 2.9 declares them, the oldest torch that trains on a GPU here (NeMo 25.11).
+TORCH_2_9 = (
+    "_flash_attention_forward(Tensor query, Tensor key, Tensor value, Tensor? cum_seq_q, Tensor? cum_seq_k, "
+    "SymInt max_q, SymInt max_k, float dropout_p, bool is_causal, bool return_debug_mask, *, float? scale=None, "
+    "SymInt? window_size_left=None, SymInt? window_size_right=None, Tensor? seqused_k=None, "
+    "Tensor? alibi_slopes=None) -> (Tensor output, Tensor softmax_logsumexp, Tensor rng_state, Tensor unused, "
+    "Tensor debug_attn_mask)",
+    "_flash_attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, "
+    "Tensor logsumexp, Tensor cum_seq_q, Tensor cum_seq_k, SymInt max_q, SymInt max_k, float dropout_p, "
+    "bool is_causal, Tensor rng_state, Tensor unused, *, float? scale=None, SymInt? window_size_left=None, "
+    "SymInt? window_size_right=None) -> (Tensor, Tensor, Tensor)",
+)
+
+
+class Recorder:
+    """Stands in for `torch.ops.aten`: notes what it is called with, then calls the real operator."""
+
+    def __init__(self):
+        self.calls: dict[str, tuple[tuple, dict]] = {}
+
+    def __getattr__(self, name):
+        def call(*args, **kwargs):
+            self.calls[name] = args, kwargs
+            return getattr(torch.ops.aten, name)(*args, **kwargs)
+
+        return call
+
+
+def test_cuda_calls_mean_what_the_arguments_names_say(monkeypatch):
+    """Every argument of both operators under its name, in the torch of this machine and in torch 2.9."""
+    recorder = Recorder()
+    monkeypatch.setattr("nemo_longpo.attention.kernels.aten", recorder)
+    with FakeTensorMode():
+        grad, out, query = torch.empty(3, 96, 32, 128, dtype=torch.bfloat16, device="cuda").unbind()
+        key, value = torch.empty(2, 640, 8, 128, dtype=torch.bfloat16, device="cuda").unbind()
+        lse = CudaKernel().forward(query, key, value, False, SCALE)[1]
+        CudaKernel().backward(grad, query, key, value, out, lse, False, SCALE)
+
+    operators = torch.ops.aten._flash_attention_forward.default, torch.ops.aten._flash_attention_backward.default
+    for operator, declared in zip(operators, TORCH_2_9, strict=True):
+        here, there = operator._schema, torch._C.parse_schema(declared)
+        args, kwargs = recorder.calls[operator._schema.name.removeprefix("aten::")]
+        meant = {}
+        for schema in (here, there):
+            positional = [argument.name for argument in schema.arguments if not argument.kwarg_only]
+            assert len(args) == len(positional), "every positional argument is given, so none can slip"
+            assert set(kwargs) <= {argument.name for argument in schema.arguments if argument.kwarg_only}
+            meant = dict(zip(positional, args, strict=True)) | kwargs
+            assert (meant["query"].shape, meant["key"].shape) == ((1, 96, 32, 128), (1, 640, 8, 128))
+            assert meant["key"].storage_offset() < meant["value"].storage_offset()
+            assert (meant["max_q"], meant["max_k"]) == (96, 640)
+            assert (meant["dropout_p"], meant["is_causal"], meant["scale"]) == (0.0, False, SCALE)
+            assert meant["cum_seq_q"] is meant["cum_seq_k"] is None, "one dense sequence"
+        if "grad_out" in meant:
+            offsets = [meant[name].storage_offset() for name in ("grad_out", "out", "query")]
+            assert offsets == sorted(offsets)
+            assert (meant["logsumexp"].shape, meant["logsumexp"].is_contiguous()) == ((1, 32, 96), True)
+            assert (meant["rng_state"].shape, meant["rng_state"].dtype) == ((2,), torch.uint64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_gpu_takes_no_single_precision_and_says_what_to_set(dtype):
+    with FakeTensorMode(), pytest.raises(InputError) as refused:
+        kernel_for(torch.empty(1, 1, 8, dtype=dtype, device="cuda"))
+    assert str(refused.value) == (
+        f"attention over a shared prefix on a GPU takes bf16 or fp16, not {dtype}; set "
+        "trainer.plugins.precision=bf16-mixed and optim.config.bf16=true, or model.pair_layout=concatenated"
+    )
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+@pytest.mark.parametrize("kv_heads", [8, 2])
+def test_branches_in_bf16(device, kv_heads):
+    """Against float64 over the same numbers, written out: within 1 % of each tensor's RMS."""
+    trunk, lengths, head = 300, (120, 80), 64
+    shared, own, grad = branch_problem(trunk, lengths, kv_heads, head, torch.bfloat16)
+    branches = [slice(0, 120), slice(120, 200)]
+
+    def whole_sequences(q, k, v, trunk_k, trunk_v):
+        groups = q.shape[1] // kv_heads
+        k, v, trunk_k, trunk_v = (tensor.repeat_interleave(groups, 1) for tensor in (k, v, trunk_k, trunk_v))
+        outputs = []
+        for rows in branches:
+            scores = torch.einsum("nhd,mhd->nhm", q[rows], torch.cat([trunk_k, k[rows]])) / math.sqrt(head)
+            future = torch.ones(scores.shape[0], scores.shape[2], dtype=torch.bool).triu(trunk + 1)[:, None]
+            weights = scores.masked_fill(future, -torch.inf).softmax(-1)
+            outputs.append(torch.einsum("nhm,mhd->nhd", weights, torch.cat([trunk_v, v[rows]])))
+        return torch.cat(outputs)
+
+    def attend(device: str, dtype: torch.dtype, attention) -> list[torch.Tensor]:
+        inputs = [tensor.to(device, dtype).requires_grad_() for tensor in (*own.values(), shared["k"], shared["v"])]
+        output = attention(*inputs)
+        gradients = torch.autograd.grad(output, inputs, grad.to(device, dtype))
+        return [tensor.detach().to("cpu", torch.float64) for tensor in (output, *gradients)]
+
+    found = attend(device, torch.bfloat16, lambda *inputs: branch_attention(*inputs, branches))
+    for ours, truth in zip(found, attend("cpu", torch.float64, whole_sequences), strict=True):
+        assert (ours - truth).square().mean().sqrt() <= 0.01 * truth.square().mean().sqrt()
