@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nemo_longpo.recipes": {"nemo_longpo.shards", "nemo_longpo.planning"} | ADAPTER | LAYOUTS | PURE,
     # The demo calls everything else through the public commands, as a user would.
     "nemo_longpo.recipes.demo": {"nemo_longpo.shards"} | PURE,
-    "nemo_longpo.conversion": PURE,
+    "nemo_longpo.conversion": PURE | {"nemo_longpo.attention"},
     "nemo_longpo.data_tools": {"nemo_longpo.shards"} | PURE,
     "nemo_longpo.doctor": set(),
     "nemo_longpo.cli": TOOLS | {"nemo_longpo.planning"},
@@ -182,8 +182,15 @@ except SystemExit as leaving:
         HELP.format(arguments=["--help"]),
         HELP.format(arguments=["data", "score", "--help"]),
         HELP.format(arguments=["convert", "import", "--help"]),
+        HELP.format(arguments=["plan", "--help"]),
     ],
-    ids=["import nemo_longpo", "longpo --help", "longpo data score --help", "longpo convert import --help"],
+    ids=[
+        "import nemo_longpo",
+        "longpo --help",
+        "longpo data score --help",
+        "longpo convert import --help",
+        "longpo plan --help",
+    ],
 )
 def test_help_is_instant(code):
     loaded, seconds = modules_loaded_by(code)

@@ -71,7 +71,7 @@ class Setup:
     recompute_layers: int = 0
     offload_optimizer: bool = False
     precision: Precision = BF16
-    logprob_buffer: float = 2**30
+    logprob_buffer: float = 1e9
     fused: bool = True
     distributed: bool = True
 

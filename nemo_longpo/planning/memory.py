@@ -173,14 +173,15 @@ def branch_bytes(job: Job, setup: Setup) -> float:
 
 
 def logprob_moment(job: Job, setup: Setup) -> float:
-    """Final hidden states and their gradient, the chunk's buffers, the output layer's gradient in fp32 and rounded.
+    """Backward of the output layer: (1 / tp + 2) · R · h · b + the chunks' budget + V / tp · h · (4 + b).
 
-    2 · R · h · b / tp behind the final norm, 2 · R · h · b for the rows that are scored and their gradient (whole on
-    every tensor-parallel rank), the budget of the chunks, V / tp · h · (4 + b).
+    The final norm's input, its output and that one's gradient, both whole on every tensor-parallel rank; the weight's
+    gradient summed in fp32 and, unless that is its type, rounded.
     """
     shape, size = job.shape, setup.precision.activation
-    states = _per_gpu(job, setup, 2 * shape.hidden) + 2 * setup.rows(job) * shape.hidden * size
-    return states + setup.logprob_buffer + shape.table / setup.tp * (4 + size)
+    states = (1 / setup.tp + 2) * setup.rows(job) * shape.hidden * size
+    gradient = shape.table / setup.tp * (4 if size == 4 else 4 + size)
+    return states + setup.logprob_buffer + gradient
 
 
 def input_bytes(job: Job, setup: Setup) -> float:

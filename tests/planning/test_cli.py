@@ -1,0 +1,128 @@
+"""`longpo plan` as people call it."""
+
+import json
+import re
+import shlex
+
+import pytest
+
+from nemo_longpo.cli import main
+from nemo_longpo.planning.gpus import GPUS, peak_of_device
+from nemo_longpo.planning.job import Job, Setup
+from nemo_longpo.planning.overrides import overrides
+from nemo_longpo.planning.shape import MODELS
+from nemo_longpo.planning.speed import Machine
+
+COMMAND = ["plan", "--model", "mistral-7b", "--length", "131072", "--gpus", "8"]
+
+
+def test_report(capsys):
+    assert main(COMMAND) == 0
+    text = capsys.readouterr().out
+    assert "recommended: tp 2, cp 4, pp 1, dp 1, recompute mlp" in text
+    parts = dict(re.findall(r"^  (\w+) +(\d+\.\d)  ", text, re.MULTILINE))
+    assert list(parts) == [
+        *("weights", "gradients", "optimizer", "activations", "layer", "logprobs", "inputs", "communication", "total")
+    ]
+    assert "a shared prefix costs 1.89x less" in text
+    assert "    trainer.strategy.context_parallel_size=4 \\\n" in text
+    assert "also possible" in text
+    assert re.search(r"refused, \d+ in all\n  tp 1, cp ", text)
+
+
+def test_json_has_everything_the_report_has(capsys):
+    assert main([*COMMAND, "--json", "--gpu", "a800-80gb", "--tp", "4"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    best = found["recommended"]
+    assert best["setup"]["tp"] == 4
+    assert best["memory"]["total"] < 0.9 * found["machine"]["gpu"]["memory"]
+    assert best["speed"]["tokens_per_second"] > 0
+    assert found["flops_per_pair"]["ratio"] == pytest.approx(1.89, abs=0.01)
+    assert all(candidate["setup"]["tp"] == 4 for candidate in found["alternatives"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["--gpu-memory", "12"],
+            r"nothing fits; the closest is tp 8, .*, which needs \d+\.\d GiB of 10\.8, .* too many",
+        ),
+        (["--tp", "3"], "the sizes given do not divide the number of GPUs"),
+        (["--model", "qwen2.5-7b", "--tp", "8"], "28 attention heads do not divide by tp 8"),
+    ],
+)
+def test_nothing_fits(capsys, arguments, sentence):
+    assert main([*COMMAND, *arguments]) == 1
+    streams = capsys.readouterr()
+    assert re.search(sentence, streams.err)
+    assert streams.out == ""
+
+
+def test_nothing_fits_in_json(capsys):
+    assert main([*COMMAND, "--gpu-memory", "12", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["recommended"] is None
+    assert found["refused"][0]["missing_bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gpu", "h100"], "--gpu h100 is not known; choose one of a100-80gb"),
+        (["--gpus", "12"], "--gpus 12 does not fill nodes of 8"),
+        (["--model", "nowhere"], "nowhere is neither a known model"),
+    ],
+)
+def test_bad_input_is_one_line(capsys, arguments, message):
+    assert main([*COMMAND, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["--length", "0"], ["--utilisation", "1.5"], ["--gpu-memory", "x"]])
+def test_values_out_of_range(capsys, arguments):
+    with pytest.raises(SystemExit):
+        main([*COMMAND, *arguments])
+    assert f"argument {arguments[0]}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("setup", "expected"),
+    [
+        (Setup(tp=2, cp=4, recompute="mlp"), {"recompute_granularity": "selective", "recompute_modules": '["mlp"]'}),
+        (Setup(cp=8), {"recompute_granularity": "null", "recompute_modules": "null"}),
+        (
+            Setup(cp=8, recompute="full"),
+            {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": "1"},
+        ),
+        (
+            Setup(cp=4, pp=2, recompute="full", recompute_layers=5),
+            {"recompute_method": "block", "recompute_num_layers": "5", "pipeline_model_parallel_size": "2"},
+        ),
+    ],
+)
+def test_overrides_say_what_the_setup_is(setup, expected):
+    job = Job(MODELS["mistral-7b"], 131_072, 4500, 4000)
+    settings = overrides(job, setup, Machine(GPUS["h100-80gb"]))
+    given = dict(argument.split("=", 1) for argument in shlex.split(" ".join(settings)))
+    for name, value in expected.items():
+        assert given[f"trainer.strategy.{name}"] == value
+    assert given["data.seq_length"] == "135572"
+    assert given["trainer.strategy.sequence_parallel"] == str(setup.tp > 1).lower()
+    assert (given["trainer.num_nodes"], given["trainer.devices"]) == ("1", "8")
+    assert given["optim.config.optimizer_cpu_offload"] == "false"
+
+
+def test_offload_and_nodes():
+    job = Job(MODELS["mistral-7b"], 524_288, 4500, 4500)
+    settings = overrides(job, Setup(tp=4, cp=4, offload_optimizer=True), Machine(GPUS["h100-80gb"], gpus=16))
+    assert {"trainer.num_nodes=2", "trainer.devices=8", "optim.config.optimizer_cpu_offload=true"} <= set(settings)
+
+
+def test_devices_have_a_peak_by_their_whole_name():
+    assert peak_of_device("NVIDIA H100 80GB HBM3") == 989e12
+    assert peak_of_device("NVIDIA H100 PCIe") == 756e12
+    assert peak_of_device("NVIDIA H200") == GPUS["h200-141gb"].peak_flops
+    assert peak_of_device("NVIDIA H100") is None

@@ -1,0 +1,130 @@
+"""Memory by part: worked examples by hand, and how each lever moves its own part."""
+
+from dataclasses import replace
+
+import pytest
+
+from nemo_longpo.planning.job import BF16, FP32, Job, Setup
+from nemo_longpo.planning.memory import (
+    branch_bytes,
+    estimate_memory,
+    feed_forward_moment,
+    kept_activations,
+    layer_widths,
+    logprob_moment,
+    parameters_per_gpu,
+    ring_bytes,
+)
+from nemo_longpo.planning.shape import MODELS, ModelShape
+
+GIB = 2**30
+SMALL = ModelShape(layers=4, hidden=8, ffn=20, heads=4, kv_heads=2, head_size=2, vocab=100)
+PAIR = Job(SMALL, trunk=60, chosen=3, rejected=1)
+LONG = Job(MODELS["mistral-7b"], 131_072, 4500, 4500)
+
+
+def test_weights_gradients_and_optimizer_of_a_whole_model():
+    memory = estimate_memory(LONG, Setup(recompute="full"))
+    parameters = 7_241_732_096
+    assert (memory.weights, memory.gradients, memory.optimizer) == (2 * parameters, 4 * parameters, 12 * parameters)
+
+
+@pytest.mark.parametrize(("stage", "tables"), [("only", 2), ("first", 1), ("last", 1)])
+def test_parameters_of_a_stage(stage, tables):
+    setup = Setup(tp=2, pp=1 if stage == "only" else 2)
+    matrices = 2 * 8 * (8 + 4) + 3 * 8 * 20
+    layers = 4 if stage == "only" else 2
+    assert parameters_per_gpu(PAIR, setup, stage) == layers * (matrices / 2 + 16) + tables * 100 * 8 / 2 + 8
+
+
+def test_a_tied_table_is_held_twice_only_by_a_pipeline():
+    tied = replace(PAIR, shape=replace(SMALL, tied=True))
+    whole = parameters_per_gpu(tied, Setup(), "only")
+    assert whole == tied.shape.parameters
+    stages = sum(parameters_per_gpu(tied, Setup(pp=2), stage) for stage in ("first", "last"))
+    assert stages - whole == 100 * 8 + 8  # the table, and the final norm counted on both
+
+
+def test_everything_a_layer_keeps():
+    setup = Setup(cp=2)
+    # input, norm, projection, rotated, result, apart, ring, input, norm, gate, product
+    width = 8 + 8 + (8 + 8) + (8 + 4) + 8 + 8 + 8 + 8 + 8 + 40 + 20
+    assert sum(layer_widths(PAIR, setup).values()) == width
+    assert kept_activations(PAIR, setup) == 4 * width * 32 * 2
+
+
+@pytest.mark.parametrize(
+    ("recompute", "layers", "width"),
+    [
+        ("core_attn", 0, 4 * (144 - 16)),
+        ("mlp", 0, 4 * (144 - 68)),
+        ("full", 0, 4 * 8),
+        ("full", 4, 4 * 8),
+        ("full", 3, 3 * 8 + 144),
+    ],
+)
+def test_what_recompute_leaves(recompute, layers, width):
+    setup = Setup(cp=2, recompute=recompute, recompute_layers=layers)
+    assert kept_activations(PAIR, setup) == width * 32 * 2
+
+
+def test_concatenated_has_no_branches_and_twice_the_trunk():
+    job = replace(PAIR, layout="concatenated")
+    assert job.rows == 2 * 63
+    assert branch_bytes(job, Setup()) == 0
+    assert sum(layer_widths(job, Setup()).values()) == sum(layer_widths(PAIR, Setup()).values()) - 8
+
+
+def test_tensor_parallelism_splits_activations_but_not_what_is_gathered():
+    one, four = Setup(cp=2), Setup(tp=4, cp=2)
+    assert kept_activations(LONG, four) == kept_activations(LONG, one) / 4
+    assert ring_bytes(LONG, four) == ring_bytes(LONG, one) / 4
+    assert feed_forward_moment(LONG, four) > feed_forward_moment(LONG, one) / 4
+    states = 70_036 * 4096 * 2
+    assert logprob_moment(LONG, one) == pytest.approx(3 * states + 1e9 + 32000 * 4096 * 6)
+    assert logprob_moment(LONG, four) == pytest.approx(2.25 * states + 1e9 + 32000 * 4096 * 6 / 4)
+
+
+def test_the_ring_holds_the_whole_sequence_whatever_its_size():
+    trunk = 131_072 * (4096 + 2 * 1024) * 2
+    assert ring_bytes(LONG, Setup(cp=2)) == pytest.approx(trunk, rel=1e-3)
+    assert ring_bytes(LONG, Setup(cp=8)) == pytest.approx(trunk, rel=1e-3)
+    assert ring_bytes(LONG, Setup()) == 0
+
+
+def test_the_first_stage_of_a_pipeline_holds_several_pairs():
+    two, one = Setup(pp=2, recompute="full"), Setup(recompute="full")
+    first = estimate_memory(LONG, two)
+    assert first.activations == estimate_memory(LONG, one).activations  # half the layers, two pairs
+    assert first.logprobs == 0
+    single = estimate_memory(replace(LONG, pairs=1), two)
+    assert single.activations == first.activations / 2
+
+
+def test_the_optimizer_is_split_over_dp_and_cp_or_leaves_the_gpu():
+    whole = estimate_memory(LONG, Setup(recompute="full")).optimizer
+    assert estimate_memory(LONG, Setup(cp=4, dp=2, recompute="full")).optimizer == whole / 8
+    assert estimate_memory(LONG, Setup(cp=4, dp=2, recompute="full", distributed=False)).optimizer == whole
+    away = estimate_memory(LONG, Setup(cp=8, recompute="full", offload_optimizer=True))
+    assert (away.optimizer, away.host) == (0, whole / 8)
+
+
+def test_total_counts_the_larger_of_the_two_transient_parts():
+    memory = estimate_memory(LONG, Setup(tp=4, cp=2, recompute="full"))
+    lasting = memory.weights + memory.gradients + memory.optimizer + memory.activations + memory.inputs
+    assert memory.total == lasting + max(memory.layer, memory.logprobs) + memory.communication
+    assert memory.as_dict()["total"] == memory.total
+
+
+def test_fp32_without_fused_layers():
+    setup = Setup(precision=FP32, fused=False, distributed=False)
+    memory = estimate_memory(PAIR, setup)
+    assert memory.communication == 0
+    assert memory.optimizer == 8 * SMALL.parameters
+    assert kept_activations(PAIR, setup) == 2 * kept_activations(PAIR, replace(setup, precision=BF16))
+
+
+def test_half_a_million_tokens_fit_on_one_node():
+    """The stretch goal: 8 GPUs of 80 GB, fp32 gradients, nothing on the CPU."""
+    memory = estimate_memory(replace(LONG, trunk=524_288), Setup(tp=4, cp=2, recompute="full"))
+    assert 45 * GIB < memory.total < 65 * GIB
