@@ -44,7 +44,7 @@ class LogprobGPTModel(GPTModel):
         """Embeddings, and rotary angles [R, 1, 1, D] of the rows' own positions (the same for all B sequences)."""
         if self.pre_process:
             decoder_input = self.embedding(input_ids=input_ids, position_ids=position_ids)
-            if self.config.recompute_granularity == "full" and torch.is_grad_enabled():
+            if self.config.recompute_granularity is not None and torch.is_grad_enabled():
                 # Behind a frozen embedding (LoRA) nothing would be trained: Megatron's recompute runs without a graph
                 # unless its input asks for a gradient.
                 decoder_input.requires_grad_()
