@@ -6,9 +6,9 @@ Shape legend: B sequences, S rows of one, padding included, R = S / cp_size rows
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import lcm
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -41,8 +41,8 @@ class PairRows:
     `tokens`, `labels`, `position_ids` are int64 [B, S]; a label of `IGNORE_LABEL` is scored by nobody; all sequences
     have the same positions. The masks, fp32 [B, S], say which rows' log-probs enter which sum: chosen and rejected
     responses, and the NLL of the chosen sequence. `ref_logps`, fp32 [B, S], are the reference's log-probs of the
-    response labels, zero elsewhere. The counts (fp32 scalars) are those of the whole pair, on every rank; `pair_tokens`
-    counts the trunk once and both branches. `segments` says which rows may attend to which.
+    response labels, zero elsewhere. The counts (fp32 scalars) are those of the whole pair, on every rank, and so are
+    `lengths`: tokens of trunk, chosen and rejected. `segments` says which rows may attend to which.
     """
 
     tokens: Tensor
@@ -55,8 +55,13 @@ class PairRows:
     chosen_tokens: Tensor
     rejected_tokens: Tensor
     sequence_tokens: Tensor
-    pair_tokens: Tensor
+    lengths: tuple[int, int, int]
     segments: Segments
+
+    @property
+    def pair_tokens(self) -> int:
+        """The trunk once, and both branches."""
+        return sum(self.lengths)
 
     def on_rank(self, cp_size: int, cp_rank: int) -> "PairRows":
         """This context-parallel rank's rows [B, R]; the counts and the segments stay those of the whole pair."""
@@ -67,10 +72,12 @@ class PairRows:
         return self._with_tensors(lambda value: value.to(device, non_blocking=True))
 
     def tensors(self) -> dict[str, Tensor]:
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "segments"}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> "PairRows":
-        return PairRows(**{name: change(value) for name, value in self.tensors().items()}, segments=self.segments)
+        changed: dict[str, Any] = {name: change(value) for name, value in self.tensors().items()}
+        return replace(self, **changed)
 
 
 def lay_out_pair(record: PairRecord, layout: PairLayout, cp_size: int = 1, tp_size: int = 1) -> PairRows:
@@ -90,13 +97,13 @@ def lay_out_pair(record: PairRecord, layout: PairLayout, cp_size: int = 1, tp_si
         "chosen_tokens": chosen["chosen_mask"].sum(),
         "rejected_tokens": rejected["rejected_mask"].sum(),
         "sequence_tokens": chosen["nll_mask"].sum(),
-        "pair_tokens": np.float32(len(record.trunk_ids) + len(record.chosen_ids) + len(record.rejected_ids)),
     }
     arrange = _shared_prefix if layout == "shared_prefix" else _concatenated
     rows, segments = arrange(chosen, rejected, len(record.trunk_ids) - 1, cp_size, tp_size)
     return PairRows(
         **{name: torch.from_numpy(rows[name].copy()) for name in _ROW.names or ()},
         **{name: torch.tensor(count) for name, count in counts.items()},
+        lengths=record.lengths,
         segments=segments,
     )
 
@@ -120,12 +127,16 @@ def _sequence_rows(record: PairRecord, side: Literal["chosen", "rejected"]) -> n
     return rows
 
 
-def _concatenated(chosen: np.ndarray, rejected: np.ndarray, shared: int, cp_size: int, tp_size: int):
+def _concatenated(
+    chosen: np.ndarray, rejected: np.ndarray, shared: int, cp_size: int, tp_size: int
+) -> tuple[np.ndarray, Segments]:
     length = padded_length(max(len(chosen), len(rejected)), cp_size, tp_size)
     return np.stack([_padded(chosen, length), _padded(rejected, length)]), Segments(length, length)
 
 
-def _shared_prefix(chosen: np.ndarray, rejected: np.ndarray, shared: int, cp_size: int, tp_size: int):
+def _shared_prefix(
+    chosen: np.ndarray, rejected: np.ndarray, shared: int, cp_size: int, tp_size: int
+) -> tuple[np.ndarray, Segments]:
     # At least one row, so that the trunk is never an empty sequence; the branches make the rest divisible by tp.
     trunk_rows = padded_length(max(shared, 1), cp_size)
     rows_per_rank = -(-(len(chosen) + len(rejected) - 2 * shared) // cp_size)

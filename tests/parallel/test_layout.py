@@ -1,7 +1,8 @@
 """Rows of every context-parallel rank against literal lists, and against a construction token by token."""
 
+from collections import Counter
 from math import lcm
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 import pairs
@@ -12,32 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_longpo.logprobs import IGNORE_LABEL
-from nemo_longpo.parallel.layout import PairRows, lay_out_pair, padded_length
-from nemo_longpo.parallel.segments import zigzag_rows
+from nemo_longpo.parallel.layout import PairLayout, PairRows, lay_out_pair, padded_length
+from nemo_longpo.parallel.segments import Segments
 from nemo_longpo.shards.schema import PairRecord
 from nemo_longpo.shards.validation import validate_record
 
 IGNORE = IGNORE_LABEL
 
-
-@pytest.mark.parametrize(
-    ("length", "cp_size", "expected"),
-    [
-        (5, 1, [[0, 1, 2, 3, 4]]),
-        (8, 2, [[0, 1, 6, 7], [2, 3, 4, 5]]),
-        (8, 4, [[0, 7], [1, 6], [2, 5], [3, 4]]),
-        (16, 4, [[0, 1, 14, 15], [2, 3, 12, 13], [4, 5, 10, 11], [6, 7, 8, 9]]),
-        (6, 3, [[0, 5], [1, 4], [2, 3]]),
-    ],
-)
-def test_zigzag_rows(length, cp_size, expected):
-    assert [zigzag_rows(length, cp_size, rank).tolist() for rank in range(cp_size)] == expected
-    assert sorted(row for rows in expected for row in rows) == list(range(length)), "every row has one owner"
-
-
-def test_zigzag_refuses_a_length_that_does_not_split():
-    with pytest.raises(AssertionError, match="10 rows do not split into 2 x 2 chunks"):
-        zigzag_rows(10, cp_size=2, cp_rank=0)
+layouts = pytest.mark.parametrize("layout", get_args(PairLayout))
 
 
 @given(st.integers(1, 300), st.integers(1, 8), st.integers(1, 8))
@@ -106,8 +89,84 @@ def test_rows_of_a_record_by_hand():
     assert [rows.chosen_tokens, rows.rejected_tokens, rows.sequence_tokens, rows.pair_tokens] == [4, 4, 7, 19]
 
 
-def test_types_are_those_the_model_takes():
-    rows = lay_out_pair(TWO_TURNS, "concatenated")
+def _rows_of(rows: PairRows) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in rows.tensors().items() if value.ndim == 2}
+
+
+def test_rows_behind_a_shared_prefix_by_hand():
+    """Four shared rows; then both branches begin with the trunk's last token, which predicts their first."""
+    rows = lay_out_pair(TWO_TURNS, "shared_prefix")
+    assert rows.segments == Segments(trunk_rows=4, trunk_tokens=4, branch_rows=(7, 7))
+    parts = {name: [part[0].tolist() for part in value.split((4, 7, 7), 1)] for name, value in _rows_of(rows).items()}
+    assert parts == {
+        "tokens": [[1, 2, 10, 11], [3, 20, 9, 2, 12, 3, 21], [3, 30, 31, 9, 2, 12, 3]],
+        "labels": [
+            [IGNORE, 10, 11, IGNORE],
+            [20, 9, IGNORE, 12, IGNORE, 21, 9],
+            [30, 31, 9, IGNORE, IGNORE, IGNORE, 9],
+        ],
+        "position_ids": [[0, 1, 2, 3], [4, 5, 6, 7, 8, 9, 10], [4, 5, 6, 7, 8, 9, 10]],
+        "chosen_mask": [[0] * 4, [1, 1, 0, 0, 0, 1, 1], [0] * 7],
+        "rejected_mask": [[0] * 4, [0] * 7, [1, 1, 1, 0, 0, 0, 1]],
+        "nll_mask": [[0, 1, 1, 0], [1, 1, 0, 1, 0, 1, 1], [0] * 7],
+        "ref_logps": [[0] * 4, [-0.5, -1.0, 0, 0, 0, -1.5, -2.0], [-0.5, -1.0, -1.5, 0, 0, 0, -2.0]],
+    }
+    assert [rows.chosen_tokens, rows.rejected_tokens, rows.sequence_tokens, rows.pair_tokens] == [4, 4, 7, 19]
+
+
+@pytest.mark.parametrize(
+    ("cp_size", "tp_size", "branch_rows", "tokens", "position_ids"),
+    [
+        pytest.param(
+            2,
+            1,
+            (7, 7),
+            [[1, 11, 3, 20, 9, 2, 12, 3, 21], [2, 10, 3, 30, 31, 9, 2, 12, 3]],
+            [[0, 3, 4, 5, 6, 7, 8, 9, 10], [1, 2, 4, 5, 6, 7, 8, 9, 10]],
+            id="cp 2",
+        ),
+        pytest.param(
+            2,
+            2,
+            (7, 9),
+            [[1, 11, 3, 20, 9, 2, 12, 3, 21, 3], [2, 10, 30, 31, 9, 2, 12, 3, 0, 0]],
+            [[0, 3, 4, 5, 6, 7, 8, 9, 10, 4], [1, 2, 5, 6, 7, 8, 9, 10, 11, 12]],
+            id="cp 2, tp 2: nine rows a rank become ten",
+        ),
+        pytest.param(
+            4,
+            1,
+            (7, 9),
+            [[1, 0, 3, 20, 9, 2], [2, 0, 12, 3, 21, 3], [10, 0, 30, 31, 9, 2], [11, 0, 12, 3, 0, 0]],
+            [[0, 7, 4, 5, 6, 7], [1, 6, 8, 9, 10, 4], [2, 5, 5, 6, 7, 8], [3, 4, 9, 10, 11, 12]],
+            id="cp 4: the trunk is shorter than 8 rows",
+        ),
+    ],
+)
+def test_rows_behind_a_shared_prefix_on_every_rank(cp_size, tp_size, branch_rows, tokens, position_ids):
+    rows = lay_out_pair(TWO_TURNS, "shared_prefix", cp_size, tp_size)
+    assert rows.segments == Segments(8 if cp_size == 4 else 4, 4, branch_rows)
+    local = [rows.on_rank(cp_size, rank) for rank in range(cp_size)]
+    assert [share.tokens[0].tolist() for share in local] == tokens
+    assert [share.position_ids[0].tolist() for share in local] == position_ids
+    assert all(share.segments == rows.segments for share in local)
+
+
+@pytest.mark.parametrize(("cp_size", "trunk_rows"), [(1, 1), (2, 4)])
+def test_a_trunk_of_one_token_leaves_nothing_to_share(cp_size, trunk_rows):
+    """That token begins both branches; the trunk is rows of padding, because nothing runs on an empty sequence."""
+    record = record_of(trunk=[5], chosen=[6, 7], rejected=[8], chosen_spans=[[0, 2]], rejected_spans=[[0, 1]])
+    rows = lay_out_pair(record, "shared_prefix", cp_size)
+    assert rows.segments == Segments(trunk_rows, 0, (2, 1 if cp_size == 1 else 2))
+    assert rows.tokens[0, trunk_rows : trunk_rows + 3].tolist() == [5, 6, 5]
+    assert rows.labels[0, trunk_rows : trunk_rows + 3].tolist() == [6, 7, 8]
+    assert rows.position_ids[0, trunk_rows : trunk_rows + 3].tolist() == [0, 1, 0]
+    assert (rows.labels[0, :trunk_rows] == IGNORE).all()
+
+
+@layouts
+def test_types_are_those_the_model_takes(layout):
+    rows = lay_out_pair(TWO_TURNS, layout)
     whole = {"tokens", "labels", "position_ids"}
     assert {name: value.dtype for name, value in rows.tensors().items()} == {
         name: torch.int64 if name in whole else torch.float32 for name, _ in rows.tensors().items()
@@ -147,27 +206,45 @@ class Row(NamedTuple):
     ref_logp: float
 
 
-def rows_over_ranks(record: PairRecord, cp_size: int, tp_size: int) -> dict[tuple[int, int], Row]:
-    """Every rank's rows under their (side, position); a row that two ranks hold is an error."""
-    whole = lay_out_pair(record, "concatenated", cp_size, tp_size)
+def rows_over_ranks(record: PairRecord, layout: PairLayout, cp_size: int, tp_size: int) -> dict[tuple[int, int], Row]:
+    """Every rank's rows under their (side, position); a row that two ranks hold is an error.
+
+    Rows of a shared trunk belong to the chosen side, and its padding to side 2.
+    """
+    whole = lay_out_pair(record, layout, cp_size, tp_size)
+    sides = sides_of_rows(whole)
     found: dict[tuple[int, int], Row] = {}
     for rank in range(cp_size):
         local = whole.on_rank(cp_size, rank)
         assert local.tokens.shape[1] * cp_size == whole.tokens.shape[1], "ranks hold equal shares"
         assert local.tokens.shape[1] % tp_size == 0, "the share splits over sequence-parallel ranks"
-        for side in range(2):
-            for column, position in enumerate(local.position_ids[side].tolist()):
-                assert (side, position) not in found, "held twice"
-                found[side, position] = Row._make(value[side, column].item() for value in _per_row(local))
+        numbers = whole.segments.rows_on_rank(cp_size, rank).tolist()
+        for sequence, (column, number) in ((s, n) for s in range(len(sides)) for n in enumerate(numbers)):
+            key = sides[sequence][number], int(local.position_ids[sequence, column])
+            assert key not in found, "held twice"
+            found[key] = Row._make(value[sequence, column].item() for value in _per_row(local))
     return found
+
+
+def sides_of_rows(rows: PairRows) -> list[list[int]]:
+    """For every row of every sequence: 0 chosen, 1 rejected, 2 padding between them."""
+    segments, count = rows.segments, rows.tokens.shape[1]
+    if not segments.branch_rows:
+        return [[0] * count, [1] * count]
+    chosen, rejected = segments.branch_rows
+    padding = segments.trunk_rows - segments.trunk_tokens
+    return [[0] * segments.trunk_tokens + [2] * padding + [0] * chosen + [1] * rejected]
 
 
 def _per_row(rows: PairRows) -> tuple[torch.Tensor, ...]:
     return rows.tokens, rows.labels, rows.chosen_mask, rows.rejected_mask, rows.nll_mask, rows.ref_logps
 
 
-def rows_token_by_token(record: PairRecord) -> dict[tuple[int, int], Row]:
-    """The same from the meaning of the record: walk both sequences and say of every token who has to predict it."""
+def rows_token_by_token(record: PairRecord, layout: PairLayout) -> dict[tuple[int, int], Row]:
+    """The same from the meaning of the record: walk both sequences and say of every token who has to predict it.
+
+    Behind a shared prefix, the rejected side begins with the row of the trunk's last token.
+    """
     trunk = record.trunk_ids.tolist()
     ignored = {place for start, end in record.nll_ignore_spans.tolist() for place in range(start, end)}
     sides = (
@@ -180,7 +257,8 @@ def rows_token_by_token(record: PairRecord) -> dict[tuple[int, int], Row]:
         ref_logps: dict[int, float] = {}
         for (start, end), turn in zip(spans.tolist(), turns, strict=True):
             ref_logps |= dict(zip(range(len(trunk) + start, len(trunk) + end), turn.tolist(), strict=True))
-        for place in range(1, len(sequence)):
+        shared = len(trunk) - 1 if layout == "shared_prefix" and side == 1 else 0
+        for place in range(1 + shared, len(sequence)):
             is_response, is_nll = place in ref_logps, side == 0 and place not in ignored
             expected[side, place - 1] = Row(
                 token=sequence[place - 1],
@@ -230,10 +308,11 @@ cp_sizes = st.sampled_from([1, 2, 3, 4, 8])
 tp_sizes = st.sampled_from([1, 2, 3, 4])
 
 
+@layouts
 @settings(max_examples=60, deadline=None)
 @given(records(), cp_sizes, tp_sizes)
-def test_all_ranks_together_hold_what_the_record_means(record, cp_size, tp_size):
-    found, expected = rows_over_ranks(record, cp_size, tp_size), rows_token_by_token(record)
+def test_all_ranks_together_hold_what_the_record_means(layout, record, cp_size, tp_size):
+    found, expected = rows_over_ranks(record, layout, cp_size, tp_size), rows_token_by_token(record, layout)
     for key, row in expected.items():
         assert found.pop(key) == row, key
     # What is left pads the sequences: nobody scores it, and it enters no sum.
@@ -244,10 +323,24 @@ def test_all_ranks_together_hold_what_the_record_means(record, cp_size, tp_size)
 
 @settings(max_examples=60, deadline=None)
 @given(records(), cp_sizes, tp_sizes)
-def test_counts_are_the_whole_pairs_on_every_rank(record, cp_size, tp_size):
+def test_both_layouts_score_the_same(record, cp_size, tp_size):
+    """Side, position, token, label, masks and reference of every scored row; sharing rows loses and doubles none."""
+    scored = [
+        Counter((key, row) for key, row in rows_over_ranks(record, layout, cp_size, tp_size).items() if row.label >= 0)
+        for layout in get_args(PairLayout)
+    ]
+    assert scored[0] == scored[1]
+    trunk, chosen, rejected = record.lengths
+    assert lay_out_pair(record, "shared_prefix").tokens.numel() == max(trunk - 1, 1) + chosen + rejected
+
+
+@layouts
+@settings(max_examples=60, deadline=None)
+@given(records(), cp_sizes, tp_sizes)
+def test_counts_are_the_whole_pairs_on_every_rank(layout, record, cp_size, tp_size):
     trunk, chosen, rejected = record.lengths
     ignored = sum(end - max(start, 1) for start, end in record.nll_ignore_spans.tolist())
-    rows = lay_out_pair(record, "concatenated", cp_size, tp_size)
+    rows = lay_out_pair(record, layout, cp_size, tp_size)
     for local in (rows.on_rank(cp_size, rank) for rank in range(cp_size)):
         assert local.chosen_tokens == sum(end - start for start, end in record.chosen_spans.tolist())
         assert local.rejected_tokens == sum(end - start for start, end in record.rejected_spans.tolist())
@@ -255,42 +348,47 @@ def test_counts_are_the_whole_pairs_on_every_rank(record, cp_size, tp_size):
         assert local.pair_tokens == trunk + chosen + rejected
 
 
+@layouts
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.integers(4, 60), st.integers(1, 4), cp_sizes, tp_sizes)
-def test_masks_select_exactly_the_response_tokens(seed, trunk, turns, cp_size, tp_size):
+def test_masks_select_exactly_the_response_tokens(layout, seed, trunk, turns, cp_size, tp_size):
     """On the records that the training tests use."""
     record = pairs.random_record(np.random.default_rng(seed), vocab_size=50, trunk=trunk, turns=turns)
-    rows = rows_over_ranks(record, cp_size, tp_size)
+    rows = rows_over_ranks(record, layout, cp_size, tp_size)
     for side, (ids, spans) in enumerate(
         ((record.chosen_ids, record.chosen_spans), (record.rejected_ids, record.rejected_spans))
     ):
-        selected = [
-            row.label
-            for (s, _), row in sorted(rows.items())
-            if s == side and (row.chosen, row.rejected)[side]
-        ]
+        selected = [row.label for (s, _), row in sorted(rows.items()) if s == side and (row.chosen, row.rejected)[side]]
         assert selected == [token for start, end in spans for token in ids[start:end].tolist()]
 
 
-def straddles(record: PairRecord, cp_size: int) -> bool:
+def straddles(record: PairRecord, layout: PairLayout, cp_size: int) -> bool:
     """Whether the rows that predict one response belong to more than one rank."""
-    rows = lay_out_pair(record, "concatenated", cp_size).tokens.shape[1]
-    owner = {row: rank for rank in range(cp_size) for row in zigzag_rows(rows, cp_size, rank).tolist()}
+    rows = lay_out_pair(record, layout, cp_size)
+    sides = sides_of_rows(rows)
+    owner = {}
+    for rank in range(cp_size):
+        for number in rows.segments.rows_on_rank(cp_size, rank).tolist():
+            for sequence in range(len(sides)):
+                owner[sides[sequence][number], int(rows.position_ids[sequence, number])] = rank
     first = len(record.trunk_ids) - 1
     return any(
-        len({owner[first + place] for place in range(start, end)}) > 1
-        for spans in (record.chosen_spans, record.rejected_spans)
+        len({owner[side, first + place] for place in range(start, end)}) > 1
+        for side, spans in enumerate((record.chosen_spans, record.rejected_spans))
         for start, end in spans.tolist()
     )
 
 
 def test_straddles_is_no_constant():
-    assert straddles(CROSSING, 2)
-    assert not straddles(TWO_TURNS, 2)
-    assert not straddles(CROSSING, 1)
+    assert straddles(CROSSING, "concatenated", 2)
+    assert not straddles(TWO_TURNS, "concatenated", 2)
+    assert not straddles(CROSSING, "concatenated", 1)
+    assert straddles(CROSSING, "shared_prefix", 2)
+    assert not straddles(TWO_TURNS, "shared_prefix", 2)
 
 
+@layouts
 @pytest.mark.parametrize("family", ["mistral", "qwen2"])
-def test_training_tests_hold_a_turn_that_straddles_a_shard_boundary(family):
+def test_training_tests_hold_a_turn_that_straddles_a_shard_boundary(family, layout):
     vocab_size = tiny.tiny_model(family, tiny.tiny_tokenizer(tiny.DEFAULT_STYLE[family])).config.vocab_size
-    assert any(straddles(record, 2) for record in pairs.uneven_records(vocab_size))
+    assert any(straddles(record, layout, 2) for record in pairs.uneven_records(vocab_size))
