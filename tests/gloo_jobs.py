@@ -6,6 +6,7 @@ Every rank makes the same problem from its size alone; results travel as numpy a
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from unittest import mock
 
 import numpy as np
 import torch
@@ -42,27 +43,22 @@ def logprob_problem(vocab: int, ignored: tuple[int, ...]) -> tuple[Tensor, Tenso
     return hidden.requires_grad_(), weight.requires_grad_(), labels, grad
 
 
-def score_with_my_rows(vocab: int, ignored: tuple[int, ...], chunk_size: int) -> tuple[np.ndarray, ...]:
-    """One rank's log-probs, its part of the hidden states' gradient, and the gradient of its weight rows.
+def score_with_my_rows(
+    vocab: int, ignored: tuple[int, ...], chunk_size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """One rank's log-probs, its part of the hidden states' gradient, its weight rows' gradient, and all-reduces needed.
 
-    As in the model, a rank holds ⌈vocab / ranks⌉ rows, and padding where the vocabulary ends.
+    As in the model, a rank holds ⌈vocab / ranks⌉ rows; where the vocabulary ends, fewer or none.
     """
     hidden, weight, labels, grad = logprob_problem(vocab, ignored)
     with gloo_group() as group:
         rows_per_rank = -(-vocab // group.size())
         start = rows_per_rank * group.rank()
-        real = max(0, min(rows_per_rank, vocab - start))
-        local = torch.full((rows_per_rank, HIDDEN), 9.0)
-        local[:real] = weight.detach()[start : start + real]
-        local.requires_grad_()
-
-        def logits_fn(rows: Tensor) -> Tensor:
-            return (rows @ local.T).masked_fill(torch.arange(rows_per_rank) >= real, -torch.inf)
-
-        logprobs = token_logprobs(hidden, labels, logits_fn, start, group, chunk_size)
-        hidden_grad, local_grad = torch.autograd.grad(logprobs, (hidden, local), grad)
-        assert (local_grad[real:] == 0).all(), "padding rows have a gradient"
-        return logprobs.detach().numpy(), hidden_grad.numpy(), local_grad[:real].numpy()
+        local = weight.detach()[start : start + rows_per_rank].requires_grad_()
+        with mock.patch.object(dist, "all_reduce", wraps=dist.all_reduce) as all_reduce:
+            logprobs = token_logprobs(hidden, local, labels, chunk_size=chunk_size, vocab_start=start, group=group)
+            hidden_grad, local_grad = torch.autograd.grad(logprobs, (hidden, local), grad)
+        return logprobs.detach().numpy(), hidden_grad.numpy(), local_grad.numpy(), all_reduce.call_count
 
 
 def attention_problem(length: int, kv_heads: int = 2) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -1,66 +1,84 @@
 """Token log-probs against `logits.log_softmax(-1).gather(-1, labels)`, in one process and over several."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from gloo_jobs import HIDDEN, ROWS, logprob_problem
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from nemo_longpo.logprobs import IGNORE_LABEL, token_logprobs, vocab_parallel_logprobs
+from nemo_longpo import logprobs as module
+from nemo_longpo.logprobs import IGNORE_LABEL, rows_within, token_logprobs
 
 VOCAB = 7
 IGNORED = (0, 4, 5, 10)
 SCORED = ROWS - len(IGNORED)
+ALL = tuple(range(ROWS))
+PRODUCT = 2 * SCORED * VOCAB * HIDDEN  # FLOPs of the logits of all scored rows
 
 
-def unfused(vocab: int = VOCAB, ignored: tuple[int, ...] = IGNORED):
+def unfused(hidden, weight, labels, grad):
     """Log-probs, and gradients of hidden states and weight, with all logits at once."""
-    hidden, weight, labels, grad = logprob_problem(vocab, ignored)
-    logits = hidden @ weight.T
-    logprobs = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[:, None])[:, 0]
+    logprobs = (hidden @ weight.T).float().log_softmax(-1).gather(-1, labels.clamp(min=0)[:, None])[:, 0]
     logprobs = logprobs.masked_fill(labels == IGNORE_LABEL, 0.0)
     return logprobs.detach(), *torch.autograd.grad(logprobs, (hidden, weight), grad)
 
 
-class OutputLayer:
-    """Logits of a weight, and a diary of how many rows each call was given."""
+def chunked(hidden, weight, labels, grad, chunk_size):
+    logprobs = token_logprobs(hidden, weight, labels, chunk_size=chunk_size)
+    return logprobs.detach(), *torch.autograd.grad(logprobs, (hidden, weight), grad)
 
-    def __init__(self, weight: torch.Tensor):
-        self.weight = weight
-        self.rows: list[int] = []
 
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        self.rows.append(len(hidden))
-        return hidden @ self.weight.T
+def score_logits(logits: list[list[float]], labels: list[int]) -> torch.Tensor:
+    """Log-probs of given logits: those of unit vectors, with the logits' transpose as the weight."""
+    return token_logprobs(torch.eye(len(logits)), torch.tensor(logits).T, torch.tensor(labels), chunk_size=2)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 3, SCORED - 1, SCORED, 1024])
 def test_equals_log_softmax_with_its_gradients(chunk_size):
+    problem = logprob_problem(VOCAB, IGNORED)
+    found = chunked(*problem, chunk_size)
+    assert found[0].shape == problem[2].shape
+    assert found[0].dtype == torch.float32
+    for value, expected in zip(found, unfused(*problem), strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_one_row():
+    problem = [tensor[:1].detach() if len(tensor) == ROWS else tensor for tensor in logprob_problem(VOCAB, ())]
+    problem[0].requires_grad_()
+    for value, expected in zip(chunked(*problem, 3), unfused(*problem), strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_work_for_scored_rows_only_and_logits_twice():
     hidden, weight, labels, grad = logprob_problem(VOCAB, IGNORED)
-    output_layer = OutputLayer(weight)
-    logprobs = token_logprobs(hidden, labels, output_layer, chunk_size=chunk_size)
-    assert logprobs.shape == labels.shape
-    assert logprobs.dtype == torch.float32
-    gradients = torch.autograd.grad(logprobs, (hidden, weight), grad)
-
-    for found, expected in zip((logprobs, *gradients), unfused(), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    with FlopCounterMode(display=False) as forward:
+        logprobs = token_logprobs(hidden, weight, labels, chunk_size=3)
+    with FlopCounterMode(display=False) as backward:
+        logprobs.backward(grad)
+    assert forward.get_total_flops() == PRODUCT
+    assert backward.get_total_flops() == 3 * PRODUCT, "logits again, and two gradients"
 
 
-@pytest.mark.parametrize("chunk_size", [1, 3, 1024])
-def test_logits_of_a_chunk_at_a_time_and_only_of_scored_rows(chunk_size):
-    hidden, weight, labels, _ = logprob_problem(VOCAB, IGNORED)
-    output_layer = OutputLayer(weight)
-    logprobs = token_logprobs(hidden, labels, output_layer, chunk_size=chunk_size)
-    forward = list(output_layer.rows)
-    assert sum(forward) == SCORED
-    assert max(forward) <= chunk_size
-    logprobs.sum().backward()
-    assert sum(output_layer.rows) == 2 * SCORED, "the backward computes the logits again, and only once"
-    assert max(output_layer.rows) <= chunk_size
+@pytest.mark.parametrize("frozen", ["hidden", "weight"])
+def test_no_work_for_what_is_frozen(frozen):
+    hidden, weight, labels, grad = logprob_problem(VOCAB, IGNORED)
+    fixed, trained = (hidden, weight) if frozen == "hidden" else (weight, hidden)
+    expected = unfused(hidden, weight, labels, grad)[1 if frozen == "weight" else 2]
+    fixed.requires_grad_(False)
+    logprobs = token_logprobs(hidden, weight, labels, chunk_size=3)
+    with FlopCounterMode(display=False) as backward:
+        logprobs.backward(grad)
+    assert backward.get_total_flops() == 2 * PRODUCT
+    assert fixed.grad is None
+    torch.testing.assert_close(trained.grad, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_no_logits_wait_for_the_backward():
-    """What autograd keeps is hidden states, labels and the weight; nothing has the vocabulary's width."""
+    """What autograd keeps is hidden states, labels, the weight and a number per row; nothing is as wide as a row."""
     hidden, weight, labels, _ = logprob_problem(VOCAB, IGNORED)
     shapes: list[torch.Size] = []
 
@@ -69,13 +87,14 @@ def test_no_logits_wait_for_the_backward():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        token_logprobs(hidden, labels, OutputLayer(weight), chunk_size=SCORED)
+        token_logprobs(hidden, weight, labels, chunk_size=SCORED)
+    assert shapes
     assert all(shape[-1] != VOCAB for shape in shapes if len(shape) == 2), shapes
 
 
 def test_ignored_rows_get_zero_and_no_gradient():
     hidden, weight, labels, _ = logprob_problem(VOCAB, IGNORED)
-    logprobs = token_logprobs(hidden, labels, OutputLayer(weight), chunk_size=2)
+    logprobs = token_logprobs(hidden, weight, labels, chunk_size=2)
     logprobs.sum().backward()
     assert logprobs[list(IGNORED)].tolist() == [0.0] * len(IGNORED)
     assert (logprobs[labels != IGNORE_LABEL] < 0).all()
@@ -86,55 +105,110 @@ def test_ignored_rows_get_zero_and_no_gradient():
 
 def test_only_ignored_rows_still_reach_every_parameter():
     """A context-parallel rank may hold no label at all; its gradient hooks must fire, with zeros."""
-    hidden, weight, labels, grad = logprob_problem(VOCAB, tuple(range(ROWS)))
-    output_layer = OutputLayer(weight)
-    logprobs = token_logprobs(hidden, labels, output_layer)
+    hidden, weight, labels, grad = logprob_problem(VOCAB, ALL)
+    logprobs = token_logprobs(hidden, weight, labels, chunk_size=3)
     assert logprobs.tolist() == [0.0] * ROWS
     logprobs.backward(grad)
-    assert output_layer.rows == [1]
     for parameter in (hidden, weight):
         assert parameter.grad is not None
         assert (parameter.grad == 0).all()
 
 
-def test_padding_rows_of_the_vocabulary_take_no_probability_and_no_gradient():
-    hidden, weight, labels, grad = logprob_problem(VOCAB, IGNORED)
-    padded = torch.cat([weight.detach(), torch.full((2, HIDDEN), 9.0)]).requires_grad_()
-
-    def logits_fn(rows: torch.Tensor) -> torch.Tensor:
-        return (rows @ padded.T).masked_fill(torch.arange(VOCAB + 2) >= VOCAB, -torch.inf)
-
-    logprobs = token_logprobs(hidden, labels, logits_fn, chunk_size=3)
-    hidden_grad, padded_grad = torch.autograd.grad(logprobs, (hidden, padded), grad)
-    found = logprobs, hidden_grad, padded_grad[:VOCAB]
-    for value, expected in zip(found, unfused(), strict=True):
-        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
-    assert (padded_grad[VOCAB:] == 0).all()
-
-
 def test_large_logits_do_not_overflow():
-    logits = torch.tensor([[1e4, 0.0, -1e4], [-1e4, -1e4, -1e4]], requires_grad=True)
-    logprobs = vocab_parallel_logprobs(logits, torch.tensor([1, 2]))
+    logprobs = score_logits([[1e4, 0.0, -1e4], [-1e4, -1e4, -1e4]], [1, 2])
     assert logprobs.tolist() == pytest.approx([-1e4, -np.log(3)])
-    logprobs.sum().backward()
-    assert logits.grad is not None
-    torch.testing.assert_close(logits.grad, torch.tensor([[-1.0, 1.0, 0.0], [-1 / 3, -1 / 3, 2 / 3]]))
 
 
-def test_bfloat16_logits_are_scored_in_float32():
-    """The only error is that of the logits themselves; the gradient comes back in their type."""
-    logits = (4 * torch.randn(6, 50, generator=torch.Generator().manual_seed(0))).bfloat16().requires_grad_()
-    labels = torch.arange(6)
-    logprobs = vocab_parallel_logprobs(logits, labels)
-    expected = logits.detach().float().log_softmax(-1).gather(-1, labels[:, None])[:, 0]
-    torch.testing.assert_close(logprobs, expected, rtol=1e-6, atol=1e-6)
-    logprobs.sum().backward()
-    assert logits.grad is not None
-    assert logits.grad.dtype == torch.bfloat16
+def test_nearly_certain_tokens_keep_their_digits():
+    """100 − log(exp 100 + exp 90) would cancel: float32 numbers near 100 are 8e-6 apart."""
+    (logprob,) = score_logits([[100.0, 90.0]], [0]).tolist()
+    assert logprob == pytest.approx(-np.log1p(np.exp(-10.0)), rel=5e-3)
+
+
+def test_label_outside_the_vocabulary_is_impossible():
+    assert score_logits([[1.0, 2.0], [2.0, 1.0]], [2, 1]).tolist() == [-np.inf, pytest.approx(-np.log1p(np.e))]
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, 512])
+def test_bfloat16_is_no_worse_than_all_logits_at_once_in_bfloat16(chunk_size):
+    """Root mean square of the error against the float64 truth, for log-probs and both gradients."""
+    rows, hidden_size, vocab = 512, 64, 200
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(rows, hidden_size, generator=generator).bfloat16().requires_grad_()
+    weight = (0.5 * torch.randn(vocab, hidden_size, generator=generator)).bfloat16().requires_grad_()
+    labels = torch.randint(0, vocab, (rows,), generator=generator)
+    grad = torch.rand(rows, generator=generator) / rows
+
+    precise = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight)]
+    logprobs = (precise[0] @ precise[1].T).log_softmax(-1).gather(-1, labels[:, None])[:, 0]
+    truth = logprobs.detach(), *torch.autograd.grad(logprobs, precise, grad.double())
+    found = chunked(hidden, weight, labels, grad, chunk_size)
+    plain = unfused(hidden, weight, labels, grad)
+    assert [value.dtype for value in found] == [torch.float32, torch.bfloat16, torch.bfloat16]
+    for name, ours, theirs, exact in zip(("log-probs", "hidden", "weight"), found, plain, truth, strict=True):
+        error, allowed = ((value.double() - exact).square().mean().sqrt() for value in (ours, theirs))
+        assert error <= 1.1 * allowed, f"{name}: {error:.3g}, all at once {allowed:.3g}"
+
+
+def peak_bytes(work: Callable[[], None]) -> int:
+    """The most memory that torch had allocated beyond what it had before."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return int(np.cumsum([size for _, size in changes]).max())
+
+
+@pytest.mark.parametrize(("dtype", "rows"), [(torch.float32, 448), (torch.bfloat16, 320)])
+def test_chunk_of_a_memory_budget_stays_within_it(dtype, rows):
+    """The rest: both gradients; in bfloat16 the weight's in float32, and on CPUs a float32 copy of the weight."""
+    count, hidden_size, vocab, budget = 1000, 16, 2000, 4e6
+    hidden = torch.randn(count, hidden_size).to(dtype).requires_grad_()
+    weight = torch.randn(vocab, hidden_size).to(dtype).requires_grad_()
+    labels = torch.randint(0, vocab, (count,))
+    chunk_size = rows_within(budget, vocab, hidden_size, dtype)
+    assert chunk_size == rows
+
+    def step() -> None:
+        token_logprobs(hidden, weight, labels, chunk_size=chunk_size).sum().backward()
+
+    step()  # a first call also allocates what stays, such as the threads' buffers
+    hidden.grad = weight.grad = None
+    copies = 0 if dtype == torch.float32 else 2
+    others = hidden.nbytes + weight.nbytes + copies * 4 * weight.numel() + 100 * count
+    found = peak_bytes(step) - others
+    assert 0.7 * budget < found <= budget
+
+
+def test_rows_of_a_budget():
+    assert rows_within(1e9, 32_768, 4096, torch.bfloat16) == 4672  # of 5,011 rows, whole tiles
+    assert rows_within(1e9, 152_064, 3584, torch.bfloat16) == 1024
+    assert rows_within(1e9 / 20, 152_064, 3584, torch.bfloat16) == 53
+    assert rows_within(1.0, 152_064, 3584, torch.bfloat16) == 1
+
+
+def test_low_precision_products_on_cuda_come_in_float32():
+    """Shape and type by the rules of torch's own kernel, which is there on CUDA only."""
+    with FakeTensorMode():
+        left = torch.empty(6, 3, dtype=torch.bfloat16, device="cuda")
+        right = torch.empty(6, 4, dtype=torch.bfloat16, device="cuda")
+        product = module._product(left.T, right)
+        assert (product.shape, product.dtype, product.device.type) == ((3, 4), torch.float32, "cuda")
+        module._add_transposed_product(torch.empty(3, 4, device="cuda"), left, right)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_bfloat16_on_cuda_equals_float64():
+    hidden, weight, labels, grad = (tensor.detach().cuda() for tensor in logprob_problem(VOCAB, IGNORED))
+    low = [tensor.bfloat16().requires_grad_() for tensor in (hidden, weight)]
+    precise = [tensor.detach().double().requires_grad_() for tensor in low]
+    found, expected = chunked(*low, labels, grad, 3), unfused(*precise, labels, grad.double())
+    for value, exact, tolerance in zip(found, expected, (1e-5, 1e-2, 1e-2), strict=True):
+        assert (value - exact).norm() <= tolerance * exact.norm()
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("ignored", [IGNORED, tuple(range(ROWS))], ids=["some ignored", "all ignored"])
+@pytest.mark.parametrize("ignored", [IGNORED, ALL], ids=["some ignored", "all ignored"])
 @pytest.mark.parametrize(
     ("ranks", "vocab"),
     [
@@ -146,8 +220,10 @@ def test_bfloat16_logits_are_scored_in_float32():
 )
 def test_split_vocabulary_equals_one_process(workers, ranks, vocab, ignored):
     shares = workers.run("gloo_jobs", "score_with_my_rows", ranks, vocab=vocab, ignored=ignored, chunk_size=3)
-    expected_logprobs, expected_hidden_grad, expected_weight_grad = (t.numpy() for t in unfused(vocab, ignored))
-    for logprobs, _, _ in shares:
-        np.testing.assert_allclose(logprobs, expected_logprobs, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(sum(share[1] for share in shares), expected_hidden_grad, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(np.concatenate([s[2] for s in shares]), expected_weight_grad, rtol=1e-5, atol=1e-6)
+    logprobs, hidden_grads, weight_grads, all_reduces = zip(*shares, strict=True)
+    expected = [tensor.numpy() for tensor in unfused(*logprob_problem(vocab, ignored))]
+    for found in logprobs:
+        np.testing.assert_allclose(found, expected[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(sum(hidden_grads), expected[1], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(np.concatenate(weight_grads), expected[2], rtol=1e-5, atol=1e-6)
+    assert set(all_reduces) == {0 if ignored == ALL else 2}, "two in the forward, however many chunks"

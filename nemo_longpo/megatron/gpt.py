@@ -1,21 +1,21 @@
 """Megatron's GPT that answers labels with token log-probabilities instead of a loss over whole logits.
 
-Shape legend: B sequences, R local rows, H hidden size, V vocabulary, P vocabulary rows of this tensor-parallel rank.
+Shape legend: B sequences, R local rows, D head size.
 """
 
 from typing import Any
 
 import torch
 from megatron.core.models.gpt import GPTModel
-from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from nemo.collections.llm.gpt.model.base import GPTConfig
 from torch import Tensor
 
 from nemo_longpo.attention.rope import inverse_frequencies, rotary_angles
 from nemo_longpo.backends import cpu
-from nemo_longpo.logprobs import token_logprobs
+from nemo_longpo.errors import InputError
 
 from .layer_spec import block_spec
+from .output_layer import LogprobOutputLayer
 from .topology import current_topology
 
 
@@ -26,19 +26,21 @@ class LogprobGPTModel(GPTModel):
     a multiple of it; the padding rows' logits are −inf, so they take no probability and get no gradient.
     """
 
-    def __init__(self, config: GPTConfig, *, vocab_size: int, logprob_chunk_size: int, **kwargs: Any):
-        topology = current_topology()
-        rows_per_rank = -(-vocab_size // topology.tp_size)
-        super().__init__(config, vocab_size=rows_per_rank * topology.tp_size, **kwargs)
-        self.logprob_chunk_size = logprob_chunk_size
-        self.vocab_start = rows_per_rank * topology.tp_rank
-        self.real_rows = max(0, min(rows_per_rank, vocab_size - self.vocab_start))
-        self.tp_group = topology.tp_group
+    def __init__(
+        self,
+        config: GPTConfig,
+        *,
+        vocab_size: int,
+        logprob_memory_gb: float,
+        logprob_chunk_size: int | None,
+        **kwargs: Any,
+    ):
+        tp_size = current_topology().tp_size
+        rows_per_rank = -(-vocab_size // tp_size)
+        super().__init__(config, vocab_size=rows_per_rank * tp_size, **kwargs)
         self.inverse_frequencies = inverse_frequencies(config.kv_channels, config.rotary_base)
         if self.post_process:
-            # Hidden states are gathered once in `_postprocess`, not again for every chunk of logits.
-            self.output_layer.sequence_parallel = False
-            self.output_layer.allreduce_dgrad = topology.tp_size > 1
+            LogprobOutputLayer.take_over(self.output_layer, vocab_size, logprob_memory_gb, logprob_chunk_size)
 
     def _preprocess(self, input_ids: Tensor, position_ids: Tensor, decoder_input: Tensor | None = None, **unused: Any):
         """Embeddings, and rotary angles [R, 1, 1, D] of the rows' own positions (the same for all B sequences)."""
@@ -53,29 +55,20 @@ class LogprobGPTModel(GPTModel):
     def _postprocess(self, hidden_states: Tensor, input_ids: Tensor, position_ids: Tensor, labels: Tensor, **kwargs):
         if not self.post_process:
             return hidden_states
-        if self.config.sequence_parallel:
-            hidden_states = gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=False)
         if labels is None:
             return super()._postprocess(hidden_states, input_ids, position_ids, None, **kwargs)
-        logprobs = token_logprobs(
-            hidden_states.transpose(0, 1).flatten(0, 1),
-            labels.flatten(),
-            self._local_logits,
-            vocab_start=self.vocab_start,
-            group=self.tp_group,
-            chunk_size=self.logprob_chunk_size,
-        )
-        return logprobs.view_as(labels)
-
-    def _local_logits(self, hidden: Tensor) -> Tensor:
-        """[n, H] → [n, P], −inf in the padding rows of the vocabulary."""
+        if not isinstance(self.output_layer, LogprobOutputLayer):
+            raise InputError(
+                f"{type(self.output_layer).__name__} wraps the output layer, whose logits are never computed as a "
+                "whole; leave output_layer out of the adapter's target_modules."
+            )
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        logits = self.output_layer(hidden[:, None], weight=weight)[0][:, 0]
-        padding = torch.arange(logits.shape[-1], device=logits.device) >= self.real_rows
-        return logits.masked_fill(padding, -torch.inf) if self.real_rows < logits.shape[-1] else logits
+        return self.output_layer(hidden_states, weight, labels=labels)
 
 
-def build_gpt(config: GPTConfig, logprob_chunk_size: int, vp_stage: int | None = None) -> LogprobGPTModel:
+def build_gpt(
+    config: GPTConfig, logprob_memory_gb: float, logprob_chunk_size: int | None, vp_stage: int | None = None
+) -> LogprobGPTModel:
     """Build this rank's share of the model that a NeMo config describes, for the backend of this machine."""
     # Pairs differ in length, and so do the activations that pipeline stages exchange.
     config.variable_seq_lengths = config.pipeline_model_parallel_size > 1
@@ -86,6 +79,7 @@ def build_gpt(config: GPTConfig, logprob_chunk_size: int, vp_stage: int | None =
         config,
         transformer_layer_spec=block_spec(config, vp_stage),
         vocab_size=config.vocab_size,
+        logprob_memory_gb=logprob_memory_gb,
         logprob_chunk_size=logprob_chunk_size,
         max_sequence_length=config.seq_length,
         parallel_output=True,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Optional, get_args
 
 import torch
 from nemo.collections import llm
@@ -11,6 +11,7 @@ from nemo.collections.llm.gpt.model.base import GPTConfig
 from nemo.lightning import OptimizerModule
 from torch import Tensor
 
+from nemo_longpo.errors import InputError
 from nemo_longpo.objective import Objective
 from nemo_longpo.parallel.layout import PairLayout, PairRows, lay_out_pair
 
@@ -41,7 +42,8 @@ class LongPOModel(llm.GPTModel):
         objective: which loss, and its constants.
         pair_layout: how chosen and rejected become rows. `shared_prefix` runs the document once and both answers behind
             it; `concatenated`, two full causal sequences, gives the same numbers at twice the cost.
-        logprob_chunk_size: rows whose logits are in memory at once.
+        logprob_memory_gb: memory (10⁹ bytes) for the logits that are there at once, which sets how many rows those are.
+        logprob_chunk_size: the number of rows itself, instead.
     """
 
     def __init__(
@@ -49,18 +51,24 @@ class LongPOModel(llm.GPTModel):
         config: GPTConfig | None = None,
         objective: Objective | None = None,
         pair_layout: PairLayout = "shared_prefix",
-        logprob_chunk_size: int = 1024,
+        logprob_memory_gb: float = 1.0,
+        logprob_chunk_size: Optional[int] = None,  # noqa: UP045 (NeMo-Run's parser)
         optim: OptimizerModule | None = None,
         tokenizer: TokenizerSpec | None = None,
         model_transform: Callable[[torch.nn.Module], torch.nn.Module] | None = None,
     ):
         if pair_layout not in get_args(PairLayout):
             raise ValueError(f"model.pair_layout is {pair_layout!r}; choose one of {', '.join(get_args(PairLayout))}.")
+        if logprob_memory_gb <= 0:
+            raise InputError(f"model.logprob_memory_gb is {logprob_memory_gb}; it must be more than 0.")
+        if logprob_chunk_size is not None and logprob_chunk_size < 1:
+            raise InputError(f"model.logprob_chunk_size is {logprob_chunk_size}; give at least 1, or null.")
         super().__init__(
             config or ArchitectureFromCheckpoint(), optim=optim, tokenizer=tokenizer, model_transform=model_transform
         )
         self.objective = objective or Objective()
         self.pair_layout = pair_layout
+        self.logprob_memory_gb = logprob_memory_gb
         self.logprob_chunk_size = logprob_chunk_size
 
     def adopt_architecture(self, config: GPTConfig) -> None:
@@ -70,7 +78,7 @@ class LongPOModel(llm.GPTModel):
 
     def configure_model(self, vp_stage: int | None = None) -> None:
         if not hasattr(self, "module"):
-            self.module = build_gpt(self.config, self.logprob_chunk_size, vp_stage)
+            self.module = build_gpt(self.config, self.logprob_memory_gb, self.logprob_chunk_size, vp_stage)
 
     def data_step(self, dataloader_iter: Iterator) -> PairRows:
         """One pair, laid out for this rank."""
