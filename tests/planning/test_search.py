@@ -45,6 +45,18 @@ def test_as_few_layers_as_possible_are_recomputed():
     assert next_one.setup.recompute_layers == layers + 1
 
 
+def test_a_job_with_room_recomputes_one_layer_when_told_to():
+    (candidate,) = search(replace(JOB, trunk=8192), H100, Wishes(tp=4, cp=2, recompute="full")).candidates
+    assert candidate.setup.recompute_layers == 1
+
+
+def test_the_optimizer_stays_on_the_gpu_even_where_leaving_would_save_recompute():
+    (candidate,) = search(JOB, H100, Wishes(tp=1, cp=8)).candidates
+    (away,) = search(JOB, H100, Wishes(tp=1, cp=8, offload_optimizer=True)).candidates
+    assert not candidate.setup.offload_optimizer
+    assert away.speed.seconds < candidate.speed.seconds
+
+
 @pytest.mark.parametrize(
     ("shape", "setup", "reason"),
     [
