@@ -6,7 +6,7 @@ the loss by the CP size (megatron/core/pipeline_parallel/schedules.py, forward_s
 that is the plain sum over CP ranks and the mean over DP ranks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,8 @@ from nemo_longpo.objective import Objective, PairSums, longpo_loss, token_diverg
 from nemo_longpo.parallel.layout import PairRows
 
 from .topology import current_topology
+
+WORK = ("tokens", "flops")
 
 
 class _SumOverContextRanks(torch.autograd.Function):
@@ -52,15 +54,21 @@ def sum_pair(logprobs: Tensor, rows: PairRows, cp_group: dist.ProcessGroup) -> P
 
 
 class LongPOLossReduction(MegatronLossReduction):
-    """NeMo's hook between a micro-batch's output and the schedule; every metric is a mean over the batch's pairs."""
+    """NeMo's hook between a micro-batch's output and the schedule; every metric is a mean over the batch's pairs.
 
-    def __init__(self, objective: Objective) -> None:
+    Besides those of `longpo_loss`, the `WORK` of a pair: its tokens, and the FLOPs of its forward and backward by
+    `pair_flops(trunk, chosen, rejected)`.
+    """
+
+    def __init__(self, objective: Objective, pair_flops: Callable[[int, int, int], float]) -> None:
         super().__init__()
         self.objective = objective
+        self.pair_flops = pair_flops
 
     def forward(self, batch: PairRows, forward_out: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         loss, metrics = longpo_loss(sum_pair(forward_out, batch, current_topology().cp_group), self.objective)
-        return loss, {**metrics, "tokens": batch.pair_tokens}
+        work = loss.new_tensor([batch.pair_tokens, self.pair_flops(*batch.lengths)])
+        return loss, {**metrics, **dict(zip(WORK, work, strict=True))}
 
     def reduce(self, losses_reduced_per_micro_batch: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Average each metric over micro-batches and data-parallel ranks (one pair per micro-batch)."""

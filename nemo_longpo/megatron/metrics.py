@@ -12,7 +12,9 @@ from nemo.lightning.megatron_parallel import MegatronStep
 from torch import Tensor
 
 from nemo_longpo.objective import METRICS
+from nemo_longpo.planning.gpus import peak_of_device
 
+from .loss import WORK
 from .topology import current_topology
 
 
@@ -20,8 +22,10 @@ class MetricsCallback(pl.Callback, io.IOMixin):
     """Appends one JSON object per optimizer step to `metrics.jsonl`, beside the TensorBoard files.
 
     Keys: `step` (from 1), the names of `METRICS` (means over the global batch's pairs), `lr`, `grad_norm`,
-    `tokens_per_second` (trunk and both branches of every pair), `step_seconds`. After a resume, lines of steps that
-    will be trained again are dropped.
+    `tokens_per_second` (trunk and both branches of every pair), `tflops_per_device` (10¹² FLOPs per second: what
+    forward and backward of the pairs need, however the run gets there; recompute does not count), `mfu` (their share of
+    the device's bf16 peak, only where that is known) and `step_seconds`. After a resume, lines of steps that will be
+    trained again are dropped.
     """
 
     def __init__(self, filename: str = "metrics.jsonl"):
@@ -41,7 +45,7 @@ class MetricsCallback(pl.Callback, io.IOMixin):
     def on_megatron_step_end(self, step: MegatronStep, reduced: dict[str, Tensor] | Tensor) -> None:
         """Bring the metrics from the last pipeline stage, which computed them, to all stages."""
         topology = current_topology()
-        names = (*METRICS, "tokens")
+        names = (*METRICS, *WORK)
         values = (
             torch.stack([reduced[name] for name in names])
             if isinstance(reduced, dict)
@@ -54,12 +58,14 @@ class MetricsCallback(pl.Callback, io.IOMixin):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args) -> None:
         seconds = time.perf_counter() - self._started
-        tokens = self._values.pop("tokens") * trainer.datamodule.global_batch_size  # type: ignore[attr-defined]
+        pairs = trainer.datamodule.global_batch_size  # type: ignore[attr-defined]
+        tokens, flops = (pairs * self._values.pop(name) for name in WORK)
         record = {
             "step": trainer.global_step,
             **self._values,
             "grad_norm": float(trainer.callback_metrics.get("grad_norm", torch.nan)),
             "tokens_per_second": tokens / seconds,
+            **compute_speed(flops / seconds / trainer.world_size, _device_name()),
             "step_seconds": seconds,
         }
         shown = {name: value for name, value in record.items() if name not in ("step", "grad_norm")}
@@ -67,3 +73,14 @@ class MetricsCallback(pl.Callback, io.IOMixin):
         if trainer.is_global_zero:
             with self._path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
+
+
+def compute_speed(flops_per_second: float, device_name: str | None) -> dict[str, float]:
+    """`tflops_per_device`, and `mfu` where the device's peak is known."""
+    peak = None if device_name is None else peak_of_device(device_name)
+    speed = {"tflops_per_device": flops_per_second / 1e12}
+    return speed if peak is None else speed | {"mfu": flops_per_second / peak}
+
+
+def _device_name() -> str | None:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Optional, get_args
 
 import torch
@@ -14,9 +15,11 @@ from torch import Tensor
 from nemo_longpo.errors import InputError
 from nemo_longpo.objective import Objective
 from nemo_longpo.parallel.layout import PairLayout, PairRows, lay_out_pair
+from nemo_longpo.planning.flops import training_flops
 
 from .gpt import build_gpt
 from .loss import LongPOLossReduction
+from .shape import model_shape
 from .topology import current_topology
 
 
@@ -92,6 +95,7 @@ class LongPOModel(llm.GPTModel):
 
     @property
     def training_loss_reduction(self) -> Any:
-        return LongPOLossReduction(self.objective)
+        pair_flops = partial(training_flops, model_shape(self.config), layout=self.pair_layout)
+        return LongPOLossReduction(self.objective, pair_flops)
 
     validation_loss_reduction = training_loss_reduction

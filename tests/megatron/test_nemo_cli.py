@@ -5,9 +5,15 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from nemo_longpo.planning.flops import training_flops
+from nemo_longpo.planning.shape import load_shape
 
 pytestmark = pytest.mark.distributed
 
@@ -65,11 +71,23 @@ def test_two_processes_train_and_save(workbench, tmp_path):
     )
     assert result.returncode == 0, result.stdout[-3000:]
     (line,) = (tmp_path / "run" / "tb_logs" / "longpo" / "metrics.jsonl").read_text().splitlines()
-    assert json.loads(line)["step"] == 1
+    step = json.loads(line)
+    assert step["step"] == 1
+    assert "mfu" not in step, "nobody knows the peak of a CPU"
+    tokens, flops = (step[name] * step["step_seconds"] for name in ("tokens_per_second", "tflops_per_device"))
+    assert (tokens, 2 * 1e12 * flops) in list(_work_of_two(workbench))
     (last,) = (tmp_path / "run" / "longpo" / "checkpoints").glob("*-last")
     assert (last / "weights").is_dir()
     assert (last / "context" / "io.json").is_file()
     assert list((tmp_path / "run" / "tb_logs" / "longpo").glob("events.out.tfevents.*"))
+
+
+def _work_of_two(workbench) -> Iterator[Any]:
+    """Tokens and FLOPs of every two records: what a global batch of two may have taken."""
+    shape = load_shape(str(workbench.checkpoint))
+    for records in combinations(workbench.records, 2):
+        flops = sum(training_flops(shape, *record.lengths) for record in records)
+        yield pytest.approx((sum(sum(record.lengths) for record in records), flops), rel=1e-5)
 
 
 def test_bad_input_is_one_sentence_and_a_status(tmp_path):

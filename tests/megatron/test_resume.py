@@ -26,7 +26,8 @@ def _tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 def _metrics(run: Path) -> list[dict]:
     lines = [json.loads(line) for line in (run / "tb_logs" / "longpo" / "metrics.jsonl").read_text().splitlines()]
-    return [{name: line[name] for name in line if name not in ("tokens_per_second", "step_seconds")} for line in lines]
+    timed = "tokens_per_second", "tflops_per_device", "step_seconds"
+    return [{name: line[name] for name in line if name not in timed} for line in lines]
 
 
 def _last(run: Path) -> Path:
