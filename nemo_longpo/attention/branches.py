@@ -87,16 +87,14 @@ class _BranchAttention(torch.autograd.Function):
             grad_NHD, q_NHD, trunk_key, trunk_value, out_NHD, _gather_rows(lse, group), False, scale
         )
         grad_q = torch.zeros_like(query, dtype=lse.dtype)
-        grad_k, grad_v = torch.zeros_like(k_NKD, dtype=lse.dtype), torch.zeros_like(v_NKD, dtype=lse.dtype)
+        grad_k, grad_v = torch.zeros_like(k_NKD), torch.zeros_like(v_NKD)
         for rows, keys, causal in _own_branch(branches, len(query), _rank(group)):
             part_q, part_k, part_v = partial_attention_backward(
                 grad[rows], query[rows], k_NKD[keys], v_NKD[keys], out[rows], lse[rows], causal, scale
             )
             grad_q[rows] += part_q
-            grad_k[keys] += part_k
-            grad_v[keys] += part_v
-        found = torch.cat([to_trunk, grad_k.to(key.dtype), grad_v.to(value.dtype)], 1)
-        total = _send_home(found, group).sum(0, dtype=lse.dtype)
+            grad_k[keys], grad_v[keys] = part_k, part_v  # no two of these parts share keys
+        total = _send_home(torch.cat([to_trunk, grad_k, grad_v], 1), group).sum(0, dtype=lse.dtype)
         total[:, : heads[0]] += grad_q
         return *total.to(query.dtype).split(heads, 1), grad_trunk_key, grad_trunk_value, None, None, None
 
