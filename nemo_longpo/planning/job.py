@@ -59,8 +59,7 @@ class Setup:
 
     `recompute` is what the backward computes again: nothing, the core attention, the feed-forward part of every layer,
     or whole layers, the first `recompute_layers` of each pipeline stage. Sequence parallelism goes with tp > 1.
-    `fused` stands for Transformer Engine's layers; without it, the CPU backend's plain ones. `distributed` splits the
-    optimizer over data- and context-parallel ranks.
+    `distributed` splits the optimizer over data- and context-parallel ranks, as always on GPUs.
     """
 
     tp: int = 1
@@ -72,7 +71,6 @@ class Setup:
     offload_optimizer: bool = False
     precision: Precision = BF16
     logprob_buffer: float = 1e9
-    fused: bool = True
     distributed: bool = True
 
     @property

@@ -90,7 +90,7 @@ def layer_widths(job: Job, setup: Setup) -> dict[str, float]:
     Attention keeps its norm's input and output (2h), the projection that the values are a view of (A + 2K), rotated
     queries and keys (A + K) and its result (A); its core keeps the trunk's result apart where branches join it (A), and
     the keys and values that came by last in Transformer Engine's ring (2K). The feed-forward part keeps its norm's
-    input and output (2h), both halves before the gate (2f) and their product (f); unfused, the gate's value too (f).
+    input and output (2h), both halves before the gate (2f), the gate's value (f) and their product (f).
     """
     shape = job.shape
     apart = shape.query_size if job.branch_rows else 0
@@ -100,7 +100,7 @@ def layer_widths(job: Job, setup: Setup) -> dict[str, float]:
         "attention": shape.hidden + 3 * shape.query_size + 3 * shape.kv_size,
         "core": apart + ring,
         "between": shape.hidden,
-        "feed_forward": shape.hidden + (3 if setup.fused else 4) * shape.ffn,
+        "feed_forward": shape.hidden + 4 * shape.ffn,
     }
 
 
@@ -136,8 +136,7 @@ def feed_forward_moment(job: Job, setup: Setup) -> float:
     whole = sum(widths.values()) if _recomputes_last_layer(job, setup) else 0
     recomputed = widths["feed_forward"] if setup.recompute == "mlp" else whole
     gathered = 2 * shape.hidden * (setup.tp if setup.tp > 1 else 0.5)
-    gate = 2 * shape.ffn if setup.fused else 4 * shape.ffn
-    return _per_gpu(job, setup, recomputed + shape.hidden + max(gate, shape.ffn + gathered))
+    return _per_gpu(job, setup, recomputed + shape.hidden + max(2 * shape.ffn, shape.ffn + gathered))
 
 
 def attention_moment(job: Job, setup: Setup) -> float:
@@ -191,8 +190,6 @@ def input_bytes(job: Job, setup: Setup) -> float:
 
 def communication_bytes(job: Job, setup: Setup) -> float:
     """Libraries, buffers of every process group with more than one rank, 2 · R · h · b / tp between pipeline stages."""
-    if not setup.fused:
-        return 0.0
     groups = sum(size > 1 for size in (setup.tp, setup.pp, setup.cp, setup.dp, setup.dp * setup.cp))
     exchanged = 2 * _per_gpu(job, setup, job.shape.hidden) if setup.pp > 1 else 0.0
     return LIBRARIES + groups * PER_GROUP + exchanged

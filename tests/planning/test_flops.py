@@ -1,8 +1,18 @@
 """FLOPs against the figures of the design and against counting matrix products one by one."""
 
+from typing import get_args
+
 import pytest
 
-from nemo_longpo.planning.flops import executed_flops, layers_flops, output_flops, pair_flops, training_flops
+from nemo_longpo.parallel import layout
+from nemo_longpo.planning.flops import (
+    PairLayout,
+    executed_flops,
+    layers_flops,
+    output_flops,
+    pair_flops,
+    training_flops,
+)
 from nemo_longpo.planning.shape import MODELS, ModelShape
 
 MISTRAL = MODELS["mistral-7b"]
@@ -51,3 +61,8 @@ def test_training_is_three_forwards_and_recompute_adds_the_layers():
 
 def test_without_a_trunk_the_layouts_cost_the_same():
     assert layers_flops(MISTRAL, 0, 500, 300, "shared_prefix") == layers_flops(MISTRAL, 0, 500, 300, "concatenated")
+
+
+def test_layouts_are_those_of_training():
+    """Written twice, because planning imports no torch."""
+    assert get_args(PairLayout) == get_args(layout.PairLayout)
