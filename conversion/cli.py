@@ -4,10 +4,13 @@ import argparse
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 IMPORT_EXAMPLE = """example:
   longpo convert import --model models/Mistral-7B-Instruct-v0.2 --output checkpoints/mistral-128k \\
       --rope-theta 1e7 --max-length 131072
+  longpo convert import --model models/Qwen2.5-7B-Instruct --output checkpoints/qwen-128k --max-length 131072 \\
+      --rope-scaling '{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}'
 
 The output is a NeMo checkpoint for `resume.restore_config.path`, under any parallel sizes. Weights keep their dtype and
 bits. Supported: Mistral and Qwen2.5, as safetensors. Needs NeMo, no GPU."""
@@ -15,8 +18,9 @@ bits. Supported: Mistral and Qwen2.5, as safetensors. Needs NeMo, no GPU."""
 EXPORT_EXAMPLE = """example:
   longpo convert export --checkpoint results/checkpoints/last --output models/mistral-longpo
 
-The configuration, tokenizer, chat template and generation settings are those of the imported model; a rotary base set
-in training is written to config.json. Tensors get the dtype they had before the import, unless --dtype is given."""
+The configuration, tokenizer, chat template and generation settings are those of the imported model; rotary base
+and scaling of training are written to config.json. Tensors get the dtype they had before the import, unless --dtype is
+given."""
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -52,11 +56,30 @@ def _positive_float(text: str) -> float:
     return value
 
 
+def _scaling_choice(text: str) -> str | dict[str, Any]:
+    if text in ("keep", "none"):
+        return text
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither keep nor none nor a JSON object")
+    return value
+
+
 def _register_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = _leaf(commands, "import", "turn a Hugging Face directory into a NeMo checkpoint", IMPORT_EXAMPLE)
     parser.add_argument("--model", type=Path, required=True, metavar="HF_DIR", help="Hugging Face model directory")
     parser.add_argument("--output", type=Path, required=True, metavar="NEMO_DIR", help="checkpoint to write")
     parser.add_argument("--rope-theta", type=_positive_float, metavar="X", help="rotary base of the policy, e.g. 1e7")
+    parser.add_argument(
+        "--rope-scaling",
+        type=_scaling_choice,
+        metavar="keep|none|JSON",
+        help="keep the model's RoPE scaling under a new --rope-theta, drop it, or set another: a `rope_scaling` object "
+        "of type linear, yarn or llama3",
+    )
     parser.add_argument(
         "--max-length", type=_positive, metavar="N", help="positions of the policy (default: the model's own limit)"
     )
@@ -98,6 +121,7 @@ def run_import(arguments: argparse.Namespace) -> int:
         arguments.model,
         arguments.output,
         rope_theta=arguments.rope_theta,
+        rope_scaling=arguments.rope_scaling,
         max_length=arguments.max_length,
         full_attention=arguments.full_attention,
         overwrite=arguments.overwrite,

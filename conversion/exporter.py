@@ -13,12 +13,14 @@ import torch
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from nemo_longpo.attention.rope_config import parse_scaling, scaling_of
 from nemo_longpo.errors import InputError
 
 from . import hf_config, nemo_context
 from .dist_checkpoint import DistCheckpoint
 from .families import KEY_PREFIX, Family, family_of
 from .hf_dir import INDEX, SINGLE, HfDirectory, read_json, write_json
+from .hf_rope import with_max_length, with_rope_scaling, with_rope_theta
 from .layouts import Geometry, split
 from .outputs import new_directory, require_free
 from .targets import Target, plan_targets
@@ -36,16 +38,16 @@ def export_checkpoint(
     """Convert a NeMo checkpoint directory to a Hugging Face one.
 
     Everything but the weights comes from the model that was imported (kept in `context/hf`), or from `base`. The rotary
-    base is the one the NeMo model was trained with. Tensors get the dtype they had before the import, or `dtype`
-    (float32, bfloat16, float16). Peak memory: one output file plus one tensor.
+    base and its scaling are those the NeMo model was trained with. Tensors get the dtype they had before the import, or
+    `dtype` (float32, bfloat16, float16). Peak memory: one output file plus one tensor.
     """
     require_free(output, overwrite=overwrite)
-    model_config = nemo_context.read_model_config(checkpoint / "context")
+    model = nemo_context.read_model(checkpoint / "context")
     origin = _origin(checkpoint, base)
     where = str(origin.path / "config.json")
     family = family_of(origin.config, where)
     hf_config.check_supported(origin.config, where)
-    config = _exported_config(origin.config, model_config, dtype, max_length)
+    config = _exported_config(origin.config, where, model, dtype, max_length)
     geometry = Geometry.from_config(config)
     source = DistCheckpoint(checkpoint / "weights")
     _check_shapes(source, family, geometry)
@@ -70,11 +72,14 @@ def _origin(checkpoint: Path, base: Path | None) -> HfDirectory:
 
 
 def _exported_config(
-    config: Mapping[str, Any], model_config: Mapping[str, Any], dtype: str | None, max_length: int | None
+    config: Mapping[str, Any], where: str, model: Mapping[str, Any], dtype: str | None, max_length: int | None
 ) -> dict[str, Any]:
-    changed = hf_config.with_rope_theta(config, model_config["rotary_base"])
+    changed = with_rope_theta(config, model["config"]["rotary_base"])
+    # Our training records the scaling; a checkpoint that was only imported has that of its config.json.
+    if "rope_scaling" in model and parse_scaling(model["rope_scaling"], where) != scaling_of(config, where):
+        changed = with_rope_scaling(changed, model["rope_scaling"])
     if max_length is not None:
-        changed["max_position_embeddings"] = max_length
+        changed = with_max_length(changed, max_length, where)
     return hf_config.with_dtype(changed, dtype) if dtype else changed
 
 

@@ -5,6 +5,8 @@ from typing import Any
 
 from nemo_longpo.errors import InputError
 
+from .hf_rope import ScalingChoice, rope_settings, with_max_length, with_rope
+
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 """Names in `config.json` and on the command line → safetensors' names."""
 
@@ -16,21 +18,6 @@ REQUIRED = (
     "num_attention_heads",
     "max_position_embeddings",
 )
-
-
-def rope_theta(config: Mapping[str, Any]) -> float:
-    """The rotary base, where transformers 4 (`rope_theta`) or 5 (`rope_parameters`) keeps it."""
-    nested = (config.get("rope_parameters") or {}).get("rope_theta")
-    return config.get("rope_theta", 10000.0 if nested is None else nested)
-
-
-def with_rope_theta(config: Mapping[str, Any], theta: float) -> dict[str, Any]:
-    """A copy with the rotary base replaced where the file keeps it; unchanged when it has that value already."""
-    if rope_theta(config) == theta:
-        return dict(config)
-    if config.get("rope_parameters") and "rope_theta" not in config:
-        return {**config, "rope_parameters": {**config["rope_parameters"], "rope_theta": theta}}
-    return {**config, "rope_theta": theta}
 
 
 def dtype(config: Mapping[str, Any]) -> str:
@@ -66,10 +53,7 @@ def check_supported(config: Mapping[str, Any], where: str) -> None:
         raise InputError(f"{where} describes a quantized model; convert the unquantized one")
     if config.get("hidden_act", "silu") != "silu":
         raise InputError(f"{where}: hidden_act is {config['hidden_act']}; only silu is supported")
-    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    if kind != "default":
-        raise InputError(f"{where}: rope scaling of type {kind} is not supported; remove it and raise --rope-theta")
+    rope_settings(config, where)
     if dtype(config) not in DTYPES:
         raise InputError(f"{where}: dtype {dtype(config)} is not one of {', '.join(DTYPES)}")
     heads, groups = config["num_attention_heads"], config.get("num_key_value_heads") or config["num_attention_heads"]
@@ -78,15 +62,19 @@ def check_supported(config: Mapping[str, Any], where: str) -> None:
 
 
 def for_import(
-    config: Mapping[str, Any], where: str, *, theta: float | None, max_length: int | None, full_attention: bool
+    config: Mapping[str, Any],
+    where: str,
+    *,
+    theta: float | None,
+    scaling: ScalingChoice | None,
+    max_length: int | None,
+    full_attention: bool,
 ) -> dict[str, Any]:
     """The configuration of the policy: what was asked for is changed, everything else is kept."""
-    check_supported(config, where)
-    changed = dict(config)
-    if theta is not None:
-        changed = with_rope_theta(changed, theta)
+    changed = with_rope(config, where, theta, scaling)
+    check_supported(changed, where)
     if max_length is not None:
-        changed["max_position_embeddings"] = max_length
+        changed = with_max_length(changed, max_length, where)
     window = active_window(changed)
     if window is None:
         return changed

@@ -15,6 +15,7 @@ from . import dist_checkpoint, hf_config, nemo_context
 from .dist_checkpoint import Chunk
 from .families import EXTRA_STATE_OWNERS, IGNORED_SUFFIX, KEY_PREFIX, Entry, Family, family_of
 from .hf_dir import TORCH_DTYPES, HfDirectory, HfWeights, write_json
+from .hf_rope import ScalingChoice
 from .layouts import Geometry, join
 from .outputs import new_directory, require_free
 
@@ -24,22 +25,29 @@ def import_checkpoint(
     output: Path,
     *,
     rope_theta: float | None = None,
+    rope_scaling: ScalingChoice | None = None,
     max_length: int | None = None,
     full_attention: bool = False,
     overwrite: bool = False,
 ) -> Path:
     """Convert a Hugging Face directory to a NeMo checkpoint directory (`weights/` and `context/`).
 
-    The weights keep their dtype and bits. `rope_theta` and `max_length` set the policy's rotary base and number of
-    positions; both stay with the checkpoint and come out again on export. Raises InputError before anything is written
-    when the input cannot be converted.
+    The weights keep their dtype and bits. `rope_theta`, `rope_scaling` and `max_length` set the policy's rotary base,
+    its scaling and the number of positions; all stay with the checkpoint and come out again on export. A new base under
+    an old scaling needs a decision about the scaling. Raises InputError before anything is written when the input
+    cannot be converted.
     """
     require_free(output, overwrite=overwrite)
     source = HfDirectory.open(model)
     where = str(source.path / "config.json")
     family = family_of(source.config, where)
     config = hf_config.for_import(
-        source.config, where, theta=rope_theta, max_length=max_length, full_attention=full_attention
+        source.config,
+        where,
+        theta=rope_theta,
+        scaling=rope_scaling,
+        max_length=max_length,
+        full_attention=full_attention,
     )
     source.require_tokenizer()
     geometry = Geometry.from_config(config)

@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nemo_longpo.attention.rope import LinearScaling
 from nemo_longpo.errors import InputError
 
 from . import hf_config
 from .families import Family
+from .hf_rope import rope_settings
 from .layouts import Geometry
 
 ARTIFACTS = "hf"
@@ -28,12 +30,14 @@ def model_arguments(family: Family, config: Mapping[str, Any]) -> dict[str, Any]
     """Fields of NeMo's model configuration, from a Hugging Face one.
 
     `vocab_size` is the exact number of embedding rows: NeMo then pads nothing. `seq_length` is
-    `max_position_embeddings`, never null.
+    `max_position_embeddings`, never null. Of RoPE scalings NeMo's configurations know the linear one alone; training
+    reads all of them from the `config.json` in ARTIFACTS.
     """
     import torch
 
     geometry = Geometry.from_config(config)
     name = hf_config.dtype(config)
+    rope = rope_settings(config, "config.json")
     arguments: dict[str, Any] = {
         "num_layers": geometry.layers,
         "hidden_size": geometry.hidden,
@@ -45,7 +49,8 @@ def model_arguments(family: Family, config: Mapping[str, Any]) -> dict[str, Any]
         "make_vocab_size_divisible_by": 1,
         "share_embeddings_and_output_weights": geometry.tied,
         "seq_length": config["max_position_embeddings"],
-        "rotary_base": hf_config.rope_theta(config),
+        "rotary_base": rope.theta,
+        "seq_len_interpolation_factor": rope.scaling.factor if isinstance(rope.scaling, LinearScaling) else None,
         "layernorm_epsilon": config.get("rms_norm_eps", 1e-6),
         "init_method_std": config.get("initializer_range", 0.02),
         "window_size": None,
@@ -76,8 +81,8 @@ def write_context(directory: Path, family: Family, config: Mapping[str, Any], ar
     TrainerContext(model=model, trainer=trainer, extra={}).io_dump(directory, yaml_attrs=["model"])
 
 
-def read_model_config(context: Path) -> dict[str, Any]:
-    """The model configuration of any NeMo checkpoint, from `model.yaml`.
+def read_model(context: Path) -> dict[str, Any]:
+    """What a NeMo checkpoint says of its model, from `model.yaml`; its configuration is under `config`.
 
     NeMo writes this file beside `io.json` from the same object. Plain YAML runs no code, and reading it needs no NeMo.
     """
@@ -90,10 +95,9 @@ def read_model_config(context: Path) -> dict[str, Any]:
         raise InputError(f"{path} does not exist; {context.parent} is not a NeMo 2 checkpoint") from None
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not readable YAML: {error}") from error
-    config = value.get("config") if isinstance(value, dict) else None
-    if not isinstance(config, dict):
+    if not isinstance(value, dict) or not isinstance(value.get("config"), dict):
         raise InputError(f"{path} holds no model configuration; {context.parent} is not a NeMo 2 language model")
-    return config
+    return value
 
 
 def write_weight_list(artifacts: Path, weights: Mapping[str, tuple[str, str]]) -> None:

@@ -67,8 +67,8 @@ IMPORT_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         "sliding window of 1024 tokens, shorter than the 4096 positions; pass --full-attention",
     ),
     "rope scaling": (
-        lambda model: edit_json(model / "config.json", rope_scaling={"rope_type": "yarn", "factor": 4.0}),
-        "rope scaling of type yarn is not supported",
+        lambda model: edit_json(model / "config.json", rope_scaling={"rope_type": "dynamic", "factor": 4.0}),
+        "config.json: rope scaling of type dynamic is not supported; choose linear, yarn, llama3 or none",
     ),
     "quantized": (
         lambda model: edit_json(model / "config.json", quantization_config={"bits": 4}),
@@ -154,7 +154,28 @@ def test_existing_output_needs_overwrite(hf_models, tmp_path, capsys):
     assert sorted(path.name for path in output.iterdir()) == ["context", "weights"]
 
 
-@pytest.mark.parametrize("options", [["--rope-theta", "0"], ["--rope-theta", "nan"], ["--max-length", "-1"]])
+def test_a_new_base_under_an_old_scaling_needs_a_choice(hf_models, tmp_path, capsys):
+    model = shutil.copytree(hf_models["mistral"], tmp_path / "model")
+    edit_json(model / "config.json", rope_scaling={"rope_type": "linear", "factor": 4.0})
+    command = ["import", "--model", str(model), "--output", str(tmp_path / "nemo"), "--rope-theta", "1e7"]
+    assert_refused(command, "--rope-scaling none to drop the scaling, or --rope-scaling keep", tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "message"),
+    [
+        ('{"rope_type": "yarn"}', "--rope-scaling: rope scaling of type yarn needs factor; add it"),
+        ('{"rope_type": "linear", "factor": 2, "rope_theta": 1e7}', "not part of the scaling; pass --rope-theta"),
+    ],
+)
+def test_import_refuses_a_scaling(scaling, message, hf_models, tmp_path, capsys):
+    command = ["import", "--model", str(hf_models["mistral"]), "--output", str(tmp_path / "nemo")]
+    assert_refused([*command, "--rope-scaling", scaling], message, tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    "options", [["--rope-theta", "0"], ["--rope-theta", "nan"], ["--max-length", "-1"], ["--rope-scaling", "yarn"]]
+)
 def test_impossible_options(options, hf_models, tmp_path, capsys):
     command = ["convert", "import", "--model", str(hf_models["mistral"]), "--output", str(tmp_path / "nemo"), *options]
     with pytest.raises(SystemExit) as stop:

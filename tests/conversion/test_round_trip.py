@@ -15,6 +15,7 @@ from nemo_longpo.conversion import dist_checkpoint
 from nemo_longpo.conversion.dist_checkpoint import Chunk, DistCheckpoint
 from nemo_longpo.conversion.exporter import export_checkpoint
 from nemo_longpo.conversion.importer import import_checkpoint
+from nemo_longpo.conversion.nemo_context import read_model
 
 
 def files(directory: Path) -> dict[str, bytes]:
@@ -54,6 +55,56 @@ def test_rope_base_of_training_is_exported(hf_models, nemo_checkpoints, tmp_path
     assert config_changes(hf_models["qwen2"], back) == {
         "rope_theta": (10000.0, 5e6),
         "max_position_embeddings": (4096, 8192),
+    }
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0}
+
+
+@pytest.fixture
+def scaled(hf_models, tmp_path) -> Path:
+    """A model with YaRN that takes its 4,096 positions for the original length."""
+    source = shutil.copytree(hf_models["qwen2"], tmp_path / "scaled")
+    config = json.loads((source / "config.json").read_text()) | {"rope_scaling": YARN}
+    (source / "config.json").write_text(json.dumps(config))
+    return source
+
+
+def test_rope_scaling_comes_back(scaled, tmp_path):
+    """Byte for byte, or on request under another base, with more positions, or not at all."""
+    nemo = import_checkpoint(scaled, tmp_path / "nemo")
+    assert files(export_checkpoint(nemo, tmp_path / "back")) == files(scaled)
+    pinned = YARN | {"original_max_position_embeddings": 4096}
+    longer = {"rope_scaling": (YARN, pinned), "max_position_embeddings": (4096, 16384)}
+    assert config_changes(scaled, export_checkpoint(nemo, tmp_path / "longer", max_length=16384)) == longer
+    for choice, changes in (("keep", longer), ("none", longer | {"rope_scaling": (YARN, None)})):
+        nemo = import_checkpoint(
+            scaled, tmp_path / f"nemo-{choice}", rope_theta=1e6, rope_scaling=choice, max_length=16384
+        )
+        back = export_checkpoint(nemo, tmp_path / choice)
+        assert config_changes(scaled, back) == changes | {"rope_theta": (10000.0, 1e6)}
+
+
+def test_rope_scaling_of_training_is_exported(scaled, hf_models, nemo_checkpoints, tmp_path):
+    """Training records the scaling it used; it wins over the config.json that the checkpoint carries."""
+
+    def exported(name: str, record: object) -> dict[str, tuple]:
+        trained = shutil.copytree(nemo_checkpoints["qwen2"], tmp_path / name)
+        description = trained / "context" / "model.yaml"
+        description.write_text(f"{description.read_text()}rope_scaling: {json.dumps(record)}\n")
+        return config_changes(hf_models["qwen2"], export_checkpoint(trained, tmp_path / f"{name}-back"))
+
+    assert exported("plain", None) == {}
+    linear = {"rope_type": "linear", "factor": 2.0}
+    assert exported("linear", linear) == {"rope_scaling": (None, linear)}
+
+
+def test_linear_scaling_reaches_stock_nemo(hf_models, tmp_path):
+    linear = {"rope_type": "linear", "factor": 2.0}
+    nemo = import_checkpoint(hf_models["mistral"], tmp_path / "nemo", rope_scaling=linear)
+    assert read_model(nemo / "context")["config"]["seq_len_interpolation_factor"] == 2.0
+    assert config_changes(hf_models["mistral"], export_checkpoint(nemo, tmp_path / "back")) == {
+        "rope_scaling": (None, linear)
     }
 
 

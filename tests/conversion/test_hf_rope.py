@@ -1,0 +1,60 @@
+"""Changes of RoPE settings land where the file keeps them, in both dialects of `config.json`."""
+
+import pytest
+
+from nemo_longpo.attention.rope import RopeSettings, YarnScaling
+from nemo_longpo.conversion.hf_rope import rope_settings, with_max_length, with_rope
+from nemo_longpo.errors import InputError
+
+YARN = {"rope_type": "yarn", "factor": 4.0}
+LINEAR = {"rope_type": "linear", "factor": 2.0}
+FOUR = {"max_position_embeddings": 4096, "rope_theta": 1e4, "rope_scaling": YARN}
+FIVE = {"max_position_embeddings": 4096, "rope_parameters": {"rope_theta": 1e4, **YARN}}
+
+
+@pytest.mark.parametrize("config", [FOUR, FIVE])
+def test_both_dialects_are_read(config):
+    assert rope_settings(config, "config.json") == RopeSettings(1e4, YarnScaling(4.0, 4096))
+
+
+@pytest.mark.parametrize(
+    ("theta", "scaling", "four", "five"),
+    [
+        (None, None, {}, {"rope_theta": 1e4, **YARN}),
+        (1e4, None, {}, {"rope_theta": 1e4, **YARN}),
+        (1e6, "keep", {"rope_theta": 1e6}, {"rope_theta": 1e6, **YARN}),
+        (1e6, "none", {"rope_theta": 1e6, "rope_scaling": None}, {"rope_theta": 1e6, "rope_type": "default"}),
+        (None, LINEAR, {"rope_scaling": LINEAR}, {"rope_theta": 1e4, **LINEAR}),
+        (1e6, LINEAR, {"rope_theta": 1e6, "rope_scaling": LINEAR}, {"rope_theta": 1e6, **LINEAR}),
+    ],
+)
+def test_choices(theta, scaling, four, five):
+    assert with_rope(FOUR, "config.json", theta, scaling) == FOUR | four
+    assert with_rope(FIVE, "config.json", theta, scaling) == FIVE | {"rope_parameters": five}
+
+
+def test_a_new_base_under_an_old_scaling_needs_a_choice():
+    with pytest.raises(InputError, match="made for another base than --rope-theta"):
+        with_rope(FOUR, "config.json", 1e6, None)
+
+
+def test_dropping_a_scaling_needs_no_support_for_it():
+    config = FOUR | {"rope_scaling": {"type": "dynamic", "factor": 2.0}}
+    assert with_rope(config, "config.json", 1e6, "none") == FOUR | {"rope_theta": 1e6, "rope_scaling": None}
+
+
+def test_nothing_to_drop_changes_nothing():
+    plain = {"max_position_embeddings": 4096, "rope_theta": 1e4}
+    assert with_rope(plain, "config.json", None, "none") == plain
+
+
+@pytest.mark.parametrize("config", [FOUR, FIVE])
+def test_more_positions_leave_the_frequencies_alone(config):
+    longer = with_max_length(config, 16384, "config.json")
+    assert longer["max_position_embeddings"] == 16384
+    assert rope_settings(longer, "config.json") == rope_settings(config, "config.json")
+
+
+def test_impossible_base_names_the_file():
+    with pytest.raises(InputError, match=r"^config\.json: rope_theta is 1; it must be a number above 1"):
+        rope_settings({"rope_theta": 1}, "config.json")
