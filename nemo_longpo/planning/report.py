@@ -23,7 +23,7 @@ PARTS = {
     "communication": "CUDA and NCCL, estimated",
 }
 SHOWN = 5
-"""Alternatives and refusals that are printed; --json has all."""
+"""Alternatives, and setups that do not fit, that are printed; --json has all."""
 
 
 def as_json(job: Job, machine: Machine, wishes: Wishes, found: Search) -> dict[str, Any]:
@@ -121,8 +121,10 @@ def _others(found: Search) -> Iterator[str]:
         yield f"  {candidate.setup.describe()}: {total:.1f} GiB, {speed.tokens_per_second:,.0f} tokens/s"
     if found.refusals:
         yield f"\nrefused, {len(found.refusals)} in all"
-    for refusal in found.refusals[:SHOWN]:
+    for refusal in [refusal for refusal in found.refusals if refusal.missing is not None][:SHOWN]:
         yield f"  {_sizes(refusal)}: {refusal.reason}"
+    for reason in dict.fromkeys(refusal.reason for refusal in found.refusals if refusal.missing is None):
+        yield f"  {reason}"
 
 
 def _sizes(refusal: Refusal) -> str:

@@ -30,6 +30,14 @@ def test_report(capsys):
     assert re.search(r"refused, \d+ in all\n  tp 1, cp ", text)
 
 
+def test_every_reason_is_given_once(capsys):
+    assert main([*COMMAND, "--model", "qwen2.5-7b", "--gpus", "32"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("28 attention heads do not divide by tp 8") == 1
+    assert text.count("28 layers do not divide by pp 8") == 1
+    assert text.count("8 pairs of a batch do not divide by dp 16") == 1
+
+
 def test_json_has_everything_the_report_has(capsys):
     assert main([*COMMAND, "--json", "--gpu", "a800-80gb", "--tp", "4"]) == 0
     found = json.loads(capsys.readouterr().out)
