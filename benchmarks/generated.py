@@ -100,14 +100,14 @@ def origin(packages: tuple[str, ...] = ("transformers", "tokenizers", "pyarrow")
     }
 
 
-def write_results(name: str, result: dict[str, Any], lines: list[str]) -> None:
+def write_results(name: str, result: dict[str, Any], lines: list[str], directory: Path = RESULTS) -> None:
     """`name`.json and `name`.md, which begins with where its numbers come from."""
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
     versions = ", ".join(f"{package} {number}" for package, number in result["versions"].items())
     head = [f"`{result['command']}` on {result['machine']}; Python {result['python']}, {versions}.", ""]
     text = "\n".join([*head, *lines]) + "\n"
-    (RESULTS / f"{name}.md").write_text(text)
+    (directory / f"{name}.md").write_text(text)
     print(text)
 
 
