@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
@@ -66,6 +67,30 @@ def _fix_device() -> bool:
     return pl._fix_tensors_device({"step": 1}) == {"step": 1}
 
 
+def _lora_can_ask_for_te() -> bool:
+    from nemo.collections.llm.peft import lora
+    from nemo.utils.import_utils import UnavailableError
+
+    try:
+        return isinstance(lora.te.Linear, type)
+    except UnavailableError:
+        return False
+
+
+def _lora_knows_megatrons_own_layers() -> bool:
+    from megatron.core.tensor_parallel import ColumnParallelLinear
+    from nemo.collections.llm.peft.utils import get_adapter_attributes_from_linear
+
+    layer = ColumnParallelLinear.__new__(ColumnParallelLinear)
+    torch.nn.Module.__init__(layer)
+    layer.config = SimpleNamespace(sequence_parallel=False)
+    layer.input_size, layer.output_size = 4, 8
+    try:
+        return get_adapter_attributes_from_linear(layer)[1:3] == (4, 8)
+    except TypeError:
+        return False
+
+
 # What each redirection is for. True where the call does what upstream needs of it.
 NEEDS: dict[str, Callable[[], bool]] = {
     "torch.cuda.Stream": lambda: torch.cuda.Stream() is not None,
@@ -78,6 +103,8 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "nemo.lightning.megatron_init._set_random_seed": _seed_reaches_the_tracker,
     "nemo.lightning.io.pl._fix_tensors_device": _fix_device,
     "megatron.core.dist_checkpointing.strategies.filesystem_async._results_queue": _results_queue_without_a_helper,
+    "nemo.collections.llm.peft.lora.te": _lora_can_ask_for_te,
+    "nemo.collections.llm.peft.utils.HAVE_TE": _lora_knows_megatrons_own_layers,
     "Tensor.cuda": lambda: torch.ones(1).cuda().device.type == "cpu",
 }
 # The same for what the mode answers.

@@ -7,6 +7,7 @@ line that needs it; `tests/backends/test_cpu.py` fails when a redirected call st
 
 import queue
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,10 @@ def is_needed() -> bool:
 
 class _Stream:
     """A stream of a device that runs everything in order: nobody ever has to wait for it."""
+
+
+class _NoLayer:
+    """A class of which no layer is an instance."""
 
 
 def _also_seeding_the_rng_tracker(set_random_seed: Callable[[int], None]) -> Callable[[int], None]:
@@ -48,6 +53,8 @@ def redirections() -> list[Redirection]:
     """
     from megatron.core.dist_checkpointing.strategies import filesystem_async
     from megatron.core.tensor_parallel import random as megatron_random
+    from nemo.collections.llm.peft import lora
+    from nemo.collections.llm.peft import utils as peft_utils
     from nemo.lightning import megatron_init
     from nemo.lightning.io import pl as nemo_checkpoint
 
@@ -105,6 +112,19 @@ def redirections() -> list[Redirection]:
             "_results_queue",
             queue.SimpleQueue(),
             "filesystem_async.py:54 spawns a manager process for a queue that a synchronous save reads in this process",
+        ),
+        Redirection(
+            lora,
+            "te",
+            SimpleNamespace(Linear=_NoLayer),
+            "nemo/collections/llm/peft/lora.py:703 compares every layer's class with te.Linear, which raises without "
+            "Transformer Engine",
+        ),
+        Redirection(
+            peft_utils,
+            "HAVE_TE",
+            False,
+            "nemo/collections/llm/peft/utils.py:54 takes Megatron-Core's stand-ins for Transformer Engine's layers",
         ),
         Redirection(
             torch.Tensor,

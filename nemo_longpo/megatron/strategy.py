@@ -3,6 +3,7 @@
 from typing import Any, Literal, Optional
 
 import lightning.pytorch as pl
+from megatron.core.optimizer import OptimizerConfig
 from megatron.core.transformer import TransformerConfig
 from nemo import lightning as nl
 
@@ -63,7 +64,9 @@ class LongPOStrategy(nl.MegatronStrategy):
 
     def connect(self, model: pl.LightningModule) -> None:
         config: TransformerConfig = model.config
-        check_parallel_sizes(config, self.tensor_model_parallel_size, self.pipeline_model_parallel_size)
+        check_parallel_sizes(
+            config, self.tensor_model_parallel_size, self.pipeline_model_parallel_size, self.sequence_parallel
+        )
         self.activations.apply_to(config, self.pipeline_model_parallel_size)
         set_communication(
             config,
@@ -73,12 +76,16 @@ class LongPOStrategy(nl.MegatronStrategy):
             self.tensor_model_parallel_size,
             model.pair_layout,  # type: ignore[arg-type]
         )
+        if model.optim is not None:
+            check_optimizer(model.optim.config)  # type: ignore[union-attr]
         if cpu.is_active():
             model.optim.config.use_distributed_optimizer = False  # type: ignore[union-attr]
         super().connect(model)
 
 
-def check_parallel_sizes(config: TransformerConfig, tensor_parallel_size: int, pipeline_parallel_size: int) -> None:
+def check_parallel_sizes(
+    config: TransformerConfig, tensor_parallel_size: int, pipeline_parallel_size: int, sequence_parallel: bool
+) -> None:
     """Refuse sizes over which this architecture cannot be split. Raises InputError."""
     for name, count, size, setting in (
         ("attention heads", config.num_attention_heads, tensor_parallel_size, "tensor_model_parallel_size"),
@@ -91,3 +98,21 @@ def check_parallel_sizes(config: TransformerConfig, tensor_parallel_size: int, p
                 f"The model has {count} {name}, which trainer.strategy.{setting}={size} does not divide; "
                 f"choose a divisor of {count}."
             )
+    if sequence_parallel and tensor_parallel_size == 1:
+        raise InputError(
+            "trainer.strategy.sequence_parallel splits what tensor parallelism leaves whole, and "
+            "trainer.strategy.tensor_model_parallel_size is 1; set trainer.strategy.sequence_parallel=false."
+        )
+
+
+def check_optimizer(config: OptimizerConfig) -> None:
+    """Refuse an optimizer in host memory that would not work, or not be there. Raises InputError."""
+    if not config.optimizer_cpu_offload:
+        return
+    offload = "optim.config.optimizer_cpu_offload=true"
+    if cpu.is_active():
+        raise InputError(f"{offload} needs an accelerator: here the optimizer is in host memory already.")
+    if not config.use_precision_aware_optimizer:
+        raise InputError(f"{offload} works through optim.config.use_precision_aware_optimizer=true; set that too.")
+    if config.optimizer_offload_fraction == 0:
+        raise InputError(f"{offload} moves nothing with optim.config.optimizer_offload_fraction=0; set up to 1.0.")

@@ -158,7 +158,7 @@ def _model_stages(settings: DemoSettings) -> list[Stage]:
         f"model.objective.preference_weight={settings.preference_weight}",
         f"model.objective.beta={settings.beta}",
         f"optim.config.lr={settings.learning_rate}",
-        f"optim.lr_scheduler.warmup_steps={max(1, settings.steps // 10)}",
+        "optim.lr_scheduler.warmup_ratio=0.1",
         f"log.log_dir={output / 'training'}",
     )
 

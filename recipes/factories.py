@@ -1,0 +1,24 @@
+"""What the `nemo` command loads: importing a recipe registers its factory."""
+
+from .long_context import (
+    mistral_7b_longpo_128k,
+    mistral_7b_longpo_256k,
+    mistral_7b_longpo_512k,
+    mistral_7b_longpo_512k_one_node,
+    qwen25_7b_longpo_128k,
+    qwen25_7b_longpo_512k,
+)
+from .tiny import tiny_longpo
+
+RECIPES = {
+    recipe.__name__: recipe
+    for recipe in (
+        mistral_7b_longpo_128k,
+        mistral_7b_longpo_256k,
+        mistral_7b_longpo_512k,
+        mistral_7b_longpo_512k_one_node,
+        qwen25_7b_longpo_128k,
+        qwen25_7b_longpo_512k,
+        tiny_longpo,
+    )
+}

@@ -1,0 +1,177 @@
+"""NeMo's LoRA on our model: the adapters' gradients equal those of merged weights, and a run of adapters resumes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from reference import longpo_step
+from torch import Tensor
+from torch.distributed.checkpoint import FileSystemReader, load
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from transformers import AutoModelForCausalLM
+
+from nemo_longpo.objective import METRICS
+
+pytestmark = [pytest.mark.distributed, pytest.mark.parametrize("workbench", ["mistral"], indirect=True)]
+
+TOLERANCE = 1e-4
+RANK, ALPHA = 4, 8
+CASES = {
+    "one process, full recompute": (1, 1, {"recompute_granularity": "full"}),
+    "cp 2": (2, 1, {}),
+    "tp 2, sequence parallel, full recompute": (1, 2, {"sequence_parallel": True, "recompute_granularity": "full"}),
+    "cp 2, tp 2": (2, 2, {}),
+}
+
+
+def _tensors(checkpoint: Path) -> dict[str, Tensor]:
+    """Every tensor of a distributed checkpoint; layers are stacked in the first dimension."""
+    metadata = FileSystemReader(checkpoint / "weights").read_metadata().state_dict_metadata
+    tensors = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in metadata.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
+    load(tensors, storage_reader=FileSystemReader(checkpoint / "weights"), no_dist=True)
+    return tensors
+
+
+def _parts(layer: torch.nn.Module) -> dict[str, list[tuple[torch.nn.Parameter, Tensor]]]:
+    """Per fused linear of Megatron: the Hugging Face weights it is made of, each with the fused rows it has."""
+    attention, mlp, config = layer.self_attn, layer.mlp, layer.self_attn.config
+    groups, head = config.num_key_value_heads, config.head_dim
+    queries = config.num_attention_heads // groups
+    # Megatron's rows: per group its queries, its key, its value.
+    rows = torch.arange(groups * (queries + 2) * head).view(groups, queries + 2, head)
+    ffn = torch.arange(config.intermediate_size)
+    return {
+        "self_attention.linear_qkv": [
+            (attention.q_proj.weight, rows[:, :queries].flatten()),
+            (attention.k_proj.weight, rows[:, queries].flatten()),
+            (attention.v_proj.weight, rows[:, queries + 1].flatten()),
+        ],
+        "self_attention.linear_proj": [(attention.o_proj.weight, torch.arange(config.hidden_size))],
+        "mlp.linear_fc1": [(mlp.gate_proj.weight, ffn), (mlp.up_proj.weight, ffn + len(ffn))],
+        "mlp.linear_fc2": [(mlp.down_proj.weight, torch.arange(config.hidden_size))],
+    }
+
+
+def _reference(workbench, adapters: dict[str, Tensor]) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Metrics with W + s·B·A in place of W, s = α/r; by the chain rule dA = s·Bᵀ·dW and dB = s·dW·Aᵀ."""
+    model = AutoModelForCausalLM.from_pretrained(workbench.hf, dtype=torch.float32)
+    gradients = {name: torch.zeros_like(weight) for name, weight in adapters.items()}
+    fused = []  # weight, and its A, B and their gradients: the rows that belong to it
+    for index, layer in enumerate(model.model.layers):
+        for linear, parts in _parts(layer).items():
+            a, b = (f"module.decoder.layers.{linear}.adapter.{side}.weight" for side in ("linear_in", "linear_out"))
+            for weight, rows in parts:
+                fused.append(
+                    (weight, adapters[a][index], adapters[b][index], gradients[a][index], gradients[b][index], rows)
+                )
+
+    scale = ALPHA / RANK
+    with torch.no_grad():
+        for weight, a, b, *_, rows in fused:
+            weight += scale * b[rows] @ a
+    metrics = longpo_step(model, [_plain(record) for record in workbench.records], 0.1, 0.5)
+    for weight, a, b, grad_a, grad_b, rows in fused:
+        grad_a += scale * b[rows].T @ weight.grad
+        grad_b[rows] = scale * weight.grad @ a.T
+    return metrics, gradients
+
+
+def _plain(record) -> dict:
+    return {
+        "trunk": record.trunk_ids.tolist(),
+        "chosen": record.chosen_ids.tolist(),
+        "rejected": record.rejected_ids.tolist(),
+        "chosen_spans": record.chosen_spans.tolist(),
+        "rejected_spans": record.rejected_spans.tolist(),
+        "ignore_spans": record.nll_ignore_spans.tolist(),
+        "ref_chosen": [turn.tolist() for turn in record.ref_chosen_logps],
+        "ref_rejected": [turn.tolist() for turn in record.ref_rejected_logps],
+    }
+
+
+def _overrides(workbench, run: Path, **more) -> dict:
+    return {
+        "data.paths": str(workbench.shards),
+        "data.global_batch_size": len(workbench.records),
+        "resume.restore_config.path": str(workbench.checkpoint),
+        "log.log_dir": str(run),
+        "model.objective.preference_weight": 0.5,
+        **more,
+    }
+
+
+def _metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "tb_logs" / "longpo" / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_adapter_gradients_equal_those_of_merged_weights(workbench, workers, tmp_path, case):
+    cp, tp, strategy = CASES[case]
+    overrides = _overrides(
+        workbench,
+        tmp_path / "run",
+        **{
+            "trainer.devices": cp * tp,
+            "trainer.max_steps": 1,
+            "trainer.strategy.context_parallel_size": cp,
+            "trainer.strategy.tensor_model_parallel_size": tp,
+            **{f"trainer.strategy.{name}": value for name, value in strategy.items()},
+        },
+    )
+    # NeMo starts B at zero, where A would have no gradient.
+    lora = {"dim": RANK, "alpha": ALPHA, "lora_B_init_method": "xavier"}
+    workers.run("lora_jobs", "train_adapters", cp * tp, overrides=overrides, lora=lora, save_to=str(tmp_path / "saved"))
+
+    metrics, gradients = _reference(workbench, _tensors(tmp_path / "saved" / "adapters"))
+    (step,) = _metrics(tmp_path / "run")
+    for name in METRICS:
+        assert step[name] == pytest.approx(metrics[name], rel=TOLERANCE), name
+    found = _tensors(tmp_path / "saved" / "gradients")
+    assert found.keys() == gradients.keys()
+    for name, expected in gradients.items():
+        assert expected.norm() > 0, name
+        assert (found[name] - expected).norm() <= TOLERANCE * expected.norm(), name
+    norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
+    assert step["grad_norm"] == pytest.approx(float(norm), rel=TOLERANCE)
+
+
+def test_stopped_run_of_adapters_resumes(workbench, workers, tmp_path):
+    """With two context ranks; the checkpoint holds adapters and their optimizer state, and none of the weights."""
+
+    def train(run: str, stop_after: int | None = None) -> list[dict]:
+        overrides = _overrides(
+            workbench,
+            tmp_path / run,
+            **{
+                "log.ckpt.every_n_train_steps": 1,
+                "log.ckpt.save_optim_on_train_end": True,
+                "optim.config.lr": 1e-2,
+                "trainer.devices": 2,
+                "trainer.max_steps": 2,
+                "trainer.strategy.context_parallel_size": 2,
+            },
+        )
+        workers.run("lora_jobs", "train_adapters", 2, overrides=overrides, lora={"dim": RANK}, stop_after=stop_after)
+        kept = (*METRICS, "step", "lr", "grad_norm")
+        return [{name: line[name] for name in kept} for line in _metrics(tmp_path / run)]
+
+    straight = train("straight")
+    assert [line["step"] for line in train("stopped", stop_after=1)] == [1]
+    assert train("stopped") == straight
+    assert [line["step"] for line in straight] == [1, 2]
+    assert straight[1]["loss"] != straight[0]["loss"]
+
+    def last(run: str) -> dict[str, Tensor]:
+        (checkpoint,) = (tmp_path / run / "longpo" / "checkpoints").glob("*last")
+        return _tensors(checkpoint)
+
+    expected, found = last("straight"), last("stopped")
+    assert all(".adapter." in name for name in expected), "more than adapters is saved"
+    assert any("exp_avg_sq" in name for name in expected), "the checkpoint holds no optimizer state"
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
