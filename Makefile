@@ -4,6 +4,7 @@
 #   make lint    ruff and mypy
 #   make env     only the environment
 #   make vllm-env, make test-vllm   the second environment (vLLM cannot live beside NeMo), and the tests that need it
+#   make trl-env   a third one, for benchmarks/compare_trl.py
 #   make clean   removes the environments and everything else that these commands wrote
 # Another interpreter: make PYTHON=/path/to/python3.11 test
 
@@ -17,9 +18,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_PIP := $(VLLM_BIN)/python -m pip --disable-pip-version-check -qq
+TRL_VENV := .venv-trl
+TRL_PIP := $(TRL_VENV)/bin/python -m pip --disable-pip-version-check -qq
 SOURCES := nemo_longpo recipes conversion data_tools
 
-.PHONY: demo test test-fast test-distributed test-vllm lint env vllm-env clean
+.PHONY: demo test test-fast test-distributed test-vllm lint env vllm-env trl-env clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/project.stamp
@@ -82,6 +85,16 @@ $(VLLM_VENV)/project.stamp: pyproject.toml $(VLLM_VENV)/packages.stamp
 	$(VLLM_PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
+trl-env: $(TRL_VENV)/packages.stamp
+
+$(TRL_VENV)/packages.stamp: requirements/trl.txt
+	$(check-python)
+	@echo 'Setting up $(TRL_VENV) (once; about 1.5 GB)'
+	"$(PYTHON)" -m venv --clear $(TRL_VENV)
+	$(TRL_PIP) install --no-deps -r requirements/trl.txt
+	$(TRL_PIP) install -c requirements/trl.txt torch
+	@touch $@
+
 # Written by the first environment: transformers 4 cannot read what transformers 5 writes, but not the other way round.
 $(VLLM_VENV)/models.stamp: tests/vllm/make_models.py tests/tiny.py tests/data_tools/small_corpus.py \
 		$(VENV)/project.stamp $(VLLM_VENV)/packages.stamp
@@ -89,6 +102,7 @@ $(VLLM_VENV)/models.stamp: tests/vllm/make_models.py tests/tiny.py tests/data_to
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) build dist nemo_longpo.egg-info demo_output nemo_experiments onelogger.err onelogger.log
+	rm -rf $(VENV) $(VLLM_VENV) $(TRL_VENV) build dist nemo_longpo.egg-info demo_output nemo_experiments
+	rm -rf onelogger.err onelogger.log
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find $(SOURCES) tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
