@@ -23,14 +23,16 @@ CallbackGroup.get_instance().callbacks.clear()
 
 
 class SaveGradients(pl.Callback):
-    """Write the gradients of the first step as a distributed checkpoint, each under its parameter's key."""
+    """Write the gradients of the last step as a distributed checkpoint, each in fp32 under its parameter's key."""
 
     def __init__(self, directory: str):
         self.directory = directory
 
     def on_megatron_step_end(self, step) -> None:
+        if step.step_i + 1 < step.trainer.max_steps:
+            return
         for parameter in step.pipeline.parameters():
-            parameter.data.copy_(parameter.main_grad)
+            parameter.data = parameter.main_grad
         if dist.get_rank() == 0:
             Path(self.directory).mkdir(parents=True)
         dist.barrier()
