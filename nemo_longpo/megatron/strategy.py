@@ -64,6 +64,11 @@ class LongPOStrategy(nl.MegatronStrategy):
 
     def connect(self, model: pl.LightningModule) -> None:
         config: TransformerConfig = model.config
+        if self.virtual_pipeline_model_parallel_size is not None:
+            raise InputError(
+                "trainer.strategy.virtual_pipeline_model_parallel_size is set, but interleaved pipeline stages have "
+                "never been held against a reference with pairs of different length; set it to null."
+            )
         check_parallel_sizes(
             config, self.tensor_model_parallel_size, self.pipeline_model_parallel_size, self.sequence_parallel
         )

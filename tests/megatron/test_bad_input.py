@@ -98,6 +98,11 @@ def test_sizes_that_do_not_divide(workers, workbench, tmp_path, setting, size, s
     assert setting in message
 
 
+def test_interleaved_pipeline_stages(workers, workbench, tmp_path):
+    message = _refusal(workers, workbench, tmp_path, trainer__strategy__virtual_pipeline_model_parallel_size=2)
+    assert "virtual_pipeline_model_parallel_size is set" in message
+
+
 def test_sizes_beyond_the_devices(workers, workbench, tmp_path):
     overrides = {"trainer__devices": 2, "trainer__strategy__context_parallel_size": 3}
     assert "divisible by the product" in _refusal(workers, workbench, tmp_path, **overrides)
