@@ -1,7 +1,7 @@
 """The one recipe that all others are variants of."""
 
 from dataclasses import dataclass
-from typing import Literal, Optional
+from typing import Literal
 
 import fiddle as fdl
 import nemo_run as run
@@ -12,7 +12,6 @@ from megatron.core.optimizer import OptimizerConfig
 from nemo import lightning as nl
 from nemo.collections import llm
 
-from nemo_longpo.errors import InputError
 from nemo_longpo.megatron.data import LongPODataModule
 from nemo_longpo.megatron.metrics import MetricsCallback
 from nemo_longpo.megatron.model import LongPOModel
@@ -22,9 +21,6 @@ from nemo_longpo.megatron.strategy import LongPOStrategy
 from nemo_longpo.objective import Objective
 
 Precision = Literal["32", "bf16-mixed"]
-PeftScheme = Optional[Literal["lora"]]  # noqa: UP045 (NeMo-Run's parser knows no `|`)
-
-LORA_LEARNING_RATE = 1e-4  # adapters start at zero and need larger steps than the weights they stand beside
 
 
 @dataclass(frozen=True)
@@ -39,8 +35,8 @@ class Placement:
     devices: int = 1  # per node
     tensor_model_parallel_size: int = 1
     context_parallel_size: int = 1
-    recompute_granularity: Optional[Literal["full", "selective"]] = None  # noqa: UP045
-    recompute_modules: Optional[list[str]] = None  # noqa: UP045
+    recompute_granularity: Literal["full", "selective"] | None = None
+    recompute_modules: tuple[str, ...] = ()
 
     def strategy(self) -> run.Config[LongPOStrategy]:
         """Gradients and weights travel while the GPUs compute."""
@@ -50,7 +46,7 @@ class Placement:
             context_parallel_size=self.context_parallel_size,
             sequence_parallel=self.tensor_model_parallel_size > 1,
             recompute_granularity=self.recompute_granularity,
-            recompute_modules=self.recompute_modules,
+            recompute_modules=list(self.recompute_modules) or None,
             ddp=run.Config(
                 DistributedDataParallelConfig,
                 check_for_nan_in_grad=True,
@@ -70,18 +66,16 @@ def longpo_recipe(
     warmup_ratio: float = 0.1,
     max_steps: int = 100,
     save_every_n_steps: int = 50,
-    peft_scheme: PeftScheme = None,
 ) -> run.Partial:
     """A complete `llm.finetune` configuration with the paper's constants; every value can be overridden by its path.
 
-    The architecture and the tokenizer come from `resume.restore_config.path`, the data from `data.paths`. With
-    `peft_scheme="lora"` the weights stay as they are and NeMo's LoRA adapters are trained.
+    The architecture and the tokenizer come from `resume.restore_config.path`, the data from `data.paths`.
     """
     model = run.Config(LongPOModel, objective=run.Config(Objective))
     data = run.Config(LongPODataModule, seq_length=seq_length, global_batch_size=global_batch_size)
     for config in (model, data):
         fdl.materialize_defaults(config)  # so that `--dryrun` shows every setting of ours
-    recipe = run.Partial(
+    return run.Partial(
         llm.finetune,
         model=model,
         data=data,
@@ -96,9 +90,6 @@ def longpo_recipe(
         ),
         tokenizer="model",
     )
-    if peft_scheme is not None:
-        _train_adapters(recipe, peft_scheme)
-    return recipe
 
 
 def _trainer(precision: Precision, max_steps: int, placement: Placement) -> run.Config[nl.Trainer]:
@@ -164,10 +155,3 @@ def _log(save_every_n_steps: int) -> run.Config[nl.NeMoLogger]:
             every_n_train_steps=save_every_n_steps,
         ),
     )
-
-
-def _train_adapters(recipe: run.Partial, peft_scheme: str) -> None:
-    if peft_scheme != "lora":
-        raise InputError(f"peft_scheme is {peft_scheme!r}; choose 'lora', or leave it out to train all weights.")
-    recipe.peft = run.Config(llm.peft.LoRA, dim=32, alpha=32)
-    recipe.optim.config.lr = LORA_LEARNING_RATE

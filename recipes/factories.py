@@ -1,4 +1,4 @@
-"""What the `nemo` command loads: importing a recipe registers its factory."""
+"""What the `nemo` command loads: importing a factory registers it."""
 
 from .long_context import (
     mistral_7b_longpo_128k,
@@ -8,7 +8,10 @@ from .long_context import (
     qwen25_7b_longpo_128k,
     qwen25_7b_longpo_512k,
 )
+from .lora import lora
 from .tiny import tiny_longpo
+
+__all__ = ["RECIPES", "lora", "tiny_longpo"]
 
 RECIPES = {
     recipe.__name__: recipe

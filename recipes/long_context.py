@@ -9,7 +9,7 @@ from dataclasses import replace
 import nemo_run as run
 from nemo.collections import llm
 
-from .base import PeftScheme, Placement, longpo_recipe
+from .base import Placement, longpo_recipe
 
 K = 1024
 BRANCH_TOKENS = 8 * K  # room for the longer answer branch behind a document of the full length
@@ -19,47 +19,47 @@ ONE_NODE = Placement(devices=8, tensor_model_parallel_size=4, context_parallel_s
 TWO_NODES = Placement(num_nodes=2, devices=8, tensor_model_parallel_size=4, context_parallel_size=4)
 
 
-def _recipe(length: int, placement: Placement, peft_scheme: PeftScheme) -> run.Partial:
+def _recipe(length: int, placement: Placement) -> run.Partial:
     """Up to 256K tokens the feed-forward part of each layer is recomputed, beyond them the whole layer."""
     recompute = (
-        replace(placement, recompute_granularity="selective", recompute_modules=["mlp"])
+        replace(placement, recompute_granularity="selective", recompute_modules=("mlp",))
         if length <= 256 * K
         else replace(placement, recompute_granularity="full")
     )
-    return longpo_recipe(seq_length=length + BRANCH_TOKENS, placement=recompute, peft_scheme=peft_scheme)
+    return longpo_recipe(seq_length=length + BRANCH_TOKENS, placement=recompute)
 
 
 @run.cli.factory(target=llm.finetune, name="mistral_7b_longpo_128k")
-def mistral_7b_longpo_128k(peft_scheme: PeftScheme = None) -> run.Partial:
+def mistral_7b_longpo_128k() -> run.Partial:
     """Mistral-7B at 128K tokens on 8 GPUs of 80 GB."""
-    return _recipe(128 * K, ONE_NODE, peft_scheme)
+    return _recipe(128 * K, ONE_NODE)
 
 
 @run.cli.factory(target=llm.finetune, name="mistral_7b_longpo_256k")
-def mistral_7b_longpo_256k(peft_scheme: PeftScheme = None) -> run.Partial:
+def mistral_7b_longpo_256k() -> run.Partial:
     """Mistral-7B at 256K tokens on 16 GPUs of 80 GB."""
-    return _recipe(256 * K, TWO_NODES, peft_scheme)
+    return _recipe(256 * K, TWO_NODES)
 
 
 @run.cli.factory(target=llm.finetune, name="mistral_7b_longpo_512k")
-def mistral_7b_longpo_512k(peft_scheme: PeftScheme = None) -> run.Partial:
+def mistral_7b_longpo_512k() -> run.Partial:
     """Mistral-7B at 512K tokens on 16 GPUs of 80 GB."""
-    return _recipe(512 * K, TWO_NODES, peft_scheme)
+    return _recipe(512 * K, TWO_NODES)
 
 
 @run.cli.factory(target=llm.finetune, name="mistral_7b_longpo_512k_one_node")
-def mistral_7b_longpo_512k_one_node(peft_scheme: PeftScheme = None) -> run.Partial:
+def mistral_7b_longpo_512k_one_node() -> run.Partial:
     """Mistral-7B at 512K tokens on 8 GPUs of 80 GB, half of what the paper used."""
-    return _recipe(512 * K, ONE_NODE, peft_scheme)
+    return _recipe(512 * K, ONE_NODE)
 
 
 @run.cli.factory(target=llm.finetune, name="qwen25_7b_longpo_128k")
-def qwen25_7b_longpo_128k(peft_scheme: PeftScheme = None) -> run.Partial:
+def qwen25_7b_longpo_128k() -> run.Partial:
     """Qwen2.5-7B at 128K tokens on 8 GPUs of 80 GB."""
-    return _recipe(128 * K, ONE_NODE, peft_scheme)
+    return _recipe(128 * K, ONE_NODE)
 
 
 @run.cli.factory(target=llm.finetune, name="qwen25_7b_longpo_512k")
-def qwen25_7b_longpo_512k(peft_scheme: PeftScheme = None) -> run.Partial:
+def qwen25_7b_longpo_512k() -> run.Partial:
     """Qwen2.5-7B at 512K tokens on 16 GPUs of 80 GB."""
-    return _recipe(512 * K, TWO_NODES, peft_scheme)
+    return _recipe(512 * K, TWO_NODES)

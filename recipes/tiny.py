@@ -3,11 +3,11 @@
 import nemo_run as run
 from nemo.collections import llm
 
-from .base import PeftScheme, longpo_recipe
+from .base import longpo_recipe
 
 
 @run.cli.factory(target=llm.finetune, name="tiny_longpo")
-def tiny_longpo(peft_scheme: PeftScheme = None) -> run.Partial:
+def tiny_longpo() -> run.Partial:
     """LongPO for small Mistral and Qwen2.5 checkpoints in fp32; runs without a GPU."""
     return longpo_recipe(
         seq_length=8192,
@@ -15,5 +15,4 @@ def tiny_longpo(peft_scheme: PeftScheme = None) -> run.Partial:
         global_batch_size=4,
         learning_rate=1e-4,
         warmup_ratio=0.0,
-        peft_scheme=peft_scheme,
     )

@@ -1,4 +1,4 @@
-"""The stock `nemo llm finetune` finds the recipe, shows it, and trains with it on two processes."""
+"""The stock `nemo llm finetune` finds the recipes, shows them, and trains with one on two processes."""
 
 import json
 import os
@@ -14,6 +14,7 @@ import pytest
 
 from nemo_longpo.planning.flops import training_flops
 from nemo_longpo.planning.shape import load_shape
+from nemo_longpo.recipes.factories import RECIPES
 
 pytestmark = pytest.mark.distributed
 
@@ -41,15 +42,42 @@ def _nemo(directory: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(command, process.returncode, output)
 
 
-def test_help_lists_the_recipe(tmp_path):
-    assert "tiny_longpo" in _nemo(tmp_path, "--help").stdout
+def test_help_lists_the_recipes(tmp_path):
+    shown = _nemo(tmp_path, "--help").stdout
+    assert [name for name in RECIPES if name not in shown] == []
 
 
 def test_dryrun_prints_the_configuration(tmp_path):
-    result = _nemo(tmp_path, "--factory", "tiny_longpo", "--dryrun", "data.paths=my_shards", "model.objective.beta=0.2")
-    assert result.returncode == 0
-    for setting in ("my_shards", "beta=0.2", "preference_weight=0.01", "pair_layout='shared_prefix'", "LongPOStrategy"):
-        assert setting in result.stdout
+    """Of a 7B recipe: values of its own, every kind of override, and NeMo's LoRA."""
+    overrides = {
+        "data.paths": "my_shards",
+        "resume.restore_config.path": "my_checkpoint",
+        "model.objective.beta": "0.2",
+        "model.pair_layout": "concatenated",
+        "trainer.max_steps": "7",
+        "trainer.strategy.context_parallel_size": "1",
+        "trainer.strategy.recompute_granularity": "null",
+        "trainer.strategy.recompute_modules": "null",
+        "trainer.plugins.grad_reduce_in_fp32": "false",
+        "peft": "lora(dim=16)",
+        "optim.config.lr": "1e-4",
+        "log.log_dir": "my_run",
+    }
+    settings = (f"{path}={value}" for path, value in overrides.items())
+    result = _nemo(tmp_path, "--factory", "mistral_7b_longpo_128k", "--dryrun", *settings)
+    assert result.returncode == 0, result.stdout
+    for shown in (
+        *("my_shards", "my_checkpoint", "beta=0.2", "pair_layout='concatenated'", "max_steps=7", "my_run"),
+        *(
+            "context_parallel_size=1",
+            "recompute_granularity=None",
+            "grad_reduce_in_fp32=False",
+            "LoRA(dim=16",
+            "lr=0.0001",
+        ),
+        *("preference_weight=0.01", "seq_length=139264", "tensor_model_parallel_size=4", "LongPOStrategy"),
+    ):
+        assert shown in result.stdout, shown
     assert not list(tmp_path.rglob("checkpoints"))
 
 

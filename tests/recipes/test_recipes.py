@@ -1,0 +1,149 @@
+"""Every shipped recipe builds without a GPU, has the paper's constants, and fits its model to its GPUs."""
+
+import copy
+
+import fiddle as fdl
+import pytest
+import torch
+from nemo.collections import llm
+from nemo.lightning import MegatronMixedPrecision
+
+from nemo_longpo.backends import cpu
+from nemo_longpo.errors import InputError
+from nemo_longpo.megatron.schedule import WarmupCosine
+from nemo_longpo.planning.gpus import find_gpu
+from nemo_longpo.planning.job import Job, Setup
+from nemo_longpo.planning.memory import estimate_memory
+from nemo_longpo.planning.search import impossible
+from nemo_longpo.planning.shape import load_shape
+from nemo_longpo.planning.speed import Machine
+from nemo_longpo.recipes.factories import RECIPES, lora
+from nemo_longpo.recipes.long_context import BRANCH_TOKENS
+
+# Recipe -> model, length in thousands of 1,024 tokens, GPUs.
+LONG = {
+    "mistral_7b_longpo_128k": ("mistral-7b", 128, 8),
+    "mistral_7b_longpo_256k": ("mistral-7b", 256, 16),
+    "mistral_7b_longpo_512k": ("mistral-7b", 512, 16),
+    "mistral_7b_longpo_512k_one_node": ("mistral-7b", 512, 8),
+    "qwen25_7b_longpo_128k": ("qwen2.5-7b", 128, 8),
+    "qwen25_7b_longpo_512k": ("qwen2.5-7b", 512, 16),
+}
+ARCHITECTURES = {
+    "mistral-7b": fdl.Config(llm.MistralConfig7B, window_size=None),  # version 0.2 attends to everything
+    "qwen2.5-7b": fdl.Config(llm.Qwen25Config7B),
+}
+GPU = "a800-80gb"  # the paper's
+
+
+def _connected(name: str, **strategy) -> llm.GPTConfig:
+    """The model config of a recipe after its strategy has put the job's settings on it."""
+    recipe = RECIPES[name]()
+    for setting, value in strategy.items():
+        setattr(recipe.trainer.strategy, setting, value)
+    model, trainer, optim = (fdl.build(part) for part in (recipe.model, recipe.trainer, recipe.optim))
+    model.config = fdl.build(cpu.without_cuda_kernels(copy.deepcopy(ARCHITECTURES[LONG[name][0]])))
+    optim.connect(model)
+    trainer.strategy.connect(model)
+    return model.config
+
+
+def test_the_table_is_complete():
+    assert {*LONG, "tiny_longpo"} == set(RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_builds(name):
+    assert fdl.build(RECIPES[name]()).func is llm.finetune
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_has_the_papers_constants(name):
+    recipe = RECIPES[name]()
+    objective = fdl.build(recipe.model.objective)
+    assert (objective.beta, objective.preference_weight) == (0.1, 0.01)
+    optimizer = fdl.build(recipe.optim.config)
+    assert (optimizer.optimizer, optimizer.lr, optimizer.weight_decay) == ("adam", 5e-7, 0.0)
+    assert recipe.data.global_batch_size == 8
+    assert (recipe.optim.lr_scheduler.warmup_ratio, recipe.optim.lr_scheduler.min_lr) == (0.1, 0.0)
+    assert recipe.model.pair_layout == "shared_prefix"
+    precision = fdl.build(recipe.trainer.plugins)
+    assert isinstance(precision, MegatronMixedPrecision)
+    assert precision.dtype_config.bf16
+    assert optimizer.bf16
+    assert precision.dtype_config.params_dtype is torch.bfloat16
+    assert precision.dtype_config.grad_reduce_in_fp32
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_fits_its_gpus(name):
+    """`longpo plan` finds the place possible, and small enough for 80 GB with a tenth to spare."""
+    model, thousands, gpus = LONG[name]
+    recipe = RECIPES[name]()
+    strategy, trainer = recipe.trainer.strategy, recipe.trainer
+    assert trainer.num_nodes * trainer.devices == gpus
+    assert recipe.data.seq_length == thousands * 1024 + BRANCH_TOKENS
+    tp, cp = strategy.tensor_model_parallel_size, strategy.context_parallel_size
+    dp, rest = divmod(gpus, tp * cp)
+    assert rest == 0
+    assert recipe.data.global_batch_size % dp == 0
+    assert strategy.sequence_parallel == (tp > 1)
+
+    shape = load_shape(model)
+    job = Job(shape, thousands * 1024, BRANCH_TOKENS, BRANCH_TOKENS)
+    full = strategy.recompute_granularity == "full"
+    (recompute,) = ("full",) if full else strategy.recompute_modules
+    setup = Setup(tp, 1, cp, dp, recompute, shape.layers if full else 0)
+    machine = Machine(find_gpu(GPU), gpus, trainer.devices)
+    assert impossible(job, setup, machine) is None
+    assert estimate_memory(job, setup).total <= 0.9 * find_gpu(GPU).memory
+
+
+@pytest.mark.parametrize("name", ["mistral_7b_longpo_128k", "qwen25_7b_longpo_512k"])
+def test_memory_settings_reach_the_model(name):
+    config = _connected(name)
+    selective = name.endswith("128k")
+    assert config.recompute_granularity == ("selective" if selective else "full")
+    assert (config.recompute_method, config.recompute_num_layers) == ((None, None) if selective else ("uniform", 1))
+    if selective:
+        assert config.recompute_modules == ["mlp"]
+    assert config.sequence_parallel
+    assert (config.tensor_model_parallel_size, config.context_parallel_size) == (4, 2 if selective else 4)
+    assert not config.cpu_offloading
+
+
+def test_the_job_decides_on_recompute_not_the_checkpoint():
+    off = _connected("mistral_7b_longpo_128k", recompute_granularity=None, recompute_modules=None)
+    assert off.recompute_granularity is None
+    some = {"recompute_granularity": "full", "recompute_modules": None}
+    block = _connected("mistral_7b_longpo_128k", **some, recompute_method="block", recompute_num_layers=20)
+    assert (block.recompute_granularity, block.recompute_method, block.recompute_num_layers) == ("full", "block", 20)
+
+
+def test_sequence_parallelism_goes_with_tensor_parallelism():
+    with pytest.raises(InputError, match=r"set trainer\.strategy\.sequence_parallel=false"):
+        _connected("mistral_7b_longpo_128k", tensor_model_parallel_size=1, context_parallel_size=8)
+
+
+def test_lora_is_nemos_own():
+    everywhere, queries = fdl.build(lora()), fdl.build(lora(dim=8, alpha=16, target_modules=["linear_qkv"]))
+    assert isinstance(everywhere, llm.peft.LoRA)
+    assert everywhere.target_modules == llm.peft.LoRA().target_modules
+    assert (queries.dim, queries.alpha, queries.target_modules) == (8, 16, ["linear_qkv"])
+
+
+def test_warmup_is_a_share_of_the_run():
+    """Ten steps of warm-up in a hundred, whatever `trainer.max_steps` was when the recipe was written."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = WarmupCosine(warmup_ratio=0.1)
+    schedule.max_steps = 100  # as NeMo's strategy does
+    scheduler = schedule.scheduler(None, optimizer)["lr_scheduler"]["scheduler"]
+    rates = []
+    for _ in range(101):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates[:10] == pytest.approx([step / 11 for step in range(1, 11)])
+    assert rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.5)
+    assert rates[100] == pytest.approx(0.0)
