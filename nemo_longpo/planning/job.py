@@ -59,7 +59,8 @@ class Setup:
 
     `recompute` is what the backward computes again: nothing, the core attention, the feed-forward part of every layer,
     or whole layers, the first `recompute_layers` of each pipeline stage. Sequence parallelism goes with tp > 1.
-    `distributed` splits the optimizer over data- and context-parallel ranks, as always on GPUs.
+    GPUs always have `fused_norms`, Transformer Engine's, and the optimizer `distributed` over data- and
+    context-parallel ranks; the CPU backend has neither.
     """
 
     tp: int = 1
@@ -71,6 +72,7 @@ class Setup:
     offload_optimizer: bool = False
     precision: Precision = BF16
     logprob_buffer: float = 1e9
+    fused_norms: bool = True
     distributed: bool = True
 
     @property

@@ -20,6 +20,10 @@ LIBRARIES = 1.0 * GIB
 PER_GROUP = 0.25 * GIB
 """NCCL's buffers of one process group; an estimate, it grows with channels and protocols."""
 
+GATE = 5
+"""Times f that a gated feed-forward part keeps as NeMo's Mistral and Qwen2.5 run it: both halves, the gate's value, the
+other half plus Megatron's offset, their product. With `bias_activation_fusion` it would be 3."""
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -88,19 +92,22 @@ def layer_widths(job: Job, setup: Setup) -> dict[str, float]:
     """Numbers per row that a layer's backward needs, by the part that keeps them; before the division by tp.
 
     Attention keeps its norm's input and output (2h), the projection that the values are a view of (A + 2K), rotated
-    queries and keys (A + K) and its result (A); its core keeps the trunk's result apart where branches join it (A), and
-    the keys and values that came by last in Transformer Engine's ring (2K). The feed-forward part keeps its norm's
-    input and output (2h), both halves before the gate (2f), the gate's value (f) and their product (f).
+    queries and keys (A + K) and its result (A); its core keeps the results of trunk and branches before they are joined
+    (A), and the keys and values that came by last in Transformer Engine's ring (2K). The feed-forward part keeps its
+    norm's input and output (2h) and what the gate needs (`GATE` · f). A plain norm keeps the normalised rows too (h).
     """
     shape = job.shape
+    norm = shape.hidden if setup.fused_norms else 2 * shape.hidden
     apart = shape.query_size if job.branch_rows else 0
     ring = 2 * shape.kv_size if setup.cp > 1 else 0
+    # Transformer Engine's second norm is part of the feed-forward module, which recomputes it.
+    before, inside = (0, norm) if setup.fused_norms else (norm, 0)
     return {
         "input": shape.hidden,
-        "attention": shape.hidden + 3 * shape.query_size + 3 * shape.kv_size,
+        "attention": norm + 3 * shape.query_size + 3 * shape.kv_size,
         "core": apart + ring,
-        "between": shape.hidden,
-        "feed_forward": shape.hidden + 4 * shape.ffn,
+        "between": shape.hidden + before,
+        "feed_forward": inside + GATE * shape.ffn,
     }
 
 

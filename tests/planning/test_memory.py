@@ -47,8 +47,8 @@ def test_a_tied_table_is_held_twice_only_by_a_pipeline():
 
 def test_everything_a_layer_keeps():
     setup = Setup(cp=2)
-    # input, norm, projection, rotated, result, apart, ring, input, norm, halves, gate, product
-    width = 8 + 8 + (8 + 8) + (8 + 4) + 8 + 8 + 8 + 8 + 8 + 40 + 20 + 20
+    # input, norm, projection, rotated, result, apart, ring, input, norm, gate
+    width = 8 + 8 + (8 + 8) + (8 + 4) + 8 + 8 + 8 + 8 + 8 + 5 * 20
     assert sum(layer_widths(PAIR, setup).values()) == width
     assert kept_activations(PAIR, setup) == 4 * width * 32 * 2
 
@@ -56,11 +56,11 @@ def test_everything_a_layer_keeps():
 @pytest.mark.parametrize(
     ("recompute", "layers", "width"),
     [
-        ("core_attn", 0, 4 * (164 - 16)),
-        ("mlp", 0, 4 * (164 - 88)),
+        ("core_attn", 0, 4 * (184 - 16)),
+        ("mlp", 0, 4 * (184 - 108)),
         ("full", 0, 4 * 8),
         ("full", 4, 4 * 8),
-        ("full", 3, 3 * 8 + 164),
+        ("full", 3, 3 * 8 + 184),
     ],
 )
 def test_what_recompute_leaves(recompute, layers, width):
@@ -114,6 +114,13 @@ def test_total_counts_the_larger_of_the_two_transient_parts():
     lasting = memory.weights + memory.gradients + memory.optimizer + memory.activations + memory.inputs
     assert memory.total == lasting + max(memory.layer, memory.logprobs) + memory.communication
     assert memory.as_dict()["total"] == memory.total
+
+
+def test_plain_norms_keep_more_and_are_not_recomputed_with_the_feed_forward_part():
+    plain, fused = Setup(fused_norms=False), Setup()
+    assert kept_activations(PAIR, plain) - kept_activations(PAIR, fused) == 4 * 2 * 8 * 64 * 2
+    plain, fused = (replace(setup, recompute="mlp") for setup in (plain, fused))
+    assert kept_activations(PAIR, plain) - kept_activations(PAIR, fused) == 4 * 3 * 8 * 64 * 2
 
 
 def test_fp32():
