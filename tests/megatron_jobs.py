@@ -16,7 +16,7 @@ from megatron.core.transformer.transformer_block import TransformerBlock
 from nemo.lightning.callback_group import CallbackGroup
 
 from nemo_longpo.errors import InputError
-from nemo_longpo.recipes.tiny import tiny_longpo
+from nemo_longpo.recipes.factories import RECIPES
 
 # NeMo's telemetry keeps one timeline per process; a worker lives through many runs.
 CallbackGroup.get_instance().callbacks.clear()
@@ -68,13 +68,14 @@ def finetune(
     gradients: str | None = None,
     checkpoints: bool = False,
     kill_after: int | None = None,
+    recipe_name: str = "tiny_longpo",
 ) -> list[int]:
-    """Run `tiny_longpo` in this process group, with `overrides` as `nemo llm finetune` would apply them.
+    """Run a recipe in this process group, with `overrides` as `nemo llm finetune` would apply them.
 
     Returns:
         The rows of every micro-batch that went through this rank's layers.
     """
-    recipe = tiny_longpo()
+    recipe = RECIPES[recipe_name]()
     recipe.trainer.enable_progress_bar = False
     if not checkpoints:
         recipe.log.ckpt = None
