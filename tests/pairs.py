@@ -84,3 +84,17 @@ def write_shards(
         for record in records:
             writer.add(record)
     return directory
+
+
+def plain_record(record: PairRecord) -> dict[str, list]:
+    """A record as `reference.longpo_step` takes it, which knows nothing of our classes."""
+    return {
+        "trunk": record.trunk_ids.tolist(),
+        "chosen": record.chosen_ids.tolist(),
+        "rejected": record.rejected_ids.tolist(),
+        "chosen_spans": record.chosen_spans.tolist(),
+        "rejected_spans": record.rejected_spans.tolist(),
+        "ignore_spans": record.nll_ignore_spans.tolist(),
+        "ref_chosen": [turn.tolist() for turn in record.ref_chosen_logps],
+        "ref_rejected": [turn.tolist() for turn in record.ref_rejected_logps],
+    }
