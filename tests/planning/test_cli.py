@@ -100,7 +100,7 @@ def test_values_out_of_range(capsys, arguments):
     ("setup", "expected"),
     [
         (Setup(tp=2, cp=4, recompute="mlp"), {"recompute_granularity": "selective", "recompute_modules": '["mlp"]'}),
-        (Setup(cp=8), {"recompute_granularity": "null", "recompute_modules": "null"}),
+        (Setup(cp=8), {"recompute_granularity": "None", "recompute_modules": "None"}),
         (
             Setup(cp=8, recompute="full"),
             {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": "1"},
@@ -118,15 +118,15 @@ def test_overrides_say_what_the_setup_is(setup, expected):
     for name, value in expected.items():
         assert given[f"trainer.strategy.{name}"] == value
     assert given["data.seq_length"] == "135572"
-    assert given["trainer.strategy.sequence_parallel"] == str(setup.tp > 1).lower()
+    assert given["trainer.strategy.sequence_parallel"] == str(setup.tp > 1)
     assert (given["trainer.num_nodes"], given["trainer.devices"]) == ("1", "8")
-    assert given["optim.config.optimizer_cpu_offload"] == "false"
+    assert given["optim.config.optimizer_cpu_offload"] == "False"
 
 
 def test_offload_and_nodes():
     job = Job(MODELS["mistral-7b"], 524_288, 4500, 4500)
     settings = overrides(job, Setup(tp=4, cp=4, offload_optimizer=True), Machine(GPUS["h100-80gb"], gpus=16))
-    assert {"trainer.num_nodes=2", "trainer.devices=8", "optim.config.optimizer_cpu_offload=true"} <= set(settings)
+    assert {"trainer.num_nodes=2", "trainer.devices=8", "optim.config.optimizer_cpu_offload=True"} <= set(settings)
 
 
 def test_devices_have_a_peak_by_their_whole_name():
