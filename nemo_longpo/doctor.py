@@ -170,8 +170,11 @@ def _judge_device(versions: Mapping[str, str | None], devices: Sequence[str]) ->
             Finding("note", "no CUDA device: training runs on the CPU backend (gloo, fp32, small models)"),
             Finding("note", "on CPU, attention, norms and optimizer are plain torch; fused kernels are switched off"),
         ]
-    if versions.get("transformer-engine") is None:
+    found = versions.get("transformer-engine")
+    if found is None:
         return [Finding("refused", f"training on GPU needs Transformer Engine, which is not installed; use {IMAGE}")]
+    if found != "unknown" and release(found) != (2, 9):
+        return [Finding("note", f"Transformer Engine {found}: our calls into it are checked against release 2.9")]
     return []
 
 

@@ -56,6 +56,13 @@ def test_a_gpu_needs_transformer_engine_and_a_cpu_does_not():
     assert refusals(()) == []
 
 
+@pytest.mark.parametrize(("version", "noted"), [("2.9.0", 0), ("2.9.1+abc", 0), ("2.12.0", 1), ("1.13.0", 1)])
+def test_another_transformer_engine_is_noted(version, noted):
+    findings = doctor.diagnose(GOOD | {"transformer-engine": version}, ("H200",))
+    assert sum("checked against release 2.9" in finding.text for finding in findings) == noted
+    assert findings[-1].level == "ok"
+
+
 def test_a_package_without_metadata_is_noted_not_refused():
     findings = doctor.diagnose(GOOD | {"megatron-core": "unknown"}, [])
     assert any(finding.level == "note" and "megatron-core has no version" in finding.text for finding in findings)
