@@ -4,17 +4,15 @@ from dataclasses import replace
 
 import pytest
 
-from nemo_longpo.planning.job import BF16, FP32, Job, Setup
-from nemo_longpo.planning.memory import (
+from nemo_longpo.planning.activations import (
     branch_bytes,
-    estimate_memory,
     feed_forward_moment,
     kept_activations,
     layer_widths,
-    logprob_moment,
-    parameters_per_gpu,
     ring_bytes,
 )
+from nemo_longpo.planning.job import BF16, FP32, Job, Setup
+from nemo_longpo.planning.memory import estimate_memory, logprob_moment, parameters_per_gpu
 from nemo_longpo.planning.shape import MODELS, ModelShape
 
 GIB = 2**30

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from nemo_longpo.attention.branches import bytes_sent
 from nemo_longpo.planning.gpus import GIB, GPUS
 from nemo_longpo.planning.job import Job, Setup
 from nemo_longpo.planning.search import Wishes, impossible, search
@@ -115,7 +116,7 @@ def test_links_between_nodes_are_slower_and_long_rings_hide():
     assert layer_communication(JOB, Setup(tp=2, cp=8), two_nodes) > layer_communication(JOB, Setup(tp=2, cp=4), H100)
     assert layer_communication(JOB, Setup(), H100) == 0
     # Only the branches' share is exposed: the trunk's ring hides behind its attention.
-    branches = 9000 * 2 * (7 / 8) * (6 * 4096 + 6 * 1024) / 450e9
-    assert layer_communication(JOB, Setup(cp=8), H100) == pytest.approx(branches)
+    branches = sum(bytes_sent(9000, 32, 8, 128, cp_size=8)) / 450e9
+    assert layer_communication(JOB, Setup(cp=8), H100) == pytest.approx(branches, rel=0.01)
     short = Job(MISTRAL, 2048, 100, 100)
     assert layer_communication(short, Setup(cp=8), H100) > 200 / 9000 * branches
