@@ -1,0 +1,178 @@
+"""What fresh workers run on the stand-in for Transformer Engine; the first job of each worker is `prepare`."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import te_stand_in
+import torch
+from gloo_jobs import gloo_group
+
+HEADS, KV_HEADS, HEAD = 8, 4, 16
+SCALE = 0.3
+LOCAL_ROWS = 14
+
+
+def _pairs(cp_size: int) -> dict[str, list[int] | None]:
+    """`Segments.to_tensor()` of pairs with 14 rows a rank: trunk with padding, trunk without branches, nothing said."""
+    return {
+        "two branches": [8 * cp_size, 8 * cp_size - 3, 2 * cp_size - 1, 4 * cp_size + 1],
+        "a trunk alone": [LOCAL_ROWS * cp_size, LOCAL_ROWS * cp_size],
+        "no segments": None,
+    }
+
+
+def prepare(directory: str) -> None:
+    """Let this worker's Megatron and NeMo find Transformer Engine, and train on the CPU."""
+    te_stand_in.install(Path(directory))
+    from nemo_longpo.backends import cpu
+
+    cpu.activate()
+
+
+def _config(comm_type: str, hierarchical: list[int] | None, cp_size: int):
+    from nemo.collections.llm import MistralConfig7B
+
+    return MistralConfig7B(
+        num_layers=1,
+        hidden_size=HEADS * HEAD,
+        ffn_hidden_size=32,
+        num_attention_heads=HEADS,
+        num_query_groups=KV_HEADS,
+        kv_channels=HEAD,
+        window_size=None,
+        softmax_scale=SCALE,
+        context_parallel_size=cp_size,
+        cp_comm_type=comm_type,
+        hierarchical_context_parallel_sizes=hierarchical,
+    )
+
+
+def _core_attention(spec: Any, config: Any) -> torch.nn.Module:
+    """Built as Megatron's SelfAttention builds it."""
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.core.transformer.enums import AttnMaskType
+    from megatron.core.transformer.spec_utils import build_module
+
+    return build_module(
+        spec,
+        config=config,
+        layer_number=1,
+        attn_mask_type=AttnMaskType.causal,
+        attention_type="self",
+        cp_comm_type=config.cp_comm_type,
+        softmax_scale=config.softmax_scale,
+        pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
+    )
+
+
+def _run(attention: torch.nn.Module, segments: list[int] | None, rank: int) -> list[torch.Tensor]:
+    """Output and the gradients of query, key and value of some rows, float64."""
+    from megatron.core.transformer.enums import AttnMaskType
+
+    generator = torch.Generator().manual_seed(rank)
+    heads = HEADS, KV_HEADS, KV_HEADS
+    inputs = [torch.randn(LOCAL_ROWS, 1, n, HEAD, generator=generator, dtype=torch.float64) for n in heads]
+    query, key, value = (tensor.requires_grad_() for tensor in inputs)
+    described = None if segments is None else torch.tensor(segments)
+    out = attention(query, key, value, described, attn_mask_type=AttnMaskType.causal)
+    grad = torch.randn(out.shape, generator=generator, dtype=torch.float64)
+    return [out.detach(), *torch.autograd.grad(out, inputs, grad)]
+
+
+def largest_differences(settings: list[tuple[str, list[int] | None]]) -> list[dict[str, float]]:
+    """Per setting and pair, how far this rank's output and gradients are from those of the CPU backend."""
+    from megatron.core import parallel_state
+
+    with gloo_group() as group:
+        parallel_state.initialize_model_parallel(context_parallel_size=group.size())
+        found = [_differences(comm_type, sizes, group.size(), group.rank()) for comm_type, sizes in settings]
+        parallel_state.destroy_model_parallel()
+    return found
+
+
+def _differences(comm_type: str, hierarchical: list[int] | None, cp_size: int, rank: int) -> dict[str, float]:
+    from nemo_longpo.megatron.attention import CpuPairAttention
+    from nemo_longpo.megatron.layer_spec import transformer_engine_layer
+
+    config = _config(comm_type, hierarchical, cp_size)
+    spec = transformer_engine_layer(config).submodules.self_attention.submodules.core_attention
+    ours, expected = _core_attention(spec, config), _core_attention(CpuPairAttention, config)
+    assert cp_size == 1 or ours.cp_comm_type == comm_type
+    assert [group.size() for group in ours.groups] == (hierarchical or ([cp_size] if cp_size > 1 else []))
+    differences = {}
+    for name, segments in _pairs(cp_size).items():
+        found, wanted = (_run(attention, segments, rank) for attention in (ours, expected))
+        differences[name] = max(float((one - other).abs().max()) for one, other in zip(found, wanted, strict=True))
+    return differences
+
+
+def finetune(transformer_engine: bool, **job: Any) -> dict[str, int]:
+    """`megatron_jobs.finetune`, with Transformer Engine's layers and fused rotary embedding or as on every CPU.
+
+    Returns how often each of Transformer Engine's functions was called.
+    """
+    from megatron_jobs import finetune as run
+
+    from nemo_longpo.backends import cpu
+    from nemo_longpo.megatron import gpt, layer_spec
+
+    def layer(config, vp_stage=None):
+        return layer_spec.transformer_engine_layer(config)
+
+    te_stand_in.calls.clear()
+    with ExitStack() as patches:
+        if transformer_engine:
+            patches.enter_context(patch.object(gpt, "block_spec", layer))
+            patches.enter_context(patch.dict(cpu._CUDA_ONLY_SETTINGS, {"apply_rope_fusion": True}))
+        run(**job)
+    return {name: len(noted) for name, noted in te_stand_in.calls.items()}
+
+
+def refusals() -> list[str]:
+    """In a worker without Transformer Engine: why a GPU could not train there; why not with TE's own whole layers."""
+    from nemo_longpo.errors import InputError
+    from nemo_longpo.megatron import layer_spec
+
+    whole = _config("p2p", None, 1)
+    whole.use_transformer_engine_full_layer_spec = True
+    messages = []
+    for present, config in ((False, _config("p2p", None, 1)), (True, whole)):
+        with patch.object(layer_spec, "HAVE_TE", present):
+            try:
+                layer_spec.transformer_engine_layer(config)
+            except InputError as error:
+                messages.append(str(error))
+    return messages
+
+
+def only_core_attention_differs() -> None:
+    """Our layer is NeMo's, field by field, but for the core attention; and NeMo's is not changed by making ours."""
+    from nemo.collections.llm.gpt.model.base import default_layer_spec
+
+    from nemo_longpo.megatron.layer_spec import transformer_engine_layer
+    from nemo_longpo.megatron.te_attention import TEPairAttention
+
+    config = _config("p2p", None, 1)
+    ours, theirs = transformer_engine_layer(config), default_layer_spec(config)
+    attention = theirs.submodules.self_attention.submodules
+    assert attention.core_attention is TEPairAttention.__base__
+    core = ours.submodules.self_attention.submodules.core_attention
+    assert core.module is TEPairAttention
+    attention.core_attention = core
+    assert ours == theirs
+
+
+def hierarchical_groups(sizes: list[int]) -> list[list[int]]:
+    """Ranks of this rank's group at each level."""
+    import torch.distributed as dist
+    from megatron.core import parallel_state
+
+    from nemo_longpo.megatron.topology import hierarchical_cp_groups
+
+    with gloo_group():
+        parallel_state.initialize_model_parallel(context_parallel_size=sizes[0] * sizes[1])
+        groups = [dist.get_process_group_ranks(group) for group in hierarchical_cp_groups(sizes)]
+        parallel_state.destroy_model_parallel()
+    return groups

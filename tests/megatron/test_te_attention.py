@@ -1,0 +1,121 @@
+"""The Transformer Engine path on machines without it: NeMo's spec, Megatron-Core's wrappers and ours over a stand-in.
+
+See `te_stand_in` for what this proves and what only a GPU can.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from distributed import WorkerPool
+from torch.distributed.checkpoint import FileSystemReader, load
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture(scope="module")
+def te_workers(tmp_path_factory):
+    """Two processes in which `import transformer_engine` finds the stand-in."""
+    pool = WorkerPool(2)
+    pool.run("te_jobs", "prepare", 2, directory=str(tmp_path_factory.mktemp("metadata")))
+    yield pool
+    pool.close()
+
+
+def test_only_core_attention_is_replaced(te_workers):
+    te_workers.run("te_jobs", "only_core_attention_differs", 1)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "settings"),
+    [
+        (1, [("p2p", None), ("a2a", None)]),
+        (2, [("p2p", None), ("a2a", None), ("all_gather", None), ("a2a+p2p", [2, 1]), ("a2a+p2p", [1, 2])]),
+    ],
+    ids=["1 rank", "2 ranks"],
+)
+def test_attention_equals_the_cpu_backend(te_workers, ranks, settings):
+    """Outputs and gradients, for every way to exchange keys and values; float64."""
+    for share in te_workers.run("te_jobs", "largest_differences", ranks, settings=settings):
+        for setting, differences in zip(settings, share, strict=True):
+            assert set(differences) == {"two branches", "a trunk alone", "no segments"}
+            assert max(differences.values()) <= 1e-12, (setting, differences)
+
+
+@pytest.mark.parametrize("workbench", ["qwen2"], indirect=True)
+def test_training_equals_the_cpu_backend(workbench, te_workers, tmp_path):
+    """From the same checkpoint: the first step's metrics, and gradients under the same names and shapes."""
+
+    def train(transformer_engine: bool) -> tuple[dict, dict[str, torch.Tensor], list[dict[str, int]]]:
+        run = tmp_path / f"run {transformer_engine}"
+        overrides = {
+            "data.paths": str(workbench.shards),
+            "data.global_batch_size": len(workbench.records),
+            "resume.restore_config.path": str(workbench.checkpoint),
+            "log.log_dir": str(run),
+            "trainer.devices": 2,
+            "trainer.max_steps": 1,
+            "trainer.strategy.context_parallel_size": 2,
+            "trainer.strategy.cp_comm_type": "a2a+p2p",
+            "trainer.strategy.hierarchical_context_parallel_sizes": [1, 2],
+            "trainer.strategy.recompute_granularity": "full",
+        }
+        job = {"overrides": overrides, "gradients": str(run / "gradients")}
+        calls = te_workers.run("te_jobs", "finetune", 2, transformer_engine=transformer_engine, **job)
+        (line,) = (run / "tb_logs" / "longpo" / "metrics.jsonl").read_text().splitlines()
+        return json.loads(line), tensors(run / "gradients"), calls
+
+    expected_metrics, expected, (nothing, _) = train(transformer_engine=False)
+    metrics, found, calls = train(transformer_engine=True)
+    assert not nothing
+    for name in ("loss", "loss/nll", "rewards/chosen", "rewards/rejected", "grad_norm"):
+        assert metrics[name] == pytest.approx(expected_metrics[name], rel=1e-5), name
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert (found[name] - tensor).norm() <= 1e-5 * tensor.norm() + 1e-7, name
+    for noted in calls:
+        assert noted["DotProductAttention.__init__"] == 2, "a layer without Transformer Engine's attention"
+        assert noted["DotProductAttention.forward"] == 2 * 2 * len(workbench.records), "layers, recompute, pairs"
+        assert noted["apply_rotary_pos_emb"] == 2 * noted["DotProductAttention.forward"], "query and key"
+
+
+def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a distributed checkpoint."""
+    metadata = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    found = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in metadata.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
+    load(found, storage_reader=FileSystemReader(checkpoint), no_dist=True)
+    return found
+
+
+def test_gpu_without_transformer_engine(workers):
+    ((absent, whole_layers),) = workers.run("te_jobs", "refusals", 1)
+    assert "needs Transformer Engine, which is not installed" in absent
+    assert "longpo doctor" in absent
+    assert "use_transformer_engine_full_layer_spec" in whole_layers
+
+
+def test_groups_of_two_levels(workers):
+    """Neighbours exchange heads, strides form rings, as in Megatron's own numbering."""
+    groups = workers.run("te_jobs", "hierarchical_groups", 4, sizes=[2, 2])
+    assert groups == [[[0, 1], [0, 2]], [[0, 1], [1, 3]], [[2, 3], [0, 2]], [[2, 3], [1, 3]]]
+
+
+@pytest.mark.parametrize("workbench", ["mistral"], indirect=True)
+def test_refused_before_training(workbench, workers, tmp_path):
+    settings = {
+        "data.paths": str(workbench.shards),
+        "resume.restore_config.path": str(workbench.checkpoint),
+        "log.log_dir": str(tmp_path / "run"),
+        "trainer.devices": 4,
+        "trainer.strategy.context_parallel_size": 4,
+        "trainer.strategy.cp_comm_type": "a2a",
+    }
+    (message,) = workers.run("megatron_jobs", "refusal", 1, overrides=settings)
+    assert "2 key/value heads" in message
+    assert "trainer.strategy.cp_comm_type=a2a" in message
