@@ -58,7 +58,7 @@ class ActivationSettings:
         if self.recompute_granularity is not None:
             raise InputError(
                 f"{offloading} keeps in host memory what recompute does not keep at all; "
-                "set one of the two, trainer.strategy.recompute_granularity=null turns recompute off."
+                "set one of the two, trainer.strategy.recompute_granularity=None turns recompute off."
             )
         if pipeline_parallel_size > 1:
             raise InputError(

@@ -44,6 +44,7 @@ class LongPOStrategy(nl.MegatronStrategy):
         recompute_num_layers: int = 1,
         recompute_modules: Optional[list[str]] = None,  # noqa: UP045
         cpu_offloading_num_layers: int = 0,
+        sequence_parallel: bool = False,  # named, because NeMo-Run reads a setting without a type as it likes
         cp_comm_type: CpCommType = "p2p",
         hierarchical_context_parallel_sizes: Optional[list[int]] = None,  # noqa: UP045
         **kwargs: Any,
@@ -55,7 +56,7 @@ class LongPOStrategy(nl.MegatronStrategy):
                 "ckpt_torch_dist_multiproc": 1,
                 "replace_progress_bar": False,
             }
-        super().__init__(**kwargs)
+        super().__init__(sequence_parallel=sequence_parallel, **kwargs)
         self.activations = ActivationSettings(
             recompute_granularity, recompute_method, recompute_num_layers, recompute_modules, cpu_offloading_num_layers
         )
@@ -106,7 +107,7 @@ def check_parallel_sizes(
     if sequence_parallel and tensor_parallel_size == 1:
         raise InputError(
             "trainer.strategy.sequence_parallel splits what tensor parallelism leaves whole, and "
-            "trainer.strategy.tensor_model_parallel_size is 1; set trainer.strategy.sequence_parallel=false."
+            "trainer.strategy.tensor_model_parallel_size is 1; set trainer.strategy.sequence_parallel=False."
         )
 
 
@@ -114,10 +115,10 @@ def check_optimizer(config: OptimizerConfig) -> None:
     """Refuse an optimizer in host memory that would not work, or not be there. Raises InputError."""
     if not config.optimizer_cpu_offload:
         return
-    offload = "optim.config.optimizer_cpu_offload=true"
+    offload = "optim.config.optimizer_cpu_offload=True"
     if cpu.is_active():
         raise InputError(f"{offload} needs an accelerator: here the optimizer is in host memory already.")
     if not config.use_precision_aware_optimizer:
-        raise InputError(f"{offload} works through optim.config.use_precision_aware_optimizer=true; set that too.")
+        raise InputError(f"{offload} works through optim.config.use_precision_aware_optimizer=True; set that too.")
     if config.optimizer_offload_fraction == 0:
         raise InputError(f"{offload} moves nothing with optim.config.optimizer_offload_fraction=0; set up to 1.0.")

@@ -66,7 +66,7 @@ def test_settings_replace_those_of_the_checkpoint():
 @pytest.mark.parametrize(
     ("settings", "advice"),
     [
-        ({"use_precision_aware_optimizer": False}, "use_precision_aware_optimizer=true"),
+        ({"use_precision_aware_optimizer": False}, "use_precision_aware_optimizer=True"),
         ({"optimizer_offload_fraction": 0.0}, "set up to 1.0"),
     ],
 )

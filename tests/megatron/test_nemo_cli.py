@@ -56,6 +56,7 @@ def test_dryrun_prints_the_configuration(tmp_path):
         "model.pair_layout": "concatenated",
         "trainer.max_steps": "7",
         "trainer.strategy.context_parallel_size": "1",
+        "trainer.strategy.sequence_parallel": "false",
         "trainer.strategy.recompute_granularity": "null",
         "trainer.strategy.recompute_modules": "null",
         "trainer.plugins.grad_reduce_in_fp32": "false",
@@ -67,15 +68,9 @@ def test_dryrun_prints_the_configuration(tmp_path):
     result = _nemo(tmp_path, "--factory", "mistral_7b_longpo_128k", "--dryrun", *settings)
     assert result.returncode == 0, result.stdout
     for shown in (
-        *("my_shards", "my_checkpoint", "beta=0.2", "pair_layout='concatenated'", "max_steps=7", "my_run"),
-        *(
-            "context_parallel_size=1",
-            "recompute_granularity=None",
-            "grad_reduce_in_fp32=False",
-            "LoRA(dim=16",
-            "lr=0.0001",
-        ),
-        *("preference_weight=0.01", "seq_length=139264", "tensor_model_parallel_size=4", "LongPOStrategy"),
+        *("my_shards", "my_checkpoint", "beta=0.2", "pair_layout='concatenated'", "max_steps=7", "my_run", "lr=0.0001"),
+        *("context_parallel_size=1", "sequence_parallel=False", "recompute_granularity=None", "LoRA(", "dim=16"),
+        *("grad_reduce_in_fp32=False", "preference_weight=0.01", "seq_length=139264", "tensor_model_parallel_size=4"),
     ):
         assert shown in result.stdout, shown
     assert not list(tmp_path.rglob("checkpoints"))

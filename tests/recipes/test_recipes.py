@@ -121,7 +121,7 @@ def test_the_job_decides_on_recompute_not_the_checkpoint():
 
 
 def test_sequence_parallelism_goes_with_tensor_parallelism():
-    with pytest.raises(InputError, match=r"set trainer\.strategy\.sequence_parallel=false"):
+    with pytest.raises(InputError, match=r"set trainer\.strategy\.sequence_parallel=False"):
         _connected("mistral_7b_longpo_128k", tensor_model_parallel_size=1, context_parallel_size=8)
 
 
