@@ -5,11 +5,14 @@
 Runs in TRL's own environment (requirements/trl.txt) and imports nothing of the project. The job names the Hugging Face
 directories `model` and `reference`, `pairs` (a JSONL file with prompt, chosen and rejected as text), `beta`, `weights`
 of the preference term and of the NLL, `learning_rate`, `recompute`, `precompute` (the reference's log-probs before
-training starts) and a `folder` to write to. The last line of the output is a JSON list with one object per step: what
-`Meter` measures, and TRL's metrics.
+training starts), `tile_rows` and a `folder` to write to. The last line of the output is a JSON list with one object per
+step: what `Meter` measures, and TRL's metrics.
 
 Settings that keep TRL's memory low or its time short: no truncation and no padding but to the longer answer, one pair
-per batch, the attention of torch (`sdpa`), the trainer's fused AdamW, nothing saved or reported.
+per batch, the attention of torch (`sdpa`), the trainer's fused AdamW, nothing saved or reported. TRL 1.16 computes
+log-probs in tiles of logits and never holds them all. Without Triton, so on every CPU, it scores the document's rows
+too, in tiles of 4,096 rows by 32,768 tokens that make up much of its peak here; `tile_rows` makes them smaller, for
+which TRL has no setting.
 """
 
 import json
@@ -21,6 +24,7 @@ from datasets import load_dataset
 from meter import Meter
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
+from trl.kernels import chunked_logprob
 
 
 class MeasuredSteps(TrainerCallback):
@@ -40,6 +44,8 @@ class MeasuredSteps(TrainerCallback):
 
 
 def train(job: dict[str, Any], meter: Meter) -> list[dict[str, Any]]:
+    if job["tile_rows"] is not None:
+        chunked_logprob.TOKEN_CHUNK_SIZE = job["tile_rows"]
     pairs = load_dataset("json", data_files=job["pairs"], split="train", cache_dir=job["folder"])
     settings = DPOConfig(
         output_dir=job["folder"],
