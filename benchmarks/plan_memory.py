@@ -5,7 +5,7 @@
 Every case is a process of its own that trains a model of 6 layers and hidden size 512 in fp32 with the tiny recipe, one
 process, one pair per step, and measures the peak of its resident memory above what it held before there was a model.
 The formulas are those of GPUs with the widths of the CPU's plain layers; what only GPUs have (communication, rings,
-distributed optimizers) is not covered. Writes plan_memory.json and plan_memory.md into benchmarks/results.
+distributed optimizers) is not covered. Writes a JSON file, and a table beside it.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from children import measured_steps
-from generated import origin, write_results
+from generated import RESULTS, origin, write_results
 from random_pairs import random_pair, save_model, tokenizer, write_shards
 
 from nemo_longpo.conversion.importer import import_checkpoint
@@ -43,6 +43,7 @@ ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "655
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trunks", type=int, nargs="+", default=[2048, 8192], help="default: %(default)s")
+    parser.add_argument("--output", type=Path, default=RESULTS / "plan_memory.json")
     arguments = parser.parse_args()
     os.environ |= ENVIRONMENT
     found = []
@@ -70,7 +71,8 @@ def main() -> None:
         f"| {case['predicted_mb']:,.0f} | {case['ratio']:.2f} |"
         for case in found
     ]
-    write_results("plan_memory", origin(("torch", "megatron-core", "nemo-toolkit")) | {"cases": found}, lines)
+    result = origin(("torch", "megatron-core", "nemo-toolkit")) | {"cases": found}
+    write_results(arguments.output.stem, result, lines, arguments.output.parent)
 
 
 def measure(job: Job, recompute: str, checkpoint: Path, shards: Path) -> float:
