@@ -28,6 +28,7 @@ def gloo_group() -> Iterator[dist.ProcessGroup]:
     try:
         assert dist.group.WORLD is not None
         yield dist.group.WORLD
+        dist.barrier()  # a rank without work would take the store away while others still connect through it
     finally:
         dist.destroy_process_group()
 
