@@ -163,7 +163,8 @@ def measure_most_layers(
         try:
             return measure(shape, share, device, count, rounds)
         except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
+            print(f"{count} layers do not fit at {share}", flush=True)
+        torch.cuda.empty_cache()  # only now has the failed attempt let go of its tensors
     raise SystemExit(f"not even one layer fits at {share}")
 
 

@@ -56,7 +56,7 @@ class Share:
         sequences = [
             self._attend(*(t[:, b] for t in (query_SBHD, key_SBKD, value_SBKD))) for b in range(self.sequences)
         ]
-        return torch.stack(sequences, 1)
+        return torch.stack(sequences, 1) if len(sequences) > 1 else sequences[0][:, None]
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         trunk = self.trunk_rows
