@@ -43,8 +43,8 @@ class LogprobOutputLayer(ColumnParallelLinear):
     def take_over(cls, layer: ColumnParallelLinear, vocab_size: int, memory_gb: float, chunk_size: int | None) -> None:
         """Turn the output layer that Megatron has built into this class, in place.
 
-        GPTModel offers no way to say which class to build. Of its subclass here, only the class differs, as with
-        FSDP2's modules: parameters, state-dict keys and what else refers to the layer stay as they are.
+        GPTModel offers no way to say which class to build. Changing the class of what it has built, as FSDP2 does with
+        modules, keeps parameters, state-dict keys and everything that refers to the layer.
         """
         assert type(layer) is ColumnParallelLinear, f"not Megatron's output layer: {layer}"
         if layer.config.defer_embedding_wgrad_compute:
