@@ -8,6 +8,7 @@ from typing import Any
 
 import fiddle as fdl
 import lightning.pytorch as pl
+import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
@@ -16,6 +17,8 @@ from megatron.core.transformer.transformer_block import TransformerBlock
 from nemo.lightning.callback_group import CallbackGroup
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.logprobs import IGNORE_LABEL
+from nemo_longpo.megatron.gpt import LogprobGPTModel
 from nemo_longpo.recipes.factories import RECIPES
 
 # NeMo's telemetry keeps one timeline per process; a worker lives through many runs.
@@ -52,6 +55,26 @@ class CountRows(pl.Callback):
         blocks[0].register_forward_hook(lambda block, inputs, output: self.rows.append(output.shape[0]))
 
 
+class SaveLogprobs(pl.Callback):
+    """Write the log-probs of all scored rows, fp32, pairs in the order of their first tokens; of rank 0."""
+
+    def __init__(self, file: str):
+        self.file = file
+        self.pairs: list[tuple[list[int], list[float]]] = []
+
+    def on_train_start(self, trainer: pl.Trainer, *args) -> None:
+        modules = trainer.strategy.megatron_parallel.modules()
+        model = next(module for module in modules if isinstance(module, LogprobGPTModel))
+        model.register_forward_hook(self._keep, with_kwargs=True)
+
+    def _keep(self, model, inputs, named, output) -> None:
+        self.pairs.append((inputs[0][0, :8].tolist(), output[named["labels"] != IGNORE_LABEL].tolist()))
+
+    def on_train_end(self, *args) -> None:
+        if dist.get_rank() == 0:
+            np.save(self.file, np.concatenate([logprobs for _, logprobs in sorted(self.pairs)]))
+
+
 class KillAfter(pl.Callback):
     """Kill this process without a word, as a node that is lost."""
 
@@ -66,6 +89,7 @@ class KillAfter(pl.Callback):
 def finetune(
     overrides: dict[str, Any],
     gradients: str | None = None,
+    logprobs: str | None = None,
     checkpoints: bool = False,
     kill_after: int | None = None,
     recipe_name: str = "tiny_longpo",
@@ -91,6 +115,8 @@ def finetune(
     run.keywords["trainer"].callbacks.append(counter)
     if gradients is not None:
         run.keywords["trainer"].callbacks.append(SaveGradients(gradients))
+    if logprobs is not None:
+        run.keywords["trainer"].callbacks.append(SaveLogprobs(logprobs))
     if kill_after is not None:
         run.keywords["trainer"].callbacks.append(KillAfter(kill_after))
     try:
