@@ -10,7 +10,7 @@ from megatron.core.models.gpt import GPTModel
 from nemo.collections.llm.gpt.model.base import GPTConfig
 from torch import Tensor
 
-from nemo_longpo.attention.rope import inverse_frequencies, rotary_angles
+from nemo_longpo.attention.rope import RopeSettings, rotary_angles
 from nemo_longpo.backends import cpu
 from nemo_longpo.errors import InputError
 
@@ -24,12 +24,15 @@ class LogprobGPTModel(GPTModel):
 
     `vocab_size` is the number of rows the checkpoint's embedding has. Under tensor parallelism the tables are padded to
     a multiple of it; the padding rows' logits are −inf, so they take no probability and get no gradient.
+
+    Angles come from `rope` and the rows' positions. Megatron's own rotary embedding, which counts rows, is never asked.
     """
 
     def __init__(
         self,
         config: GPTConfig,
         *,
+        rope: RopeSettings,
         vocab_size: int,
         logprob_memory_gb: float,
         logprob_chunk_size: int | None,
@@ -38,7 +41,7 @@ class LogprobGPTModel(GPTModel):
         tp_size = current_topology().tp_size
         rows_per_rank = -(-vocab_size // tp_size)
         super().__init__(config, vocab_size=rows_per_rank * tp_size, **kwargs)
-        self.inverse_frequencies = inverse_frequencies(config.kv_channels, config.rotary_base)
+        self.inverse_frequencies = rope.inverse_frequencies(config.kv_channels)
         if self.post_process:
             LogprobOutputLayer.take_over(self.output_layer, vocab_size, logprob_memory_gb, logprob_chunk_size)
 
@@ -67,9 +70,16 @@ class LogprobGPTModel(GPTModel):
 
 
 def build_gpt(
-    config: GPTConfig, logprob_memory_gb: float, logprob_chunk_size: int | None, vp_stage: int | None = None
+    config: GPTConfig,
+    rope: RopeSettings,
+    logprob_memory_gb: float,
+    logprob_chunk_size: int | None,
+    vp_stage: int | None = None,
 ) -> LogprobGPTModel:
     """Build this rank's share of the model that a NeMo config describes, for the backend of this machine."""
+    # In the scores, YaRN's factor of queries and keys costs nothing and leaves fused rotary kernels usable.
+    if rope.attention_factor != 1:
+        config.softmax_scale = rope.softmax_scale(config.kv_channels)
     # Pairs differ in length, and so do the activations that pipeline stages exchange.
     config.variable_seq_lengths = config.pipeline_model_parallel_size > 1
     if cpu.is_active():
@@ -78,6 +88,7 @@ def build_gpt(
     return LogprobGPTModel(
         config,
         transformer_layer_spec=block_spec(config, vp_stage),
+        rope=rope,
         vocab_size=config.vocab_size,
         logprob_memory_gb=logprob_memory_gb,
         logprob_chunk_size=logprob_chunk_size,
@@ -85,9 +96,6 @@ def build_gpt(
         parallel_output=True,
         share_embeddings_and_output_weights=config.share_embeddings_and_output_weights,
         position_embedding_type=config.position_embedding_type,
-        rotary_percent=config.rotary_percent,
-        rotary_base=config.rotary_base,
-        seq_len_interpolation_factor=config.seq_len_interpolation_factor,
         pre_process=topology.is_first_stage,
         post_process=topology.is_last_stage,
         scatter_embedding_sequence_parallel=config.scatter_embedding_sequence_parallel,

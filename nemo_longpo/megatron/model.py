@@ -12,6 +12,8 @@ from nemo.collections.llm.gpt.model.base import GPTConfig
 from nemo.lightning import OptimizerModule
 from torch import Tensor
 
+from nemo_longpo.attention.rope import RopeSettings
+from nemo_longpo.attention.rope_config import parse_scaling
 from nemo_longpo.errors import InputError
 from nemo_longpo.objective import Objective
 from nemo_longpo.parallel.layout import PairLayout, PairRows, lay_out_pair
@@ -42,6 +44,8 @@ class LongPOModel(llm.GPTModel):
 
     Args:
         config: the architecture, a NeMo `MistralConfig` or `Qwen2Config`; by default the checkpoint's own.
+        rope_scaling: a `rope_scaling` object as in Hugging Face's `config.json` (linear, yarn or llama3), on top of the
+            config's `rotary_base`; by default the checkpoint's own.
         objective: which loss, and its constants.
         pair_layout: how chosen and rejected become rows. `shared_prefix` runs the document once and both answers behind
             it; `concatenated`, two full causal sequences, gives the same numbers at twice the cost.
@@ -52,6 +56,7 @@ class LongPOModel(llm.GPTModel):
     def __init__(
         self,
         config: GPTConfig | None = None,
+        rope_scaling: Optional[dict[str, Any]] = None,  # noqa: UP045 (NeMo-Run's parser)
         objective: Objective | None = None,
         pair_layout: PairLayout = "shared_prefix",
         logprob_memory_gb: float = 1.0,
@@ -66,22 +71,27 @@ class LongPOModel(llm.GPTModel):
             raise InputError(f"model.logprob_memory_gb is {logprob_memory_gb}; it must be more than 0.")
         if logprob_chunk_size is not None and logprob_chunk_size < 1:
             raise InputError(f"model.logprob_chunk_size is {logprob_chunk_size}; give at least 1, or null.")
+        parse_scaling(rope_scaling, "model.rope_scaling")
         super().__init__(
             config or ArchitectureFromCheckpoint(), optim=optim, tokenizer=tokenizer, model_transform=model_transform
         )
+        self.rope_scaling = rope_scaling
         self.objective = objective or Objective()
         self.pair_layout = pair_layout
         self.logprob_memory_gb = logprob_memory_gb
         self.logprob_chunk_size = logprob_chunk_size
 
-    def adopt_architecture(self, config: GPTConfig) -> None:
+    def adopt_architecture(self, config: GPTConfig, rope_scaling: dict[str, Any] | None) -> None:
         """Take over a checkpoint's architecture, also in what NeMo writes into our own checkpoints."""
         self.config = config
         self.__io__.config = config.__io__
+        if self.rope_scaling is None:
+            self.rope_scaling = self.__io__.rope_scaling = rope_scaling
 
     def configure_model(self, vp_stage: int | None = None) -> None:
         if not hasattr(self, "module"):
-            self.module = build_gpt(self.config, self.logprob_memory_gb, self.logprob_chunk_size, vp_stage)
+            rope = RopeSettings(self.config.rotary_base, parse_scaling(self.rope_scaling, "model.rope_scaling"))
+            self.module = build_gpt(self.config, rope, self.logprob_memory_gb, self.logprob_chunk_size, vp_stage)
 
     def data_step(self, dataloader_iter: Iterator) -> PairRows:
         """One pair, laid out for this rank."""

@@ -1,14 +1,18 @@
 """Where a run's weights and architecture come from."""
 
 import copy
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import fiddle as fdl
 import lightning.pytorch as pl
+import yaml
 from nemo.collections import llm
 from nemo.lightning import AutoResume, io
 
+from nemo_longpo.attention.rope_config import scaling_of, scaling_settings
 from nemo_longpo.backends import cpu
 from nemo_longpo.errors import InputError
 
@@ -40,6 +44,22 @@ def load_architecture(checkpoint: Path) -> llm.GPTConfig:
     return config
 
 
+def load_rope_scaling(checkpoint: Path) -> dict[str, Any] | None:
+    """The RoPE scaling of a NeMo checkpoint, complete in itself; None if its angles are plain.
+
+    Our own training records it with the model. An imported checkpoint keeps Hugging Face's `config.json`, because
+    NeMo's configurations know the linear scaling alone.
+    """
+    model = yaml.safe_load((checkpoint / "context" / "model.yaml").read_text(encoding="utf-8"))
+    if "rope_scaling" in model:
+        return model["rope_scaling"]
+    hf_config = checkpoint / "context" / "hf" / "config.json"
+    if hf_config.is_file():
+        return scaling_settings(scaling_of(json.loads(hf_config.read_text(encoding="utf-8")), str(hf_config)))
+    factor = model["config"].get("seq_len_interpolation_factor")
+    return factor and {"rope_type": "linear", "factor": factor}
+
+
 @dataclass(kw_only=True)
 class LongPOResume(AutoResume):
     """NeMo's resume, which also gives a model without a config the architecture of `restore_config.path`."""
@@ -48,5 +68,6 @@ class LongPOResume(AutoResume):
         if isinstance(model.config, ArchitectureFromCheckpoint):
             if self.restore_config is None or not self.restore_config.path:
                 raise InputError("resume.restore_config.path is not set; give the imported checkpoint to start from.")
-            model.adopt_architecture(load_architecture(Path(self.restore_config.path)))
+            checkpoint = Path(self.restore_config.path)
+            model.adopt_architecture(load_architecture(checkpoint), load_rope_scaling(checkpoint))
         super().setup(trainer, model)
