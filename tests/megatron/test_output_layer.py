@@ -1,0 +1,70 @@
+"""Megatron's output layer, taken over, over tensor-parallel ranks and in Megatron's data parallelism."""
+
+import numpy as np
+import pytest
+import torch
+from gloo_jobs import logprob_problem
+
+pytestmark = pytest.mark.distributed
+
+VOCAB = 7
+IGNORED = (0, 4, 5)
+USED = 8
+
+
+@pytest.mark.parametrize("sequence_parallel", [False, True], ids=["", "sequence parallel"])
+def test_tensor_parallel_ranks_equal_one_process(workers, sequence_parallel):
+    """Hidden states of all rows on both ranks, or half of them on each; 4 + 3 vocabulary rows and one of padding."""
+    hidden, weight, labels, grad = logprob_problem(VOCAB, IGNORED)
+    logits = hidden[:USED] @ weight.T
+    logprobs = logits.log_softmax(-1).gather(-1, labels[:USED, None].clamp(min=0))[:, 0]
+    logprobs = logprobs * (labels[:USED] >= 0)
+    hidden_grad, weight_grad = torch.autograd.grad(logprobs, (hidden, weight), grad[:USED])
+
+    results = workers.run(
+        "output_layer_jobs",
+        "score_with_tensor_parallelism",
+        2,
+        vocab=VOCAB,
+        ignored=IGNORED,
+        sequence_parallel=sequence_parallel,
+    )
+    hidden_grads = hidden_grad[:USED].chunk(2) if sequence_parallel else [hidden_grad[:USED]] * 2
+    for (found, _), expected, rows in zip(results, hidden_grads, weight_grad.split(4), strict=True):
+        np.testing.assert_allclose(found[0], logprobs.detach().numpy(), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found[1], expected.numpy(), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found[2], rows.numpy(), rtol=1e-5, atol=1e-6)
+    for _, collectives in results:
+        (count,) = collectives.values()
+        assert count == 1, "the hidden states' gradient is completed once, not per chunk"
+        assert ("reduce_scatter" if sequence_parallel else "allreduce") in str(collectives)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["", "tied"])
+def test_micro_batches_add_up_in_main_grad(workers, tied):
+    (step,) = workers.run("output_layer_jobs", "accumulate", 1, vocab=VOCAB, tied=tied, micro_batches=3)
+    assert len(step["found"]) == (1 if tied else 2)
+    for found, expected in zip(step["found"], step["expected"], strict=True):
+        assert found.dtype == np.float32
+        assert np.linalg.norm(found - expected) <= 0.005 * np.linalg.norm(expected)
+    assert step["calls"] == 3, "the weight is used inside a call of the layer that owns it"
+    assert not any(step["claimed"])
+
+
+def test_deferred_weight_gradient_is_refused(workers):
+    (message,) = workers.run("output_layer_jobs", "refusal_of_deferral", 1)
+    assert "defer_embedding_wgrad_compute" in message
+
+
+@pytest.mark.parametrize("workbench", ["mistral"], indirect=True)
+def test_adapter_on_the_output_layer_is_refused(workers, workbench, tmp_path):
+    overrides = {
+        "data.paths": str(workbench.shards),
+        "data.global_batch_size": 4,
+        "resume.restore_config.path": str(workbench.checkpoint),
+        "log.log_dir": str(tmp_path / "run"),
+        "trainer.max_steps": 1,
+    }
+    (message,) = workers.run("output_layer_jobs", "refusal_of_adapter", 1, overrides=overrides)
+    assert "LoRALinear wraps the output layer" in message
+    assert "target_modules" in message

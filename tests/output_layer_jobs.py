@@ -1,0 +1,137 @@
+"""What a worker of `distributed.WorkerPool` runs to test the output layer: Megatron's, taken over, without a model."""
+
+from typing import Any
+
+import nemo_run as run
+import numpy as np
+import torch
+import torch.distributed as dist
+from gloo_jobs import HIDDEN, gloo_group, logprob_problem
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.tensor_parallel import ColumnParallelLinear, VocabParallelEmbedding
+from megatron.core.transformer import TransformerConfig
+from megatron_jobs import refusal
+from nemo.collections import llm
+from torch.distributed.tensor.debug import CommDebugMode
+
+from nemo_longpo.backends import cpu
+from nemo_longpo.errors import InputError
+from nemo_longpo.megatron.output_layer import LogprobOutputLayer
+
+CHUNK = 3
+USED, BATCH = 8, 2
+
+
+def _config(dtype: torch.dtype, **settings: Any) -> TransformerConfig:
+    cpu.activate()
+    return TransformerConfig(
+        num_layers=1,
+        num_attention_heads=2,
+        hidden_size=HIDDEN,
+        params_dtype=dtype,
+        use_cpu_initialization=True,
+        gradient_accumulation_fusion=False,
+        **settings,
+    )
+
+
+def _output_layer(config: TransformerConfig, vocab: int, group: dist.ProcessGroup, **settings: Any):
+    """A layer of ⌈vocab / ranks⌉ rows on each rank, whose padding rows hold large numbers."""
+    rows = -(-vocab // group.size()) * group.size()
+    layer = ColumnParallelLinear(
+        HIDDEN,
+        rows,
+        config=config,
+        init_method=lambda weight: torch.nn.init.constant_(weight, 9.0),
+        bias=False,
+        tp_group=group,
+        **settings,
+    )
+    LogprobOutputLayer.take_over(layer, vocab, memory_gb=1.0, chunk_size=CHUNK)
+    return layer
+
+
+def score_with_tensor_parallelism(
+    vocab: int, ignored: tuple[int, ...], sequence_parallel: bool
+) -> tuple[list[np.ndarray], dict[str, int]]:
+    """Log-probs [N], gradients of this rank's hidden states and real vocabulary rows, and collectives of the backward.
+
+    The first `USED` rows of the problem, in two sequences.
+    """
+    hidden, weight, labels, grad = (tensor.detach() for tensor in logprob_problem(vocab, ignored))
+    with gloo_group() as group:
+        size, rank = group.size(), group.rank()
+        config = _config(torch.float32, tensor_model_parallel_size=size, sequence_parallel=sequence_parallel)
+        layer = _output_layer(config, vocab, group)
+        layer.weight.data[: layer.real_rows] = weight[layer.vocab_start :][: layer.real_rows]
+        rows_RBH = hidden[:USED].view(-1, BATCH, HIDDEN)
+        mine = rows_RBH.chunk(size)[rank].clone() if sequence_parallel else rows_RBH.clone()
+        logprobs = layer(mine.requires_grad_(), labels=labels[:USED].view(-1, BATCH).T)
+        with CommDebugMode() as collectives:
+            logprobs.backward(grad[:USED].view(-1, BATCH).T)
+        assert (layer.weight.grad[layer.real_rows :] == 0).all(), "padding rows have a gradient"
+        found = logprobs.detach().T.flatten(), mine.grad.flatten(0, 1), layer.weight.grad[: layer.real_rows]
+        counts = {str(operation): count for operation, count in collectives.get_comm_counts().items()}
+        return [tensor.numpy() for tensor in found], counts
+
+
+def accumulate(vocab: int, tied: bool, micro_batches: int) -> dict[str, Any]:
+    """A bfloat16 embedding and output layer in Megatron's data parallelism, several backwards with no step between.
+
+    The output layer is told to fuse gradient accumulation, and the tied weight has the mark that Megatron gives it: as
+    where the fused kernels are, which this layer must not need.
+
+    Returns:
+        `main_grad` of both weights (of the one, if tied), what their gradients are in float64, how often the output
+        layer was called, and whether somebody claims to have added a gradient to `main_grad` before the hook.
+    """
+    _, weight, labels, grad = (tensor.detach() for tensor in logprob_problem(vocab, ()))
+    with gloo_group() as group:
+        parallel_state.initialize_model_parallel()
+        config = _config(torch.bfloat16)
+        model = torch.nn.Module()
+        model.embedding = VocabParallelEmbedding(
+            vocab, HIDDEN, init_method=torch.nn.init.normal_, config=config, tp_group=group
+        )
+        model.output_layer = _output_layer(config, vocab, group, skip_weight_param_allocation=tied)
+        model.output_layer.gradient_accumulation_fusion = True
+        weights = [model.embedding.weight] if tied else [model.embedding.weight, model.output_layer.weight]
+        weights[0].zero_out_wgrad = tied
+        for tensor, shift in zip(weights, (0, 1), strict=False):
+            tensor.data.copy_(weight.roll(shift, 0))
+        settings = DistributedDataParallelConfig(grad_reduce_in_fp32=True)
+        parallel = DistributedDataParallel(config, settings, model)
+
+        calls: list[None] = []
+        model.output_layer.register_forward_pre_hook(lambda *_: calls.append(None))
+        precise = [tensor.detach().double().requires_grad_() for tensor in weights]
+        for shift in range(micro_batches):
+            tokens = labels.roll(shift)
+            shared = weights[0] if tied else None
+            hidden = model.embedding(tokens[None]).transpose(0, 1)
+            model.output_layer(hidden, shared, labels=labels[None]).backward(grad[None])
+            logits = precise[0][tokens] @ precise[-1].T
+            logits.log_softmax(-1).gather(-1, labels[:, None])[:, 0].backward(grad.double())
+        parallel_state.destroy_model_parallel()
+        return {
+            "found": [tensor.main_grad.numpy().copy() for tensor in weights],
+            "expected": [tensor.grad.numpy() for tensor in precise],
+            "calls": len(calls),
+            "claimed": [tensor.grad_added_to_main_grad for tensor in parallel.params_with_grad],
+        }
+
+
+def refusal_of_deferral() -> str:
+    with gloo_group() as group:
+        config = _config(torch.float32)
+        config.defer_embedding_wgrad_compute = True
+        try:
+            _output_layer(config, 7, group, embedding_activation_buffer=[], grad_output_buffer=[])
+        except InputError as error:
+            return str(error)
+    raise AssertionError("the setting was not refused")
+
+
+def refusal_of_adapter(overrides: dict[str, Any]) -> str:
+    return refusal({**overrides, "peft": run.Config(llm.peft.LoRA, target_modules=["output_layer"], dim=4)})
