@@ -99,7 +99,9 @@ def test_sizes_that_do_not_divide(workers, workbench, tmp_path, setting, size, s
 
 
 def test_interleaved_pipeline_stages(workers, workbench, tmp_path):
-    message = _refusal(workers, workbench, tmp_path, trainer__strategy__virtual_pipeline_model_parallel_size=2)
+    sizes = {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}
+    overrides = {"trainer__devices": 2, **{f"trainer__strategy__{name}": size for name, size in sizes.items()}}
+    message = _refusal(workers, workbench, tmp_path, **overrides)
     assert "virtual_pipeline_model_parallel_size is set" in message
 
 
