@@ -68,3 +68,9 @@ def test_adapter_on_the_output_layer_is_refused(workers, workbench, tmp_path):
     (message,) = workers.run("output_layer_jobs", "refusal_of_adapter", 1, overrides=overrides)
     assert "LoRALinear wraps the output layer" in message
     assert "target_modules" in message
+
+
+@pytest.mark.parametrize(("setting", "value"), [("logprob_memory_gb", 0.0), ("logprob_chunk_size", 0)])
+def test_no_memory_for_logits_is_refused(workers, setting, value):
+    (message,) = workers.run("megatron_jobs", "refusal", 1, overrides={f"model.{setting}": value})
+    assert f"model.{setting} is {value}" in message
