@@ -49,8 +49,16 @@ def load_rope_scaling(checkpoint: Path) -> dict[str, Any] | None:
 
     Our own training records it with the model. An imported checkpoint keeps Hugging Face's `config.json`, because
     NeMo's configurations know the linear scaling alone.
+
+    Raises:
+        InputError: no record of the model.
     """
-    model = yaml.safe_load((checkpoint / "context" / "model.yaml").read_text(encoding="utf-8"))
+    record = checkpoint / "context" / "model.yaml"
+    if not record.is_file():
+        raise InputError(
+            f"{record} does not exist, so the checkpoint is incomplete; take another one, or import again."
+        )
+    model = yaml.safe_load(record.read_text(encoding="utf-8"))
     if "rope_scaling" in model:
         return model["rope_scaling"]
     hf_config = checkpoint / "context" / "hf" / "config.json"

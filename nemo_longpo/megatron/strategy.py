@@ -1,8 +1,9 @@
 """NeMo's Megatron strategy, at home on machines with and without an accelerator."""
 
-from typing import Any, Literal, Optional
+from typing import Any, Literal, Optional, Union
 
 import lightning.pytorch as pl
+from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
 from megatron.core.transformer import TransformerConfig
 from nemo import lightning as nl
@@ -44,7 +45,10 @@ class LongPOStrategy(nl.MegatronStrategy):
         recompute_num_layers: int = 1,
         recompute_modules: Optional[list[str]] = None,  # noqa: UP045
         cpu_offloading_num_layers: int = 0,
-        sequence_parallel: bool = False,  # named, because NeMo-Run reads a setting without a type as it likes
+        # Named, because NeMo-Run reads a setting without a type as it likes, and NeMo records a dataclass that comes
+        # without a name in a way that it cannot write into checkpoints.
+        sequence_parallel: bool = False,
+        ddp: Union[Literal["megatron", "pytorch"], DistributedDataParallelConfig] = "megatron",  # noqa: UP007
         cp_comm_type: CpCommType = "p2p",
         hierarchical_context_parallel_sizes: Optional[list[int]] = None,  # noqa: UP045
         **kwargs: Any,
@@ -56,7 +60,7 @@ class LongPOStrategy(nl.MegatronStrategy):
                 "ckpt_torch_dist_multiproc": 1,
                 "replace_progress_bar": False,
             }
-        super().__init__(sequence_parallel=sequence_parallel, **kwargs)
+        super().__init__(sequence_parallel=sequence_parallel, ddp=ddp, **kwargs)
         self.activations = ActivationSettings(
             recompute_granularity, recompute_method, recompute_num_layers, recompute_modules, cpu_offloading_num_layers
         )

@@ -56,5 +56,5 @@ def longpo_step(model, records, beta, weight):
             "ref_logps/rejected": sums["ref_rejected"],
         }
         for name, value in values.items():
-            totals[name] = totals.get(name, 0.0) + float(value) / len(records)
+            totals[name] = totals.get(name, 0.0) + torch.as_tensor(value).item() / len(records)
     return totals

@@ -101,7 +101,8 @@ def test_two_processes_train_and_save(workbench, tmp_path):
     assert (tokens, 2 * 1e12 * flops) in list(_work_of_two(workbench))
     (last,) = (tmp_path / "run" / "longpo" / "checkpoints").glob("*-last")
     assert (last / "weights").is_dir()
-    assert (last / "context" / "io.json").is_file()
+    for record in ("io.json", "model.yaml"):
+        assert (last / "context" / record).is_file()
     assert list((tmp_path / "run" / "tb_logs" / "longpo").glob("events.out.tfevents.*"))
 
 
