@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from fake_cuda import fake_cuda
 from gloo_jobs import HIDDEN, ROWS, logprob_problem
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from nemo_longpo import logprobs as module
@@ -190,7 +190,7 @@ def test_rows_of_a_budget():
 
 def test_low_precision_products_on_cuda_come_in_float32():
     """Shape and type by the rules of torch's own kernel, which is there on CUDA only."""
-    with FakeTensorMode():
+    with fake_cuda():
         left = torch.empty(6, 3, dtype=torch.bfloat16, device="cuda")
         right = torch.empty(6, 4, dtype=torch.bfloat16, device="cuda")
         product = module._product(left.T, right)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from branch_jobs import branch_problem
-from torch._subclasses.fake_tensor import FakeTensorMode
+from fake_cuda import fake_cuda
 
 from nemo_longpo.attention.branches import branch_attention
 from nemo_longpo.attention.kernels import (
@@ -105,7 +105,7 @@ def test_types(dtype, precise):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_cuda_calls_are_such_as_torch_takes(causal, dtype):
     """Without a GPU: the real operators, called on tensors that have everything but numbers."""
-    with FakeTensorMode():
+    with fake_cuda():
         query = torch.empty(96, 32, 128, dtype=dtype, device="cuda")
         key, value = torch.empty(2, 96 if causal else 640, 8, 128, dtype=dtype, device="cuda").unbind()
         assert isinstance(kernel_for(query), CudaKernel)
@@ -149,7 +149,7 @@ def test_cuda_calls_mean_what_the_arguments_names_say(monkeypatch):
     """Every argument of both operators under its name, in the torch of this machine and in torch 2.9."""
     recorder = Recorder()
     monkeypatch.setattr("nemo_longpo.attention.kernels.aten", recorder)
-    with FakeTensorMode():
+    with fake_cuda():
         grad, out, query = torch.empty(3, 96, 32, 128, dtype=torch.bfloat16, device="cuda").unbind()
         key, value = torch.empty(2, 640, 8, 128, dtype=torch.bfloat16, device="cuda").unbind()
         lse = CudaKernel().forward(query, key, value, False, SCALE)[1]
@@ -179,7 +179,7 @@ def test_cuda_calls_mean_what_the_arguments_names_say(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_gpu_takes_no_single_precision_and_says_what_to_set(dtype):
-    with FakeTensorMode(), pytest.raises(InputError) as refused:
+    with fake_cuda(), pytest.raises(InputError) as refused:
         kernel_for(torch.empty(1, 1, 8, dtype=dtype, device="cuda"))
     assert str(refused.value) == (
         f"attention over a shared prefix on a GPU takes bf16 or fp16, not {dtype}; set "

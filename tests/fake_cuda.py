@@ -1,0 +1,17 @@
+"""Tensors on a GPU that is not there: shapes, types and devices by the rules of torch's kernels, without numbers."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+
+@contextmanager
+def fake_cuda() -> Iterator[None]:
+    """Inside, `device="cuda"` gives such tensors, whatever other tests have done to this process.
+
+    A test that builds a strategy switches the CPU backend on, which would answer "cuda" with the CPU.
+    """
+    with torch._C.DisableTorchFunction(), FakeTensorMode():
+        yield
