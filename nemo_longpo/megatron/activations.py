@@ -42,6 +42,11 @@ class ActivationSettings:
                 f"{setting}recompute_modules says what `selective` recompute repeats; "
                 f"set {setting}recompute_granularity=selective, or leave the modules out."
             )
+        if cpu.is_active() and "layernorm" in (self.recompute_modules or ()):
+            raise InputError(
+                f"{setting}recompute_modules names layernorm, which Megatron-Core recomputes by means of Transformer "
+                "Engine; on the CPU leave it out."
+            )
         layers = num_layers // pipeline_parallel_size
         if self.recompute_granularity == "full" and not 1 <= self.recompute_num_layers <= layers:
             raise InputError(

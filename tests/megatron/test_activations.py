@@ -45,6 +45,14 @@ def test_offloading_needs_an_accelerator(monkeypatch):
         ActivationSettings(cpu_offloading_num_layers=4).check(LAYERS, 1)
 
 
+def test_what_megatron_recomputes_with_transformer_engine_alone(monkeypatch):
+    settings = ActivationSettings(recompute_granularity="selective", recompute_modules=["layernorm"])
+    settings.check(LAYERS, 1)
+    monkeypatch.setattr(cpu, "is_active", lambda: True)
+    with pytest.raises(InputError, match="on the CPU leave it out"):
+        settings.check(LAYERS, 1)
+
+
 def test_settings_replace_those_of_the_checkpoint():
     config = SimpleNamespace(
         num_layers=LAYERS,
