@@ -2,9 +2,10 @@
 
 import argparse
 import json
-import math
 from pathlib import Path
 from typing import Any
+
+from nemo_longpo.arguments import positive_number, whole_number
 
 IMPORT_EXAMPLE = """example:
   longpo convert import --model models/Mistral-7B-Instruct-v0.2 --output checkpoints/mistral-128k \\
@@ -40,22 +41,6 @@ def _leaf(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name:
     )
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
-def _positive_float(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return value
-
-
 def _scaling_choice(text: str) -> str | dict[str, Any]:
     if text in ("keep", "none"):
         return text
@@ -72,7 +57,7 @@ def _register_import(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     parser = _leaf(commands, "import", "turn a Hugging Face directory into a NeMo checkpoint", IMPORT_EXAMPLE)
     parser.add_argument("--model", type=Path, required=True, metavar="HF_DIR", help="Hugging Face model directory")
     parser.add_argument("--output", type=Path, required=True, metavar="NEMO_DIR", help="checkpoint to write")
-    parser.add_argument("--rope-theta", type=_positive_float, metavar="X", help="rotary base of the policy, e.g. 1e7")
+    parser.add_argument("--rope-theta", type=positive_number, metavar="X", help="rotary base of the policy, e.g. 1e7")
     parser.add_argument(
         "--rope-scaling",
         type=_scaling_choice,
@@ -81,7 +66,7 @@ def _register_import(commands: "argparse._SubParsersAction[argparse.ArgumentPars
         "of type linear, yarn or llama3",
     )
     parser.add_argument(
-        "--max-length", type=_positive, metavar="N", help="positions of the policy (default: the model's own limit)"
+        "--max-length", type=whole_number, metavar="N", help="positions of the policy (default: the model's own limit)"
     )
     parser.add_argument(
         "--full-attention", action="store_true", help="drop the model's sliding window (Mistral v0.1 has one)"
@@ -96,7 +81,7 @@ def _register_export(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     parser.add_argument("--output", type=Path, required=True, metavar="HF_DIR", help="model directory to write")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="convert all weights to this type")
     parser.add_argument(
-        "--max-length", type=_positive, metavar="N", help="max_position_embeddings of the exported model"
+        "--max-length", type=whole_number, metavar="N", help="max_position_embeddings of the exported model"
     )
     parser.add_argument(
         "--base",

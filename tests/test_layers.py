@@ -22,9 +22,10 @@ LAYOUTS = {"nemo_longpo.parallel", "nemo_longpo.attention"}
 ADAPTER = {"nemo_longpo.megatron", "nemo_longpo.backends"}
 TOOLS = {"nemo_longpo.conversion", "nemo_longpo.data_tools", "nemo_longpo.recipes.demo", "nemo_longpo.doctor"}
 
-# Unit -> the other units it may import, from the ground up. `errors` and the version are open to all.
+# Unit -> the other units it may import, from the ground up. `arguments`, `errors` and the version are open to all.
 MAY_IMPORT: dict[str, set[str]] = {
     "nemo_longpo": set(),
+    "nemo_longpo.arguments": set(),
     "nemo_longpo.errors": set(),
     **dict.fromkeys(PURE, PURE),
     "nemo_longpo.shards": PURE,
@@ -40,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nemo_longpo.doctor": set(),
     "nemo_longpo.cli": TOOLS | {"nemo_longpo.planning"},
 }
-OPEN_TO_ALL = {"nemo_longpo", "nemo_longpo.errors"}
+OPEN_TO_ALL = {"nemo_longpo", "nemo_longpo.arguments", "nemo_longpo.errors"}
 
 TRAINER = {"nemo", "nemo_run", "megatron", "lightning", "pytorch_lightning", "transformer_engine", "modelopt", "apex"}
 # Starts processes and knows nothing of training; reached from one file only, inside a function.

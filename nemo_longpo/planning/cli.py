@@ -2,11 +2,11 @@
 
 import argparse
 import json
-import math
 import sys
 from dataclasses import replace
 from typing import get_args
 
+from nemo_longpo.arguments import positive_number, whole_number
 from nemo_longpo.errors import InputError
 
 from .flops import PairLayout
@@ -38,12 +38,22 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--model", required=True, metavar="NAME|DIR", help=f"{', '.join(MODELS)}, a Hugging Face or a NeMo directory"
     )
     job.add_argument(
-        "--length", type=_whole, required=True, metavar="N", help="tokens of the trunk: document and first instruction"
+        "--length",
+        type=whole_number,
+        required=True,
+        metavar="N",
+        help="tokens of the trunk: document and first instruction",
     )
     job.add_argument(
-        "--branch-tokens", type=_whole, default=4500, metavar="N", help="of each answer branch (default: %(default)s)"
+        "--branch-tokens",
+        type=whole_number,
+        default=4500,
+        metavar="N",
+        help="of each answer branch (default: %(default)s)",
     )
-    job.add_argument("--batch-size", type=_whole, default=8, metavar="N", help="pairs per step (default: %(default)s)")
+    job.add_argument(
+        "--batch-size", type=whole_number, default=8, metavar="N", help="pairs per step (default: %(default)s)"
+    )
     job.add_argument(
         "--layout", choices=get_args(PairLayout), default="shared_prefix", help="pair layout (default: %(default)s)"
     )
@@ -54,10 +64,10 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _add_machine(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument("--gpus", type=_whole, required=True, metavar="N", help="GPUs of all nodes")
-    group.add_argument("--gpus-per-node", type=_whole, default=8, metavar="N", help="default: %(default)s")
+    group.add_argument("--gpus", type=whole_number, required=True, metavar="N", help="GPUs of all nodes")
+    group.add_argument("--gpus-per-node", type=whole_number, default=8, metavar="N", help="default: %(default)s")
     group.add_argument("--gpu", default="h100-80gb", metavar="NAME", help=f"{', '.join(GPUS)} (default: %(default)s)")
-    group.add_argument("--gpu-memory", type=_positive, metavar="GIB", help="instead of what the GPU's name says")
+    group.add_argument("--gpu-memory", type=positive_number, metavar="GIB", help="instead of what the GPU's name says")
     group.add_argument(
         "--utilisation",
         type=_share,
@@ -72,7 +82,7 @@ def _add_machine(group: "argparse._ArgumentGroup") -> None:
 
 def _add_wishes(group: "argparse._ArgumentGroup") -> None:
     for name, meaning in (("tp", "tensor-"), ("pp", "pipeline-"), ("cp", "context-")):
-        group.add_argument(f"--{name}", type=_whole, metavar="N", help=f"{meaning}parallel size")
+        group.add_argument(f"--{name}", type=whole_number, metavar="N", help=f"{meaning}parallel size")
     group.add_argument("--recompute", choices=get_args(Recompute), help="what the backward computes again")
     group.add_argument(
         "--offload-optimizer", action=argparse.BooleanOptionalAction, help="keep the optimizer in host memory"
@@ -127,24 +137,8 @@ def _wishes(arguments: argparse.Namespace) -> Wishes:
     )
 
 
-def _whole(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return value
-
-
 def _share(text: str) -> float:
-    value = _positive(text)
+    value = positive_number(text)
     if value > 1:
         raise argparse.ArgumentTypeError(f"{text!r} is a share, at most 1")
     return value

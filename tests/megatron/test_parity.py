@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pairs
 import pytest
 import torch
 from reference import longpo_step
@@ -68,19 +69,7 @@ CASES = [
 def reference(workbench):
     """Metrics and per-parameter gradients of the whole batch, by Hugging Face."""
     model = AutoModelForCausalLM.from_pretrained(workbench.hf, dtype=torch.float32)
-    records = [
-        {
-            "trunk": record.trunk_ids.tolist(),
-            "chosen": record.chosen_ids.tolist(),
-            "rejected": record.rejected_ids.tolist(),
-            "chosen_spans": record.chosen_spans.tolist(),
-            "rejected_spans": record.rejected_spans.tolist(),
-            "ignore_spans": record.nll_ignore_spans.tolist(),
-            "ref_chosen": [turn.tolist() for turn in record.ref_chosen_logps],
-            "ref_rejected": [turn.tolist() for turn in record.ref_rejected_logps],
-        }
-        for record in workbench.records
-    ]
+    records = [pairs.plain_record(record) for record in workbench.records]
     metrics = longpo_step(model, records, BETA, WEIGHT)
     return metrics, {name: parameter.grad for name, parameter in model.named_parameters()}
 

@@ -1,0 +1,22 @@
+"""Numbers on a command line, for argparse's `type`."""
+
+import argparse
+import math
+
+
+def whole_number(text: str) -> int:
+    """At least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def positive_number(text: str) -> float:
+    """Finite and above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
