@@ -10,7 +10,7 @@ import torch
 from conversion_cases import CASES
 from transformers import AutoModelForCausalLM
 
-from nemo_longpo.conversion.dist_checkpoint import DistCheckpoint
+from nemo_longpo.conversion.checkpoint.reader import DistCheckpoint
 from nemo_longpo.conversion.exporter import export_checkpoint
 
 

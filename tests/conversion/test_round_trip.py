@@ -11,11 +11,12 @@ from conversion_cases import CASES
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nemo_longpo.conversion import dist_checkpoint
-from nemo_longpo.conversion.dist_checkpoint import Chunk, DistCheckpoint
+from nemo_longpo.conversion.checkpoint import writer
+from nemo_longpo.conversion.checkpoint.context import read_model
+from nemo_longpo.conversion.checkpoint.reader import DistCheckpoint
+from nemo_longpo.conversion.checkpoint.writer import Chunk
 from nemo_longpo.conversion.exporter import export_checkpoint
 from nemo_longpo.conversion.importer import import_checkpoint
-from nemo_longpo.conversion.nemo_context import read_model
 
 
 def files(directory: Path) -> dict[str, bytes]:
@@ -161,7 +162,7 @@ def rewrite_weights(checkpoint: Path, change: Callable[[str, torch.Tensor], torc
     for key, tensor in tensors.items():
         shape = tuple(tensor.shape)
         chunks.append(Chunk(key, shape, (0,) * len(shape), shape, tensor.dtype, lambda tensor=tensor: tensor))
-    dist_checkpoint.write(checkpoint / "weights", chunks, {})
+    writer.write(checkpoint / "weights", chunks, {})
 
 
 def test_padded_vocabulary_rows_and_optimizer_state_stay_behind(hf_models, nemo_checkpoints, tmp_path):

@@ -1,23 +1,18 @@
-"""A Hugging Face model directory: its configuration, its safetensors, and the small files that travel with it."""
+"""A Hugging Face model directory: its configuration, its tensor files, and the small files that travel with it."""
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import torch
-from safetensors import SafetensorError, safe_open
 
 from nemo_longpo.errors import InputError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
-TORCH_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 COMPANION_SUFFIXES = {".json", ".jinja", ".model", ".txt"}
 COMPANION_NAMES = {"LICENSE", "NOTICE", "LICENSE.md", "NOTICE.md"}
 
@@ -56,15 +51,18 @@ class HfDirectory:
     def config(self) -> dict[str, Any]:
         return read_json(self.path / "config.json")
 
+    def index(self) -> dict[str, str]:
+        """Tensor → file name, as the index of a model in several files promises; empty without an index."""
+        if not (self.path / INDEX).is_file():
+            return {}
+        weight_map = read_json(self.path / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise InputError(f"{self.path / INDEX} has no weight_map; download the model again")
+        return weight_map
+
     def weight_files(self) -> list[Path]:
-        """The safetensors files, in the index's order where there is one."""
-        if (self.path / INDEX).is_file():
-            weight_map = read_json(self.path / INDEX).get("weight_map")
-            if not isinstance(weight_map, dict) or not weight_map:
-                raise InputError(f"{self.path / INDEX} has no weight_map; download the model again")
-            files = [self.path / name for name in dict.fromkeys(weight_map.values())]
-        else:
-            files = [self.path / SINGLE]
+        """The files that hold tensors, in the index's order where there is one."""
+        files = [self.path / name for name in dict.fromkeys(self.index().values())] or [self.path / SINGLE]
         for file in files:
             if not file.is_file():
                 self._explain_missing(file)
@@ -96,52 +94,3 @@ class HfDirectory:
     def require_tokenizer(self) -> None:
         if not any((self.path / name).is_file() for name in TOKENIZERS):
             raise InputError(f"{self.path} has no tokenizer (none of {', '.join(TOKENIZERS)})")
-
-
-class HfWeights:
-    """The tensors of a Hugging Face directory, read one at a time. Use as a context manager.
-
-    Opening reads the headers only; a truncated or damaged file, a tensor that the index promises and no file holds, and
-    a tensor held twice are refused here, before any work is done.
-    """
-
-    def __init__(self, directory: HfDirectory):
-        self._directory = directory
-        self._stack = ExitStack()
-        self._files: dict[str, Any] = {}
-        self._owner: dict[str, str] = {}
-
-    def __enter__(self) -> "HfWeights":
-        for path in self._directory.weight_files():
-            try:
-                handle = self._stack.enter_context(safe_open(str(path), framework="pt"))
-            except (SafetensorError, OSError) as error:
-                raise InputError(f"{path} is damaged or truncated ({error}); download it again") from error
-            self._files[path.name] = handle
-            for name in handle.keys():  # noqa: SIM118  (a safetensors handle, not a dict)
-                if name in self._owner:
-                    raise InputError(f"{path} and {self._owner[name]} both hold the tensor {name}")
-                self._owner[name] = path.name
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stack.close()
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._owner
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._owner)
-
-    def file_of(self, name: str) -> str:
-        return self._owner[name]
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._files[self._owner[name]].get_slice(name).get_shape())
-
-    def dtype(self, name: str) -> str:
-        """In safetensors' spelling: F32, BF16, F16, …"""
-        return self._files[self._owner[name]].get_slice(name).get_dtype()
-
-    def read(self, name: str) -> torch.Tensor:
-        return self._files[self._owner[name]].get_tensor(name)

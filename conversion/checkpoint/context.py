@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from nemo_longpo.attention.rope import LinearScaling
+from nemo_longpo.conversion.families.family import Family
+from nemo_longpo.conversion.families.layouts import Geometry
+from nemo_longpo.conversion.huggingface import config as hf_config
+from nemo_longpo.conversion.huggingface.rope import rope_settings
 from nemo_longpo.errors import InputError
-
-from . import hf_config
-from .families import Family
-from .hf_rope import rope_settings
-from .layouts import Geometry
 
 ARTIFACTS = "hf"
 """Directory inside `context/`. NeMo keeps the last component of the tokenizer's path."""

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nemo_longpo.conversion.layouts import Geometry, Layout, join, split
+from nemo_longpo.conversion.families.layouts import Geometry, Layout, join, split
 
 GEOMETRY = Geometry(layers=1, hidden=5, feed_forward=7, heads=4, groups=2, head_size=3, vocabulary=11, tied=False)
 

@@ -30,7 +30,7 @@ class Geometry:
         """Read the sizes from a Hugging Face `config.json`.
 
         `head_dim` may be absent or null (it is then hidden / heads), and `tie_word_embeddings` defaults to true in
-        `transformers` itself but to false in the two families here.
+        `transformers` itself but to false in the families here.
         """
         heads = config["num_attention_heads"]
         return cls(
@@ -43,6 +43,17 @@ class Geometry:
             vocabulary=config["vocab_size"],
             tied=config.get("tie_word_embeddings", False),
         )
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """Lengths of a tensor's axes, by the names that the tables use."""
+        return {
+            "hidden": self.hidden,
+            "feed_forward": self.feed_forward,
+            "vocabulary": self.vocabulary,
+            "query": self.heads * self.head_size,
+            "key_value": self.groups * self.head_size,
+        }
 
 
 class Layout(Enum):

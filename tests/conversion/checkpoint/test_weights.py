@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.distributed
 
-from nemo_longpo.conversion import dist_checkpoint
-from nemo_longpo.conversion.dist_checkpoint import Chunk, DistCheckpoint
+from nemo_longpo.conversion.checkpoint import writer
+from nemo_longpo.conversion.checkpoint.reader import DistCheckpoint
+from nemo_longpo.conversion.checkpoint.writer import Chunk
 from nemo_longpo.errors import InputError
 
 SHAPE = (4, 6, 5)
@@ -20,7 +21,7 @@ def checkpoint(tmp_path):
         for layer in range(SHAPE[0])
     ]
     steps = []
-    dist_checkpoint.write(tmp_path / "weights", chunks, {"state/shard_0_1": [1, 2]}, lambda: steps.append(1))
+    writer.write(tmp_path / "weights", chunks, {"state/shard_0_1": [1, 2]}, lambda: steps.append(1))
     assert len(steps) == SHAPE[0]
     return values, tmp_path / "weights"
 
@@ -36,7 +37,7 @@ def test_any_box_can_be_read(checkpoint):
 def test_views_are_written_without_their_storage(tmp_path):
     storage = torch.zeros(1_000_000)
     part = Chunk("part", (10,), (0,), (10,), storage.dtype, lambda: storage[:10])
-    dist_checkpoint.write(tmp_path / "weights", [part], {})
+    writer.write(tmp_path / "weights", [part], {})
     assert (tmp_path / "weights" / "__0_0.distcp").stat().st_size < 10_000
 
 
@@ -56,13 +57,13 @@ def test_tensors_are_loaded_one_at_a_time(tmp_path):
         done += 1
 
     chunks = [Chunk(f"t{i}", (3,), (0,), (3,), torch.float32, load) for i in range(5)]
-    dist_checkpoint.write(tmp_path / "weights", chunks, {}, advance)
+    writer.write(tmp_path / "weights", chunks, {}, advance)
     assert done == 5
 
 
 def test_part_that_was_never_written(tmp_path):
     one = Chunk("stack", SHAPE, (0, 0, 0), (1, *SHAPE[1:]), torch.float32, lambda: torch.zeros(SHAPE[1:]))
-    dist_checkpoint.write(tmp_path / "weights", [one], {})
+    writer.write(tmp_path / "weights", [one], {})
     with pytest.raises(InputError, match="lacks a part of stack"):
         DistCheckpoint(tmp_path / "weights").read("stack", (0, 0, 0), SHAPE)
 
@@ -75,7 +76,7 @@ def test_odd_vocabulary_loads_under_two_tensor_parallel_ranks(checkpoint, rank):
 
     directory = checkpoint[1].parent / "odd"
     rows = torch.randn(7, 3)
-    dist_checkpoint.write(directory, [Chunk("embedding", (7, 3), (0, 0), (7, 3), rows.dtype, lambda: rows)], {})
+    writer.write(directory, [Chunk("embedding", (7, 3), (0, 0), (7, 3), rows.dtype, lambda: rows)], {})
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         local = ShardedTensor.from_rank_offsets("embedding", torch.ones(4, 3), (0, rank, 2), allow_shape_mismatch=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 from nemo_longpo.errors import InputError
 
-from .hf_rope import ScalingChoice, rope_settings, with_max_length, with_rope
+from .rope import ScalingChoice, rope_settings, with_max_length, with_rope
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 """Names in `config.json` and on the command line → safetensors' names."""

@@ -3,7 +3,7 @@
 import pytest
 
 from nemo_longpo.attention.rope import RopeSettings, YarnScaling
-from nemo_longpo.conversion.hf_rope import rope_settings, with_max_length, with_rope
+from nemo_longpo.conversion.huggingface.rope import rope_settings, with_max_length, with_rope
 from nemo_longpo.errors import InputError
 
 YARN = {"rope_type": "yarn", "factor": 4.0}

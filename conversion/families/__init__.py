@@ -1,0 +1,1 @@
+"""Model families: which Hugging Face tensors are which Megatron tensor, as tables and pure functions of shapes."""

@@ -1,0 +1,109 @@
+"""Which tensor is which: the vocabulary of the name tables, read in both directions.
+
+A table's keys are those of Megatron's distributed checkpoints. Transformer-Engine modules fuse the layer norms into the
+projections and so write these names directly; the local modules map theirs to the same names
+(`sharded_state_dict_keys_map` in Megatron-Core's layer specs), so one checkpoint serves both.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .layouts import Geometry, Layout, join, split
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One Megatron tensor and its Hugging Face parts.
+
+    `parts` maps each Hugging Face name to its shape, spelt in the names of `Geometry.axes`. Names with `{layer}` repeat
+    per layer; Megatron stacks those along a leading axis of size L.
+    """
+
+    key: str
+    parts: Mapping[str, tuple[str, ...]]
+    layout: Layout = Layout.SAME
+    untied_only: bool = False
+
+    @property
+    def stacked(self) -> bool:
+        return all("{layer}" in name for name in self.parts)
+
+    @property
+    def is_vocabulary(self) -> bool:
+        return all(shape[0] == "vocabulary" for shape in self.parts.values())
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One layer's share of a Megatron tensor (`layer` None: the tensor is in no layer).
+
+    Everything is read, compared and written in these pieces, one at a time.
+    """
+
+    entry: Entry
+    layer: int | None
+    geometry: Geometry
+
+    @property
+    def names(self) -> list[str]:
+        """The Hugging Face names of its parts."""
+        return [name.format(layer=self.layer) for name in self.entry.parts]
+
+    @property
+    def part_shapes(self) -> list[tuple[int, ...]]:
+        axes = self.geometry.axes
+        return [tuple(axes[axis] for axis in shape) for shape in self.entry.parts.values()]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Without the axis of layers."""
+        shapes = self.part_shapes
+        return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+    @property
+    def global_shape(self) -> tuple[int, ...]:
+        """Of the whole Megatron tensor."""
+        return self.shape if self.layer is None else (self.geometry.layers, *self.shape)
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Where this piece starts in the whole tensor."""
+        zeros = (0,) * len(self.shape)
+        return zeros if self.layer is None else (self.layer, *zeros)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Its extent in the whole tensor."""
+        return self.shape if self.layer is None else (1, *self.shape)
+
+    def join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Hugging Face parts, in the order of `names`, → Megatron tensor."""
+        return join(self.entry.layout, parts, self.geometry)
+
+    def split(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """Megatron tensor → Hugging Face parts."""
+        return split(self.entry.layout, tensor, [shape[0] for shape in self.part_shapes], self.geometry)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family: how Hugging Face and NeMo call it, and its name table."""
+
+    model_type: str
+    architecture: str
+    nemo_model: str
+    nemo_config: str
+    entries: tuple[Entry, ...]
+
+    def copies(self, geometry: Geometry) -> dict[str, str]:
+        """Names that a file may hold besides the one they are tied to."""
+        return {"lm_head.weight": "model.embed_tokens.weight"} if geometry.tied else {}
+
+    def pieces(self, geometry: Geometry) -> Iterator[Piece]:
+        """Every tensor of a model, layer by layer."""
+        used = [entry for entry in self.entries if not (entry.untied_only and geometry.tied)]
+        yield from (Piece(entry, None, geometry) for entry in used if not entry.stacked)
+        for layer in range(geometry.layers):
+            yield from (Piece(entry, layer, geometry) for entry in used if entry.stacked)
