@@ -14,7 +14,7 @@ IMPORT_EXAMPLE = """example:
       --rope-scaling '{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}'
 
 The output is a NeMo checkpoint for `resume.restore_config.path`, under any parallel sizes. Weights keep their dtype and
-bits. Supported: Mistral and Qwen2.5, as safetensors. Needs NeMo, no GPU."""
+bits. Supported: Mistral and Qwen2.5, as safetensors (see --allow-pickle). Needs NeMo, no GPU."""
 
 EXPORT_EXAMPLE = """example:
   longpo convert export --checkpoint results/checkpoints/last --output models/mistral-longpo
@@ -71,6 +71,11 @@ def _register_import(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     parser.add_argument(
         "--full-attention", action="store_true", help="drop the model's sliding window (Mistral v0.1 has one)"
     )
+    parser.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="also read pytorch_model.bin files: their tensors, and nothing that would run code",
+    )
     _add_output_options(parser)
     parser.set_defaults(run=run_import)
 
@@ -109,6 +114,7 @@ def run_import(arguments: argparse.Namespace) -> int:
         rope_scaling=arguments.rope_scaling,
         max_length=arguments.max_length,
         full_attention=arguments.full_attention,
+        allow_pickle=arguments.allow_pickle,
         overwrite=arguments.overwrite,
     )
     _report(arguments, output)

@@ -19,7 +19,7 @@ from .huggingface import config as hf_config
 from .huggingface.directory import HfDirectory, write_json
 from .huggingface.rope import ScalingChoice
 from .huggingface.safetensors_file import TORCH_DTYPES
-from .huggingface.weights import IGNORED_SUFFIX, HfWeights, check_tensors
+from .huggingface.weights import HfWeights, check_tensors
 from .outputs import new_directory, require_free
 
 
@@ -31,6 +31,7 @@ def import_checkpoint(
     rope_scaling: ScalingChoice | None = None,
     max_length: int | None = None,
     full_attention: bool = False,
+    allow_pickle: bool = False,
     overwrite: bool = False,
 ) -> Path:
     """Convert a Hugging Face directory to a NeMo checkpoint directory (`weights/` and `context/`).
@@ -54,7 +55,7 @@ def import_checkpoint(
     )
     source.require_tokenizer()
     geometry = Geometry.from_config(config)
-    weights = HfWeights(source)
+    weights = HfWeights(source, allow_pickle=allow_pickle)
     check_tensors(weights, family, geometry)
     chunks = plan_chunks(weights, family, geometry)
     with new_directory(output, overwrite=overwrite) as partial_output:
@@ -92,12 +93,5 @@ def _write_context(
         source.copy_companions(artifacts)
         if config != source.config:
             write_json(artifacts / "config.json", config)
-        context.write_weight_list(
-            artifacts,
-            {
-                name: (weights.file_of(name), weights.dtype(name))
-                for name in weights
-                if not name.endswith(IGNORED_SUFFIX)
-            },
-        )
+        context.write_weight_list(artifacts, weights.listing(family.copies(Geometry.from_config(config))))
         context.write_context(target, family, config, artifacts)

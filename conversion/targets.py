@@ -58,8 +58,7 @@ def _original_weights(origin: HfDirectory) -> dict[str, tuple[str, str]]:
         return {name: (value["file"], value["dtype"]) for name, value in read_json(listed).items()}
     if not (origin.path / INDEX).is_file() and not (origin.path / SINGLE).is_file():
         return {}
-    weights = HfWeights(origin)
-    return {name: (weights.file_of(name), weights.dtype(name)) for name in weights}
+    return HfWeights(origin).listing()
 
 
 def _split_files(targets: list[Target]) -> list[Target]:

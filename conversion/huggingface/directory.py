@@ -1,4 +1,4 @@
-"""A Hugging Face model directory: its configuration, its tensor files, and the small files that travel with it."""
+"""A Hugging Face model directory: its configuration, and the small files that travel with its weights."""
 
 import json
 import shutil
@@ -50,31 +50,6 @@ class HfDirectory:
     @cached_property
     def config(self) -> dict[str, Any]:
         return read_json(self.path / "config.json")
-
-    def index(self) -> dict[str, str]:
-        """Tensor → file name, as the index of a model in several files promises; empty without an index."""
-        if not (self.path / INDEX).is_file():
-            return {}
-        weight_map = read_json(self.path / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise InputError(f"{self.path / INDEX} has no weight_map; download the model again")
-        return weight_map
-
-    def weight_files(self) -> list[Path]:
-        """The files that hold tensors, in the index's order where there is one."""
-        files = [self.path / name for name in dict.fromkeys(self.index().values())] or [self.path / SINGLE]
-        for file in files:
-            if not file.is_file():
-                self._explain_missing(file)
-        return files
-
-    def _explain_missing(self, file: Path) -> None:
-        pickled = next((path for pattern in ("*.bin", "*.pt", "*.pth") for path in self.path.glob(pattern)), None)
-        if pickled and file.name == SINGLE:
-            raise InputError(
-                f"{pickled} is a pickle, which can run code when it is loaded; convert the model to safetensors first"
-            )
-        raise InputError(f"{file} does not exist; download the model again")
 
     def companions(self) -> list[Path]:
         """Configuration, tokenizer, chat template and licence files: everything small that defines the model."""

@@ -1,6 +1,8 @@
 """The tensors of a Hugging Face directory, read one at a time from whichever file holds them."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -8,31 +10,43 @@ from nemo_longpo.conversion.families.family import Family, Piece
 from nemo_longpo.conversion.families.layouts import Geometry
 from nemo_longpo.errors import InputError
 
-from .directory import INDEX, HfDirectory
+from .directory import HfDirectory
+from .pickles import PickleReader
 from .safetensors_file import TORCH_DTYPES, SafetensorsReader
+from .weight_files import PICKLE_SUFFIX, find_weight_files
 
 IGNORED_SUFFIX = ".rotary_emb.inv_freq"
 """A buffer that old versions of `transformers` saved; it follows from the configuration."""
 
 
+class Reader(Protocol):
+    """One file. `dtype` is in safetensors' spelling (F32, BF16, F16) where it has a word for the type."""
+
+    path: Path
+
+    def names(self) -> list[str]: ...
+    def dtype(self, name: str) -> str: ...
+    def shape(self, name: str) -> tuple[int, ...]: ...
+    def read(self, name: str) -> torch.Tensor: ...
+
+
 class HfWeights:
     """Opening reads the headers only. A truncated or damaged file, a tensor that the index promises and its file does
-    not hold, and a tensor held twice are refused here, before any work is done.
+    not hold, and a tensor held twice are refused here, before any work is done. Pickles are read only if allowed.
     """
 
-    def __init__(self, directory: HfDirectory):
-        self._owner: dict[str, SafetensorsReader] = {}
-        for path in directory.weight_files():
-            reader = SafetensorsReader(path)
+    def __init__(self, directory: HfDirectory, *, allow_pickle: bool = False):
+        self._owner: dict[str, Reader] = {}
+        found = find_weight_files(directory.path, allow_pickle=allow_pickle)
+        for path in found.files:
+            reader: Reader = PickleReader(path) if path.suffix == PICKLE_SUFFIX else SafetensorsReader(path)
             for name in reader.names():
                 if name in self._owner:
                     raise InputError(f"{path} and {self._owner[name].path.name} both hold the tensor {name}")
                 self._owner[name] = reader
-        for name, file in directory.index().items():
+        for name, file in found.promised.items():
             if name not in self._owner or self.file_of(name) != file:
-                raise InputError(
-                    f"{directory.path / INDEX} promises the tensor {name} in {file}, which does not hold it"
-                )
+                raise InputError(f"{found.index} promises the tensor {name} in {file}, which does not hold it")
 
     def __contains__(self, name: str) -> bool:
         return name in self._owner
@@ -43,11 +57,24 @@ class HfWeights:
     def file_of(self, name: str) -> str:
         return self._owner[name].path.name
 
+    def listing(self, copies: Collection[str] = ()) -> dict[str, tuple[str, str]]:
+        """Tensor → file and dtype in which an export brings it back.
+
+        Pickles become the safetensors files that `transformers` would write in their place, which do not repeat the
+        tied tensors named in `copies`.
+        """
+        listed = {}
+        for name, reader in self._owner.items():
+            file = _as_safetensors(reader.path.name)
+            repeats = name in copies and file != reader.path.name
+            if not repeats and not name.endswith(IGNORED_SUFFIX):
+                listed[name] = (file, reader.dtype(name))
+        return listed
+
     def shape(self, name: str) -> tuple[int, ...]:
         return self._owner[name].shape(name)
 
     def dtype(self, name: str) -> str:
-        """In safetensors' spelling: F32, BF16, F16, …"""
         return self._owner[name].dtype(name)
 
     def read(self, name: str) -> torch.Tensor:
@@ -55,6 +82,12 @@ class HfWeights:
 
     def parts(self, piece: Piece) -> list[torch.Tensor]:
         return [self.read(name) for name in piece.names]
+
+
+def _as_safetensors(file: str) -> str:
+    if not file.endswith(PICKLE_SUFFIX):
+        return file
+    return file.replace("pytorch_model", "model").removesuffix(PICKLE_SUFFIX) + ".safetensors"
 
 
 def check_tensors(weights: HfWeights, family: Family, geometry: Geometry) -> None:
@@ -69,7 +102,10 @@ def check_tensors(weights: HfWeights, family: Family, geometry: Geometry) -> Non
             if found != shape:
                 raise InputError(f"tensor {name} in {weights.file_of(name)} has shape {list(found)}, not {list(shape)}")
             if weights.dtype(name) not in TORCH_DTYPES:
-                raise InputError(f"tensor {name} in {weights.file_of(name)} has dtype {weights.dtype(name)}")
+                raise InputError(
+                    f"tensor {name} in {weights.file_of(name)} has dtype {weights.dtype(name)}; only "
+                    f"{', '.join(TORCH_DTYPES)} are weights that can be trained"
+                )
         if len({weights.dtype(name) for name in piece.names}) > 1:
             raise InputError(f"tensors {', '.join(piece.names)} have different dtypes")
     for copy, name in family.copies(geometry).items():
