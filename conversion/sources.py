@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -12,6 +12,7 @@ from .checkpoint.nemo_checkpoint import NemoCheckpoint
 from .families.family import Family, Piece
 from .families.known import family_of
 from .families.layouts import Geometry
+from .huggingface.config import check_supported
 from .huggingface.directory import HfDirectory
 from .huggingface.weights import HfWeights, check_tensors
 
@@ -24,11 +25,16 @@ class Weights(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """`config` is the model's `config.json`, or what export would write for one; `where` names it in errors."""
+    """`config` is the model's `config.json`, or what export would write for one; `where` names it in errors.
+
+    `origin` holds the small files: the directory itself, or what a checkpoint keeps of the model it was made from.
+    """
 
     path: Path
+    side: Literal["huggingface", "nemo"]
     config: dict[str, Any]
     where: str
+    origin: HfDirectory
     family: Family
     geometry: Geometry
     weights: Weights
@@ -41,13 +47,16 @@ def open_source(path: Path, base: Path | None = None) -> Source:
     """
     if (path / "context").is_dir():
         checkpoint = NemoCheckpoint.open(path, base)
-        where = str(checkpoint.origin.path / "config.json")
-        return Source(path, checkpoint.config, where, checkpoint.family, checkpoint.geometry, checkpoint.weights)
+        origin = checkpoint.origin
+        where = str(origin.path / "config.json")
+        family, geometry = checkpoint.family, checkpoint.geometry
+        return Source(path, "nemo", checkpoint.config, where, origin, family, geometry, checkpoint.weights)
     if not (path / "config.json").is_file():
         raise InputError(f"{path} is neither a Hugging Face directory (config.json) nor a NeMo checkpoint (context/)")
     directory = HfDirectory.open(path)
     where = str(path / "config.json")
+    check_supported(directory.config, where)
     family, geometry = family_of(directory.config, where), Geometry.from_config(directory.config)
     weights = HfWeights(directory)
     check_tensors(weights, family, geometry)
-    return Source(path, directory.config, where, family, geometry, weights)
+    return Source(path, "huggingface", directory.config, where, directory, family, geometry, weights)

@@ -36,7 +36,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nemo_longpo.recipes": {"nemo_longpo.shards", "nemo_longpo.planning"} | ADAPTER | LAYOUTS | PURE,
     # The demo calls everything else through the public commands, as a user would.
     "nemo_longpo.recipes.demo": {"nemo_longpo.shards"} | PURE,
-    "nemo_longpo.conversion": PURE | {"nemo_longpo.attention"},
+    "nemo_longpo.conversion": PURE | {"nemo_longpo.attention", "nemo_longpo.conversion.verification"},
+    # Computes logits as training does.
+    "nemo_longpo.conversion.verification": {"nemo_longpo.conversion"} | ADAPTER | LAYOUTS | PURE,
     "nemo_longpo.data_tools": {"nemo_longpo.shards"} | PURE,
     "nemo_longpo.doctor": set(),
     "nemo_longpo.cli": TOOLS | {"nemo_longpo.planning"},
@@ -46,7 +48,11 @@ OPEN_TO_ALL = {"nemo_longpo", "nemo_longpo.arguments", "nemo_longpo.errors"}
 TRAINER = {"nemo", "nemo_run", "megatron", "lightning", "pytorch_lightning", "transformer_engine", "modelopt", "apex"}
 # Starts processes and knows nothing of training; reached from one file only, inside a function.
 LAUNCHER, LAUNCHER_FILE = "nemo_run", "data_tools/pipeline/launch.py"
-MAY_IMPORT_TRAINER = ADAPTER | {"nemo_longpo.recipes", "nemo_longpo.conversion"}
+MAY_IMPORT_TRAINER = ADAPTER | {
+    "nemo_longpo.recipes",
+    "nemo_longpo.conversion",
+    "nemo_longpo.conversion.verification",
+}
 PARALLEL_STATE = ("megatron.core.parallel_state", "megatron.core.mpu")  # one module under two names
 PARALLEL_STATE_READER = "nemo_longpo/megatron/topology.py"
 
