@@ -1,7 +1,6 @@
 """Megatron's `torch_dist` checkpoint format, read box by box without a GPU or a process group."""
 
 import math
-import pickle
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from nemo_longpo.conversion.families.family import Piece
 from nemo_longpo.errors import InputError
 
+from .metadata import read_metadata
 from .names import KEY_PREFIX
 
 
@@ -36,10 +36,7 @@ class DistCheckpoint:
         if not (directory / ".metadata").is_file() or not (directory / "metadata.json").is_file():
             raise InputError(f"{directory} is not a complete Megatron torch_dist checkpoint (no metadata in it)")
         self._reader = dcp.FileSystemReader(directory)
-        try:
-            self._metadata = self._reader.read_metadata()
-        except (pickle.UnpicklingError, EOFError, AttributeError, ImportError) as error:
-            raise InputError(f"{directory / '.metadata'} is damaged or of another version: {error}") from error
+        self._metadata = read_metadata(directory)
         self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
         self._check_file_sizes()
 

@@ -1,0 +1,52 @@
+"""A `.metadata` is a pickle that people send each other: only what describes a checkpoint may be in it."""
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed.checkpoint.metadata import Metadata
+
+from nemo_longpo.conversion.checkpoint.metadata import read_metadata
+from nemo_longpo.errors import InputError
+
+
+class Runs:
+    def __reduce__(self):
+        return Path.touch, (Path("ran"),)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (Metadata({}, planner_data=Runs(), storage_data={}), "has no place in it"),
+        (
+            Metadata({}, planner_data=torch.nn.Linear, storage_data={}),
+            r"torch\.nn\.modules\.linear\.Linear has no place",
+        ),
+        (Metadata({}), "does not say where the tensors lie"),
+        ({"state": 1}, "does not say where the tensors lie"),
+    ],
+)
+def test_anything_else_is_refused(content, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(content))
+    with pytest.raises(InputError, match=message):
+        read_metadata(tmp_path)
+    assert not Path("ran").exists()
+
+
+def test_what_megatron_writes_is_read_without_megatron(tmp_path):
+    """Its metadata names two classes of its own."""
+    from megatron.core.dist_checkpointing.strategies.torch import MCoreMetadata, MCoreSavePlan
+
+    written = MCoreMetadata({}, storage_data={}, mcore_data={})
+    written.all_local_plans = [MCoreSavePlan([], mcore_data={})]
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(written))
+    code = (
+        "import pathlib, sys; from nemo_longpo.conversion.checkpoint.metadata import read_metadata; "
+        "read_metadata(pathlib.Path(sys.argv[1])); assert 'megatron' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=True)
