@@ -107,7 +107,9 @@ class RMSNorm(_Module):
     def __init__(self, given: SimpleNamespace):
         super().__init__()
         self.eps = given.eps
-        self.weight = torch.nn.Parameter(torch.ones(given.hidden_size or given.normalized_shape))
+        self.weight = torch.nn.Parameter(
+            torch.ones(given.hidden_size or given.normalized_shape, dtype=given.params_dtype)
+        )
 
     def forward(self, rows: Tensor) -> Tensor:
         return F.rms_norm(rows, self.weight.shape, self.weight, self.eps)
