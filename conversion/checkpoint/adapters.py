@@ -1,0 +1,118 @@
+"""LoRA adapters: a NeMo checkpoint that holds only what was added to the linear layers of another one, its base.
+
+An adapted layer computes W x + s B A x with s = alpha / dim (https://arxiv.org/abs/2106.09685), so the one matrix
+W + s B A computes the same. W, A and B are those of Megatron's fused layers, stacked over the model's layers.
+
+Shape letters: R rank of the adapters (`dim`), I and O inputs and outputs of a linear layer, L layers.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nemo_longpo.conversion.families.family import Family, Piece
+from nemo_longpo.conversion.families.layouts import Geometry
+from nemo_longpo.conversion.huggingface.directory import read_json
+from nemo_longpo.errors import InputError
+
+from .names import KEY_PREFIX
+from .reader import DistCheckpoint
+
+RECORD = "adapter_metadata.json"
+"""Inside `weights/`: NeMo writes it beside adapters and nowhere else."""
+
+LORA = "nemo.collections.llm.peft.lora.LoRA"
+_KEY = re.compile(re.escape(KEY_PREFIX) + r"(?P<layer>.+)\.adapter\.linear_(in|out)\.weight")
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """What a checkpoint says of its adapters; `base` is the checkpoint they were trained on, as it was called then."""
+
+    path: Path
+    dim: int
+    alpha: float
+    base: str
+
+    @classmethod
+    def of(cls, path: Path, model: Mapping[str, Any]) -> "Adapters | None":
+        """None for a checkpoint of whole weights. `model` is the checkpoint's `model.yaml`."""
+        record = path / "weights" / RECORD
+        if not record.is_file():
+            return None
+        settings = model.get("model_transform") or {}
+        if settings.get("_target_") != LORA:
+            found = settings.get("_target_") or "no kind of adapter"
+            raise InputError(f"{path / 'context' / 'model.yaml'} names {found}; only {LORA} can be merged")
+        return cls(path, settings["dim"], settings["alpha"], str(read_json(record).get("model_ckpt_path")))
+
+    def find_base(self, given: Path | None) -> Path:
+        """The base checkpoint: `given`, or the recorded one if it is still there."""
+        base = given or Path(self.base)
+        base = base.parent if base.name == "weights" else base
+        if not (base / "weights").is_dir():
+            raise InputError(
+                f"{self.path} holds LoRA adapters only, and {base} is not the NeMo checkpoint that they were trained "
+                "on; pass --base-checkpoint with its directory"
+            )
+        if (base / "weights" / RECORD).is_file():
+            raise InputError(f"{base} holds adapters itself; --base-checkpoint is the checkpoint with whole weights")
+        return base
+
+    def merged_into(self, base: DistCheckpoint, family: Family, geometry: Geometry) -> "MergedWeights":
+        """Every tensor of the adapters belongs to a linear layer of the model and fits it, or InputError."""
+        stored = DistCheckpoint(self.path / "weights")
+        shapes = {piece.entry.key: piece.global_shape for piece in family.pieces(geometry)}
+        adapted = set()
+        for key in stored.tensor_names():
+            match = _KEY.fullmatch(key)
+            if match and shapes.get(f"{match['layer']}.weight"):
+                adapted.add(f"{match['layer']}.weight")
+            elif key.startswith(KEY_PREFIX):
+                raise InputError(f"{stored.directory}: {key} is no LoRA adapter of a linear layer; it cannot be merged")
+        for key in adapted:
+            *layers, outputs, inputs = shapes[key]
+            for name, shape in zip(_sides(key), ([self.dim, inputs], [outputs, self.dim]), strict=True):
+                if list(stored.shape(name)) != [*layers, *shape]:
+                    raise InputError(
+                        f"{stored.directory}: {name} has shape {list(stored.shape(name))}, not {[*layers, *shape]}; "
+                        "the adapters are of another model"
+                    )
+        return MergedWeights(base, stored, frozenset(adapted), self.alpha / self.dim)
+
+
+@dataclass(frozen=True)
+class MergedWeights:
+    """The weights of `base`, with `scale` B A added to the tensors called `adapted`."""
+
+    base: DistCheckpoint
+    adapters: DistCheckpoint
+    adapted: frozenset[str]
+    scale: float
+
+    def parts(self, piece: Piece) -> list[torch.Tensor]:
+        """The Hugging Face tensors of a piece: fp32 if it is adapted, so that it is rounded once, when it is written;
+        else in the base's dtype."""
+        key = piece.entry.key
+        weight = self.base.read(KEY_PREFIX + key, piece.offsets, piece.sizes).reshape(piece.shape)
+        if key in self.adapted:
+            a_RI, b_OR = (self._layer(name, piece.layer) for name in _sides(key))
+            weight = torch.addmm(weight.float(), b_OR, a_RI, alpha=self.scale)
+        return piece.split(weight)
+
+    def _layer(self, name: str, layer: int | None) -> torch.Tensor:
+        """One layer's A or B in fp32."""
+        shape = self.adapters.shape(name)
+        if layer is None:
+            return self.adapters.read(name, (0, 0), shape).float()
+        return self.adapters.read(name, (layer, 0, 0), (1, *shape[1:]))[0].float()
+
+
+def _sides(key: str) -> tuple[str, str]:
+    """The checkpoint's names of A and B of a linear layer's weight."""
+    stem = f"{KEY_PREFIX}{key.removesuffix('.weight')}.adapter"
+    return f"{stem}.linear_in.weight", f"{stem}.linear_out.weight"
