@@ -10,6 +10,8 @@ from typing import Any
 
 from nemo_longpo.errors import InputError
 
+from .config_fields import check_fields
+
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -49,7 +51,10 @@ class HfDirectory:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        return read_json(self.path / "config.json")
+        path = self.path / "config.json"
+        config = read_json(path)
+        check_fields(config, str(path))
+        return config
 
     def companions(self) -> list[Path]:
         """Configuration, tokenizer, chat template and licence files: everything small that defines the model."""

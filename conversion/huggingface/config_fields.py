@@ -1,0 +1,83 @@
+"""What kind of value each field of a `config.json` must have, for the fields that conversion reads.
+
+Checked when the file is read, so that everything after it works with values of known types. Fields may be absent; which
+ones a model needs, and which values of the right kind are supported, is decided elsewhere.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nemo_longpo.errors import InputError
+
+LARGEST = 2**31 - 1
+"""Sizes and positions are 32-bit numbers in what reads them later."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """`words` completes "it must be …"."""
+
+    words: str
+    fits: Callable[[Any], bool]
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1e300
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+SIZE = Kind(f"a whole number from 1 to {LARGEST}", _is_size)
+NUMBER = Kind("a number from 0 to 1e300", _is_number)
+SWITCH = Kind("true or false", lambda value: isinstance(value, bool))
+NAME = Kind("a string", lambda value: isinstance(value, str))
+NAMES = Kind("a list of strings", _is_names)
+OBJECT = Kind("an object", lambda value: isinstance(value, dict))
+
+FIELDS = {
+    "model_type": NAME,
+    "vocab_size": SIZE,
+    "hidden_size": SIZE,
+    "intermediate_size": SIZE,
+    "num_hidden_layers": SIZE,
+    "num_attention_heads": SIZE,
+    "max_position_embeddings": SIZE,
+    "hidden_act": NAME,
+    "rms_norm_eps": NUMBER,
+    "initializer_range": NUMBER,
+    "rope_theta": NUMBER,
+    "tie_word_embeddings": SWITCH,
+}
+
+NULLABLE_FIELDS = {
+    "architectures": NAMES,
+    "num_key_value_heads": SIZE,
+    "head_dim": SIZE,
+    "sliding_window": SIZE,
+    "use_sliding_window": SWITCH,
+    "layer_types": NAMES,
+    "rope_scaling": OBJECT,
+    "rope_parameters": OBJECT,
+    "dtype": NAME,
+    "torch_dtype": NAME,
+    "quantization_config": OBJECT,
+}
+
+
+def check_fields(config: Mapping[str, Any], where: str) -> None:
+    """Raises InputError with the file (`where`), the field and its value."""
+    for name, kind in (FIELDS | NULLABLE_FIELDS).items():
+        if name not in config or (config[name] is None and name in NULLABLE_FIELDS):
+            continue
+        if not kind.fits(config[name]):
+            shown = repr(config[name])
+            raise InputError(
+                f"{where}: {name} is {shown if len(shown) < 80 else shown[:77] + '...'}; it must be {kind.words}"
+            )
