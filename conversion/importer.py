@@ -20,7 +20,7 @@ from .huggingface.directory import HfDirectory, write_json
 from .huggingface.rope import ScalingChoice
 from .huggingface.safetensors_file import TORCH_DTYPES
 from .huggingface.weights import HfWeights, check_tensors
-from .outputs import new_directory, require_free
+from .outputs import new_directory, require_apart, require_free
 
 
 def import_checkpoint(
@@ -41,6 +41,7 @@ def import_checkpoint(
     an old scaling needs a decision about the scaling. Raises InputError before anything is written when the input
     cannot be converted.
     """
+    require_apart(output, model)
     require_free(output, overwrite=overwrite)
     source = HfDirectory.open(model)
     where = str(source.path / "config.json")

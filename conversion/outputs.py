@@ -18,6 +18,15 @@ def require_free(output: Path, *, overwrite: bool) -> None:
         raise InputError(f"{output} exists already; {advice}")
 
 
+def require_apart(output: Path, *inputs: Path) -> None:
+    """Refuse an output that is an input, or lies in one, or holds one: replacing it would take the input along."""
+    place = output.resolve()
+    for given in inputs:
+        source = given.resolve()
+        if place.is_relative_to(source) or source.is_relative_to(place):
+            raise InputError(f"the output {output} and the input {given} lie in one another; choose another --output")
+
+
 @contextmanager
 def new_directory(output: Path, *, overwrite: bool) -> Iterator[Path]:
     """Yield a working directory beside `output` that takes its name once the block has ended well.
