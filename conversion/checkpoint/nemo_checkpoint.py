@@ -14,50 +14,57 @@ from nemo_longpo.conversion.huggingface.directory import HfDirectory
 from nemo_longpo.conversion.huggingface.rope import with_rope_scaling, with_rope_theta
 from nemo_longpo.errors import InputError
 
-from .context import ARTIFACTS, read_model
+from .adapters import Adapters, MergedWeights
+from .context import read_model
 from .names import KEY_PREFIX
 from .reader import DistCheckpoint
+from .stock import StockOrigin, stock_origin, tokenizer_directory
 
 
 @dataclass(frozen=True)
 class NemoCheckpoint:
-    """Read access to a checkpoint that `longpo convert import` wrote, or one trained from it under any parallel sizes.
+    """Read access to a checkpoint that `longpo convert import` or stock NeMo made, or one trained from it under any
+    parallel sizes.
 
     `origin` is the directory whose small files describe the imported model; `config` is its `config.json` with the
-    rotary base and scaling of training.
+    rotary base and scaling of training; `where` names the file that describes the model, for errors.
     """
 
     path: Path
     origin: HfDirectory
+    where: str
     config: dict[str, Any]
     family: Family
     geometry: Geometry
-    weights: DistCheckpoint
+    weights: DistCheckpoint | MergedWeights
 
     @classmethod
-    def open(cls, path: Path, base: Path | None = None) -> "NemoCheckpoint":
-        """`base` is a Hugging Face directory to take the small files from, instead of those in the checkpoint."""
+    def open(cls, path: Path, base: Path | None = None, base_checkpoint: Path | None = None) -> "NemoCheckpoint":
+        """`base` is a Hugging Face directory to take the small files from, instead of those in the checkpoint;
+        `base_checkpoint` is where the checkpoint that LoRA adapters were trained on lies, if it was moved."""
         model = read_model(path / "context")
-        origin = _origin(path, base)
-        where = str(origin.path / "config.json")
-        check_supported(origin.config, where)
+        adapters = Adapters.of(path, model)
+        if base_checkpoint and not adapters:
+            raise InputError(f"{path} holds whole weights; --base-checkpoint is for checkpoints of LoRA adapters")
+        weights = DistCheckpoint((adapters.find_base(base_checkpoint) if adapters else path) / "weights")
+        origin = HfDirectory.open(base) if base else _kept(path / "context", model, weights)
+        derived = isinstance(origin, StockOrigin)
+        where = str(path / "context" / "model.yaml" if derived else origin.path / "config.json")
+        if not derived:
+            check_supported(origin.config, where)
         config = _as_trained(origin.config, where, model)
         family, geometry = family_of(config, where), Geometry.from_config(config)
-        weights = DistCheckpoint(path / "weights")
-        _check_shapes(weights, family, geometry)
-        return cls(path, origin, config, family, geometry, weights)
+        _check_tensors(weights, family, geometry, where)
+        merged = adapters.merged_into(weights, family, geometry) if adapters else weights
+        return cls(path, origin, where, config, family, geometry, merged)
 
 
-def _origin(checkpoint: Path, base: Path | None) -> HfDirectory:
-    if base is not None:
-        return HfDirectory.open(base)
-    kept = checkpoint / "context" / ARTIFACTS
-    if not (kept / "config.json").is_file():
-        raise InputError(
-            f"{kept} does not hold the imported model's files; pass --base with the Hugging Face directory that this "
-            "checkpoint was made from"
-        )
-    return HfDirectory.open(kept)
+def _kept(context: Path, model: Mapping[str, Any], weights: DistCheckpoint) -> HfDirectory:
+    """The imported model's files travel as those of its tokenizer; a stock checkpoint has those of a tokenizer only."""
+    tokenizer = tokenizer_directory(context, model)
+    if tokenizer is not None and (tokenizer / "config.json").is_file():
+        return HfDirectory.open(tokenizer)
+    return stock_origin(context, model, weights)
 
 
 def _as_trained(config: Mapping[str, Any], where: str, model: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,14 +75,20 @@ def _as_trained(config: Mapping[str, Any], where: str, model: Mapping[str, Any])
     return changed
 
 
-def _check_shapes(weights: DistCheckpoint, family: Family, geometry: Geometry) -> None:
+def _check_tensors(weights: DistCheckpoint, family: Family, geometry: Geometry, where: str) -> None:
     """The checkpoint is of this architecture. Vocabulary rows may exceed the model's: tensor parallelism pads them."""
-    for piece in {piece.entry.key: piece for piece in family.pieces(geometry)}.values():
-        key, expected = KEY_PREFIX + piece.entry.key, piece.global_shape
-        found = weights.shape(key)
+    pieces = {KEY_PREFIX + piece.entry.key: piece for piece in family.pieces(geometry)}
+    for key, piece in pieces.items():
+        found, expected = weights.shape(key), piece.global_shape
         padded = piece.entry.is_vocabulary and found[1:] == expected[1:] and found[0] >= expected[0]
         if found != expected and not padded:
             raise InputError(
-                f"{weights.directory}: {key} has shape {list(found)}, the model's config.json says {list(expected)}; "
-                "the checkpoint is of another model"
+                f"{weights.directory}: {key} has shape {list(found)}, the model's {Path(where).name} says "
+                f"{list(expected)}; the checkpoint is of another model"
             )
+    extra = sorted(name for name in weights.tensor_names() if name.startswith(KEY_PREFIX) and name not in pieces)
+    if extra:
+        raise InputError(
+            f"{weights.directory} holds {len(extra)} tensors that have no place in {family.architecture}, the first is "
+            f"{extra[0]}"
+        )

@@ -65,6 +65,9 @@ class DistCheckpoint:
     def shape(self, key: str) -> tuple[int, ...]:
         return tuple(self._tensor(key).size)
 
+    def dtype(self, key: str) -> torch.dtype:
+        return self._tensor(key).properties.dtype
+
     def read(self, key: str, offsets: tuple[int, ...], sizes: tuple[int, ...]) -> torch.Tensor:
         """The box `[offsets, offsets + sizes)` of a tensor, in the stored dtype."""
         stored = self._tensor(key)

@@ -1,0 +1,166 @@
+"""A checkpoint without Hugging Face files, as stock `nemo llm import` and `nemo llm finetune` make it, described from
+NeMo's own records: `model.yaml`, the tokenizer's directory, the generation settings.
+
+Shape letters: V vocabulary rows.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_longpo.conversion.families.family import Family
+from nemo_longpo.conversion.families.known import FAMILIES
+from nemo_longpo.conversion.huggingface.directory import TOKENIZERS, HfDirectory, read_json
+from nemo_longpo.errors import InputError
+
+from .names import KEY_PREFIX
+from .reader import DistCheckpoint
+
+NEMO_MODELS = "nemo.collections.llm.gpt.model"
+
+COMPUTED_AS = {
+    "normalization": "RMSNorm",
+    "layernorm_zero_centered_gamma": False,
+    "position_embedding_type": "rope",
+    "rotary_percent": 1.0,
+    "rotary_interleaved": False,
+    "gated_linear_unit": True,
+    "add_bias_linear": False,
+    "qk_layernorm": False,
+    "multi_latent_attention": False,
+    "num_moe_experts": None,
+}
+"""What `config.json` of the supported families does not say, because their models in `transformers` are always so."""
+
+SIZES = {
+    "hidden_size": "hidden_size",
+    "intermediate_size": "ffn_hidden_size",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_attention_heads",
+}
+"""Field of `config.json` → field of NeMo's configuration."""
+
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+WORD_EMBEDDINGS = KEY_PREFIX + "embedding.word_embeddings.weight"
+
+
+@dataclass(frozen=True)
+class StockOrigin(HfDirectory):
+    """Stands in for the imported model's directory. `path` is that of the tokenizer, `generation` a file elsewhere."""
+
+    derived: dict[str, Any]
+    generation: Path | None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.derived
+
+    def companions(self) -> list[Path]:
+        return [*super().companions(), *([self.generation] if self.generation else [])]
+
+    @property
+    def remark(self) -> str:
+        """One line on what an export has to take from elsewhere, or leave out."""
+        generation = "those that NeMo's import kept" if self.generation else "unknown"
+        return (
+            f"{self.path.parent} holds no Hugging Face configuration: config.json follows from NeMo's, dtype "
+            f"{self.derived['torch_dtype']} is that of the stored weights, generation settings are {generation}; "
+            "--base takes everything from the original model instead"
+        )
+
+
+def tokenizer_directory(context: Path, model: Mapping[str, Any]) -> Path | None:
+    """Where NeMo keeps the files of the model's tokenizer; None if it only remembers a name on the Hub."""
+    name = (model.get("tokenizer") or {}).get("pretrained_model_name")
+    kept = context / Path(name).name if name else context
+    return kept if name and kept.is_dir() else None
+
+
+def stock_origin(context: Path, model: Mapping[str, Any], weights: DistCheckpoint) -> StockOrigin:
+    """Describe a stock model. Raises InputError if it is of no supported family, or its tokenizer is not there."""
+    tokenizer = tokenizer_directory(context, model)
+    if tokenizer is None or not any((tokenizer / name).is_file() for name in TOKENIZERS):
+        raise InputError(
+            f"{context} holds no tokenizer files (none of {', '.join(TOKENIZERS)}); pass --base with the Hugging Face "
+            "directory that this checkpoint was made from"
+        )
+    config = _config(model["config"], str(context / "model.yaml"), tokenizer, weights)
+    kept = (model["config"].get("generation_config") or {}).get("pretrained_model_name_or_path")
+    generation = context / Path(kept or "").name / "generation_config.json"
+    if not generation.is_file():
+        return StockOrigin(tokenizer, config, None)
+    special = {name: value for name, value in read_json(generation).items() if name in SPECIAL_TOKENS}
+    return StockOrigin(tokenizer, config | special, generation)
+
+
+def _config(config: Mapping[str, Any], where: str, tokenizer: Path, weights: DistCheckpoint) -> dict[str, Any]:
+    """`config.json` of a NeMo configuration, without a number of positions where that is null: NeMo's Mistral importer
+    leaves it so."""
+    family = _family(config, where)
+    _check_computed_as(config, where)
+    missing = [name for name in SIZES.values() if not isinstance(config.get(name), int)]
+    if missing:
+        raise InputError(f"{where} has no whole number for {', '.join(missing)}; pass --base")
+    heads, window = config["num_attention_heads"], config.get("window_size")
+    positions = {"max_position_embeddings": config["seq_length"]} if config.get("seq_length") else {}
+    return {
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
+        "hidden_act": "silu",
+        **{ours: config[theirs] for ours, theirs in SIZES.items()},
+        "num_key_value_heads": config.get("num_query_groups") or heads,
+        "head_dim": config.get("kv_channels") or config["hidden_size"] // heads,
+        "vocab_size": _vocabulary_rows(config, tokenizer, weights),
+        **positions,
+        "rms_norm_eps": config["layernorm_epsilon"],
+        "initializer_range": config["init_method_std"],
+        "rope_theta": float(config["rotary_base"]),
+        "rope_scaling": _rope_scaling(config),
+        "sliding_window": window[0] if window else None,
+        "tie_word_embeddings": config["share_embeddings_and_output_weights"],
+        "attention_dropout": config.get("attention_dropout", 0.0),
+        "torch_dtype": str(weights.dtype(WORD_EMBEDDINGS)).removeprefix("torch."),
+    }
+
+
+def _family(config: Mapping[str, Any], where: str) -> Family:
+    target = str(config.get("_target_"))
+    for family in FAMILIES:
+        if target.startswith(f"{NEMO_MODELS}.{family.nemo_module}."):
+            return family
+    supported = ", ".join(family.nemo_config for family in FAMILIES)
+    raise InputError(f"{where} describes a {target}; supported are {supported} and their variants")
+
+
+def _check_computed_as(config: Mapping[str, Any], where: str) -> None:
+    for name, expected in COMPUTED_AS.items():
+        if config.get(name, expected) != expected:
+            raise InputError(f"{where}: {name} is {config[name]}; the exported model would compute with {expected}")
+
+
+def _vocabulary_rows(config: Mapping[str, Any], tokenizer: Path, weights: DistCheckpoint) -> int:
+    """V of the imported model. Without a record of it, NeMo rounds the number of tokens up; training under tensor
+    parallelism may have added more rows, which belong to no token."""
+    stored = weights.shape(WORD_EMBEDDINGS)[0]
+    if config.get("vocab_size"):
+        return config["vocab_size"]
+    from transformers import AutoTokenizer
+
+    multiple = config["make_vocab_size_divisible_by"]
+    tokens = len(AutoTokenizer.from_pretrained(str(tokenizer)))
+    return min(-(-tokens // multiple) * multiple, stored)
+
+
+def _rope_scaling(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Llama 3.1 and later have a scaling of their own; all families know the linear one."""
+    if "scale_factor" in config:
+        return {
+            "rope_type": "llama3",
+            "factor": float(config["scale_factor"]),
+            "low_freq_factor": config["low_freq_factor"],
+            "high_freq_factor": config["high_freq_factor"],
+            "original_max_position_embeddings": config["old_context_len"],
+        }
+    factor = config.get("seq_len_interpolation_factor")
+    return {"rope_type": "linear", "factor": factor} if factor else None
