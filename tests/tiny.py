@@ -14,6 +14,8 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     PreTrainedModel,
@@ -23,7 +25,7 @@ from transformers import (
 )
 
 STYLES = ("mistral-v0.1", "mistral-v0.2", "mistral-v0.3", "qwen2.5", "llama-3")
-DEFAULT_STYLE = {"mistral": "mistral-v0.2", "qwen2": "qwen2.5"}
+DEFAULT_STYLE = {"mistral": "mistral-v0.2", "qwen2": "qwen2.5", "llama": "llama-3"}
 
 _ALTERNATE = (
     "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
@@ -144,8 +146,25 @@ def _bpe_parts(trained: Tokenizer) -> tuple[list[str], list[tuple[str, str]]]:
     return sorted(model["vocab"], key=model["vocab"].get), [(left, right) for left, right in model["merges"]]
 
 
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+# Configuration, model, and what the families differ in.
+_MODELS: dict[str, tuple[type, type, dict[str, Any]]] = {
+    "mistral": (MistralConfig, MistralForCausalLM, {"tie_word_embeddings": False, "sliding_window": None}),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM, {"tie_word_embeddings": True, "sliding_window": None}),
+    "llama": (LlamaConfig, LlamaForCausalLM, {"tie_word_embeddings": False, "rope_scaling": _LLAMA3}),
+}
+
+
 def tiny_model(family: str, tokenizer: PreTrainedTokenizerFast, *, seed: int = 0, **overrides: Any) -> PreTrainedModel:
-    """A random fp32 `mistral` (untied) or `qwen2` (tied, with biases): 2 layers, hidden 64, 4 heads, 2 kv heads.
+    """A random fp32 model: 2 layers, hidden 64, 4 heads, 2 kv heads.
+
+    `mistral` is untied; `qwen2` tied, with biases; `llama` untied, with the RoPE scaling of Llama 3.1 on 64 positions.
 
     The vocabulary is odd, so that it does not divide by 2. Norm weights and biases are random too, so that a test
     notices when one is lost. `overrides` go to the configuration.
@@ -162,20 +181,14 @@ def tiny_model(family: str, tokenizer: PreTrainedTokenizerFast, *, seed: int = 0
         "head_dim": 16,
         "max_position_embeddings": 4096,
         "rope_theta": 10000.0,
-        "sliding_window": None,
         "initializer_range": 0.1,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }
+    config_class, model_class, own = _MODELS[family]
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    model: PreTrainedModel
-    if family == "mistral":
-        model = MistralForCausalLM(MistralConfig(**(settings | {"tie_word_embeddings": False} | overrides)))
-    elif family == "qwen2":
-        model = Qwen2ForCausalLM(Qwen2Config(**(settings | {"tie_word_embeddings": True} | overrides)))
-    else:
-        raise ValueError(f"no tiny model of family {family!r}")
+    model: PreTrainedModel = model_class(config_class(**(settings | own | overrides)))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name or name.endswith("bias"):

@@ -8,10 +8,11 @@ its tokenizer from here (`resume.restore_config.load_artifacts=true`) carries th
 
 import json
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from nemo_longpo.attention.rope import LinearScaling
+from nemo_longpo.attention.rope import LinearScaling, Llama3Scaling
 from nemo_longpo.conversion.families.family import Family
 from nemo_longpo.conversion.families.layouts import Geometry
 from nemo_longpo.conversion.huggingface import config as hf_config
@@ -25,12 +26,12 @@ WEIGHT_LIST = "longpo_weights.json"
 """Inside ARTIFACTS: for each Hugging Face tensor its file and dtype, so that export writes the same files."""
 
 
-def model_arguments(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of NeMo's model configuration, from a Hugging Face one.
+def nemo_configuration(family: Family, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """NeMo's model configuration of a Hugging Face one: the class's name, and its fields.
 
     `vocab_size` is the exact number of embedding rows: NeMo then pads nothing. `seq_length` is
-    `max_position_embeddings`, never null. Of RoPE scalings NeMo's configurations know the linear one alone; training
-    reads all of them from the `config.json` in ARTIFACTS.
+    `max_position_embeddings`, never null. Of RoPE scalings NeMo's configurations know the linear one, and Llama's that
+    of Llama 3; training reads all of them from the `config.json` in ARTIFACTS.
     """
     import torch
 
@@ -54,17 +55,24 @@ def model_arguments(family: Family, config: Mapping[str, Any]) -> dict[str, Any]
         "init_method_std": config.get("initializer_range", 0.02),
         "window_size": None,
         "cp_comm_type": "p2p",
+        "apply_rope_fusion": False,
         "fp16": name == "float16",
         "bf16": name == "bfloat16",
         "params_dtype": getattr(torch, name),
     }
-    return arguments
+    if family.nemo_llama3_config is None or not isinstance(rope.scaling, Llama3Scaling):
+        return family.nemo_config, arguments
+    return family.nemo_llama3_config, arguments | {
+        "scale_factor": rope.scaling.factor,
+        "low_freq_factor": rope.scaling.low_freq_factor,
+        "high_freq_factor": rope.scaling.high_freq_factor,
+        "old_context_len": rope.scaling.original_max_position_embeddings,
+    }
 
 
 def write_context(directory: Path, family: Family, config: Mapping[str, Any], artifacts: Path) -> None:
     """Write `io.json`, `model.yaml` and a copy of `artifacts`, a directory whose last component is ARTIFACTS."""
     from nemo import lightning as nl
-    from nemo.collections import llm
     from nemo.collections.common.tokenizers.huggingface.auto_tokenizer import AutoTokenizer
     from nemo.lightning.io.pl import TrainerContext
 
@@ -72,8 +80,9 @@ def write_context(directory: Path, family: Family, config: Mapping[str, Any], ar
         tokenizer = AutoTokenizer(str(artifacts))
     except ValueError as error:
         raise InputError(f"the tokenizer does not load: {error}") from error
-    nemo_config = getattr(llm, family.nemo_config)(**model_arguments(family, config))
-    model = getattr(llm, family.nemo_model)(nemo_config, tokenizer=tokenizer)
+    classes = import_module(f"nemo.collections.llm.gpt.model.{family.nemo_module}")
+    name, arguments = nemo_configuration(family, config)
+    model = getattr(classes, family.nemo_model)(getattr(classes, name)(**arguments), tokenizer=tokenizer)
     trainer = nl.Trainer(
         devices=1, accelerator="cpu", strategy=nl.MegatronStrategy(), logger=False, enable_checkpointing=False
     )

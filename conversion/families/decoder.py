@@ -1,4 +1,4 @@
-"""The name table of the decoder that Mistral, Qwen2 and their relatives share."""
+"""The name table of the decoder that Mistral, Qwen2 and Llama share."""
 
 from .family import Entry
 from .layouts import Layout

@@ -6,7 +6,8 @@ projections and so write these names directly; the local modules map theirs to t
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -89,13 +90,21 @@ class Piece:
 
 @dataclass(frozen=True)
 class Family:
-    """A model family: how Hugging Face and NeMo call it, and its name table."""
+    """A model family: how Hugging Face and NeMo call it, and its name table.
+
+    NeMo's classes lie in `nemo.collections.llm.gpt.model.{nemo_module}`; `nemo_llama3_config` is the configuration
+    that has Llama 3's RoPE scaling, where NeMo has one. `defaults` are what `transformers` takes for fields that a
+    `config.json` does not name, as far as they are not null and change what is computed.
+    """
 
     model_type: str
     architecture: str
+    entries: tuple[Entry, ...]
+    nemo_module: str
     nemo_model: str
     nemo_config: str
-    entries: tuple[Entry, ...]
+    nemo_llama3_config: str | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def copies(self, geometry: Geometry) -> dict[str, str]:
         """Names that a file may hold besides the one they are tied to."""

@@ -9,8 +9,33 @@ from .decoder import decoder_entries
 from .family import Family
 
 FAMILIES = (
-    Family("mistral", "MistralForCausalLM", "MistralModel", "MistralConfig7B", decoder_entries(qkv_bias=False)),
-    Family("qwen2", "Qwen2ForCausalLM", "Qwen2Model", "Qwen2Config", decoder_entries(qkv_bias=True)),
+    Family(
+        model_type="mistral",
+        architecture="MistralForCausalLM",
+        entries=decoder_entries(qkv_bias=False),
+        nemo_module="mistral",
+        nemo_model="MistralModel",
+        nemo_config="MistralConfig7B",
+        defaults={"sliding_window": 4096},
+    ),
+    Family(
+        model_type="qwen2",
+        architecture="Qwen2ForCausalLM",
+        entries=decoder_entries(qkv_bias=True),
+        nemo_module="qwen2",
+        nemo_model="Qwen2Model",
+        nemo_config="Qwen2Config",
+        defaults={"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28},
+    ),
+    Family(
+        model_type="llama",
+        architecture="LlamaForCausalLM",
+        entries=decoder_entries(qkv_bias=False),
+        nemo_module="llama",
+        nemo_model="LlamaModel",
+        nemo_config="LlamaConfig",
+        nemo_llama3_config="Llama31Config",
+    ),
 )
 
 

@@ -10,6 +10,7 @@ import fiddle as fdl
 import lightning.pytorch as pl
 import yaml
 from nemo.collections import llm
+from nemo.collections.llm.gpt.model.llama import Llama4Config
 from nemo.lightning import AutoResume, io
 
 from nemo_longpo.attention.rope_config import scaling_of, scaling_settings
@@ -32,10 +33,10 @@ def load_architecture(checkpoint: Path) -> llm.GPTConfig:
             "make one with `longpo convert import --model HF_DIR --output NEMO_DIR`."
         )
     recorded = io.load_context(context, subpath="model.config", build=False)
-    if not issubclass(recorded.__fn_or_cls__, llm.MistralConfig7B | llm.Qwen2Config):
+    if not _is_trained_here(recorded.__fn_or_cls__):
         raise InputError(
-            f"{checkpoint} holds a {recorded.__fn_or_cls__.__name__}; "
-            "nemo_longpo trains Mistral (MistralConfig7B) and Qwen2.5 (Qwen2Config)."
+            f"{checkpoint} holds a {recorded.__fn_or_cls__.__name__}; nemo_longpo trains Mistral (MistralConfig7B), "
+            "Qwen2.5 (Qwen2Config) and Llama 3 (LlamaConfig)."
         )
     # Settings of a GPU run may not even construct on a CPU, and those of a CPU run must not get into checkpoints.
     settings = copy.deepcopy(recorded)
@@ -44,11 +45,18 @@ def load_architecture(checkpoint: Path) -> llm.GPTConfig:
     return config
 
 
+def _is_trained_here(config: type) -> bool:
+    """Llama 4, in the same module as Llama 3, and what other modules derive (embedders, Nemotron) have other layers."""
+    bases = (llm.MistralConfig7B, llm.Qwen2Config, llm.LlamaConfig)
+    known = issubclass(config, bases) and config.__module__ in {base.__module__ for base in bases}
+    return known and not issubclass(config, Llama4Config)
+
+
 def load_rope_scaling(checkpoint: Path) -> dict[str, Any] | None:
     """The RoPE scaling of a NeMo checkpoint, complete in itself; None if its angles are plain.
 
     Our own training records it with the model. An imported checkpoint keeps Hugging Face's `config.json`, because
-    NeMo's configurations know the linear scaling alone.
+    NeMo's configurations know only some scalings; one that NeMo itself imported has those.
 
     Raises:
         InputError: no record of the model.
@@ -64,7 +72,16 @@ def load_rope_scaling(checkpoint: Path) -> dict[str, Any] | None:
     hf_config = checkpoint / "context" / "hf" / "config.json"
     if hf_config.is_file():
         return scaling_settings(scaling_of(json.loads(hf_config.read_text(encoding="utf-8")), str(hf_config)))
-    factor = model["config"].get("seq_len_interpolation_factor")
+    config = model["config"]
+    if "old_context_len" in config:
+        return {
+            "rope_type": "llama3",
+            "factor": config["scale_factor"],
+            "low_freq_factor": config["low_freq_factor"],
+            "high_freq_factor": config["high_freq_factor"],
+            "original_max_position_embeddings": config["old_context_len"],
+        }
+    factor = config.get("seq_len_interpolation_factor")
     return factor and {"rope_type": "linear", "factor": factor}
 
 

@@ -13,7 +13,7 @@ from nemo_longpo.conversion.importer import import_checkpoint
 @pytest.fixture(scope="session")
 def hf_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Hugging Face directories by case: plain; head size ≠ hidden / heads with one kv head; tied with biases; bf16 in
-    several files, untied, with more vocabulary rows than tokens."""
+    several files, untied, with more vocabulary rows than tokens; RoPE scaled; fp16, tied, odd head size."""
     root = tmp_path_factory.mktemp("hf")
     save_tiny(root / "mistral", "mistral")
     save_tiny(
@@ -26,6 +26,11 @@ def hf_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     )
     untied.to(torch.bfloat16).save_pretrained(root / "qwen2-untied-bf16", max_shard_size="40KB")
     tokenizer.save_pretrained(root / "qwen2-untied-bf16")
+    save_tiny(root / "llama", "llama", seed=4)
+    tokenizer = tiny_tokenizer(DEFAULT_STYLE["llama"])
+    tied = tiny_model("llama", tokenizer, seed=5, tie_word_embeddings=True, head_dim=24, rope_scaling=None)
+    tied.half().save_pretrained(root / "llama-tied-fp16")
+    tokenizer.save_pretrained(root / "llama-tied-fp16")
     return {case: root / case for case in CASES}
 
 

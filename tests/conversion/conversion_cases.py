@@ -1,3 +1,3 @@
 """The models that conversion is tested on."""
 
-CASES = ("mistral", "mistral-odd", "qwen2", "qwen2-untied-bf16")
+CASES = ("mistral", "mistral-odd", "qwen2", "qwen2-untied-bf16", "llama", "llama-tied-fp16")

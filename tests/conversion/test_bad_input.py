@@ -37,9 +37,10 @@ def to_pickle(model: Path) -> None:
 IMPORT_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda model: (model / "config.json").unlink(), "config.json does not exist"),
     "config not json": (lambda model: truncate(model / "config.json", 0.5), "config.json is not readable JSON"),
-    "llama": (
-        lambda model: edit_json(model / "config.json", model_type="llama", architectures=["LlamaForCausalLM"]),
-        "describes LlamaForCausalLM (llama); supported are MistralForCausalLM (mistral), Qwen2ForCausalLM (qwen2)",
+    "gemma": (
+        lambda model: edit_json(model / "config.json", model_type="gemma", architectures=["GemmaForCausalLM"]),
+        "describes GemmaForCausalLM (gemma); supported are MistralForCausalLM (mistral), Qwen2ForCausalLM (qwen2), "
+        "LlamaForCausalLM (llama)",
     ),
     "pickle": (to_pickle, "pytorch_model.bin is a pickle"),
     "no weights": (lambda model: (model / "model.safetensors").unlink(), "model.safetensors does not exist"),

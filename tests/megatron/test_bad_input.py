@@ -73,10 +73,10 @@ def test_missing_checkpoint(workers, workbench, tmp_path):
 def test_checkpoint_of_another_architecture(workers, workbench, tmp_path):
     checkpoint = shutil.copytree(workbench.checkpoint, tmp_path / "checkpoint")
     context = checkpoint / "context" / "io.json"
-    llama = context.read_text().replace("model.mistral", "model.llama").replace("MistralConfig7B", "Llama2Config7B")
+    llama = context.read_text().replace("model.mistral", "model.llama").replace("MistralConfig7B", "Llama4Config")
     context.write_text(llama)
     message = _refusal(workers, workbench, tmp_path, resume__restore_config__path=str(checkpoint))
-    assert "checkpoint holds a Llama2Config7B" in message
+    assert "checkpoint holds a Llama4Config" in message
 
 
 def test_no_checkpoint(workers, workbench, tmp_path):
