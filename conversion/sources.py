@@ -48,7 +48,7 @@ def open_source(path: Path, base: Path | None = None) -> Source:
     if (path / "context").is_dir():
         checkpoint = NemoCheckpoint.open(path, base)
         origin = checkpoint.origin
-        where = str(origin.path / "config.json")
+        where = checkpoint.where
         family, geometry = checkpoint.family, checkpoint.geometry
         return Source(path, "nemo", checkpoint.config, where, origin, family, geometry, checkpoint.weights)
     if not (path / "config.json").is_file():
