@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_longpo.attention.rope_config import nemo_scaling_settings
 from nemo_longpo.conversion.families.family import Family
 from nemo_longpo.conversion.families.known import FAMILIES
 from nemo_longpo.conversion.huggingface.directory import TOKENIZERS, HfDirectory, read_json
@@ -116,7 +117,7 @@ def _config(config: Mapping[str, Any], where: str, tokenizer: Path, weights: Dis
         "rms_norm_eps": config["layernorm_epsilon"],
         "initializer_range": config["init_method_std"],
         "rope_theta": float(config["rotary_base"]),
-        "rope_scaling": _rope_scaling(config),
+        "rope_scaling": nemo_scaling_settings(config),
         "sliding_window": window[0] if window else None,
         "tie_word_embeddings": config["share_embeddings_and_output_weights"],
         "attention_dropout": config.get("attention_dropout", 0.0),
@@ -150,17 +151,3 @@ def _vocabulary_rows(config: Mapping[str, Any], tokenizer: Path, weights: DistCh
     multiple = config["make_vocab_size_divisible_by"]
     tokens = len(AutoTokenizer.from_pretrained(str(tokenizer)))
     return min(-(-tokens // multiple) * multiple, stored)
-
-
-def _rope_scaling(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Llama 3.1 and later have a scaling of their own; all families know the linear one."""
-    if "scale_factor" in config:
-        return {
-            "rope_type": "llama3",
-            "factor": float(config["scale_factor"]),
-            "low_freq_factor": config["low_freq_factor"],
-            "high_freq_factor": config["high_freq_factor"],
-            "original_max_position_embeddings": config["old_context_len"],
-        }
-    factor = config.get("seq_len_interpolation_factor")
-    return {"rope_type": "linear", "factor": factor} if factor else None

@@ -47,6 +47,23 @@ def parse_scaling(
         raise InputError(f"{where}: rope scaling of type {kind}: {error}") from None
 
 
+def nemo_scaling_settings(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The `rope_scaling` object of a NeMo model's configuration; None if its angles are plain.
+
+    All of NeMo's configurations know the linear scaling, those of Llama 3.1 and later have their own.
+    """
+    if "old_context_len" in config:
+        return {
+            "rope_type": "llama3",
+            "factor": config["scale_factor"],
+            "low_freq_factor": config["low_freq_factor"],
+            "high_freq_factor": config["high_freq_factor"],
+            "original_max_position_embeddings": config["old_context_len"],
+        }
+    factor = config.get("seq_len_interpolation_factor")
+    return {"rope_type": "linear", "factor": factor} if factor else None
+
+
 def scaling_settings(scaling: RopeScaling | None) -> dict[str, Any] | None:
     """The `rope_scaling` object of a scaling: plain values, complete without the rest of a `config.json`."""
     if scaling is None:

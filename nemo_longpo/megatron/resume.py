@@ -13,7 +13,7 @@ from nemo.collections import llm
 from nemo.collections.llm.gpt.model.llama import Llama4Config
 from nemo.lightning import AutoResume, io
 
-from nemo_longpo.attention.rope_config import scaling_of, scaling_settings
+from nemo_longpo.attention.rope_config import nemo_scaling_settings, scaling_of, scaling_settings
 from nemo_longpo.backends import cpu
 from nemo_longpo.errors import InputError
 
@@ -41,8 +41,24 @@ def load_architecture(checkpoint: Path) -> llm.GPTConfig:
     # Settings of a GPU run may not even construct on a CPU, and those of a CPU run must not get into checkpoints.
     settings = copy.deepcopy(recorded)
     config = fdl.build(cpu.without_cuda_kernels(settings) if cpu.is_active() else settings)
+    if config.window_size is not None:
+        raise InputError(
+            f"{checkpoint} limits attention to a sliding window of {config.window_size[0]} tokens, and nemo_longpo "
+            "trains full attention; import the model with `longpo convert import --full-attention`."
+        )
+    if config.vocab_size is None:
+        config.vocab_size = recorded.vocab_size = _vocabulary_rows(context, config.make_vocab_size_divisible_by)
     config.__io__ = recorded
     return config
+
+
+def _vocabulary_rows(context: Path, multiple: int) -> int:
+    """Rows of the embedding in a model that NeMo's own Mistral importer made, which leaves the number to its tokenizer.
+
+    More rows that tensor parallelism may have added are not the model's.
+    """
+    tokens = io.load_context(context, subpath="model.tokenizer").vocab_size
+    return -(-tokens // multiple) * multiple
 
 
 def _is_trained_here(config: type) -> bool:
@@ -72,17 +88,7 @@ def load_rope_scaling(checkpoint: Path) -> dict[str, Any] | None:
     hf_config = checkpoint / "context" / "hf" / "config.json"
     if hf_config.is_file():
         return scaling_settings(scaling_of(json.loads(hf_config.read_text(encoding="utf-8")), str(hf_config)))
-    config = model["config"]
-    if "old_context_len" in config:
-        return {
-            "rope_type": "llama3",
-            "factor": config["scale_factor"],
-            "low_freq_factor": config["low_freq_factor"],
-            "high_freq_factor": config["high_freq_factor"],
-            "original_max_position_embeddings": config["old_context_len"],
-        }
-    factor = config.get("seq_len_interpolation_factor")
-    return factor and {"rope_type": "linear", "factor": factor}
+    return nemo_scaling_settings(model["config"])
 
 
 @dataclass(kw_only=True)
