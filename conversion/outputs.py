@@ -10,7 +10,10 @@ from nemo_longpo.errors import InputError
 
 
 def require_free(output: Path, *, overwrite: bool) -> None:
-    """Refuse an output path that exists, before any work is done. `overwrite` allows replacing a directory."""
+    """Refuse an output path that is taken or cannot be, before any work. `overwrite` allows replacing a directory."""
+    above = next(parent for parent in output.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise InputError(f"{above} is not a directory; choose another --output")
     if output.is_dir() and overwrite:
         return
     if output.exists() or output.is_symlink():

@@ -99,7 +99,7 @@ def read_model(context: Path) -> dict[str, Any]:
     path = context / "model.yaml"
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path} does not exist; {context.parent} is not a NeMo 2 checkpoint") from None
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not readable YAML: {error}") from error

@@ -1,6 +1,7 @@
 """A Hugging Face model directory: its configuration, and the small files that travel with its weights."""
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 from nemo_longpo.errors import InputError
 
 from .config_fields import check_fields
+from .downloads import check_download
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -21,11 +23,10 @@ COMPANION_NAMES = {"LICENSE", "NOTICE", "LICENSE.md", "NOTICE.md"}
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file."""
+    check_download(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not readable JSON: {error}") from error
     if not isinstance(value, dict):
         raise InputError(f"{path} should hold a JSON object, not a {type(value).__name__}")
@@ -72,5 +73,8 @@ class HfDirectory:
             shutil.copyfile(path, target / path.name)
 
     def require_tokenizer(self) -> None:
-        if not any((self.path / name).is_file() for name in TOKENIZERS):
+        found = [self.path / name for name in TOKENIZERS if os.path.lexists(self.path / name)]
+        if not found:
             raise InputError(f"{self.path} has no tokenizer (none of {', '.join(TOKENIZERS)})")
+        for path in found:
+            check_download(path)

@@ -8,13 +8,11 @@ from pathlib import Path
 from nemo_longpo.errors import InputError
 
 from .directory import INDEX, SINGLE, read_json
+from .downloads import check_download
 
 PICKLE_SUFFIX = ".bin"
 PICKLE_SINGLE = "pytorch_model.bin"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
-
-_LFS_POINTER = b"version https://git-lfs"
-_WEB_PAGE = (b"<!doctype html", b"<html")
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ def find_weight_files(directory: Path, *, allow_pickle: bool) -> WeightFiles:
     _refuse_adapter(directory)
     kinds = [(SINGLE, INDEX)] + [(PICKLE_SINGLE, PICKLE_INDEX)] * allow_pickle
     for single, index in kinds:
-        if (directory / index).exists():
+        if os.path.lexists(directory / index):
             found = _listed(directory / index, directory / single)
         elif os.path.lexists(directory / single):
             found = WeightFiles((directory / single,), directory / index, {})
@@ -47,42 +45,21 @@ def find_weight_files(directory: Path, *, allow_pickle: bool) -> WeightFiles:
     raise InputError(_why_none(directory))
 
 
-def check_download(path: Path) -> None:
-    """Refuse what comes in a file's place when a download goes wrong. Reads a few bytes."""
-    if not path.exists():
-        broken = f"is a link to {path.readlink()}, which does not exist" if path.is_symlink() else "does not exist"
-        raise InputError(f"{path} {broken}; download the model again")
-    try:
-        with path.open("rb") as file:
-            start = file.read(64).lstrip().lower()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    if start.startswith(_LFS_POINTER):
-        raise InputError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in {path.parent}")
-    if start.startswith(_WEB_PAGE):
-        raise InputError(
-            f"{path} is a web page, not the file that was asked for; log in where the model asks for it, and download "
-            "the file again"
-        )
-    if not path.stat().st_size:
-        raise InputError(f"{path} is empty; download it again")
-
-
 def _listed(index: Path, single: Path) -> WeightFiles:
     promised = read_json(index).get("weight_map")
     if not isinstance(promised, dict) or not promised:
         raise InputError(f"{index} has no weight_map; download the model again")
-    names = list(dict.fromkeys(promised.values()))
-    for name in names:
+    for name in promised.values():
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(single.suffix):
             raise InputError(
                 f"{index} names {name!r} as a file of the model; only {single.suffix} files beside it are read"
             )
-    if single.exists() and single.name not in names:
+    if single.exists() and single.name not in promised.values():
         raise InputError(
             f"{single.parent} holds two models, {single.name} and the files that {index.name} lists; move one away"
         )
-    return WeightFiles(tuple(index.with_name(name) for name in names), index, promised)
+    files = tuple(index.with_name(name) for name in dict.fromkeys(promised.values()))
+    return WeightFiles(files, index, promised)
 
 
 def _refuse_adapter(directory: Path) -> None:

@@ -6,77 +6,67 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
+from damage import LFS_POINTER, WEB_PAGE, assert_refused, edit_json, truncate
 
 from nemo_longpo.cli import main
 from nemo_longpo.conversion.outputs import new_directory
 
 
-def edit_json(path: Path, **changes: object) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+def config(**changes: object) -> Callable[[Path], object]:
+    return lambda model: edit_json(model / "config.json", **changes)
 
 
-def edit_tensors(model: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    tensors = load_file(model / "model.safetensors")
-    change(tensors)
-    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+def write(file: str, content: str) -> Callable[[Path], object]:
+    return lambda model: (model / file).write_text(content)
 
 
-def truncate(path: Path, keep: float) -> None:
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
-
-
-QUERY = "model.layers.1.self_attn.q_proj.weight"
-
-
-def to_pickle(model: Path) -> None:
-    (model / "model.safetensors").rename(model / "pytorch_model.bin")
-
-
+SIZE = "it must be a whole number from 1 to 2147483647"
 IMPORT_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda model: (model / "config.json").unlink(), "config.json does not exist"),
-    "config not json": (lambda model: truncate(model / "config.json", 0.5), "config.json is not readable JSON"),
+    "config cut": (lambda model: truncate(model / "config.json", 0.5), "config.json is not readable JSON"),
+    "config empty": (write("config.json", ""), "config.json is not readable JSON"),
+    "config with a mark": (write("config.json", "\ufeff{}"), "config.json is not readable JSON: Unexpected UTF-8 BOM"),
+    "config in latin-1": (lambda model: (model / "config.json").write_bytes(b'{"a": "\xe9"}'), "is not readable JSON"),
+    "config a list": (write("config.json", "[1]"), "config.json should hold a JSON object, not a list"),
+    "config too deep": (write("config.json", 99999 * "["), "config.json is not readable JSON"),
+    "config a web page": (write("config.json", WEB_PAGE), "config.json is a web page, not the file that was asked for"),
     "gemma": (
-        lambda model: edit_json(model / "config.json", model_type="gemma", architectures=["GemmaForCausalLM"]),
+        config(model_type="gemma", architectures=["GemmaForCausalLM"]),
         "describes GemmaForCausalLM (gemma); supported are MistralForCausalLM (mistral), Qwen2ForCausalLM (qwen2), "
         "LlamaForCausalLM (llama)",
     ),
-    "pickle": (to_pickle, "pytorch_model.bin is a pickle"),
-    "no weights": (lambda model: (model / "model.safetensors").unlink(), "model.safetensors does not exist"),
-    "truncated": (lambda model: truncate(model / "model.safetensors", 0.7), "model.safetensors is damaged or trunc"),
-    "missing tensor": (lambda model: edit_tensors(model, lambda t: t.pop(QUERY)), f"tensor {QUERY} is missing"),
-    "extra tensor": (
-        lambda model: edit_tensors(model, lambda t: t.update({"lora_A.weight": torch.ones(1)})),
-        "1 tensors have no place in MistralForCausalLM, the first is lora_A.weight",
+    "multimodal": (
+        config(model_type="mistral3", architectures=["Mistral3ForConditionalGeneration"], text_config={}),
+        "describes Mistral3ForConditionalGeneration (mistral3); supported are",
     ),
-    "shape": (
-        lambda model: edit_tensors(model, lambda t: t.update({QUERY: torch.ones(2, 3)})),
-        f"tensor {QUERY} in model.safetensors has shape [2, 3], not [64, 64]",
-    ),
-    "dtype": (
-        lambda model: edit_tensors(model, lambda t: t.update({QUERY: t[QUERY].to(torch.int8)})),
-        f"tensor {QUERY} in model.safetensors has dtype I8",
-    ),
-    "mixed dtypes": (
-        lambda model: edit_tensors(model, lambda t: t.update({QUERY: t[QUERY].half()})),
-        "have different dtypes",
-    ),
+    "no architecture": (config(architectures=None), "describes no architecture (mistral); supported are"),
+    "a size as text": (config(vocab_size="32000"), f"config.json: vocab_size is '32000'; {SIZE}"),
+    "a size of zero": (config(num_attention_heads=0), f"config.json: num_attention_heads is 0; {SIZE}"),
+    "a negative size": (config(max_position_embeddings=-1), f"config.json: max_position_embeddings is -1; {SIZE}"),
+    "a huge size": (config(hidden_size=2**31), f"config.json: hidden_size is 2147483648; {SIZE}"),
+    "a broken size": (config(intermediate_size=96.0), f"config.json: intermediate_size is 96.0; {SIZE}"),
+    "a list of sizes": (config(num_key_value_heads=[2, 2]), f"config.json: num_key_value_heads is [2, 2]; {SIZE}"),
+    "no sizes": (config(vocab_size=None), "config.json: vocab_size is None"),
+    "too many layers": (config(num_hidden_layers=10**9), "tensor model.layers.2.input_layernorm.weight is missing"),
+    "heads that do not divide": (config(num_attention_heads=3), "3 attention heads do not divide over 2 key-value"),
+    "huge base": (config(rope_theta=10**400), "...; it must be a number from 0 to 1e300"),
+    "scaling a word": (config(rope_scaling="yarn"), "rope_scaling is 'yarn'; it must be an object"),
+    "tied as text": (config(tie_word_embeddings="false"), "tie_word_embeddings is 'false'; it must be true or false"),
+    "dtype a number": (config(torch_dtype=16), "torch_dtype is 16; it must be a string"),
+    "architecture a word": (config(architectures="MistralForCausalLM"), "it must be a list of strings"),
     "no tokenizer": (lambda model: (model / "tokenizer.json").unlink(), "has no tokenizer"),
+    "tokenizer an lfs pointer": (write("tokenizer.json", LFS_POINTER), "tokenizer.json is a Git LFS pointer"),
+    "tokenizer.model an lfs pointer": (write("tokenizer.model", LFS_POINTER), "tokenizer.model is a Git LFS pointer"),
     "sliding window": (
-        lambda model: edit_json(model / "config.json", sliding_window=1024),
+        config(sliding_window=1024),
         "sliding window of 1024 tokens, shorter than the 4096 positions; pass --full-attention",
     ),
     "rope scaling": (
-        lambda model: edit_json(model / "config.json", rope_scaling={"rope_type": "dynamic", "factor": 4.0}),
+        config(rope_scaling={"rope_type": "dynamic", "factor": 4.0}),
         "config.json: rope scaling of type dynamic is not supported; choose linear, yarn, llama3 or none",
     ),
-    "quantized": (
-        lambda model: edit_json(model / "config.json", quantization_config={"bits": 4}),
-        "describes a quantized model",
-    ),
-    "activation": (lambda model: edit_json(model / "config.json", hidden_act="gelu"), "hidden_act is gelu"),
-    "no sizes": (lambda model: edit_json(model / "config.json", vocab_size=None), "no whole number for vocab_size"),
+    "quantized": (config(quantization_config={"bits": 4}), "describes a quantized model"),
+    "activation": (config(hidden_act="gelu"), "hidden_act is gelu"),
 }
 
 EXPORT_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -99,14 +89,6 @@ EXPORT_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-def assert_refused(command: list[str], message: str, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = sorted(workplace.iterdir())
-    assert main(["convert", *command]) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("longpo: error: ")]
-    assert message in line
-    assert sorted(workplace.iterdir()) == before
-
-
 @pytest.mark.parametrize("fault", IMPORT_FAULTS)
 def test_import_refuses(fault, hf_models, tmp_path, capsys):
     damage, message = IMPORT_FAULTS[fault]
@@ -123,17 +105,35 @@ def test_export_refuses(fault, nemo_checkpoints, tmp_path, capsys):
     assert_refused(["export", "--checkpoint", str(nemo), "--output", str(tmp_path / "hf")], message, tmp_path, capsys)
 
 
-def test_import_refuses_a_shard_that_the_index_promises(hf_models, tmp_path, capsys):
-    model = shutil.copytree(hf_models["qwen2-untied-bf16"], tmp_path / "model")
-    lost = sorted(model.glob("model-*.safetensors"))[1]
-    lost.unlink()
-    assert_refused(["import", "--model", str(model), "--output", str(tmp_path / "nemo")], lost.name, tmp_path, capsys)
-
-
 def test_missing_directories(tmp_path, capsys):
     absent, output = str(tmp_path / "absent"), str(tmp_path / "output")
     assert_refused(["import", "--model", absent, "--output", output], "absent is not a directory", tmp_path, capsys)
     assert_refused(["export", "--checkpoint", absent, "--output", output], "not a NeMo 2 checkp", tmp_path, capsys)
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+@pytest.mark.parametrize("output", ["model", "model/nemo", ".", "link"])
+def test_output_and_input_lie_apart(output, overwrite, hf_models, tmp_path, capsys):
+    """Replacing the output would remove the model."""
+    model = shutil.copytree(hf_models["mistral"], tmp_path / "model")
+    (tmp_path / "link").symlink_to(model)
+    command = ["import", "--model", str(model), "--output", str(tmp_path / output), *overwrite]
+    assert_refused(command, "lie in one another; choose another --output", tmp_path, capsys)
+
+
+def test_a_file_where_a_directory_should_be(hf_models, nemo_checkpoints, tmp_path, capsys):
+    model, nemo, output = hf_models["mistral"], nemo_checkpoints["mistral"], str(tmp_path / "output")
+    file = str(model / "model.safetensors")
+    assert_refused(["import", "--model", file, "--output", output], f"{file} is not a directory", tmp_path, capsys)
+    assert_refused(["export", "--checkpoint", file, "--output", output], "not a NeMo 2 checkp", tmp_path, capsys)
+    base = ["export", "--checkpoint", str(nemo), "--base", file, "--output", output]
+    assert_refused(base, f"{file} is not a directory", tmp_path, capsys)
+    inside = str(model / "config.json" / "output")
+    assert_refused(["import", "--model", str(model), "--output", inside], "lie in one another", tmp_path, capsys)
+    taken = tmp_path / "taken"
+    taken.write_text("")
+    command = ["export", "--checkpoint", str(nemo), "--output", str(taken / "output")]
+    assert_refused(command, f"{taken} is not a directory", tmp_path, capsys)
 
 
 def test_broken_tokenizer(hf_models, tmp_path, capsys):

@@ -1,0 +1,27 @@
+"""What lies in a file's place when a download went wrong."""
+
+from pathlib import Path
+
+from nemo_longpo.errors import InputError
+
+_LFS_POINTER = b"version https://git-lfs"
+_WEB_PAGE = (b"<!doctype html", b"<html")
+
+
+def check_download(path: Path) -> None:
+    """Raises InputError if the file is absent, cannot be read, or is not what was asked for. Reads 64 bytes."""
+    if not path.exists():
+        broken = f"is a link to {path.readlink()}, which does not exist" if path.is_symlink() else "does not exist"
+        raise InputError(f"{path} {broken}; download the model again")
+    try:
+        with path.open("rb") as file:
+            start = file.read(64).lstrip().lower()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    if start.startswith(_LFS_POINTER):
+        raise InputError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in {path.parent}")
+    if start.startswith(_WEB_PAGE):
+        raise InputError(
+            f"{path} is a web page, not the file that was asked for; log in where the model asks for it, and download "
+            "the file again"
+        )
