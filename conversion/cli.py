@@ -14,14 +14,22 @@ IMPORT_EXAMPLE = """example:
       --rope-scaling '{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}'
 
 The output is a NeMo checkpoint for `resume.restore_config.path`, under any parallel sizes. Weights keep their dtype and
-bits. Supported: Mistral and Qwen2.5, as safetensors (see --allow-pickle). Needs NeMo, no GPU."""
+bits. Supported: Mistral, Qwen2.5 and Llama 3, as safetensors (see --allow-pickle). Needs NeMo, no GPU."""
 
 EXPORT_EXAMPLE = """example:
   longpo convert export --checkpoint results/checkpoints/last --output models/mistral-longpo
 
 The configuration, tokenizer, chat template and generation settings are those of the imported model; rotary base
 and scaling of training are written to config.json. Tensors get the dtype they had before the import, unless --dtype is
-given."""
+given. Checkpoints that `nemo llm import` started are taken too: what they do not record is said, or asked for.
+Checkpoints of LoRA adapters (`peft=lora`) are exported as whole models."""
+
+INSPECT_EXAMPLE = """example:
+  longpo convert inspect models/Mistral-7B-Instruct-v0.2
+  longpo convert inspect --json results/checkpoints/last
+
+Reads headers and small files only; needs no NeMo. The last lines say what would stop an import, an export or training
+and which option helps."""
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -29,6 +37,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     commands = convert.add_subparsers(dest="convert_command", required=True, metavar="COMMAND")
     _register_import(commands)
     _register_export(commands)
+    _register_inspect(commands)
 
 
 def _leaf(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, summary: str, example: str):
@@ -92,11 +101,23 @@ def _register_export(commands: "argparse._SubParsersAction[argparse.ArgumentPars
         "--base",
         type=Path,
         metavar="HF_DIR",
-        help="take configuration and tokenizer from this model (only for checkpoints that `longpo convert import` "
-        "did not start)",
+        help="take configuration and tokenizer from this model (only for checkpoints that NeMo's own import started)",
+    )
+    parser.add_argument(
+        "--base-checkpoint",
+        type=Path,
+        metavar="NEMO_DIR",
+        help="where the checkpoint that LoRA adapters were trained on lies now (default: where it lay then)",
     )
     _add_output_options(parser)
     parser.set_defaults(run=run_export)
+
+
+def _register_inspect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _leaf(commands, "inspect", "say what a model directory holds, on either side", INSPECT_EXAMPLE)
+    parser.add_argument("path", type=Path, metavar="DIR", help="Hugging Face directory or NeMo checkpoint")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=run_inspect)
 
 
 def _add_output_options(parser: argparse.ArgumentParser) -> None:
@@ -130,9 +151,19 @@ def run_export(arguments: argparse.Namespace) -> int:
         dtype=arguments.dtype,
         max_length=arguments.max_length,
         base=arguments.base,
+        base_checkpoint=arguments.base_checkpoint,
         overwrite=arguments.overwrite,
     )
     _report(arguments, output)
+    return 0
+
+
+def run_inspect(arguments: argparse.Namespace) -> int:
+    from .inspection.report import inspect_model
+    from .inspection.text import format_report
+
+    report = inspect_model(arguments.path)
+    print(json.dumps(report) if arguments.json else format_report(report))
     return 0
 
 

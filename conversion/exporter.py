@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from .checkpoint.context import WEIGHT_LIST
 from .checkpoint.nemo_checkpoint import NemoCheckpoint
-from .checkpoint.reader import DistCheckpoint
 from .families.family import Family
 from .families.layouts import Geometry
 from .huggingface.config import with_dtype
@@ -21,6 +20,7 @@ from .huggingface.directory import INDEX, SINGLE, HfDirectory, read_json, write_
 from .huggingface.rope import with_max_length
 from .huggingface.safetensors_file import SafetensorsWriter
 from .outputs import new_directory, require_free
+from .sources import Weights
 from .targets import Target, plan_targets
 
 
@@ -31,16 +31,18 @@ def export_checkpoint(
     dtype: str | None = None,
     max_length: int | None = None,
     base: Path | None = None,
+    base_checkpoint: Path | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Convert a NeMo checkpoint directory to a Hugging Face one.
 
     Everything but the weights comes from the model that was imported (kept in `context/hf`), or from `base`. The rotary
     base and its scaling are those the NeMo model was trained with. Tensors get the dtype they had before the import, or
-    `dtype` (float32, bfloat16, float16). Peak memory: a few times the largest tensor.
+    `dtype` (float32, bfloat16, float16). LoRA adapters are added to the weights that they were trained on, those of
+    `base_checkpoint` or else of the checkpoint that they name. Peak memory: a few times the largest tensor.
     """
     require_free(output, overwrite=overwrite)
-    source = NemoCheckpoint.open(checkpoint, base)
+    source = NemoCheckpoint.open(checkpoint, base, base_checkpoint)
     where = str(source.origin.path / "config.json")
     family, geometry = source.family, source.geometry
     config = source.config
@@ -65,7 +67,7 @@ def _write_companions(output: Path, origin: HfDirectory, config: Mapping[str, An
 
 
 def _write_weights(
-    output: Path, weights: DistCheckpoint, targets: Mapping[str, Target], family: Family, geometry: Geometry
+    output: Path, weights: Weights, targets: Mapping[str, Target], family: Family, geometry: Geometry
 ) -> None:
     files = {
         file: SafetensorsWriter(output / file, {t.name: (t.dtype, t.shape) for t in targets.values() if t.file == file})

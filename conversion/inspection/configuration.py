@@ -1,0 +1,40 @@
+"""The parts of a report that follow from a `config.json`, or from what an export would write for one."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from nemo_longpo.conversion.families.family import Family
+from nemo_longpo.conversion.families.layouts import Geometry
+from nemo_longpo.conversion.huggingface.rope import rope_theta
+
+
+def sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Null where an unknown kind of model has no such number."""
+    heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
+    return {
+        "layers": config.get("num_hidden_layers"),
+        "hidden": hidden,
+        "feed_forward": config.get("intermediate_size"),
+        "heads": heads,
+        "kv_heads": config.get("num_key_value_heads") or heads,
+        "head_size": config.get("head_dim") or (hidden // heads if heads and hidden else None),
+        "vocabulary": config.get("vocab_size"),
+        "tied": config.get("tie_word_embeddings"),
+    }
+
+
+def positions(config: Mapping[str, Any]) -> dict[str, Any]:
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    kind = scaling.get("rope_type") or scaling.get("type")
+    return {
+        "max_position_embeddings": config.get("max_position_embeddings"),
+        "rope_theta": rope_theta(config),
+        "rope_scaling": scaling if kind not in (None, "default") else None,
+        "sliding_window": config.get("sliding_window") if config.get("use_sliding_window", True) else None,
+    }
+
+
+def parameters(family: Family, geometry: Geometry) -> int:
+    """Without the rows that pad a vocabulary, and tied embeddings once."""
+    return sum(math.prod(piece.shape) for piece in family.pieces(geometry))

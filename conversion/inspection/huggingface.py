@@ -1,0 +1,76 @@
+"""A Hugging Face directory."""
+
+import math
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nemo_longpo.conversion.families.known import family_of
+from nemo_longpo.conversion.families.layouts import Geometry
+from nemo_longpo.conversion.huggingface import config as hf_config
+from nemo_longpo.conversion.huggingface.directory import HfDirectory
+from nemo_longpo.conversion.huggingface.rope import rope_theta, with_rope
+from nemo_longpo.conversion.huggingface.safetensors_file import TORCH_DTYPES
+from nemo_longpo.conversion.huggingface.weights import IGNORED_SUFFIX, HfWeights, check_tensors
+
+from .advice import Advice
+from .configuration import parameters, positions, sizes
+from .tokenizer import describe_tokenizer
+
+
+def describe(path: Path, advice: Advice) -> dict[str, Any]:
+    """Raises InputError if `config.json` cannot be read: nothing is known then."""
+    directory = HfDirectory.open(path)
+    config, where = directory.config, str(path / "config.json")
+    family = advice.attempt("import", lambda: family_of(config, where))
+    import_config = partial(hf_config.for_import, config, where, theta=None, scaling=None, max_length=None)
+    usable = advice.attempt("import", lambda: import_config(full_attention=False))
+    advice.attempt("import with --rope-theta", lambda: with_rope(config, where, 2 * rope_theta(config), None))
+    advice.attempt("import", directory.require_tokenizer)
+    weights = advice.attempt("import", lambda: HfWeights(directory))
+    geometry = Geometry.from_config(config) if usable else None
+    if family and geometry and weights:
+        advice.attempt("import", lambda: check_tensors(weights, family, geometry))
+    if "auto_map" in config:
+        advice.note(f"import: {where} names code of its own (auto_map), which is not run")
+    return {
+        "kind": "huggingface",
+        "architecture": ", ".join(config.get("architectures") or []) or None,
+        "family": family.model_type if family else None,
+        "parameters": parameters(family, geometry) if family and geometry else _count(weights),
+        "weights": _describe_weights(weights),
+        "sizes": sizes(config),
+        "positions": positions(config),
+        "tokenizer": describe_tokenizer(path, config, advice),
+        "nemo": None,
+    }
+
+
+def _count(weights: HfWeights | None) -> int | None:
+    """Of a model whose structure is not known: everything that is stored."""
+    if weights is None:
+        return None
+    return sum(math.prod(weights.shape(name)) for name in weights if not name.endswith(IGNORED_SUFFIX))
+
+
+def _describe_weights(weights: HfWeights | None) -> dict[str, Any] | None:
+    if weights is None:
+        return None
+    dtypes: dict[str, int] = {}
+    for name in weights:
+        dtype = weights.dtype(name)
+        known = str(TORCH_DTYPES.get(dtype, dtype)).removeprefix("torch.")
+        dtypes[known] = dtypes.get(known, 0) + math.prod(weights.shape(name)) * _bits(dtype) // 8
+    return {
+        "tensors": len(list(weights)),
+        "files": len({weights.file_of(name) for name in weights}),
+        "bytes": sum(dtypes.values()),
+        "bytes_by_dtype": dtypes,
+    }
+
+
+def _bits(dtype: str) -> int:
+    """Of an element; safetensors' names say it: BF16, F8_E4M3, I32, and BOOL takes a byte."""
+    number = re.search(r"\d+", dtype)
+    return int(number[0]) if number else 8

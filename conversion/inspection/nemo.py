@@ -1,0 +1,127 @@
+"""A NeMo checkpoint: imported, trained, or adapters alone."""
+
+import math
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PosixPath
+from typing import Any
+
+import torch
+
+from nemo_longpo.conversion.checkpoint.adapters import Adapters
+from nemo_longpo.conversion.checkpoint.context import read_model
+from nemo_longpo.conversion.checkpoint.names import KEY_PREFIX
+from nemo_longpo.conversion.checkpoint.nemo_checkpoint import NemoCheckpoint
+from nemo_longpo.conversion.checkpoint.reader import DistCheckpoint
+
+from .advice import Advice
+from .configuration import parameters, positions, sizes
+from .tokenizer import describe_tokenizer
+
+OPTIMIZER = "optimizer"
+PARALLEL = {
+    "tensor": "tensor_model_parallel_size",
+    "pipeline": "pipeline_model_parallel_size",
+    "context": "context_parallel_size",
+}
+FIELDS = {
+    "num_hidden_layers": "num_layers",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "ffn_hidden_size",
+    "num_attention_heads": "num_attention_heads",
+    "num_key_value_heads": "num_query_groups",
+    "head_dim": "kv_channels",
+    "vocab_size": "vocab_size",
+    "tie_word_embeddings": "share_embeddings_and_output_weights",
+    "max_position_embeddings": "seq_length",
+    "rope_theta": "rotary_base",
+}
+"""Field of `config.json` → field of NeMo's configuration, for a checkpoint that export does not take."""
+
+
+def describe(path: Path, advice: Advice) -> dict[str, Any]:
+    """Raises InputError if `model.yaml` cannot be read: nothing is known then."""
+    model = read_model(path / "context")
+    adapters = advice.attempt("export", lambda: Adapters.of(path, model))
+    stored = advice.attempt("export", lambda: DistCheckpoint(path / "weights"))
+    opened = advice.attempt("export", lambda: NemoCheckpoint.open(path))
+    config = opened.config if opened else {ours: model["config"].get(theirs) for ours, theirs in FIELDS.items()}
+    if opened and not config.get("max_position_embeddings"):
+        advice.note("export: the checkpoint does not say for how many positions the model is; pass --max-length")
+    weights = [name for name in stored.tensor_names() if name.startswith(KEY_PREFIX)] if stored else []
+    return {
+        "kind": "nemo adapters" if adapters else "nemo",
+        "architecture": opened.family.architecture if opened else None,
+        "family": opened.family.model_type if opened else None,
+        "parameters": parameters(opened.family, opened.geometry) if opened else None,
+        "weights": _describe_weights(stored, weights) if stored else None,
+        "sizes": sizes(config),
+        "positions": positions(config),
+        "tokenizer": describe_tokenizer(opened.origin.path, config, advice) if opened else None,
+        "nemo": {
+            "model": _name(model),
+            "config": _name(model["config"]),
+            "adapters": _describe_adapters(adapters, model),
+            "embedding_rows": _embedding_rows(stored),
+            "objective": _plain(model.get("objective")),
+            "pair_layout": model.get("pair_layout"),
+            "trained": _progress(path / "weights" / "common.pt", advice),
+            "parallel": {name: model["config"].get(field) for name, field in PARALLEL.items()},
+            "optimizer": _describe_optimizer(stored) if stored else None,
+        },
+    }
+
+
+def _name(described: Mapping[str, Any]) -> str:
+    return str(described.get("_target_")).rpartition(".")[2]
+
+
+def _plain(described: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return {name: value for name, value in described.items() if name != "_target_"} if described else None
+
+
+def _describe_weights(stored: DistCheckpoint, names: Iterable[str]) -> dict[str, Any]:
+    names = list(names)
+    dtypes: dict[str, int] = {}
+    for name in names:
+        dtype = str(stored.dtype(name)).removeprefix("torch.")
+        dtypes[dtype] = dtypes.get(dtype, 0) + _bytes(stored, name)
+    files = len(list(stored.directory.glob("*.distcp")))
+    return {"tensors": len(names), "files": files, "bytes": sum(dtypes.values()), "bytes_by_dtype": dtypes}
+
+
+def _bytes(stored: DistCheckpoint, name: str) -> int:
+    return math.prod(stored.shape(name)) * stored.dtype(name).itemsize
+
+
+def _embedding_rows(stored: DistCheckpoint | None) -> int | None:
+    """Tensor parallelism may have padded the vocabulary."""
+    name = f"{KEY_PREFIX}embedding.word_embeddings.weight"
+    return stored.shape(name)[0] if stored and name in stored.tensor_names() else None
+
+
+def _describe_adapters(adapters: Adapters | None, model: Mapping[str, Any]) -> dict[str, Any] | None:
+    if adapters is None:
+        return None
+    targets = model["model_transform"].get("target_modules")
+    return {"dim": adapters.dim, "alpha": adapters.alpha, "target_modules": targets, "base": adapters.base}
+
+
+def _describe_optimizer(stored: DistCheckpoint) -> dict[str, int] | None:
+    names = [name for name in stored.tensor_names() if OPTIMIZER in name.split(".")]
+    return {"tensors": len(names), "bytes": sum(_bytes(stored, name) for name in names)} if names else None
+
+
+def _progress(path: Path, advice: Advice) -> dict[str, Any] | None:
+    """How far training came. None for a checkpoint that only was imported."""
+    try:
+        with torch.serialization.safe_globals([PosixPath]):
+            common = torch.load(path, weights_only=True)
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        advice.note(f"training: {path} does not tell how far it came: {str(error).splitlines()[0]}")
+        return None
+    if not common.get("global_step"):
+        return None
+    data = [value for value in common.values() if isinstance(value, dict) and "consumed_samples" in value]
+    consumed = data[0]["consumed_samples"] if data else None
+    return {"steps": common["global_step"], "epoch": common.get("epoch"), "consumed_samples": consumed}

@@ -1,0 +1,37 @@
+"""The object that `longpo convert inspect --json` prints."""
+
+from pathlib import Path
+from typing import Any
+
+from nemo_longpo.errors import InputError
+
+from . import huggingface, nemo
+from .advice import Advice
+
+
+def inspect_model(path: Path) -> dict[str, Any]:
+    """Describe a Hugging Face model or a NeMo checkpoint.
+
+    What is not there or not known is null. `advice` lists what would stop an import, an export or training, and what is
+    likely to be a mistake; it is empty where all is well.
+    """
+    advice = Advice()
+    if (path / "context").is_dir():
+        report = nemo.describe(path, advice)
+    elif (path / "config.json").is_file():
+        report = huggingface.describe(path, advice)
+    else:
+        raise InputError(f"{path} {_what_else(path)}")
+    return {"path": str(path), **report, "advice": list(advice)}
+
+
+def _what_else(path: Path) -> str:
+    if not path.is_dir():
+        return "is not a directory; give that of a Hugging Face model or of a NeMo checkpoint"
+    if (path / "adapter_config.json").is_file():
+        return "holds PEFT adapters, not a model; merge them into their base with `peft` first"
+    if (path / ".metadata").is_file():
+        return f"is a part of a NeMo checkpoint; give the directory above it, {path.absolute().parent}"
+    inside = sorted(found.parent for name in ("context", "config.json") for found in path.glob(f"*/{name}"))
+    hint = f"; {inside[-1]} in it is one" if inside else ""
+    return f"is neither a Hugging Face model (config.json) nor a NeMo checkpoint (context/){hint}"

@@ -1,0 +1,126 @@
+"""A report as aligned lines for people."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+LABEL = 18
+KINDS = {
+    "huggingface": "Hugging Face model",
+    "nemo": "NeMo checkpoint",
+    "nemo adapters": "NeMo checkpoint of LoRA adapters; what they are added to lies elsewhere",
+}
+UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+
+
+def format_report(report: Mapping[str, Any]) -> str:
+    sections = [_identity(report), _sizes(report), _positions(report["positions"])]
+    if report["tokenizer"]:
+        sections.append(_tokenizer(report["tokenizer"]))
+    if report["nemo"]:
+        sections.append(_nemo(report["nemo"]))
+    lines = [line for section in sections for line in [*_aligned(section), ""]]
+    advice = [f"- {line}" for line in report["advice"]] or ["nothing stands in the way"]
+    return "\n".join([*lines, *advice])
+
+
+def _aligned(section: Mapping[str, str | None]) -> Iterator[str]:
+    for name, value in section.items():
+        if value is not None:
+            yield f"{name:{LABEL}}{value}"
+
+
+def _identity(report: Mapping[str, Any]) -> dict[str, str | None]:
+    weights = report["weights"]
+    dtypes = weights and ", ".join(f"{_size(count)} {dtype}" for dtype, count in weights["bytes_by_dtype"].items())
+    return {
+        "path": report["path"],
+        "kind": KINDS[report["kind"]],
+        "architecture": f"{report['architecture'] or 'unknown'} (family: {report['family'] or 'not supported'})",
+        "parameters": _number(report["parameters"]),
+        "weights": weights
+        and f"{dtypes} in {_count(weights['tensors'], 'tensor')}, {_count(weights['files'], 'file')}",
+    }
+
+
+def _sizes(report: Mapping[str, Any]) -> dict[str, str | None]:
+    sizes, tokenizer, nemo = (report[name] or {} for name in ("sizes", "tokenizer", "nemo"))
+    rows = [f"{_number(sizes['vocabulary'])} rows"]
+    if nemo.get("embedding_rows") not in (None, sizes["vocabulary"]):
+        rows.append(f"padded to {_number(nemo['embedding_rows'])} in the checkpoint")
+    if tokenizer.get("tokens") is not None:
+        rows.append(f"{_number(tokenizer['tokens'])} tokens")
+    tied = {True: "tied", False: "untied", None: "tied or not: the configuration does not say"}[sizes["tied"]]
+    return {
+        "layers": _number(sizes["layers"]),
+        "hidden size": _number(sizes["hidden"]),
+        "feed-forward size": _number(sizes["feed_forward"]),
+        "heads": f"{_number(sizes['heads'])} of size {_number(sizes['head_size'])}, "
+        f"{_number(sizes['kv_heads'])} for keys and values",
+        "vocabulary": ", ".join(rows),
+        "embeddings": tied,
+    }
+
+
+def _positions(positions: Mapping[str, Any]) -> dict[str, str | None]:
+    scaling, window = positions["rope_scaling"], positions["sliding_window"]
+    return {
+        "positions": _number(positions["max_position_embeddings"]),
+        "rotary base": _number(positions["rope_theta"]),
+        "rope scaling": json.dumps(scaling) if scaling else "none",
+        "sliding window": _number(window) if window else "none",
+    }
+
+
+def _tokenizer(tokenizer: Mapping[str, Any]) -> dict[str, str | None]:
+    special = {
+        name: ", ".join(f"{json.dumps(value)} in {place}" for place, value in places.items() if value is not None)
+        for name, places in tokenizer["special_ids"].items()
+    }
+    files = ", ".join(tokenizer["files"]) or "no files"
+    return {
+        "tokenizer": f"{tokenizer['class'] or 'of no named class'} ({files})",
+        "chat template": tokenizer["chat_template"] or "none",
+        **{f"{name} id": places or "none" for name, places in special.items()},
+    }
+
+
+def _nemo(nemo: Mapping[str, Any]) -> dict[str, str | None]:
+    adapters, trained, optimizer = nemo["adapters"], nemo["trained"], nemo["optimizer"]
+    return {
+        "NeMo classes": f"{nemo['model']}, {nemo['config']}",
+        "adapters": adapters
+        and f"rank {adapters['dim']}, alpha {adapters['alpha']}: {_list(adapters['target_modules'])}",
+        "trained from": adapters and adapters["base"],
+        "objective": nemo["objective"] and f"{_pairs(nemo['objective'])}, pair layout {nemo['pair_layout']}",
+        "trained": trained and _pairs(trained),
+        "parallel sizes": _pairs(nemo["parallel"]) if trained else None,
+        "optimizer state": f"{_size(optimizer['bytes'])} in {_count(optimizer['tensors'], 'tensor')}"
+        if optimizer
+        else "none",
+    }
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items() if value is not None)
+
+
+def _list(names: list[str] | None) -> str:
+    return ", ".join(names or ["all linear layers"])
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def _number(value: float | None) -> str:
+    """Thousands separated; whole numbers without decimals."""
+    if value is None:
+        return "?"
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,}"
+
+
+def _size(count: int) -> str:
+    """Bytes in binary units."""
+    power = min(max(count.bit_length() - 1, 0) // 10, len(UNITS) - 1)
+    return f"{count / 1024**power:.4g} {UNITS[power]}"

@@ -1,0 +1,83 @@
+"""The tokenizer of a model directory, from its files alone."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nemo_longpo.conversion.huggingface.directory import TOKENIZERS, read_json
+
+from .advice import Advice
+
+SPECIAL = ("bos", "eos", "pad")
+TEMPLATE_FILE = "chat_template.jinja"
+
+
+def describe_tokenizer(directory: Path, config: Mapping[str, Any], advice: Advice) -> dict[str, Any]:
+    """`special_ids` has, per special token, what each file says: an id, or several that all end a text."""
+    settings = _optional(directory / "tokenizer_config.json", advice)
+    generation = _optional(directory / "generation_config.json", advice)
+    ids = token_ids(directory, settings, advice)
+    special = {
+        name: {
+            "config": config.get(f"{name}_token_id"),
+            "generation_config": generation.get(f"{name}_token_id"),
+            "tokenizer": ids.get(_content(settings.get(f"{name}_token")) or ""),
+        }
+        for name in SPECIAL
+    }
+    template = _template(directory, settings)
+    _check(special, template, advice)
+    rows, highest = config.get("vocab_size"), max(ids.values(), default=0)
+    if rows is not None and highest >= rows:
+        advice.note(f"tokenizer: token {highest} has no row in a vocabulary of {rows}")
+    return {
+        "class": settings.get("tokenizer_class"),
+        "files": [name for name in TOKENIZERS if (directory / name).is_file()],
+        "tokens": len(set(ids.values())) if _is_listed(directory) else None,
+        "chat_template": template,
+        "special_ids": special,
+    }
+
+
+def token_ids(directory: Path, settings: Mapping[str, Any], advice: Advice) -> dict[str, int]:
+    """Token → id: all of them where a JSON file lists them, else those that the settings name."""
+    decoder = settings.get("added_tokens_decoder") or {}
+    named = {_content(token) or "": int(number) for number, token in decoder.items()}
+    whole = _optional(directory / "tokenizer.json", advice)
+    vocabulary = (whole.get("model") or {}).get("vocab") or _optional(directory / "vocab.json", advice)
+    if isinstance(vocabulary, list):  # a unigram model: pairs of token and score, in the order of the ids
+        vocabulary = {token: number for number, (token, _) in enumerate(vocabulary)}
+    added = {token["content"]: token["id"] for token in whole.get("added_tokens") or []}
+    return {**vocabulary, **_optional(directory / "added_tokens.json", advice), **named, **added}
+
+
+def _is_listed(directory: Path) -> bool:
+    return any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json"))
+
+
+def _optional(path: Path, advice: Advice) -> dict[str, Any]:
+    return (advice.attempt("tokenizer", lambda: read_json(path)) if path.is_file() else None) or {}
+
+
+def _content(token: Any) -> str | None:
+    """Settings hold a token as text, or as an object with more about it."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _template(directory: Path, settings: Mapping[str, Any]) -> str | None:
+    """The file that holds the chat template; one of its own goes before the settings."""
+    if (directory / TEMPLATE_FILE).is_file():
+        return TEMPLATE_FILE
+    return "tokenizer_config.json" if settings.get("chat_template") else None
+
+
+def _check(special: Mapping[str, Mapping[str, Any]], template: str | None, advice: Advice) -> None:
+    for name, places in special.items():
+        found = {place: {*value} if isinstance(value, list) else {value} for place, value in places.items()}
+        known = [ids for ids in found.values() if ids != {None}]
+        if known and not set.intersection(*known):
+            shown = ", ".join(f"{place} {json.dumps(value)}" for place, value in places.items() if value is not None)
+            advice.note(f"tokenizer: the files disagree on {name}_token_id: {shown}")
+    if template is None:
+        advice.note("tokenizer: no chat template; the data tools need one to build conversations")
