@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from nemo_longpo.conversion.families.family import Family
+from nemo_longpo.conversion.families.known import family_of
 from nemo_longpo.errors import InputError
 
 from .rope import ScalingChoice, rope_settings, with_max_length, with_rope
@@ -20,39 +22,66 @@ REQUIRED = (
 )
 
 
+COMPUTED: Mapping[str, tuple[tuple[object, ...], str]] = {
+    "hidden_act": (("silu", "swish"), "only feed-forward layers of that kind (SwiGLU) are supported: silu"),
+    "attention_bias": ((False, None), "attention has no biases but those of Qwen2"),
+    "mlp_bias": ((False, None), "feed-forward layers have no biases"),
+    "partial_rotary_factor": ((1, None), "only heads that are rotated as a whole are supported"),
+    "quantization_config": ((None, {}), "the file describes a quantized model; convert the unquantized one"),
+    "auto_map": ((None, {}), "code that comes with a model is never run; remove the field if the model needs none"),
+    "per_layer_config": ((None, {}), "only models whose layers are all alike are supported"),
+}
+"""Field → the values under which the model computes what the Megatron model computes, and what to say of others."""
+
+LAYER_TYPES = ("full_attention", "sliding_attention")
+
+
 def dtype(config: Mapping[str, Any]) -> str:
     """`torch_dtype` (or transformers 5's `dtype`); float32 when the file names none, as in transformers 4."""
     return config.get("dtype") or config.get("torch_dtype") or "float32"
 
 
 def with_dtype(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {**config, "dtype" if "dtype" in config else "torch_dtype": name}
+    present = [field for field in ("dtype", "torch_dtype") if field in config]
+    return {**config, **dict.fromkeys(present or ["torch_dtype"], name)}
 
 
-def active_window(config: Mapping[str, Any]) -> int | None:
-    """The sliding window if it hides anything within `max_position_embeddings`, else None.
+def active_window(config: Mapping[str, Any], family: Family) -> int | None:
+    """The sliding window, if some layer has it and it hides anything within `max_position_embeddings`; else None.
 
-    Qwen2.5 names a window and leaves it off (`use_sliding_window: false`).
+    Qwen2 has a switch, and layers below `max_window_layers` without a window; in Mistral every layer has one.
     """
-    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
-    return window if window is not None and window < config["max_position_embeddings"] else None
+    known = {**family.defaults, **config}
+    window = known.get("sliding_window")
+    if window is None or window >= known["max_position_embeddings"]:
+        return None
+    if "use_sliding_window" not in family.defaults:
+        return window
+    types = known.get("layer_types")
+    slides = known["max_window_layers"] < known["num_hidden_layers"] if types is None else "sliding_attention" in types
+    return window if slides and known["use_sliding_window"] else None
 
 
-def without_window(config: Mapping[str, Any]) -> dict[str, Any]:
-    if "use_sliding_window" in config:
-        return {**config, "use_sliding_window": False}
-    return {**config, "sliding_window": None}
+def without_window(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    switch = {"use_sliding_window": False} if "use_sliding_window" in family.defaults else {"sliding_window": None}
+    types = config.get("layer_types")
+    # transformers fails on layers that are to slide when there is no window.
+    return {**config, **switch, **({"layer_types": ["full_attention"] * len(types)} if types else {})}
 
 
 def check_supported(config: Mapping[str, Any], where: str) -> None:
     """Refuse what the Megatron model would not compute. `where` names the file."""
-    missing = [name for name in REQUIRED if not isinstance(config.get(name), int)]
+    missing = [name for name in REQUIRED if name not in config]
     if missing:
         raise InputError(f"{where} has no whole number for {', '.join(missing)}")
-    if config.get("quantization_config"):
-        raise InputError(f"{where} describes a quantized model; convert the unquantized one")
-    if config.get("hidden_act", "silu") != "silu":
-        raise InputError(f"{where}: hidden_act is {config['hidden_act']}; only silu is supported")
+    for name, (supported, advice) in COMPUTED.items():
+        if config.get(name, supported[0]) not in supported:
+            raise InputError(f"{where}: {name} is {config[name]}; {advice}")
+    unknown = set(config.get("layer_types") or ()) - {*LAYER_TYPES}
+    if unknown:
+        raise InputError(
+            f"{where}: layer_types names {', '.join(sorted(unknown))}; supported are {', '.join(LAYER_TYPES)}"
+        )
     rope_settings(config, where)
     if dtype(config) not in DTYPES:
         raise InputError(f"{where}: dtype {dtype(config)} is not one of {', '.join(DTYPES)}")
@@ -75,11 +104,12 @@ def for_import(
     check_supported(changed, where)
     if max_length is not None:
         changed = with_max_length(changed, max_length, where)
-    window = active_window(changed)
+    family = family_of(config, where)
+    window = active_window(changed, family)
     if window is None:
         return changed
     if full_attention:
-        return without_window(changed)
+        return without_window(changed, family)
     raise InputError(
         f"{where}: attention is limited to a sliding window of {window} tokens, shorter than the "
         f"{changed['max_position_embeddings']} positions; pass --full-attention to train and export without the "

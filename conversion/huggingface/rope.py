@@ -1,13 +1,13 @@
 """Rotary base, its scaling and the number of positions in a Hugging Face `config.json`, read and changed.
 
 transformers 4 keeps the base in `rope_theta` and the scaling in `rope_scaling`, transformers 5 both in
-`rope_parameters`; a change is written where the file has it.
+`rope_parameters`; a change is written wherever the file has it, and a file that tells the two differently is refused.
 """
 
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from nemo_longpo.attention.rope import RopeSettings
+from nemo_longpo.attention.rope import LinearScaling, RopeScaling, RopeSettings
 from nemo_longpo.attention.rope_config import parse_scaling, scaling_of
 from nemo_longpo.errors import InputError
 
@@ -15,18 +15,48 @@ ScalingChoice = Literal["keep", "none"] | Mapping[str, Any]
 """What becomes of a model's RoPE scaling: it stays, it goes, or another `rope_scaling` object takes its place."""
 
 
+DEFAULT_THETA = 10000.0
+
+
 def rope_theta(config: Mapping[str, Any]) -> float:
-    nested = (config.get("rope_parameters") or {}).get("rope_theta")
-    return config.get("rope_theta", 10000.0 if nested is None else nested)
+    """As transformers 5 reads it; where `rope_settings` finds nothing to refuse, transformers 4 reads the same."""
+    nested = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    return nested.get("rope_theta", config.get("rope_theta", DEFAULT_THETA))
 
 
 def rope_settings(config: Mapping[str, Any], where: str) -> RopeSettings:
-    """Base and scaling. Raises InputError, which names the file `where`, if they are not supported or not possible."""
-    scaling = scaling_of(config, where)
+    """Base and scaling. Raises InputError, which names the file `where`, if they are not supported, not possible, or
+    not the same for every version of transformers that knows the file's spelling."""
+    base, scaling = rope_theta(config), scaling_of(config, where)
+    old_base, old_scaling = config.get("rope_theta", DEFAULT_THETA), config.get("rope_scaling")
+    length = config.get("max_position_embeddings")
+    if _is_old(config) and (old_base != base or parse_scaling(old_scaling, where, length) != scaling):
+        raise InputError(
+            f"{where}: rope_theta and rope_scaling say one thing, rope_parameters or a rope_theta within the scaling "
+            "another; remove what is wrong"
+        )
+    _check_original_length(config, scaling, where)
     try:
-        return RopeSettings(rope_theta(config), scaling)
+        return RopeSettings(base, scaling)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
+
+
+def _is_old(config: Mapping[str, Any]) -> bool:
+    """Whether the file is spelt for transformers 4, if only among others."""
+    return "rope_theta" in config or bool(config.get("rope_scaling")) or not config.get("rope_parameters")
+
+
+def _check_original_length(config: Mapping[str, Any], scaling: RopeScaling | None, where: str) -> None:
+    """transformers 5 prefers an `original_max_position_embeddings` outside the scaling, transformers 4 ignores it."""
+    outer = config.get("original_max_position_embeddings")
+    if outer is None or scaling is None or isinstance(scaling, LinearScaling):
+        return
+    if outer != scaling.original_max_position_embeddings:
+        raise InputError(
+            f"{where}: original_max_position_embeddings is {outer}, and the rope scaling takes "
+            f"{scaling.original_max_position_embeddings}; write the right one into the scaling and remove the other"
+        )
 
 
 def with_rope(
@@ -52,22 +82,28 @@ def with_rope(
 
 def with_rope_theta(config: Mapping[str, Any], theta: float) -> dict[str, Any]:
     """A copy with another rotary base; unchanged when it has that value already."""
+    changed = dict(config)
     if rope_theta(config) == theta:
-        return dict(config)
-    if config.get("rope_parameters") and "rope_theta" not in config:
-        return {**config, "rope_parameters": {**config["rope_parameters"], "rope_theta": theta}}
-    return {**config, "rope_theta": theta}
+        return changed
+    if _is_old(config):
+        changed["rope_theta"] = theta
+    for name in ("rope_scaling", "rope_parameters"):
+        nested = config.get(name)
+        if nested and (name == "rope_parameters" or "rope_theta" in nested):
+            changed[name] = {**nested, "rope_theta": theta}
+    return changed
 
 
 def with_rope_scaling(config: Mapping[str, Any], settings: Mapping[str, Any] | None) -> dict[str, Any]:
     """A copy with another RoPE scaling, or without; the rotary base stays."""
+    changed = dict(config)
     nested = config.get("rope_parameters")
-    if nested and not config.get("rope_scaling"):
+    if nested:
         base = {name: value for name, value in nested.items() if name == "rope_theta"}
-        return {**config, "rope_parameters": {**base, **(settings or {"rope_type": "default"})}}
-    if settings:
-        return {**config, "rope_scaling": dict(settings)}
-    return {**config, "rope_scaling": None} if config.get("rope_scaling") else dict(config)
+        changed["rope_parameters"] = {**base, **(settings or {"rope_type": "default"})}
+    if config.get("rope_scaling") or (settings and _is_old(config)):
+        changed["rope_scaling"] = dict(settings) if settings else None
+    return changed
 
 
 def with_max_length(config: Mapping[str, Any], length: int, where: str) -> dict[str, Any]:

@@ -3,16 +3,17 @@
 import pytest
 
 from nemo_longpo.attention.rope import RopeSettings, YarnScaling
-from nemo_longpo.conversion.huggingface.rope import rope_settings, with_max_length, with_rope
+from nemo_longpo.conversion.huggingface.rope import rope_settings, with_max_length, with_rope, with_rope_scaling
 from nemo_longpo.errors import InputError
 
 YARN = {"rope_type": "yarn", "factor": 4.0}
 LINEAR = {"rope_type": "linear", "factor": 2.0}
 FOUR = {"max_position_embeddings": 4096, "rope_theta": 1e4, "rope_scaling": YARN}
 FIVE = {"max_position_embeddings": 4096, "rope_parameters": {"rope_theta": 1e4, **YARN}}
+BOTH = FOUR | FIVE
 
 
-@pytest.mark.parametrize("config", [FOUR, FIVE])
+@pytest.mark.parametrize("config", [FOUR, FIVE, BOTH])
 def test_both_dialects_are_read(config):
     assert rope_settings(config, "config.json") == RopeSettings(1e4, YarnScaling(4.0, 4096))
 
@@ -31,6 +32,7 @@ def test_both_dialects_are_read(config):
 def test_choices(theta, scaling, four, five):
     assert with_rope(FOUR, "config.json", theta, scaling) == FOUR | four
     assert with_rope(FIVE, "config.json", theta, scaling) == FIVE | {"rope_parameters": five}
+    assert with_rope(BOTH, "config.json", theta, scaling) == BOTH | four | {"rope_parameters": five}
 
 
 def test_a_new_base_under_an_old_scaling_needs_a_choice():
@@ -48,7 +50,7 @@ def test_nothing_to_drop_changes_nothing():
     assert with_rope(plain, "config.json", None, "none") == plain
 
 
-@pytest.mark.parametrize("config", [FOUR, FIVE])
+@pytest.mark.parametrize("config", [FOUR, FIVE, BOTH])
 def test_more_positions_leave_the_frequencies_alone(config):
     longer = with_max_length(config, 16384, "config.json")
     assert longer["max_position_embeddings"] == 16384
@@ -58,3 +60,33 @@ def test_more_positions_leave_the_frequencies_alone(config):
 def test_impossible_base_names_the_file():
     with pytest.raises(InputError, match=r"^config\.json: rope_theta is 1; it must be a number above 1"):
         rope_settings({"rope_theta": 1}, "config.json")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        FOUR | {"rope_parameters": {"rope_theta": 1e4, **YARN, "factor": 2.0}, "rope_scaling": None},
+        FOUR | {"rope_scaling": {**YARN, "rope_theta": 1e6}},
+        {"rope_theta": 1e6, "rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}},
+        {"rope_scaling": LINEAR | {"rope_theta": 1e6}},
+    ],
+)
+def test_a_file_that_two_versions_read_differently_is_refused(config):
+    with pytest.raises(InputError, match=r"^config\.json: rope_theta and rope_scaling say one thing"):
+        rope_settings(config, "config.json")
+
+
+def test_original_length_outside_the_scaling():
+    """transformers 5 prefers it."""
+    assert rope_settings(FOUR | {"original_max_position_embeddings": 4096}, "config.json").scaling
+    assert rope_settings({"original_max_position_embeddings": 7}, "config.json") == RopeSettings(1e4)
+    with pytest.raises(InputError, match="original_max_position_embeddings is 1024, and the rope scaling takes 4096"):
+        rope_settings(FOUR | {"original_max_position_embeddings": 1024}, "config.json")
+
+
+def test_every_spelling_gets_a_scaling():
+    """Also a file that names both and has none yet."""
+    plain = {"rope_theta": 1e4, "rope_scaling": None, "rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}}
+    scaled = with_rope_scaling(plain, LINEAR)
+    assert scaled == plain | {"rope_scaling": LINEAR, "rope_parameters": {"rope_theta": 1e4, **LINEAR}}
+    assert rope_settings(scaled, "config.json").scaling
