@@ -17,8 +17,18 @@ from .downloads import check_download
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
-COMPANION_SUFFIXES = {".json", ".jinja", ".model", ".txt"}
-COMPANION_NAMES = {"LICENSE", "NOTICE", "LICENSE.md", "NOTICE.md"}
+NAMED_TEMPLATES = "additional_chat_templates"
+LARGEST_COMPANION = 100_000_000
+"""Bytes. What lies beside the weights is copied into every checkpoint of a training run; the largest tokenizers have
+30 MB."""
+
+WEIGHTS = {
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".h5", ".msgpack", ".npz", ".tflite"),
+    *(".onnx", ".onnx_data", ".nemo", ".tar", ".gz", ".zip"),
+}
+CODE = {".py", ".pyc", ".ipynb", ".sh"}
+PICTURES = {".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp", ".pdf", ".html"}
+"""Suffixes of what stays behind."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -36,6 +46,20 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """In the layout of `transformers` (two spaces, final newline), keeping the order of the fields."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def is_companion(path: Path) -> bool:
+    """Whether a file travels with the weights: it is not weights itself, not code (which is never run), no model card
+    with its pictures, not hidden. `params.json` is the configuration of Mistral's own weight files.
+    """
+    if path.is_dir() or path.name.startswith(".") or path.name == "params.json":
+        return False
+    is_other_index = path.name.endswith(".index.json") and path.name != INDEX
+    return (
+        not is_other_index
+        and not path.stem.upper().startswith("README")
+        and (path.suffix.lower() not in WEIGHTS | CODE | PICTURES)
+    )
 
 
 @dataclass(frozen=True)
@@ -58,23 +82,52 @@ class HfDirectory:
         return config
 
     def companions(self) -> list[Path]:
-        """Configuration, tokenizer, chat template and licence files: everything small that defines the model."""
-        extra = self.path / "additional_chat_templates"
-        if extra.is_dir():
-            raise InputError(f"{extra} holds named chat templates, which are not supported yet; move it away")
-        return sorted(
-            path
-            for path in self.path.iterdir()
-            if path.is_file() and (path.suffix in COMPANION_SUFFIXES or path.name in COMPANION_NAMES)
-        )
+        """Configuration, tokenizer, chat template, licence: every file that `is_companion`. Links are followed.
+
+        Raises InputError for what cannot travel with a NeMo checkpoint, which keeps a directory of plain files.
+        """
+        templates = self.path / NAMED_TEMPLATES
+        if templates.is_dir():
+            raise InputError(
+                f"{templates} holds named chat templates, and NeMo keeps no directories within a tokenizer's; move it "
+                "away, and later into the exported model"
+            )
+        found = sorted(path for path in self.path.iterdir() if is_companion(path))
+        for path in found:
+            check_download(path)
+            if path.stat().st_size > LARGEST_COMPANION:
+                raise InputError(
+                    f"{path} has {path.stat().st_size / 1e6:.0f} MB, and files beside the weights are copied into "
+                    "every checkpoint; move it away if it is not the tokenizer's"
+                )
+        return found
 
     def copy_companions(self, target: Path) -> None:
         for path in self.companions():
             shutil.copyfile(path, target / path.name)
 
     def require_tokenizer(self) -> None:
+        """There is a tokenizer that NeMo can load, and loading it runs no code of the directory."""
         found = [self.path / name for name in TOKENIZERS if os.path.lexists(self.path / name)]
         if not found:
             raise InputError(f"{self.path} has no tokenizer (none of {', '.join(TOKENIZERS)})")
         for path in found:
             check_download(path)
+        settings = self.path / "tokenizer_config.json"
+        if os.path.lexists(settings):
+            _check_tokenizer_settings(settings)
+
+
+def _check_tokenizer_settings(path: Path) -> None:
+    settings = read_json(path)
+    if settings.get("auto_map"):
+        raise InputError(
+            f"{path}: auto_map names code that comes with the model, which is never run; remove the field if the "
+            "tokenizer needs none"
+        )
+    if settings.get("tokenizer_class") == "TokenizersBackend" or isinstance(settings.get("extra_special_tokens"), list):
+        raise InputError(
+            f"{path} is of transformers 5, which NeMo's transformers 4 cannot load; set tokenizer_class to "
+            "PreTrainedTokenizerFast in it and rename extra_special_tokens to additional_special_tokens, which leaves "
+            "all tokens as they are"
+        )
