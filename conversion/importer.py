@@ -7,7 +7,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from .checkpoint import context, writer
 from .checkpoint.names import KEY_PREFIX, extra_states
@@ -21,6 +20,7 @@ from .huggingface.rope import ScalingChoice
 from .huggingface.safetensors_file import TORCH_DTYPES
 from .huggingface.weights import HfWeights, check_tensors
 from .outputs import new_directory, require_apart, require_free
+from .workers import DEFAULT_WORKERS
 
 
 def import_checkpoint(
@@ -33,6 +33,7 @@ def import_checkpoint(
     full_attention: bool = False,
     allow_pickle: bool = False,
     overwrite: bool = False,
+    workers: int = DEFAULT_WORKERS,
 ) -> Path:
     """Convert a Hugging Face directory to a NeMo checkpoint directory (`weights/` and `context/`).
 
@@ -61,8 +62,7 @@ def import_checkpoint(
     chunks = plan_chunks(weights, family, geometry)
     with new_directory(output, overwrite=overwrite) as partial_output:
         _write_context(partial_output / "context", source, config, family, weights)
-        with tqdm(total=len(chunks), desc="import", unit="tensor") as bar:
-            writer.write(partial_output / "weights", chunks, extra_states(geometry), bar.update)
+        writer.write(partial_output / "weights", chunks, extra_states(geometry), workers=workers)
     return output
 
 

@@ -2,25 +2,32 @@
 
 The format is PyTorch's distributed checkpoint plus two small files: `metadata.json` (which backend) and `common.pt`
 (what is not sharded). `megatron.core.dist_checkpointing.save` needs the whole model in memory, CUDA, and helper
-processes; PyTorch's own writer asks for one tensor at a time, so peak memory is one layer's largest tensor.
+processes; PyTorch's own writer keeps the last tensor of every key. So the files are written here: tensors one after the
+other, as `torch.save` writes them, and `.metadata`, a pickle of PyTorch's classes, which says where each lies.
 """
 
-import io
 import json
-import warnings
-from collections.abc import Callable, Sequence
+import math
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
+from typing import BinaryIO
 
 import torch
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
     ChunkStorageMetadata,
+    Metadata,
     MetadataIndex,
     TensorProperties,
+    TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
+
+from nemo_longpo.conversion.workers import work_through
 
 BACKEND = {
     "sharded_backend": "torch_dist",
@@ -41,59 +48,63 @@ class Chunk:
     dtype: torch.dtype
     load: Callable[[], torch.Tensor]
 
-
-class _StreamingPlanner(DefaultSavePlanner):
-    """Hands the writer each chunk when its turn comes, instead of a state dict that holds them all."""
-
-    def __init__(self, chunks: Sequence[Chunk], objects: dict[str, object], advance: Callable[[], object]):
-        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
-        self._chunks = {MetadataIndex(chunk.key, chunk.offsets): chunk for chunk in chunks}
-        self._objects = objects
-        self._advance = advance
-
-    def create_local_plan(self) -> SavePlan:
-        items = [
-            WriteItem(
-                index=index,
-                type=WriteItemType.SHARD,
-                tensor_data=TensorWriteData(
-                    chunk=ChunkStorageMetadata(torch.Size(chunk.offsets), torch.Size(chunk.sizes)),
-                    properties=TensorProperties(dtype=chunk.dtype),
-                    size=torch.Size(chunk.global_shape),
-                ),
-            )
-            for index, chunk in self._chunks.items()
-        ]
-        items += [WriteItem(index=MetadataIndex(key), type=WriteItemType.BYTE_IO) for key in self._objects]
-        self.plan = SavePlan(items)
-        return self.plan
-
-    def resolve_data(self, write_item: WriteItem) -> torch.Tensor | io.BytesIO:
-        if write_item.type is WriteItemType.BYTE_IO:
-            buffer = io.BytesIO()
-            # Megatron saves the list of a key's local objects; there is one writer here.
-            torch.save([self._objects[write_item.index.fqn]], buffer)
-            return buffer
-        index = MetadataIndex(write_item.index.fqn, write_item.index.offset)
-        chunk = self._chunks[index]
-        tensor = chunk.load().reshape(chunk.sizes)
-        self._advance()
-        return tensor
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return math.prod(self.sizes) * self.dtype.itemsize
 
 
-def write(
-    directory: Path, chunks: Sequence[Chunk], objects: dict[str, object], advance: Callable[[], object] = lambda: None
-) -> None:
+def write(directory: Path, chunks: Sequence[Chunk], objects: Mapping[str, object], *, workers: int = 1) -> None:
     """Write a checkpoint of tensors and pickled objects (Megatron's ShardedObjects, by unique key).
 
-    `advance` is called once per chunk written.
+    Each worker holds one chunk at a time, and what `load` needs to make it. They append to a file each, so with several
+    of them a tensor's place differs from run to run.
     """
     directory.mkdir(parents=True)
-    planner = _StreamingPlanner(chunks, objects, advance)
-    # Without read-ahead, which the writer otherwise does on machines with a GPU.
-    writer = dcp.FileSystemWriter(directory, per_thread_copy_ahead=0)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
-        dcp.save({}, storage_writer=writer, planner=planner, no_dist=True)
+    places: dict[MetadataIndex, _StorageInfo] = {}
+    idle: SimpleQueue[BinaryIO] = SimpleQueue()
+    with ExitStack() as stack:
+        for number in range(workers):
+            idle.put(stack.enter_context((directory / f"__0_{number}.distcp").open("wb")))
+
+        def save(index: MetadataIndex, value: object) -> None:
+            file = idle.get()
+            try:
+                places[index] = _append(file, value)
+            finally:
+                idle.put(file)
+
+        def convert(chunk: Chunk) -> int:
+            save(MetadataIndex(chunk.key, chunk.offsets), _alone(chunk.load().reshape(chunk.sizes)))
+            return chunk.size
+
+        for key, value in objects.items():
+            # Megatron saves the list of a key's local objects; there is one rank here.
+            save(MetadataIndex(key), [value])
+        work_through(chunks, convert, title="import", total=sum(chunk.size for chunk in chunks), workers=workers)
+    (directory / ".metadata").write_bytes(pickle.dumps(_metadata(chunks, objects, places)))
     torch.save({"content_metadata": {"singleton_local_shards": False}}, directory / "common.pt")
     (directory / "metadata.json").write_text(json.dumps(BACKEND))
+
+
+def _append(file: BinaryIO, value: object) -> _StorageInfo:
+    start = file.tell()
+    torch.save(value, file)
+    return _StorageInfo(Path(file.name).name, start, file.tell() - start)
+
+
+def _alone(tensor: torch.Tensor) -> torch.Tensor:
+    """`torch.save` writes all of the storage that a tensor looks at, so it must not look at a part of one."""
+    alone = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _metadata(
+    chunks: Sequence[Chunk], objects: Mapping[str, object], places: Mapping[MetadataIndex, _StorageInfo]
+) -> Metadata:
+    tensors: dict[str, TensorStorageMetadata] = {}
+    for chunk in chunks:
+        whole = TensorStorageMetadata(TensorProperties(chunk.dtype), torch.Size(chunk.global_shape), [])
+        box = ChunkStorageMetadata(torch.Size(chunk.offsets), torch.Size(chunk.sizes))
+        tensors.setdefault(chunk.key, whole).chunks.append(box)
+    return Metadata({**tensors, **{key: BytesStorageMetadata() for key in objects}}, storage_data=dict(places))

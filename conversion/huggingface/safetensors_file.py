@@ -21,31 +21,42 @@ DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
 class SafetensorsReader:
-    """Opening reads and checks the header. The file is open only while a tensor is read: pages of a mapped file that
-    have been touched count as memory of the process for as long as it stays mapped.
+    """Opening has the library check the header against the file. Tensors are then read from their place in the file:
+    the library would map the whole file, and pages of it that were touched count as memory of the process for as long
+    as one of its tensors lives.
     """
 
     def __init__(self, path: Path):
         self.path = path
         try:
-            with safe_open(str(path), framework="pt") as file:
-                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (a handle, not a dict)
-                self._headers = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+            with safe_open(str(path), framework="pt"):
+                pass
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                self._headers = json.loads(file.read(length))
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path} is damaged or truncated ({error}); download it again") from error
+        self._headers.pop("__metadata__", None)
+        self._data_start = 8 + length
 
     def names(self) -> list[str]:
         return list(self._headers)
 
     def dtype(self, name: str) -> str:
-        return self._headers[name][0]
+        return self._headers[name]["dtype"]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._headers[name][1]
+        return tuple(self._headers[name]["shape"])
 
     def read(self, name: str) -> torch.Tensor:
-        with safe_open(str(self.path), framework="pt") as file:
-            return file.get_tensor(name)
+        """A tensor of one of TORCH_DTYPES."""
+        start, end = self._headers[name]["data_offsets"]
+        data = torch.empty(end - start, dtype=torch.uint8)
+        with self.path.open("rb") as file:
+            file.seek(self._data_start + start)
+            if file.readinto(data.numpy().data) != end - start:
+                raise InputError(f"{self.path} has become shorter: tensor {name} is not all there; download it again")
+        return data.view(TORCH_DTYPES[self.dtype(name)]).reshape(self.shape(name))
 
 
 class SafetensorsWriter:

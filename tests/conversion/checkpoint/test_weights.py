@@ -1,4 +1,5 @@
 import math
+import weakref
 
 import pytest
 import torch
@@ -20,9 +21,7 @@ def checkpoint(tmp_path):
         Chunk("stack", SHAPE, (layer, 0, 0), (1, *SHAPE[1:]), torch.float32, lambda layer=layer: values[layer])
         for layer in range(SHAPE[0])
     ]
-    steps = []
-    writer.write(tmp_path / "weights", chunks, {"state/shard_0_1": [1, 2]}, lambda: steps.append(1))
-    assert len(steps) == SHAPE[0]
+    writer.write(tmp_path / "weights", chunks, {"state/shard_0_1": [1, 2]}, workers=2)
     return values, tmp_path / "weights"
 
 
@@ -41,24 +40,20 @@ def test_views_are_written_without_their_storage(tmp_path):
     assert (tmp_path / "weights" / "__0_0.distcp").stat().st_size < 10_000
 
 
-def test_tensors_are_loaded_one_at_a_time(tmp_path):
-    """Each chunk is asked for when it is written: none is alive when the next is made."""
-    alive: list[int] = []
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_holds_one_tensor(workers, tmp_path):
+    """Each chunk is asked for when it is its turn, and gone when its worker asks for the next."""
+    alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
 
     def load() -> torch.Tensor:
-        alive.append(1)
-        assert len(alive) == done + 1
-        return torch.zeros(3)
+        assert len(alive) < workers
+        tensor = torch.zeros(3)
+        alive.add(tensor)
+        return tensor
 
-    done = 0
-
-    def advance() -> None:
-        nonlocal done
-        done += 1
-
-    chunks = [Chunk(f"t{i}", (3,), (0,), (3,), torch.float32, load) for i in range(5)]
-    writer.write(tmp_path / "weights", chunks, {}, advance)
-    assert done == 5
+    chunks = [Chunk(f"t{i}", (3,), (0,), (3,), torch.float32, load) for i in range(9)]
+    writer.write(tmp_path / "weights", chunks, {}, workers=workers)
+    assert len(DistCheckpoint(tmp_path / "weights").tensor_names()) == 9
 
 
 def test_part_that_was_never_written(tmp_path):
