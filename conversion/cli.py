@@ -7,6 +7,8 @@ from typing import Any
 
 from nemo_longpo.arguments import positive_number, whole_number
 
+from .verification.cli import VERIFY_EXAMPLE, add_verify_options, run_verify
+
 IMPORT_EXAMPLE = """example:
   longpo convert import --model models/Mistral-7B-Instruct-v0.2 --output checkpoints/mistral-128k \\
       --rope-theta 1e7 --max-length 131072
@@ -38,6 +40,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     _register_import(commands)
     _register_export(commands)
     _register_inspect(commands)
+    _register_verify(commands)
 
 
 def _leaf(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, summary: str, example: str):
@@ -123,6 +126,12 @@ def _register_inspect(commands: "argparse._SubParsersAction[argparse.ArgumentPar
 def _add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output directory")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+
+
+def _register_verify(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _leaf(commands, "verify", "say whether two directories hold the same model", VERIFY_EXAMPLE)
+    add_verify_options(parser)
+    parser.set_defaults(run=run_verify)
 
 
 def run_import(arguments: argparse.Namespace) -> int:

@@ -46,6 +46,14 @@ def current_topology(vp_stage: int | None = None) -> Topology:
     )
 
 
+def become_single_process() -> None:
+    """Make this process a whole job, for a model that is not trained; nothing happens if it is in a job already."""
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    if not parallel_state.model_parallel_is_initialized():
+        parallel_state.initialize_model_parallel()
+
+
 def hierarchical_cp_groups(sizes: Sequence[int]) -> list[dist.ProcessGroup]:
     """This rank's part of its context-parallel group at each level: `sizes[0]` neighbours, then strides of that.
 

@@ -1,0 +1,106 @@
+"""What the two sides say of their model beside the weights: fields of `config.json`, and the other small files."""
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_longpo.attention.rope_config import scaling_settings
+from nemo_longpo.conversion.checkpoint.context import WEIGHT_LIST
+from nemo_longpo.conversion.huggingface.config import dtype
+from nemo_longpo.conversion.huggingface.directory import INDEX
+from nemo_longpo.conversion.huggingface.rope import rope_settings
+from nemo_longpo.conversion.sources import Source
+
+SET_BY_OPTIONS = frozenset(
+    {
+        "rope_theta",
+        "rope_scaling",
+        "max_position_embeddings",
+        "sliding_window",
+        "use_sliding_window",
+        "layer_types",
+        "dtype",
+    }
+)
+"""Fields that options of import and export change."""
+
+PROVENANCE = frozenset({"transformers_version", "_name_or_path"})
+"""Fields about who wrote the file."""
+
+_SPELLINGS = {"rope_theta", "rope_scaling", "rope_parameters", "dtype", "torch_dtype"}
+_COMPARED_ELSEWHERE = {"config.json", INDEX, WEIGHT_LIST}
+
+
+@dataclass(frozen=True)
+class FieldDifference:
+    name: str
+    a: Any
+    b: Any
+    allowed: bool
+
+
+@dataclass(frozen=True)
+class FileDifference:
+    """`how`: differs, only in A, only in B."""
+
+    name: str
+    how: str
+    allowed: bool
+
+
+def compare_configs(a: Source, b: Source, allowed: Collection[str]) -> list[FieldDifference]:
+    """Fields that mean something else, sorted by name; however they are spelt, and with defaults filled in."""
+    ours, theirs = _meaning(a), _meaning(b)
+    return [
+        FieldDifference(name, ours.get(name), theirs.get(name), name in allowed)
+        for name in sorted(ours.keys() | theirs.keys())
+        if ours.get(name) != theirs.get(name)
+    ]
+
+
+def _meaning(source: Source) -> dict[str, Any]:
+    from transformers import AutoConfig
+
+    defaults = AutoConfig.for_model(source.family.model_type).to_dict()
+    rope = rope_settings(source.config, source.where)
+    fields = {name: value for name, value in {**defaults, **source.config}.items() if name not in _SPELLINGS}
+    if "transformers_version" not in source.config:
+        fields.pop("transformers_version", None)
+    return fields | {
+        "head_dim": source.geometry.head_size,
+        "num_key_value_heads": source.geometry.groups,
+        "rope_theta": rope.theta,
+        "rope_scaling": scaling_settings(rope.scaling),
+        "dtype": dtype(source.config),
+    }
+
+
+def compare_files(a: Source, b: Source, allowed: Collection[str]) -> tuple[int, list[FileDifference]]:
+    """How many files are equal, and those that are not: tokenizer, chat template, generation settings, licences."""
+    ours, theirs = _files(a), _files(b)
+    equal, differences = 0, []
+    for name in sorted(ours.keys() | theirs.keys()):
+        if name in ours and name in theirs and _same_content(ours[name], theirs[name]):
+            equal += 1
+            continue
+        how = "differs" if name in ours and name in theirs else f"only in {'A' if name in ours else 'B'}"
+        differences.append(FileDifference(name, how, name in allowed))
+    return equal, differences
+
+
+def _files(source: Source) -> dict[str, Path]:
+    paths = {str(path.relative_to(source.origin.path)): path for path in source.origin.companions()}
+    return {name: path for name, path in paths.items() if name not in _COMPARED_ELSEWHERE}
+
+
+def _same_content(a: Path, b: Path) -> bool:
+    """Byte for byte, or as JSON: another program's indentation is not another tokenizer."""
+    ours, theirs = a.read_bytes(), b.read_bytes()
+    if ours == theirs or a.suffix != ".json":
+        return ours == theirs
+    try:
+        return json.loads(ours) == json.loads(theirs)
+    except ValueError:
+        return False

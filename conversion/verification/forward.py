@@ -1,0 +1,126 @@
+"""Hidden states and logits of a model in fp32, computed in a process of its own.
+
+The memory of one model is gone before the next one's is needed, and what the CPU backend redirects for Megatron stays
+there. GPUs are hidden from that process: Transformer Engine multiplies fp32 matrices in TF32, with three digits.
+
+Shape legend: S tokens, H hidden size, V vocabulary, N states: the embedding, then the residual stream behind every
+layer but the last, then the final norm's output.
+"""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nemo_longpo.attention.rope import RopeSettings
+from nemo_longpo.attention.rope_config import parse_scaling, scaling_settings
+from nemo_longpo.conversion.sources import open_source
+from nemo_longpo.errors import InputError
+
+Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Token ids [S] → states [N, S, H] and logits [S, V], fp32."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model, and the token sequences it answers; answer i goes to `output/i.safetensors`.
+
+    `rope` takes the place of the model's own settings. Weights are rounded to `round_to` first (a dtype's name).
+    """
+
+    model: Path
+    output: Path
+    sequences: Sequence[Sequence[int]]
+    base: Path | None = None
+    rope: RopeSettings | None = None
+    round_to: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "model": str(self.model.resolve()),
+            "output": str(self.output.resolve()),
+            "sequences": [list(ids) for ids in self.sequences],
+            "base": str(self.base.resolve()) if self.base else None,
+            "rope": [self.rope.theta, scaling_settings(self.rope.scaling)] if self.rope else None,
+            "round_to": self.round_to,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Job":
+        rope = value["rope"] and RopeSettings(value["rope"][0], parse_scaling(value["rope"][1], "rope"))
+        base = value["base"] and Path(value["base"])
+        return cls(Path(value["model"]), Path(value["output"]), value["sequences"], base, rope, value["round_to"])
+
+
+def compute(jobs: Sequence[Job]) -> None:
+    """Do the jobs one after the other in a fresh process.
+
+    Raises InputError with the sentence with which that process refused a model, or because it was killed.
+    """
+    with TemporaryDirectory() as scratch:
+        request, refusal = Path(scratch) / "jobs.json", Path(scratch) / "refusal"
+        request.write_text(json.dumps([job.to_json() for job in jobs]))
+        child = subprocess.run(
+            [sys.executable, "-m", "nemo_longpo.conversion.verification.forward", request, refusal],
+            cwd=scratch,  # NeMo leaves log files where it runs
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        if refusal.exists():
+            raise InputError(refusal.read_text())
+    names = " and ".join(str(job.model) for job in jobs)
+    if child.returncode < 0:
+        raise InputError(
+            f"the process that computed the logits of {names} was killed by signal {-child.returncode}, which is what "
+            "happens when memory runs out: it holds one model in fp32; pass --no-logits or take a larger machine"
+        )
+    if child.returncode:
+        raise RuntimeError(f"computing the logits of {names} failed:\n{child.stderr}")
+
+
+def _answer(job: Job) -> None:
+    forward = _load(job)
+    for number, ids in enumerate(job.sequences):
+        with torch.no_grad():
+            states, logits = forward(torch.tensor(ids))
+        save_file({"states": states, "logits": logits}, job.output / f"{number}.safetensors")
+
+
+def _load(job: Job) -> Forward:
+    source = open_source(job.model, job.base)
+    if source.side == "nemo":
+        from .megatron_model import load
+    else:
+        from .transformers_model import load
+    model, forward = load(source, job.rope)
+    if job.round_to is not None:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(getattr(torch, job.round_to)).float()
+    return forward
+
+
+def main(request: Path, refusal: Path) -> int:
+    try:
+        for value in json.loads(request.read_text()):
+            _answer(Job.from_json(value))
+            gc.collect()  # modules refer to each other; the next model needs their memory
+    except InputError as error:
+        refusal.write_text(str(error))
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))

@@ -1,0 +1,64 @@
+"""A NeMo checkpoint in fp32, computed by Megatron: the model that training builds, read by Megatron's own loader."""
+
+from itertools import chain
+
+import nemo.collections.llm  # noqa: F401  (before the redirections: torch.compile at import time trips over them)
+import torch
+from megatron.core import dist_checkpointing
+from torch import Tensor
+
+from nemo_longpo.attention.rope import RopeSettings
+from nemo_longpo.attention.rope_config import parse_scaling
+from nemo_longpo.backends import cpu
+from nemo_longpo.conversion.checkpoint.names import KEY_PREFIX
+from nemo_longpo.conversion.sources import Source
+from nemo_longpo.megatron.gpt import build_gpt
+from nemo_longpo.megatron.resume import load_architecture, load_rope_scaling
+from nemo_longpo.megatron.topology import become_single_process
+
+from .forward import Forward
+
+_ONE_PROCESS_FP32 = {
+    "tensor_model_parallel_size": 1,
+    "pipeline_model_parallel_size": 1,
+    "virtual_pipeline_model_parallel_size": None,
+    "context_parallel_size": 1,
+    "sequence_parallel": False,
+    "bf16": False,
+    "fp16": False,
+    "params_dtype": torch.float32,
+    "pipeline_dtype": torch.float32,
+    "perform_initialization": False,  # every weight is loaded
+    "recompute_granularity": None,
+}
+
+
+def load(source: Source, rope: RopeSettings | None) -> tuple[torch.nn.Module, Forward]:
+    """The model and its forward function; `rope` takes the place of what training would read from the checkpoint."""
+    cpu.activate()
+    become_single_process()
+    config = load_architecture(source.path)
+    rope = rope or RopeSettings(config.rotary_base, parse_scaling(load_rope_scaling(source.path), str(source.path)))
+    config.vocab_size = source.geometry.vocabulary
+    for name, value in _ONE_PROCESS_FP32.items():
+        setattr(config, name, value)
+    model = build_gpt(config, rope, logprob_memory_gb=1.0, logprob_chunk_size=None).eval()
+    loaded = dist_checkpointing.load(model.sharded_state_dict(prefix=KEY_PREFIX), str(source.path / "weights"))
+    names = (name for name in loaded if name.startswith(KEY_PREFIX))
+    model.load_state_dict({name.removeprefix(KEY_PREFIX): loaded[name] for name in names})
+
+    states: list[Tensor] = []
+    for module in chain([model.embedding], model.decoder.layers[:-1], [model.decoder.final_layernorm]):
+        module.register_forward_hook(lambda module, inputs, output: states.append(_hidden(output)))
+
+    def forward(ids: Tensor) -> tuple[Tensor, Tensor]:
+        states.clear()
+        logits = model(ids[None], torch.arange(len(ids))[None], None)
+        return torch.stack([state[:, 0] for state in states]), logits[0].float().contiguous()
+
+    return model, forward
+
+
+def _hidden(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """[S, 1, H]; a layer also returns the context of cross-attention."""
+    return output if isinstance(output, Tensor) else output[0]

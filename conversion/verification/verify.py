@@ -1,0 +1,140 @@
+"""The whole comparison, cheapest part first; logits last, one model in memory at a time."""
+
+import math
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from tqdm import tqdm
+
+from nemo_longpo.conversion.huggingface.rope import rope_settings
+from nemo_longpo.conversion.sources import Source, open_source
+from nemo_longpo.errors import InputError
+
+from .configuration import PROVENANCE, SET_BY_OPTIONS, compare_configs, compare_files
+from .forward import Job, compute
+from .logits import LogitsComparison, compare_answers
+from .report import Report, Side
+from .tensors import TensorComparison, compare_models
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What the two models are asked, and how far their answers may be apart.
+
+    `random_tokens` uniform token ids, then every prompt, in the tokens of A's tokenizer. `tolerance` bounds the
+    difference of a token's logits, relative to its largest logit. With `own_rope` B keeps its own rotary settings
+    where they differ from A's; then its logits are another model's.
+    """
+
+    random_tokens: int = 128
+    seed: int = 0
+    prompts: Sequence[str] = ()
+    tolerance: float = 1e-5
+    own_rope: bool = False
+
+
+def verify(
+    a: Path,
+    b: Path,
+    *,
+    base: Path | None = None,
+    questions: Questions | None = Questions(),
+    allow: Collection[str] = (),
+    strict: bool = False,
+) -> Report:
+    """Compare two models, Hugging Face directories or NeMo checkpoints (completed from `base`), in any combination.
+
+    Differences of fields that options of import and export change, and of dtype, are reported and allowed, unless
+    `strict`; `allow` names further fields or files. Without questions no logits are computed, and NeMo is not needed.
+    Raises InputError if a side is not a complete model.
+    """
+    if a.resolve() == b.resolve():
+        raise InputError(f"both sides are {a}; give two models")
+    ours, theirs = open_source(a, base), open_source(b, base)
+    if questions is not None:
+        _require_trainer(ours, theirs)
+    sequences = {} if questions is None else _sequences(ours, questions)
+    allowed = {*allow, *(() if strict else SET_BY_OPTIONS | PROVENANCE)}
+    fields = compare_configs(ours, theirs, allowed)
+    files_equal, files = compare_files(ours, theirs, allowed)
+    tensors = _compare_tensors(ours, theirs)
+    logits: LogitsComparison | str
+    if questions is None:
+        logits = "not asked for"
+    elif (ours.family.architecture, ours.geometry) != (theirs.family.architecture, theirs.geometry):
+        logits = "A and B are of different sizes"
+    else:
+        logits = _compare_logits(ours, theirs, base, _narrowest(tensors), questions, sequences)
+    return Report(_side(ours), _side(theirs), strict, fields, files_equal, files, tensors, logits)
+
+
+def _side(source: Source) -> Side:
+    kind = "NeMo checkpoint" if source.side == "nemo" else "Hugging Face directory"
+    shapes = (shape for piece in source.family.pieces(source.geometry) for shape in piece.part_shapes)
+    return Side(str(source.path), kind, source.family.architecture, sum(math.prod(shape) for shape in shapes))
+
+
+def _require_trainer(*sides: Source) -> None:
+    missing = [name for name in ("nemo", "megatron") if find_spec(name) is None]
+    for source in sides:
+        if source.side == "nemo" and missing:
+            raise InputError(
+                f"the logits of {source.path} are computed by NeMo and Megatron-Core, and {' and '.join(missing)} is "
+                "not installed here; pass --no-logits to compare the rest"
+            )
+
+
+def _sequences(source: Source, questions: Questions) -> dict[str, list[int]]:
+    """Token ids by name."""
+    generator = torch.Generator().manual_seed(questions.seed)
+    ids = torch.randint(source.geometry.vocabulary, (questions.random_tokens,), generator=generator)
+    sequences: dict[str, list[int]] = {"random tokens": ids.tolist()}
+    if questions.prompts:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(source.origin.path)
+        for number, prompt in enumerate(questions.prompts, start=1):
+            sequences[f"prompt {number}"] = tokenizer(prompt)["input_ids"]
+            if not sequences[f"prompt {number}"]:
+                raise InputError(f"prompt {number} has no tokens; leave it out")
+    return sequences
+
+
+def _compare_tensors(a: Source, b: Source) -> list[TensorComparison]:
+    total = sum(len(piece.names) for piece in a.family.pieces(a.geometry))
+    with tqdm(total=total, desc="tensors", unit="tensor") as bar:
+        return list(compare_models(a, b, bar.update))
+
+
+def _narrowest(tensors: Sequence[TensorComparison]) -> str | None:
+    """The dtype to which both models are rounded so that rounding of one does not count as a difference."""
+    rounded = {name for tensor in tensors if tensor.verdict == "rounded" for name in tensor.dtypes if name}
+    return min(rounded, key=lambda name: (getattr(torch, name).itemsize, name), default=None)
+
+
+def _compare_logits(
+    a: Source,
+    b: Source,
+    base: Path | None,
+    round_to: str | None,
+    questions: Questions,
+    sequences: Mapping[str, Sequence[int]],
+) -> LogitsComparison:
+    ropes = [rope_settings(side.config, side.where) for side in (a, b)]
+    common_rope = ropes[0] if ropes[0] != ropes[1] and not questions.own_rope else None
+    with TemporaryDirectory() as scratch:
+        jobs = []
+        for label, side, rope in (("A", a, None), ("B", b, common_rope)):
+            output = Path(scratch) / label
+            output.mkdir()
+            jobs.append(Job(side.path, output, list(sequences.values()), base, rope, round_to))
+        for together in [jobs] if a.side == b.side else [[job] for job in jobs]:
+            print(f"logits of {' and '.join(str(job.model) for job in together)}", file=sys.stderr)
+            compute(together)
+        compared, states = compare_answers(jobs[0].output, jobs[1].output, list(sequences))
+    return LogitsComparison(questions.tolerance, common_rope is not None, round_to, compared, states)
