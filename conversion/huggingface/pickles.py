@@ -14,8 +14,11 @@ from nemo_longpo.errors import InputError
 
 from .safetensors_file import DTYPE_NAMES
 
-_DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError)
-"""What PyTorch raises over bytes that it cannot make sense of."""
+_DAMAGED = (
+    *(pickle.UnpicklingError, RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError),
+    *(AttributeError, AssertionError),
+)
+"""What PyTorch raises over bytes that it cannot make sense of (found by changing bytes at random)."""
 
 
 class PickleReader:
