@@ -197,10 +197,20 @@ def tiny_model(family: str, tokenizer: PreTrainedTokenizerFast, *, seed: int = 0
 
 
 def save_tiny(
-    directory: str | Path, family: str = "mistral", style: str | None = None, *, seed: int = 0, **overrides: Any
+    directory: str | Path,
+    family: str = "mistral",
+    style: str | None = None,
+    *,
+    seed: int = 0,
+    dtype: str = "float32",
+    max_shard_size: str = "5GB",
+    **overrides: Any,
 ) -> Path:
     """Write a Hugging Face model directory (safetensors, tokenizer, chat template) and return its path."""
+    import torch
+
     tokenizer = tiny_tokenizer(style or DEFAULT_STYLE[family])
-    tiny_model(family, tokenizer, seed=seed, **overrides).save_pretrained(directory, safe_serialization=True)
+    model = tiny_model(family, tokenizer, seed=seed, **overrides).to(getattr(torch, dtype))
+    model.save_pretrained(directory, safe_serialization=True, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(directory)
     return Path(directory)

@@ -7,26 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from conversion_cases import CASES
+from conversion_cases import CASES, SHAPES, config_changes, edit_config, files, read_config
 from safetensors.torch import load_file, save_file
+from tiny import save_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemo_longpo.conversion.checkpoint import writer
-from nemo_longpo.conversion.checkpoint.context import read_model
 from nemo_longpo.conversion.checkpoint.reader import DistCheckpoint
 from nemo_longpo.conversion.checkpoint.writer import Chunk
 from nemo_longpo.conversion.exporter import export_checkpoint
 from nemo_longpo.conversion.importer import import_checkpoint
-
-
-def files(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
-
-
-def config_changes(before: Path, after: Path) -> dict[str, tuple]:
-    """Fields of config.json that differ: name → (before, after)."""
-    old, new = (json.loads((path / "config.json").read_text()) for path in (before, after))
-    return {name: (old.get(name), new.get(name)) for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -35,16 +25,34 @@ def test_every_file_comes_back_byte_for_byte(case, hf_models, nemo_checkpoints, 
     assert files(back) == files(hf_models[case])
 
 
-def test_rope_base_and_length_change_and_nothing_else(hf_models, tmp_path):
-    source = hf_models["mistral"]
-    nemo = import_checkpoint(source, tmp_path / "nemo", rope_theta=1e7, max_length=131072)
-    back = export_checkpoint(nemo, tmp_path / "back")
-    assert config_changes(source, back) == {
-        "rope_theta": (10000.0, 1e7),
-        "max_position_embeddings": (4096, 131072),
-    }
-    kept = {name: content for name, content in files(back).items() if name != "config.json"}
-    assert kept == {name: content for name, content in files(source).items() if name != "config.json"}
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_comes_back_byte_for_byte(shape, tmp_path):
+    source = save_tiny(tmp_path / "source", **SHAPES[shape])
+    back = export_checkpoint(import_checkpoint(source, tmp_path / "nemo"), tmp_path / "back")
+    assert files(back) == files(source)
+
+
+REWRITTEN: dict[str, Callable[[dict], str]] = {
+    "other layout": lambda config: json.dumps(dict(reversed(config.items())), indent="\t") + "\r\n\r\n",
+    "other fields": lambda config: json.dumps(config | {"sliding_window": None, "ünï": {"a": [None]}, "auto_map": {}}),
+    "null": lambda config: json.dumps(config | {"head_dim": None, "rope_scaling": None, "quantization_config": None}),
+    "no head size": lambda config: json.dumps({name: value for name, value in config.items() if name != "head_dim"}),
+    "transformers 5": lambda config: json.dumps(
+        {name: value for name, value in config.items() if name not in ("rope_theta", "rope_scaling")}
+        | {"rope_parameters": {"rope_theta": 1e4, "rope_type": "yarn", "factor": 4.0, "truncate": False}}
+    ),
+    "old type": lambda config: json.dumps(config | {"rope_scaling": {"type": "linear", "factor": 2}}),
+    "window over all positions": lambda config: json.dumps(config | {"sliding_window": 4096}),
+}
+
+
+@pytest.mark.parametrize("case", ["mistral", "qwen2"])
+@pytest.mark.parametrize("name", REWRITTEN)
+def test_config_comes_back_as_it_was_written(name, case, hf_models, tmp_path):
+    source = shutil.copytree(hf_models[case], tmp_path / "source")
+    (source / "config.json").write_bytes(REWRITTEN[name](read_config(source)).encode())
+    back = export_checkpoint(import_checkpoint(source, tmp_path / "nemo"), tmp_path / "back")
+    assert files(back) == files(source)
 
 
 def test_rope_base_of_training_is_exported(hf_models, nemo_checkpoints, tmp_path):
@@ -59,34 +67,7 @@ def test_rope_base_of_training_is_exported(hf_models, nemo_checkpoints, tmp_path
     }
 
 
-YARN = {"rope_type": "yarn", "factor": 4.0}
-
-
-@pytest.fixture
-def scaled(hf_models, tmp_path) -> Path:
-    """A model with YaRN that takes its 4,096 positions for the original length."""
-    source = shutil.copytree(hf_models["qwen2"], tmp_path / "scaled")
-    config = json.loads((source / "config.json").read_text()) | {"rope_scaling": YARN}
-    (source / "config.json").write_text(json.dumps(config))
-    return source
-
-
-def test_rope_scaling_comes_back(scaled, tmp_path):
-    """Byte for byte, or on request under another base, with more positions, or not at all."""
-    nemo = import_checkpoint(scaled, tmp_path / "nemo")
-    assert files(export_checkpoint(nemo, tmp_path / "back")) == files(scaled)
-    pinned = YARN | {"original_max_position_embeddings": 4096}
-    longer = {"rope_scaling": (YARN, pinned), "max_position_embeddings": (4096, 16384)}
-    assert config_changes(scaled, export_checkpoint(nemo, tmp_path / "longer", max_length=16384)) == longer
-    for choice, changes in (("keep", longer), ("none", longer | {"rope_scaling": (YARN, None)})):
-        nemo = import_checkpoint(
-            scaled, tmp_path / f"nemo-{choice}", rope_theta=1e6, rope_scaling=choice, max_length=16384
-        )
-        back = export_checkpoint(nemo, tmp_path / choice)
-        assert config_changes(scaled, back) == changes | {"rope_theta": (10000.0, 1e6)}
-
-
-def test_rope_scaling_of_training_is_exported(scaled, hf_models, nemo_checkpoints, tmp_path):
+def test_rope_scaling_of_training_is_exported(hf_models, nemo_checkpoints, tmp_path):
     """Training records the scaling it used; it wins over the config.json that the checkpoint carries."""
 
     def exported(name: str, record: object) -> dict[str, tuple]:
@@ -100,29 +81,9 @@ def test_rope_scaling_of_training_is_exported(scaled, hf_models, nemo_checkpoint
     assert exported("linear", linear) == {"rope_scaling": (None, linear)}
 
 
-def test_linear_scaling_reaches_stock_nemo(hf_models, tmp_path):
-    linear = {"rope_type": "linear", "factor": 2.0}
-    nemo = import_checkpoint(hf_models["mistral"], tmp_path / "nemo", rope_scaling=linear)
-    assert read_model(nemo / "context")["config"]["seq_len_interpolation_factor"] == 2.0
-    assert config_changes(hf_models["mistral"], export_checkpoint(nemo, tmp_path / "back")) == {
-        "rope_scaling": (None, linear)
-    }
-
-
-def test_dtype_on_request(hf_models, nemo_checkpoints, tmp_path):
-    back = export_checkpoint(nemo_checkpoints["mistral"], tmp_path / "back", dtype="bfloat16")
-    original = load_file(hf_models["mistral"] / "model.safetensors")
-    exported = load_file(back / "model.safetensors")
-    assert original.keys() == exported.keys()
-    assert all(torch.equal(exported[name], original[name].bfloat16()) for name in original)
-    (change,) = config_changes(hf_models["mistral"], back).values()
-    assert change == ("float32", "bfloat16")
-
-
 def test_files_keep_their_dtype_when_config_names_another(hf_models, tmp_path):
     source = shutil.copytree(hf_models["mistral"], tmp_path / "hf")
-    config = json.loads((source / "config.json").read_text()) | {"dtype": "bfloat16"}
-    (source / "config.json").write_text(json.dumps(config))
+    edit_config(source, dtype="bfloat16")
     back = export_checkpoint(import_checkpoint(source, tmp_path / "nemo"), tmp_path / "back")
     assert files(back) == files(source)
 
@@ -203,13 +164,3 @@ def test_large_models_are_split(hf_models, nemo_checkpoints, tmp_path, monkeypat
     assert len(list(back.glob("model-*-of-*.safetensors"))) > 2
     weights = [AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (hf_models["mistral"], back)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-
-
-def test_sliding_window_is_dropped_only_on_request(hf_models, tmp_path):
-    source = shutil.copytree(hf_models["mistral"], tmp_path / "v0.1")
-    config = json.loads((source / "config.json").read_text()) | {"sliding_window": 1024}
-    (source / "config.json").write_text(json.dumps(config))
-    back = export_checkpoint(import_checkpoint(source, tmp_path / "nemo", full_attention=True), tmp_path / "back")
-    assert config_changes(source, back) == {"sliding_window": (1024, None)}
-    short = export_checkpoint(import_checkpoint(source, tmp_path / "short", max_length=1024), tmp_path / "short-back")
-    assert config_changes(source, short) == {"max_position_embeddings": (4096, 1024)}
