@@ -22,7 +22,7 @@ def load_chat(directory: str | Path) -> ChatFormat:
 
     read_model_config(directory)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{directory} holds no tokenizer that can be loaded ({error}); add its files") from error
     if not tokenizer.is_fast:

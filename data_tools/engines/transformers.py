@@ -141,7 +141,8 @@ def load_model(directory: str | Path, dtype: str, rope_theta: float | None) -> A
 
     read_model_config(directory)
     try:
-        config = AutoConfig.from_pretrained(str(directory), local_files_only=True)
+        config = AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+        _adopt_rope_parameters(config)
         if rope_theta is not None:
             set_rope_theta(config, rope_theta)
         model: Any = AutoModelForCausalLM.from_pretrained(
@@ -150,6 +151,18 @@ def load_model(directory: str | Path, dtype: str, rope_theta: float | None) -> A
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{directory} cannot be loaded as a language model ({error}); check the files") from error
     return model.eval()
+
+
+def _adopt_rope_parameters(config: Any) -> None:
+    """transformers 4 overlooks the RoPE settings of a `config.json` of version 5; they are put where it looks."""
+    import transformers
+
+    parameters = getattr(config, "rope_parameters", None)
+    if parameters is None or not transformers.__version__.startswith("4."):
+        return
+    scaling = {name: value for name, value in parameters.items() if name != "rope_theta"}
+    config.rope_theta, config.rope_parameters = parameters["rope_theta"], None
+    config.rope_scaling = None if scaling.get("rope_type", "default") == "default" else scaling
 
 
 def set_rope_theta(config: Any, rope_theta: float) -> None:

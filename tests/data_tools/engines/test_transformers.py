@@ -1,5 +1,8 @@
 """The engine against plain Hugging Face calls: log-probs, greedy and sampled generation, batching."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -93,6 +96,29 @@ def test_bfloat16_is_a_choice(directory):
     assert engine.dtype == "bfloat16"
     assert load(directory).dtype == "float32"
     assert engine.score(SEQUENCES[:1], SPANS[:1], ignore)[0][0].dtype == np.float32
+
+
+@pytest.mark.parametrize("scaling", [None, {"rope_type": "yarn", "factor": 4.0}])
+def test_rope_settings_as_transformers_5_writes_them(scaling, tmp_path):
+    """transformers 4.57 alone would run such a model with a base of 10,000 and without its scaling."""
+    four = save_tiny(tmp_path / "four", "qwen2", rope_theta=500.0, rope_scaling=scaling)
+    five = shutil.copytree(four, tmp_path / "five")
+    config = json.loads((four / "config.json").read_text())
+    del config["rope_theta"], config["rope_scaling"]
+    plain = tmp_path / "plain"
+    shutil.copytree(four, plain)
+    (plain / "config.json").write_text(json.dumps(config))
+    config["rope_parameters"] = {"rope_type": "default", **(scaling or {}), "rope_theta": 500.0}
+    (five / "config.json").write_text(json.dumps(config))
+
+    def scores(directory, **common):
+        engine = TransformersEngine(directory, EngineSettings(**common), TransformersSettings())
+        return engine.score(SEQUENCES[1:2], [[(1, 31)]], ignore)[0][0]
+
+    expected = scores(four)
+    np.testing.assert_array_equal(scores(five), expected)
+    for other in (scores(plain), scores(five, rope_theta=100.0)):
+        assert np.abs(other - expected).max() > 0.01
 
 
 def test_what_is_no_model_is_refused(tmp_path):
