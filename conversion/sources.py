@@ -8,6 +8,7 @@ import torch
 
 from nemo_longpo.errors import InputError
 
+from .checkpoint.adapters import RECORD as ADAPTERS_RECORD
 from .checkpoint.nemo_checkpoint import NemoCheckpoint
 from .families.family import Family, Piece
 from .families.known import family_of
@@ -24,6 +25,22 @@ class Weights(Protocol):
 
 
 @dataclass(frozen=True)
+class Access:
+    """What else is needed, or permitted, to read a directory as a whole model.
+
+    `base` is a Hugging Face directory with the small files of a NeMo checkpoint; `base_checkpoint` is where the
+    checkpoint lies that LoRA adapters were trained on.
+    """
+
+    base: Path | None = None
+    base_checkpoint: Path | None = None
+    allow_pickle: bool = False
+
+
+NOTHING_ELSE = Access()
+
+
+@dataclass(frozen=True)
 class Source:
     """`config` is the model's `config.json`, or what export would write for one; `where` names it in errors.
 
@@ -31,6 +48,7 @@ class Source:
     """
 
     path: Path
+    access: Access
     side: Literal["huggingface", "nemo"]
     config: dict[str, Any]
     where: str
@@ -40,23 +58,26 @@ class Source:
     weights: Weights
 
 
-def open_source(path: Path, base: Path | None = None) -> Source:
-    """A Hugging Face directory (it has a `config.json`) or a NeMo checkpoint (it has a `context/`).
+def open_source(path: Path, access: Access = NOTHING_ELSE) -> Source:
+    """A Hugging Face directory (it has a `config.json`) or a NeMo checkpoint (it has a `context/`), by its headers.
 
-    `base` completes a NeMo checkpoint that does not carry its Hugging Face files. Reads headers only.
+    Raises InputError if it is no complete model of a supported family.
     """
     if (path / "context").is_dir():
-        checkpoint = NemoCheckpoint.open(path, base)
-        origin = checkpoint.origin
-        where = checkpoint.where
-        family, geometry = checkpoint.family, checkpoint.geometry
-        return Source(path, "nemo", checkpoint.config, where, origin, family, geometry, checkpoint.weights)
+        base_checkpoint = access.base_checkpoint if (path / "weights" / ADAPTERS_RECORD).is_file() else None
+        nemo = NemoCheckpoint.open(path, access.base, base_checkpoint)
+        return Source(
+            path, access, "nemo", nemo.config, nemo.where, nemo.origin, nemo.family, nemo.geometry, nemo.weights
+        )
     if not (path / "config.json").is_file():
         raise InputError(f"{path} is neither a Hugging Face directory (config.json) nor a NeMo checkpoint (context/)")
     directory = HfDirectory.open(path)
     where = str(path / "config.json")
     check_supported(directory.config, where)
     family, geometry = family_of(directory.config, where), Geometry.from_config(directory.config)
-    weights = HfWeights(directory)
-    check_tensors(weights, family, geometry)
-    return Source(path, "huggingface", directory.config, where, directory, family, geometry, weights)
+    weights = HfWeights(directory, allow_pickle=access.allow_pickle)
+    try:
+        check_tensors(weights, family, geometry)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return Source(path, access, "huggingface", directory.config, where, directory, family, geometry, weights)

@@ -28,6 +28,10 @@ def add_verify_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--base", type=Path, metavar="HF_DIR", help="small files of a NeMo side that does not carry its own"
     )
+    parser.add_argument(
+        "--base-checkpoint", type=Path, metavar="NEMO_DIR", help="what LoRA adapters were trained on, if it was moved"
+    )
+    parser.add_argument("--allow-pickle", action="store_true", help="read weights from .bin files, tensors only")
     parser.add_argument("--strict", action="store_true", help="fail on every difference of fields, files and bits")
     parser.add_argument(
         "--allow", action="append", default=[], metavar="NAME", help="a field or file that may differ (repeatable)"
@@ -55,6 +59,8 @@ def add_verify_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_verify(arguments: argparse.Namespace) -> int:
+    from nemo_longpo.conversion.sources import Access
+
     from .verify import Questions, verify
 
     questions = Questions(
@@ -67,7 +73,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
     report = verify(
         arguments.a,
         arguments.b,
-        base=arguments.base,
+        access=Access(arguments.base, arguments.base_checkpoint, arguments.allow_pickle),
         questions=None if arguments.no_logits else questions,
         allow=arguments.allow,
         strict=arguments.strict,

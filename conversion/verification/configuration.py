@@ -91,8 +91,7 @@ def compare_files(a: Source, b: Source, allowed: Collection[str]) -> tuple[int, 
 
 
 def _files(source: Source) -> dict[str, Path]:
-    paths = {str(path.relative_to(source.origin.path)): path for path in source.origin.companions()}
-    return {name: path for name, path in paths.items() if name not in _COMPARED_ELSEWHERE}
+    return {path.name: path for path in source.origin.companions() if path.name not in _COMPARED_ELSEWHERE}
 
 
 def _same_content(a: Path, b: Path) -> bool:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from nemo_longpo.attention.rope import RopeSettings
 from nemo_longpo.attention.rope_config import parse_scaling, scaling_settings
-from nemo_longpo.conversion.sources import open_source
+from nemo_longpo.conversion.sources import NOTHING_ELSE, Access, open_source
 from nemo_longpo.errors import InputError
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -41,16 +41,18 @@ class Job:
     model: Path
     output: Path
     sequences: Sequence[Sequence[int]]
-    base: Path | None = None
+    access: Access = NOTHING_ELSE
     rope: RopeSettings | None = None
     round_to: str | None = None
 
     def to_json(self) -> dict[str, Any]:
+        access = self.access
         return {
             "model": str(self.model.resolve()),
             "output": str(self.output.resolve()),
             "sequences": [list(ids) for ids in self.sequences],
-            "base": str(self.base.resolve()) if self.base else None,
+            "access": [str(path.resolve()) if path else None for path in (access.base, access.base_checkpoint)],
+            "allow_pickle": access.allow_pickle,
             "rope": [self.rope.theta, scaling_settings(self.rope.scaling)] if self.rope else None,
             "round_to": self.round_to,
         }
@@ -58,8 +60,8 @@ class Job:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Job":
         rope = value["rope"] and RopeSettings(value["rope"][0], parse_scaling(value["rope"][1], "rope"))
-        base = value["base"] and Path(value["base"])
-        return cls(Path(value["model"]), Path(value["output"]), value["sequences"], base, rope, value["round_to"])
+        access = Access(*(path and Path(path) for path in value["access"]), value["allow_pickle"])
+        return cls(Path(value["model"]), Path(value["output"]), value["sequences"], access, rope, value["round_to"])
 
 
 def compute(jobs: Sequence[Job]) -> None:
@@ -90,7 +92,8 @@ def compute(jobs: Sequence[Job]) -> None:
         raise RuntimeError(f"computing the logits of {names} failed:\n{child.stderr}")
 
 
-def _answer(job: Job) -> None:
+def answer(job: Job) -> None:
+    """Do a job in this process."""
     forward = _load(job)
     for number, ids in enumerate(job.sequences):
         with torch.no_grad():
@@ -99,7 +102,7 @@ def _answer(job: Job) -> None:
 
 
 def _load(job: Job) -> Forward:
-    source = open_source(job.model, job.base)
+    source = open_source(job.model, job.access)
     if source.side == "nemo":
         from .megatron_model import load
     else:
@@ -114,7 +117,7 @@ def _load(job: Job) -> Forward:
 def main(request: Path, refusal: Path) -> int:
     try:
         for value in json.loads(request.read_text()):
-            _answer(Job.from_json(value))
+            answer(Job.from_json(value))
             gc.collect()  # modules refer to each other; the next model needs their memory
     except InputError as error:
         refusal.write_text(str(error))

@@ -57,7 +57,8 @@ class Report:
     @property
     def allowed(self) -> list[str]:
         """Names of fields and files that differ and may."""
-        return [difference.name for difference in (*self.fields, *self.files) if difference.allowed]
+        fields = [field.name for field in self.fields if field.allowed]
+        return fields + [file.name for file in self.files if file.allowed]
 
     def to_text(self) -> str:
         return "\n".join(self._lines())

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from nemo_longpo.conversion.huggingface.rope import rope_settings
-from nemo_longpo.conversion.sources import Source, open_source
+from nemo_longpo.conversion.sources import NOTHING_ELSE, Access, Source, open_source
 from nemo_longpo.errors import InputError
 
 from .configuration import PROVENANCE, SET_BY_OPTIONS, compare_configs, compare_files
@@ -42,12 +42,12 @@ def verify(
     a: Path,
     b: Path,
     *,
-    base: Path | None = None,
+    access: Access = NOTHING_ELSE,
     questions: Questions | None = Questions(),
     allow: Collection[str] = (),
     strict: bool = False,
 ) -> Report:
-    """Compare two models, Hugging Face directories or NeMo checkpoints (completed from `base`), in any combination.
+    """Compare two models, Hugging Face directories or NeMo checkpoints in any combination.
 
     Differences of fields that options of import and export change, and of dtype, are reported and allowed, unless
     `strict`; `allow` names further fields or files. Without questions no logits are computed, and NeMo is not needed.
@@ -55,7 +55,7 @@ def verify(
     """
     if a.resolve() == b.resolve():
         raise InputError(f"both sides are {a}; give two models")
-    ours, theirs = open_source(a, base), open_source(b, base)
+    ours, theirs = open_source(a, access), open_source(b, access)
     if questions is not None:
         _require_trainer(ours, theirs)
     sequences = {} if questions is None else _sequences(ours, questions)
@@ -69,7 +69,7 @@ def verify(
     elif (ours.family.architecture, ours.geometry) != (theirs.family.architecture, theirs.geometry):
         logits = "A and B are of different sizes"
     else:
-        logits = _compare_logits(ours, theirs, base, _narrowest(tensors), questions, sequences)
+        logits = _compare_logits(ours, theirs, _narrowest(tensors), questions, sequences)
     return Report(_side(ours), _side(theirs), strict, fields, files_equal, files, tensors, logits)
 
 
@@ -80,12 +80,11 @@ def _side(source: Source) -> Side:
 
 
 def _require_trainer(*sides: Source) -> None:
-    missing = [name for name in ("nemo", "megatron") if find_spec(name) is None]
     for source in sides:
-        if source.side == "nemo" and missing:
+        if source.side == "nemo" and not (find_spec("nemo") and find_spec("megatron")):
             raise InputError(
-                f"the logits of {source.path} are computed by NeMo and Megatron-Core, and {' and '.join(missing)} is "
-                "not installed here; pass --no-logits to compare the rest"
+                f"the logits of {source.path} need NeMo and Megatron-Core, which are not installed here; pass "
+                "--no-logits to compare the rest"
             )
 
 
@@ -120,7 +119,6 @@ def _narrowest(tensors: Sequence[TensorComparison]) -> str | None:
 def _compare_logits(
     a: Source,
     b: Source,
-    base: Path | None,
     round_to: str | None,
     questions: Questions,
     sequences: Mapping[str, Sequence[int]],
@@ -132,7 +130,7 @@ def _compare_logits(
         for label, side, rope in (("A", a, None), ("B", b, common_rope)):
             output = Path(scratch) / label
             output.mkdir()
-            jobs.append(Job(side.path, output, list(sequences.values()), base, rope, round_to))
+            jobs.append(Job(side.path, output, list(sequences.values()), side.access, rope, round_to))
         for together in [jobs] if a.side == b.side else [[job] for job in jobs]:
             print(f"logits of {' and '.join(str(job.model) for job in together)}", file=sys.stderr)
             compute(together)
