@@ -1,4 +1,5 @@
-"""NeMo's LoRA on our model: the adapters' gradients equal those of merged weights, and a run of adapters resumes."""
+"""NeMo's LoRA on our model: the adapters' gradients equal those of merged weights, these are what an export writes, and
+a run of adapters resumes."""
 
 import json
 from pathlib import Path
@@ -12,6 +13,10 @@ from torch.distributed.checkpoint import FileSystemReader, load
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from transformers import AutoModelForCausalLM
 
+from nemo_longpo.conversion.checkpoint.adapters import Adapters
+from nemo_longpo.conversion.checkpoint.nemo_checkpoint import NemoCheckpoint
+from nemo_longpo.conversion.exporter import export_checkpoint
+from nemo_longpo.conversion.inspection.report import inspect_model
 from nemo_longpo.objective import METRICS
 
 pytestmark = [pytest.mark.distributed, pytest.mark.parametrize("workbench", ["mistral"], indirect=True)]
@@ -57,8 +62,8 @@ def _parts(layer: torch.nn.Module) -> dict[str, list[tuple[torch.nn.Parameter, T
     }
 
 
-def _reference(workbench, adapters: dict[str, Tensor]) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Metrics with W + s·B·A in place of W, s = α/r; by the chain rule dA = s·Bᵀ·dW and dB = s·dW·Aᵀ."""
+def _reference(workbench, adapters: dict[str, Tensor]) -> tuple[dict[str, float], dict[str, Tensor], dict[str, Tensor]]:
+    """Metrics with W + s·B·A in place of W, s = α/r; by the chain rule dA = s·Bᵀ·dW and dB = s·dW·Aᵀ; these weights."""
     model = AutoModelForCausalLM.from_pretrained(workbench.hf, dtype=torch.float32)
     gradients = {name: torch.zeros_like(weight) for name, weight in adapters.items()}
     fused = []  # weight, and its A, B and their gradients: the rows that belong to it
@@ -78,7 +83,13 @@ def _reference(workbench, adapters: dict[str, Tensor]) -> tuple[dict[str, float]
     for weight, a, b, grad_a, grad_b, rows in fused:
         grad_a += scale * b[rows].T @ weight.grad
         grad_b[rows] = scale * weight.grad @ a.T
-    return metrics, gradients
+    return metrics, gradients, model.state_dict()
+
+
+def _metrics_of(model: Path, workbench) -> dict[str, float]:
+    """Of the global batch, with a Hugging Face model."""
+    records = [pairs.plain_record(record) for record in workbench.records]
+    return longpo_step(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), records, 0.1, 0.5)
 
 
 def _overrides(workbench, run: Path, **more) -> dict:
@@ -114,7 +125,7 @@ def test_adapter_gradients_equal_those_of_merged_weights(workbench, workers, tmp
     lora = {"dim": RANK, "alpha": ALPHA, "lora_B_init_method": "xavier"}
     workers.run("lora_jobs", "train_adapters", cp * tp, overrides=overrides, lora=lora, save_to=str(tmp_path / "saved"))
 
-    metrics, gradients = _reference(workbench, _tensors(tmp_path / "saved" / "adapters"))
+    metrics, gradients, weights = _reference(workbench, _tensors(tmp_path / "saved" / "adapters"))
     (step,) = _metrics(tmp_path / "run")
     for name in METRICS:
         assert step[name] == pytest.approx(metrics[name], rel=TOLERANCE), name
@@ -126,9 +137,19 @@ def test_adapter_gradients_equal_those_of_merged_weights(workbench, workers, tmp
     norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
     assert step["grad_norm"] == pytest.approx(float(norm), rel=TOLERANCE)
 
+    base = NemoCheckpoint.open(workbench.checkpoint)
+    adapters = Adapters(tmp_path / "saved" / "adapters", RANK, ALPHA, base=str(workbench.checkpoint))
+    merged = adapters.merged_into(base.weights, base.family, base.geometry)
+    for piece in base.family.pieces(base.geometry):
+        for name, tensor in zip(piece.names, merged.parts(piece), strict=True):
+            assert torch.allclose(tensor, weights[name], rtol=0, atol=1e-6), name
+
 
 def test_stopped_run_of_adapters_resumes(workbench, workers, tmp_path):
-    """With two context ranks; the checkpoint holds adapters and their optimizer state, and none of the weights."""
+    """With two context ranks; the checkpoint holds adapters and their optimizer state, and none of the weights.
+
+    Exported with them, the model computes for the next step what the resumed run does.
+    """
 
     def train(run: str, stop_after: int | None = None) -> list[dict]:
         overrides = _overrides(
@@ -149,7 +170,17 @@ def test_stopped_run_of_adapters_resumes(workbench, workers, tmp_path):
 
     straight = train("straight")
     assert [line["step"] for line in train("stopped", stop_after=1)] == [1]
+    (stopped,) = (tmp_path / "stopped" / "longpo" / "checkpoints").glob("*last")
+    report = inspect_model(stopped)
+    assert report["nemo"]["adapters"]["base"] == str(workbench.checkpoint)
+    assert report["nemo"]["trained"] == {"steps": 1, "epoch": 0, "consumed_samples": len(workbench.records)}
+    assert report["nemo"]["optimizer"] == {"tensors": 16, "bytes": 2 * report["weights"]["bytes"]}
+    assert report["advice"] == []
+    exported = export_checkpoint(stopped, tmp_path / "exported")
     assert train("stopped") == straight
+    metrics = _metrics_of(exported, workbench)
+    for name in METRICS:
+        assert straight[1][name] == pytest.approx(metrics[name], rel=TOLERANCE), name
     assert [line["step"] for line in straight] == [1, 2]
     assert straight[1]["loss"] != straight[0]["loss"]
 
