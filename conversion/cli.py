@@ -8,6 +8,7 @@ from typing import Any
 from nemo_longpo.arguments import positive_number, whole_number
 
 from .verification.cli import VERIFY_EXAMPLE, add_verify_options, run_verify
+from .workers import DEFAULT_WORKERS
 
 IMPORT_EXAMPLE = """example:
   longpo convert import --model models/Mistral-7B-Instruct-v0.2 --output checkpoints/mistral-128k \\
@@ -124,7 +125,16 @@ def _register_inspect(commands: "argparse._SubParsersAction[argparse.ArgumentPar
 
 
 def _add_output_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing output directory")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the model at --output once the new one is complete"
+    )
+    parser.add_argument(
+        "--workers",
+        type=whole_number,
+        default=DEFAULT_WORKERS,
+        metavar="N",
+        help="tensors to convert at a time, each in a thread (default: %(default)s); memory grows with them",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 
 
@@ -146,6 +156,7 @@ def run_import(arguments: argparse.Namespace) -> int:
         full_attention=arguments.full_attention,
         allow_pickle=arguments.allow_pickle,
         overwrite=arguments.overwrite,
+        workers=arguments.workers,
     )
     _report(arguments, output)
     return 0
@@ -162,6 +173,7 @@ def run_export(arguments: argparse.Namespace) -> int:
         base=arguments.base,
         base_checkpoint=arguments.base_checkpoint,
         overwrite=arguments.overwrite,
+        workers=arguments.workers,
     )
     _report(arguments, output)
     return 0

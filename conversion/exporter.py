@@ -1,27 +1,33 @@
 """NeMo checkpoint → Hugging Face directory. Needs neither NeMo nor a GPU; reads model tensors only, no optimizer state.
 
-Accepts what `longpo convert import` wrote and every checkpoint trained from it, under whatever parallel sizes.
+Accepts what `longpo convert import` or stock NeMo made and every checkpoint trained from it, under whatever parallel
+sizes.
 """
 
 import json
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+import torch
+
+from nemo_longpo.errors import InputError
 
 from .checkpoint.context import WEIGHT_LIST
 from .checkpoint.nemo_checkpoint import NemoCheckpoint
-from .families.family import Family
+from .checkpoint.stock import StockOrigin
+from .families.family import Family, Piece
 from .families.layouts import Geometry
 from .huggingface.config import with_dtype
 from .huggingface.directory import INDEX, SINGLE, HfDirectory, read_json, write_json
 from .huggingface.rope import with_max_length
 from .huggingface.safetensors_file import SafetensorsWriter
-from .outputs import new_directory, require_free
+from .outputs import bytes_of, new_directory, require_apart, require_free
 from .sources import Weights
 from .targets import Target, plan_targets
+from .workers import DEFAULT_WORKERS, work_through
 
 
 def export_checkpoint(
@@ -33,27 +39,33 @@ def export_checkpoint(
     base: Path | None = None,
     base_checkpoint: Path | None = None,
     overwrite: bool = False,
+    workers: int = DEFAULT_WORKERS,
 ) -> Path:
     """Convert a NeMo checkpoint directory to a Hugging Face one.
 
     Everything but the weights comes from the model that was imported (kept in `context/hf`), or from `base`. The rotary
     base and its scaling are those the NeMo model was trained with. Tensors get the dtype they had before the import, or
     `dtype` (float32, bfloat16, float16). LoRA adapters are added to the weights that they were trained on, those of
-    `base_checkpoint` or else of the checkpoint that they name. Peak memory: a few times the largest tensor.
+    `base_checkpoint` or else of the checkpoint that they name. Peak memory: a few times the largest tensor per worker.
     """
+    require_apart(output, *filter(None, (checkpoint, base, base_checkpoint)))
     require_free(output, overwrite=overwrite)
     source = NemoCheckpoint.open(checkpoint, base, base_checkpoint)
-    where = str(source.origin.path / "config.json")
     family, geometry = source.family, source.geometry
     config = source.config
     if max_length is not None:
-        config = with_max_length(config, max_length, where)
+        config = with_max_length(config, max_length, source.where)
+    elif "max_position_embeddings" not in config:
+        raise InputError(f"{source.where} does not say for how many positions the model is; pass --max-length")
     if dtype is not None:
         config = with_dtype(config, dtype)
+    if isinstance(source.origin, StockOrigin):
+        print(f"export: {source.origin.remark}", file=sys.stderr)
     targets = plan_targets(source.origin, family, geometry, dtype)
-    with new_directory(output, overwrite=overwrite) as partial:
+    size = sum(target.size for target in targets.values()) + bytes_of(source.origin.companions())
+    with new_directory(output, overwrite=overwrite, size=size) as partial:
         _write_companions(partial, source.origin, config)
-        _write_weights(partial, source.weights, targets, family, geometry)
+        _write_weights(partial, source.weights, targets, family, geometry, workers)
         _write_index(partial, source.origin, targets)
     return output
 
@@ -62,24 +74,37 @@ def _write_companions(output: Path, origin: HfDirectory, config: Mapping[str, An
     for path in origin.companions():
         if path.name not in (WEIGHT_LIST, INDEX):
             shutil.copyfile(path, output / path.name)
-    if config != origin.config:
+    if config != origin.config or isinstance(origin, StockOrigin):
         write_json(output / "config.json", config)
 
 
 def _write_weights(
-    output: Path, weights: Weights, targets: Mapping[str, Target], family: Family, geometry: Geometry
+    output: Path, weights: Weights, targets: Mapping[str, Target], family: Family, geometry: Geometry, workers: int
 ) -> None:
-    files = {
-        file: SafetensorsWriter(output / file, {t.name: (t.dtype, t.shape) for t in targets.values() if t.file == file})
-        for file in dict.fromkeys(target.file for target in targets.values())
-    }
-    copies = {name: copy for copy, name in family.copies(geometry).items() if copy in targets}
-    with tqdm(total=len(targets), desc="export", unit="tensor") as bar:
-        for piece in family.pieces(geometry):
-            for name, tensor in zip(piece.names, weights.parts(piece), strict=True):
-                for written in filter(None, (name, copies.get(name))):
-                    files[targets[written].file].write(written, tensor)
-                    bar.update()
+    files = _lay_out(output, targets)
+    copies = family.copies(geometry)
+    places: dict[str, list[Target]] = {}
+    for target in targets.values():
+        places.setdefault(copies.get(target.name, target.name), []).append(target)
+
+    def convert(piece: Piece) -> int:
+        size = 0
+        for name, tensor in zip(piece.names, weights.parts(piece), strict=True):
+            for target in places[name]:
+                files[target.file].write(target.name, tensor)
+                size += target.size
+        return size
+
+    total = sum(target.size for target in targets.values())
+    work_through(family.pieces(geometry), convert, title="export", total=total, workers=workers)
+
+
+def _lay_out(output: Path, targets: Mapping[str, Target]) -> dict[str, SafetensorsWriter]:
+    """The files, with a place for every tensor."""
+    members: dict[str, dict[str, tuple[torch.dtype, tuple[int, ...]]]] = {}
+    for target in targets.values():
+        members.setdefault(target.file, {})[target.name] = (target.dtype, target.shape)
+    return {file: SafetensorsWriter(output / file, tensors) for file, tensors in members.items()}
 
 
 def _write_index(output: Path, origin: HfDirectory, targets: Mapping[str, Target]) -> None:

@@ -19,7 +19,7 @@ from .huggingface.directory import HfDirectory, write_json
 from .huggingface.rope import ScalingChoice
 from .huggingface.safetensors_file import TORCH_DTYPES
 from .huggingface.weights import HfWeights, check_tensors
-from .outputs import new_directory, require_apart, require_free
+from .outputs import bytes_of, new_directory, require_apart, require_free
 from .workers import DEFAULT_WORKERS
 
 
@@ -60,7 +60,8 @@ def import_checkpoint(
     weights = HfWeights(source, allow_pickle=allow_pickle)
     check_tensors(weights, family, geometry)
     chunks = plan_chunks(weights, family, geometry)
-    with new_directory(output, overwrite=overwrite) as partial_output:
+    size = sum(chunk.size for chunk in chunks) + bytes_of(source.companions())
+    with new_directory(output, overwrite=overwrite, size=size) as partial_output:
         _write_context(partial_output / "context", source, config, family, weights)
         writer.write(partial_output / "weights", chunks, extra_states(geometry), workers=workers)
     return output

@@ -22,7 +22,7 @@ _NO_ROOM = {
 
 
 @contextmanager
-def explain_full_disk(path: Path) -> Iterator[None]:
+def explain_full_disk(path: Path, kept: str = "finished parts are kept") -> Iterator[None]:
     """Turn the operating system's word for "no room" while writing `path` into an InputError; nothing else."""
     try:
         yield
@@ -30,6 +30,5 @@ def explain_full_disk(path: Path) -> Iterator[None]:
         if error.errno not in _NO_ROOM:
             raise
         raise InputError(
-            f"{path} cannot be written: {_NO_ROOM[error.errno]}; make room and run the same command again, finished "
-            "parts are kept"
+            f"{path} cannot be written: {_NO_ROOM[error.errno]}; make room and run the same command again, {kept}"
         ) from error

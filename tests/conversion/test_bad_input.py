@@ -1,6 +1,5 @@
 """Each fault in the input: one sentence that names the culprit, exit status 2, and nothing left behind."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,6 @@ import pytest
 from damage import LFS_POINTER, WEB_PAGE, assert_refused, edit_json, truncate
 
 from nemo_longpo.cli import main
-from nemo_longpo.conversion.outputs import new_directory
 
 
 def config(**changes: object) -> Callable[[Path], object]:
@@ -143,18 +141,6 @@ def test_broken_tokenizer(hf_models, tmp_path, capsys):
     assert_refused(command, "the tokenizer does not load", tmp_path, capsys)
 
 
-def test_existing_output_needs_overwrite(hf_models, tmp_path, capsys):
-    output = tmp_path / "nemo"
-    output.mkdir()
-    (output / "mine").write_text("keep")
-    command = ["import", "--model", str(hf_models["mistral"]), "--output", str(output)]
-    assert_refused(command, "exists already; pass --overwrite", tmp_path, capsys)
-    assert (output / "mine").read_text() == "keep"
-    assert main(["convert", *command, "--overwrite", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"output": str(output)}
-    assert sorted(path.name for path in output.iterdir()) == ["context", "weights"]
-
-
 def test_a_new_base_under_an_old_scaling_needs_a_choice(hf_models, tmp_path, capsys):
     model = shutil.copytree(hf_models["mistral"], tmp_path / "model")
     edit_json(model / "config.json", rope_scaling={"rope_type": "linear", "factor": 4.0})
@@ -183,19 +169,3 @@ def test_impossible_options(options, hf_models, tmp_path, capsys):
         main(command)
     assert stop.value.code == 2
     assert options[0] in capsys.readouterr().err
-
-
-def interrupted_work(output: Path) -> None:
-    with new_directory(output, overwrite=True) as partial:
-        (partial / "new").write_text("half")
-        raise KeyboardInterrupt
-
-
-def test_interrupted_work_leaves_the_old_output(tmp_path):
-    output = tmp_path / "output"
-    output.mkdir()
-    (output / "old").write_text("old")
-    with pytest.raises(KeyboardInterrupt):
-        interrupted_work(output)
-    assert [path.name for path in tmp_path.iterdir()] == ["output"]
-    assert (output / "old").read_text() == "old"
