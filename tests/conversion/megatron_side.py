@@ -1,9 +1,9 @@
-"""What stock NeMo and Megatron-Core make of an imported checkpoint. Run as a script, in a process of its own, because
-the CPU backend redirects torch for the whole process.
+"""What stock NeMo and Megatron-Core make of imported checkpoints. Run as a script, in a process of its own, because the
+CPU backend redirects torch for the whole process.
 
-Usage: megatron_side.py REPORT CHECKPOINT... For each checkpoint, beside it: `NAME.logits.pt` and `NAME.saved`, the
-checkpoint that NeMo and Megatron write from the loaded model. REPORT is JSON: per checkpoint, the keys and shapes that
-the model asks for.
+Usage: megatron_side.py NEMO_ROOT OUTPUT. NEMO_ROOT holds a checkpoint per case. In OUTPUT: `logits/CASE.pt`,
+`saved/CASE`, the checkpoint that NeMo and Megatron write from the loaded model, and `asked.json`: NeMo's version, and
+by case the tensors (with shapes) and objects that the model asks for.
 """
 
 import json
@@ -11,10 +11,11 @@ import sys
 from pathlib import Path
 
 import torch
+from conversion_cases import CASES
 
 
 def load_model(checkpoint: Path):
-    """The stock NeMo model, built for one rank with Megatron's local layers, weights loaded by Megatron itself."""
+    """The stock NeMo model, built for one rank with the layers that NeMo finds, weights loaded by Megatron itself."""
     from megatron.core import dist_checkpointing
     from nemo.lightning.io import load_context
 
@@ -22,7 +23,7 @@ def load_model(checkpoint: Path):
 
     model = load_context(checkpoint, subpath="model")
     config = cpu.without_cuda_kernels(model.config)
-    config.bf16, config.params_dtype = False, torch.float32
+    config.fp16, config.bf16, config.params_dtype = False, False, torch.float32
     module = config.configure_model(model.tokenizer).eval()
     sharded = module.sharded_state_dict(prefix="module.")
     asked = {
@@ -45,9 +46,8 @@ def sharded_values(sharded: dict):
 def logits(module, ids: torch.Tensor) -> torch.Tensor:
     """[B, S, V] in fp32."""
     positions = torch.arange(ids.shape[1]).expand_as(ids)
-    mask = torch.ones(1, 1, ids.shape[1], ids.shape[1]).tril() < 0.5
     with torch.no_grad():
-        return module(ids, positions, mask).float()
+        return module(ids, positions, None).float()
 
 
 def save_again(module, checkpoint: Path, target: Path) -> None:
@@ -60,25 +60,33 @@ def save_again(module, checkpoint: Path, target: Path) -> None:
     load_context(checkpoint).io_dump(target / "context", yaml_attrs=["model"])
 
 
-def main(report: Path, checkpoints: list[Path]) -> None:
-    import nemo.collections.llm  # noqa: F401  (before the redirections: torch.compile at import time trips over them)
+def examine(nemo_root: Path, output: Path) -> None:
+    """Every case in turn. The CPU backend is active."""
+    import nemo
     import torch.distributed
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
-    from nemo_longpo.backends import cpu
-
-    cpu.activate()
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     parallel_state.initialize_model_parallel()
     model_parallel_cuda_manual_seed(0)
+    (output / "logits").mkdir()
     asked = {}
-    for checkpoint in checkpoints:
-        module, asked[checkpoint.name] = load_model(checkpoint)
-        torch.save(logits(module, torch.arange(40).reshape(2, 20)), checkpoint.parent / f"{checkpoint.name}.logits.pt")
-        save_again(module, checkpoint, checkpoint.parent / f"{checkpoint.name}.saved")
-    report.write_text(json.dumps(asked))
+    for case in CASES:
+        module, asked[case] = load_model(nemo_root / case)
+        torch.save(logits(module, torch.arange(40).reshape(2, 20)), output / "logits" / f"{case}.pt")
+        save_again(module, nemo_root / case, output / "saved" / case)
+    (output / "asked.json").write_text(json.dumps({"version": nemo.__version__, **asked}))
+
+
+def main(nemo_root: Path, output: Path) -> None:
+    import nemo.collections.llm  # noqa: F401  (before the redirections: torch.compile at import time trips over them)
+
+    from nemo_longpo.backends import cpu
+
+    cpu.activate()
+    examine(nemo_root, output)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), [Path(argument) for argument in sys.argv[2:]])
+    main(*map(Path, sys.argv[1:]))

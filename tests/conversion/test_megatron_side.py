@@ -1,73 +1,187 @@
-"""Stock NeMo and Megatron-Core take our checkpoints, compute what Hugging Face computes, and we take theirs."""
+"""Stock NeMo and Megatron-Core take our checkpoints, compute what Hugging Face computes, and we take theirs.
+
+On three sides: with Megatron's local layers, with Transformer Engine's over a stand-in, and in NeMo 2.6.
+"""
 
 import json
+import os
+import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from conversion_cases import CASES
+from conversion_cases import CASES, files, read_config
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from nemo_longpo.conversion.checkpoint.reader import DistCheckpoint
 from nemo_longpo.conversion.exporter import export_checkpoint
+from nemo_longpo.conversion.importer import import_checkpoint
+from nemo_longpo.errors import InputError
+
+TESTS = Path(__file__).parents[1]
+NEMO26 = TESTS.parent / ".nemo26"
+LOCAL, ENGINE, OLDER = "local layers", "Transformer Engine", "NeMo 2.6"
+SECONDS = 400
+
+
+@dataclass(frozen=True)
+class Side:
+    """A process at work, and where it puts what it finds."""
+
+    process: subprocess.Popen
+    output: Path
+
+    def wait(self) -> Path:
+        assert self.process.wait(SECONDS) == 0, (self.output / "log").read_text()[-5000:]
+        return self.output
+
+    def asked(self, case: str) -> dict[str, list[int]]:
+        """The tensors (with shapes) and objects that Megatron's model asks a checkpoint for."""
+        return json.loads((self.wait() / "asked.json").read_text())[case]
+
+
+def start(output: Path, script: str, *arguments: Path, overlay: Path | None = None) -> Side:
+    output.mkdir()
+    path = [*filter(None, [overlay]), TESTS, TESTS / "megatron"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, path)),
+        "TORCH_COMPILE_DISABLE": "1",  # a compiler's run for what Megatron's Python would fuse
+    }
+    command = [sys.executable, Path(__file__).with_name(script), *arguments, output]
+    with (output / "log").open("w") as log:
+        return Side(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT), output)
 
 
 @pytest.fixture(scope="module")
-def asked(nemo_checkpoints, tmp_path_factory) -> dict[str, dict[str, list[int]]]:
-    """Per case, the tensors (with shapes) and objects that Megatron's model asks a checkpoint for."""
-    report = tmp_path_factory.mktemp("megatron") / "report.json"
-    script = Path(__file__).with_name("megatron_side.py")
-    subprocess.run([sys.executable, script, report, *nemo_checkpoints.values()], check=True, timeout=300)
-    return json.loads(report.read_text())
+def sides(hf_models, nemo_checkpoints, tmp_path_factory) -> Iterator[dict[str, Side]]:
+    """All at the same time: most of their time goes into importing NeMo."""
+    hf, nemo = hf_models["mistral"].parent, nemo_checkpoints["mistral"].parent
+    root = tmp_path_factory.mktemp("sides")
+    found = {
+        LOCAL: start(root / "local", "megatron_side.py", nemo),
+        ENGINE: start(root / "engine", "stock_nemo.py", hf, nemo),
+    }
+    if NEMO26.is_dir():
+        found[OLDER] = start(root / "older", "megatron_side.py", nemo, overlay=NEMO26)
+    yield found
+    for side in found.values():
+        side.process.kill()
+        side.process.wait()
+
+
+@pytest.fixture(params=[LOCAL, ENGINE, OLDER])
+def side(request, sides) -> Side:
+    if request.param not in sides:
+        pytest.skip("`make nemo26` installs NeMo 2.6 beside NeMo 2.7")
+    return sides[request.param]
+
+
+@pytest.fixture
+def engine(sides) -> Path:
+    """What NeMo's own commands made with Transformer Engine's layers."""
+    return sides[ENGINE].wait()
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for path in directory.glob("*.safetensors") for name, tensor in load_file(path).items()}
+
+
+def objects(checkpoint: Path) -> set[str]:
+    metadata = pickle.loads((checkpoint / "weights" / ".metadata").read_bytes())
+    return {name for name in metadata.state_dict_metadata if "_extra_state" in name}
+
+
+def test_older_is_older(sides):
+    if OLDER in sides:
+        assert json.loads((sides[OLDER].wait() / "asked.json").read_text())["version"].startswith("2.6.")
+    assert json.loads((sides[LOCAL].wait() / "asked.json").read_text())["version"].startswith("2.7.")
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_names_and_shapes_are_those_that_megatron_asks_for(case, asked, nemo_checkpoints):
+def test_names_and_shapes_are_those_that_megatron_asks_for(case, side, nemo_checkpoints):
     checkpoint = DistCheckpoint(nemo_checkpoints[case] / "weights")
     ours = {name: list(checkpoint.shape(name)) for name in checkpoint.tensor_names()}
-    theirs = {name: shape for name, shape in asked[case].items() if "_extra_state" not in name}
-    assert ours == theirs
+    asked = side.asked(case)
+    assert ours == {name: shape for name, shape in asked.items() if "_extra_state" not in name}
+    states = {name for name in asked if "_extra_state" in name}
+    assert states
+    # Transformer Engine before 1.10 asks for attention's FP8 state too.
+    spare = {name for name in objects(nemo_checkpoints[case]) if "core_attention" in name}
+    assert states <= objects(nemo_checkpoints[case])
+    assert side.output.name != "engine" or states == objects(nemo_checkpoints[case]) - spare
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_logits_equal_hugging_face(case, asked, hf_models, nemo_checkpoints):
-    model = AutoModelForCausalLM.from_pretrained(hf_models[case], torch_dtype=torch.float32)
+def test_logits_equal_hugging_face(case, side, hf_models):
+    model = AutoModelForCausalLM.from_pretrained(hf_models[case], dtype=torch.float32)
     with torch.no_grad():
         expected = model(torch.arange(40).reshape(2, 20)).logits
-    found = torch.load(nemo_checkpoints[case].parent / f"{case}.logits.pt")
+    found = torch.load(side.wait() / "logits" / f"{case}.pt")
     assert found.shape == expected.shape
     assert (found - expected).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_checkpoint_saved_by_nemo_exports_to_the_same_files(case, asked, hf_models, nemo_checkpoints, tmp_path):
+def test_a_checkpoint_saved_by_nemo_exports_to_the_same_files(case, side, hf_models, tmp_path):
     """NeMo carries the `hf` directory along as the tokenizer's; the weights are fp32 there."""
-    back = export_checkpoint(nemo_checkpoints[case].parent / f"{case}.saved", tmp_path / "back")
-    assert {path.name for path in back.iterdir()} == {path.name for path in hf_models[case].iterdir()}
-    for path in back.iterdir():
-        assert path.read_bytes() == (hf_models[case] / path.name).read_bytes(), path.name
+    assert files(export_checkpoint(side.wait() / "saved" / case, tmp_path / "back")) == files(hf_models[case])
 
 
-def test_objects_for_transformer_engine(asked, nemo_checkpoints):
-    """Its modules ask for their FP8 state by these keys (v2.9: linear layers, norms; earlier: attention too)."""
-    import pickle
+CONVERTED = ("mistral", "qwen2-untied-bf16", "llama", "llama-tied-fp16")
 
-    metadata = pickle.loads((nemo_checkpoints["mistral"] / "weights" / ".metadata").read_bytes())
-    objects = {name for name in metadata.state_dict_metadata if "_extra_state" in name}
-    layers = [
-        f"module.decoder.layers.{module}._extra_state/shard_{layer}_2"
-        for layer in range(2)
-        for module in (
-            "self_attention.core_attention",
-            "self_attention.linear_proj",
-            "self_attention.linear_qkv",
-            "mlp.linear_fc1",
-            "mlp.linear_fc2",
-        )
-    ]
-    assert objects == {*layers, "module.decoder.final_layernorm._extra_state/shard_0_1"}
-    local = {name for name in asked["mistral"] if "_extra_state" in name}
-    assert local
-    assert local <= objects
+
+@pytest.mark.parametrize("case", CONVERTED)
+def test_an_import_by_nemo_exports_to_the_same_model(case, engine, hf_models, tmp_path, capsys):
+    """From NeMo's records alone: the same tensors, and the same configuration where it says anything, but for Llama's
+    RoPE scaling, of which NeMo's importer keeps the factor only."""
+    imported = engine / "imported" / case
+    assert not list(imported.rglob("config.json"))
+    if case == "mistral":  # `seq_length: null`
+        with pytest.raises(InputError, match=r"model\.yaml does not say for how many positions .* --max-length"):
+            export_checkpoint(imported, tmp_path / "back")
+    back = export_checkpoint(imported, tmp_path / "back", max_length=4096 if case == "mistral" else None)
+    assert "holds no Hugging Face configuration" in capsys.readouterr().err
+    found, expected = weights(back), weights(hf_models[case])
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert all(found[name].dtype == expected[name].dtype for name in expected)
+    old, new = read_config(hf_models[case]), read_config(back)
+    changed = {name for name in old.keys() & new.keys() if old[name] != new[name]}
+    assert changed == ({"rope_scaling"} if case == "llama" else set())
+    assert new["torch_dtype"] == old["dtype"]
+    for name in ("generation_config.json", "tokenizer.json", "chat_template.jinja"):
+        assert (back / name).is_file() == (hf_models[case] / name).is_file()
+
+
+@pytest.mark.parametrize("case", CONVERTED)
+def test_an_export_by_nemo_is_imported(case, engine, hf_models, tmp_path):
+    """NeMo's exporter of Llama leaves out the vocabulary rows that no token has."""
+    exported = engine / "exported" / case
+    rows = read_config(exported)["vocab_size"]
+    assert rows == read_config(hf_models[case])["vocab_size"] - (1 if "llama" in case else 0)
+    found, expected = weights(exported), weights(hf_models[case])
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        kept = tensor[:rows] if name in ("model.embed_tokens.weight", "lm_head.weight") else tensor
+        assert torch.equal(found[name], kept), name
+    back = export_checkpoint(import_checkpoint(exported, tmp_path / "nemo"), tmp_path / "back")
+    assert files(back) == files(exported)
+
+
+def test_nemo_trains_from_our_checkpoint(engine, hf_models, tmp_path):
+    """Its first step of Adam moves every weight by the learning rate, so it started from ours; all else comes back."""
+    (trained,) = engine.glob("finetuned/default/checkpoints/*-last")
+    back = export_checkpoint(trained, tmp_path / "back")
+    before, after = weights(hf_models["mistral"]), weights(back)
+    for name, weight in before.items():
+        step = (after[name] - weight).abs().max()
+        assert 0.5e-2 < step < 1.1e-2, name
+    old, new = files(hf_models["mistral"]), files(back)
+    assert old.keys() == new.keys()
+    assert {name for name in old if old[name] != new[name]} == {"model.safetensors"}
