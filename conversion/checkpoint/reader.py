@@ -1,14 +1,16 @@
 """Megatron's `torch_dist` checkpoint format, read box by box without a GPU or a process group."""
 
 import math
+import pickle
+from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import torch
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import LoadPlan
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+from torch.distributed.checkpoint.utils import _create_file_view
 
 from nemo_longpo.conversion.families.family import Piece
 from nemo_longpo.errors import InputError
@@ -16,28 +18,18 @@ from nemo_longpo.errors import InputError
 from .metadata import read_metadata
 from .names import KEY_PREFIX
 
-
-class _SlicePlanner(DefaultLoadPlanner):
-    """Receives what a reader finds into one given tensor."""
-
-    def __init__(self, target: torch.Tensor):
-        super().__init__()
-        self._target = target
-
-    def lookup_tensor(self, index: MetadataIndex) -> torch.Tensor:
-        return self._target
+DAMAGE = (RuntimeError, pickle.UnpicklingError, ValueError, LookupError, TypeError, AttributeError, EOFError)
+"""What `torch.load` raises for bytes that are not a tensor."""
 
 
 class DistCheckpoint:
-    """Read access to a `torch_dist` checkpoint, whatever the parallelism it was written with."""
+    """Read access to a `torch_dist` checkpoint, whatever the parallelism it was written with, from several threads."""
 
     def __init__(self, directory: Path):
         self.directory = directory
         if not (directory / ".metadata").is_file() or not (directory / "metadata.json").is_file():
             raise InputError(f"{directory} is not a complete Megatron torch_dist checkpoint (no metadata in it)")
-        self._reader = dcp.FileSystemReader(directory)
         self._metadata = read_metadata(directory)
-        self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
         self._check_file_sizes()
 
     def _check_file_sizes(self) -> None:
@@ -69,17 +61,46 @@ class DistCheckpoint:
         return self._tensor(key).properties.dtype
 
     def read(self, key: str, offsets: tuple[int, ...], sizes: tuple[int, ...]) -> torch.Tensor:
-        """The box `[offsets, offsets + sizes)` of a tensor, in the stored dtype."""
+        """The box `[offsets, offsets + sizes)` of a tensor, in the stored dtype.
+
+        Holds one stored part at a time beside the result; the part itself is the result if it is the only one.
+        """
         stored = self._tensor(key)
-        target = torch.empty(sizes, dtype=stored.properties.dtype)
         box = ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
         items = create_read_items_for_chunk_list(key, stored, [box])
-        if sum(math.prod(item.lengths) for item in items) != target.numel():
+        if sum(math.prod(item.lengths) for item in items) != math.prod(sizes):
             raise InputError(f"{self.directory} lacks a part of {key}; the checkpoint is incomplete")
-        self._reader.read_data(LoadPlan(items), _SlicePlanner(target))
-        return target
+        if len(items) == 1:
+            return self._load(items[0], stored)
+        result = torch.empty(sizes, dtype=stored.properties.dtype)
+        for item in items:
+            result[_box(item.dest_offsets, item.lengths)] = self._load(item, stored)
+        return result
+
+    def _load(self, item: ReadItem, stored: TensorStorageMetadata) -> torch.Tensor:
+        """What the item asks for of one stored part."""
+        index = item.storage_index
+        place = self._metadata.storage_data.get(index)
+        if place is None:
+            raise InputError(f"{self.directory / '.metadata'} does not say where {index.fqn} lies; copy it again")
+        path = self.directory / place.relative_path
+        where = f"{path}: the part of {index.fqn} at byte {place.offset}"
+        with path.open("rb") as file:
+            bytes_of_part = cast(BinaryIO, _create_file_view(file, place.offset, place.length))
+            try:
+                part = torch.load(bytes_of_part, map_location="cpu", weights_only=True)
+            except DAMAGE as error:
+                raise InputError(f"{where} is damaged; copy it again") from error
+        promised = stored.properties.dtype, *next(c.sizes for c in stored.chunks if c.offsets == index.offset)
+        if not isinstance(part, torch.Tensor) or (part.dtype, *part.shape) != promised:
+            raise InputError(f"{where} is not the tensor that .metadata promises; copy the checkpoint again")
+        return part[_box(item.storage_offsets, item.lengths)]
 
     def parts(self, piece: Piece) -> list[torch.Tensor]:
         """The Hugging Face tensors that a piece of the model stands for."""
         tensor = self.read(KEY_PREFIX + piece.entry.key, piece.offsets, piece.sizes)
         return piece.split(tensor.reshape(piece.shape))
+
+
+def _box(offsets: Sequence[int], sizes: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(start, start + size) for start, size in zip(offsets, sizes, strict=True))

@@ -1,9 +1,13 @@
 import math
+import pickle
 import weakref
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 
 from nemo_longpo.conversion.checkpoint import writer
 from nemo_longpo.conversion.checkpoint.reader import DistCheckpoint
@@ -61,6 +65,55 @@ def test_part_that_was_never_written(tmp_path):
     writer.write(tmp_path / "weights", [one], {})
     with pytest.raises(InputError, match="lacks a part of stack"):
         DistCheckpoint(tmp_path / "weights").read("stack", (0, 0, 0), SHAPE)
+
+
+def test_parts_are_put_together(tmp_path):
+    """As several tensor-parallel ranks leave them: here quarters of one matrix."""
+    values = torch.randn(4, 6)
+    quarters = [
+        Chunk("m", (4, 6), (row, column), (2, 3), values.dtype, values[row : row + 2, column : column + 3].clone)
+        for row in (0, 2)
+        for column in (0, 3)
+    ]
+    writer.write(tmp_path / "weights", quarters, {})
+    assert torch.equal(DistCheckpoint(tmp_path / "weights").read("m", (1, 1), (3, 4)), values[1:4, 1:5])
+
+
+def spoil_bytes(metadata: Metadata, directory: Path) -> None:
+    place = metadata.storage_data[MetadataIndex("stack", (2, 0, 0))]
+    with (directory / place.relative_path).open("r+b") as file:
+        file.seek(place.offset)
+        file.write(bytes(place.length))
+
+
+def replace_part(metadata: Metadata, directory: Path, part: object) -> None:
+    place = metadata.storage_data[MetadataIndex("stack", (2, 0, 0))]
+    torch.save(part, directory / "other")
+    place.relative_path, place.offset, place.length = "other", 0, (directory / "other").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (spoil_bytes, r"distcp: the part of stack at byte \d+ is damaged; copy it again"),
+        (partial(replace_part, part=torch.ones(1, *SHAPE[1:]).half()), "other: the part of stack at byte 0 is not the"),
+        (partial(replace_part, part=torch.ones(SHAPE[1:])), "other: the part of stack at byte 0 is not the tensor"),
+        (partial(replace_part, part=[1]), "other: the part of stack at byte 0 is not the tensor that .metadata promis"),
+        (
+            lambda metadata, directory: metadata.storage_data.pop(MetadataIndex("stack", (2, 0, 0))),
+            ".metadata does not say where stack lies",
+        ),
+    ],
+)
+def test_damaged_part(damage, message, checkpoint):
+    _, directory = checkpoint
+    metadata = pickle.loads((directory / ".metadata").read_bytes())
+    damage(metadata, directory)
+    (directory / ".metadata").write_bytes(pickle.dumps(metadata))
+    stored = DistCheckpoint(directory)
+    assert stored.read("stack", (0, 0, 0), (2, *SHAPE[1:])).shape == (2, *SHAPE[1:])
+    with pytest.raises(InputError, match=message):
+        stored.read("stack", (0, 0, 0), SHAPE)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
