@@ -1,11 +1,22 @@
 """Models, pairs and shards of any size, from random numbers: what they cost does not depend on what they say."""
 
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
+import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    MistralConfig,
+    MistralForCausalLM,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+    set_seed,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -57,6 +68,40 @@ def save_model(directory: Path, shape: ModelShape, seed: int = 0) -> Path:
     )
     MistralForCausalLM(config).save_pretrained(directory)
     tokenizer(shape.vocab).save_pretrained(directory)
+    return directory
+
+
+def tensor_shapes(config: PretrainedConfig) -> dict[str, torch.Size]:
+    """Of a model's parameters, tied ones once; allocates nothing."""
+    with torch.device("meta"):
+        return {name: value.shape for name, value in AutoModelForCausalLM.from_config(config).named_parameters()}
+
+
+def stream_model(directory: Path, config: PretrainedConfig, tokens: int, file_bytes: int, seed: int = 0) -> Path:
+    """A model of any size in bf16 with random weights, in safetensors files of about `file_bytes`, one in memory."""
+    shapes = tensor_shapes(config)
+    files: list[dict[str, torch.Size]] = [{}]
+    for name, shape in shapes.items():
+        if 2 * sum(held.numel() for held in files[-1].values()) >= file_bytes:
+            files.append({})
+        files[-1][name] = shape
+    directory.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(seed)
+    weight_map = {}
+    for number, content in enumerate(files, 1):
+        file = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        weight_map |= dict.fromkeys(content, file)
+        tensors = {
+            name: torch.empty(shape, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
+            for name, shape in content.items()
+        }
+        save_file(tensors, directory / file, metadata={"format": "pt"})
+    total = 2 * sum(shape.numel() for shape in shapes.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    config.save_pretrained(directory)
+    GenerationConfig.from_model_config(config).save_pretrained(directory)
+    tokenizer(tokens).save_pretrained(directory)
     return directory
 
 

@@ -1,0 +1,310 @@
+"""Conversion beside NeMo's own and beside transformers' load and save: time and memory, same model, machine and run.
+
+    python benchmarks/convert.py --workers 1 2
+
+Two models in bf16 with random weights: Qwen2.5-1.5B (tied embeddings, biases, more vocabulary rows than tokens) and
+Mistral-7B (untied), each with the real shapes and as many layers as make `--gigabytes`. Each goes, in this order,
+through `cp`, our import and export per number of workers, NeMo's importer and exporter (see convert_rivals.py), and
+transformers' load and save. Every command is a fresh process that finds its input in the page cache and a disk with
+nothing left to write. Before, every command runs on a model of one small layer with the same tokenizer: that time is
+its start-up (libraries, tokenizer, configuration), and what it held then is what it takes without a model.
+
+Exits with 1 if a model does not come out of ours byte for byte, or if our memory breaks its bound.
+"""
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from children import THREADS, watch
+from differences import differences, files_of
+from generated import RESULTS, origin, write_results
+from random_pairs import stream_model, tensor_shapes
+from transformers import MistralConfig, PretrainedConfig, Qwen2Config
+
+COMMON = {
+    "torch_dtype": "bfloat16",
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "max_position_embeddings": 32_768,
+    "rope_theta": 1e6,
+}
+QWEN = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "vocab_size": 151_936,
+    "hidden_size": 1536,
+    "intermediate_size": 8960,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+}
+MISTRAL = {
+    "architectures": ["MistralForCausalLM"],
+    "vocab_size": 32_768,
+    "hidden_size": 4096,
+    "intermediate_size": 14_336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "sliding_window": None,
+}
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "num_hidden_layers": 1,
+}
+FILE_BYTES = 1_000_000_000
+DISK_SHARE = 3.5
+"""Of a model's size: the model, its checkpoint and the model again, with room for embeddings that NeMo unties."""
+
+CHECKPOINT_SHARE = 1.25
+TENSOR_SHARE = 2.5
+"""Our bounds: of the checkpoint over the workers in all, and of the largest tensor per worker above the start-up."""
+
+NAMES = {"qwen2": "Qwen2.5-1.5B", "mistral": "Mistral-7B"}
+RIVALS = Path(__file__).with_name("convert_rivals.py")
+LONGPO = [sys.executable, "-m", "nemo_longpo.cli", "convert"]
+
+Command = Callable[[Path, Path], list[str]]
+"""From the paths of source and target to words."""
+
+
+class Kind(NamedTuple):
+    """A family to convert; `tokens` is what its tokenizer has."""
+
+    config: type[PretrainedConfig]
+    shape: dict[str, Any]
+    tokens: int
+
+    def configuration(self, **changes: Any) -> PretrainedConfig:
+        return self.config(**(COMMON | self.shape | changes))
+
+    def save(self, directory: Path, **changes: Any) -> Path:
+        return stream_model(directory, self.configuration(**changes), self.tokens, FILE_BYTES)
+
+
+KINDS = {"qwen2": Kind(Qwen2Config, QWEN, 151_665), "mistral": Kind(MistralConfig, MISTRAL, 32_768)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gigabytes", type=float, default=3.0, help="each model has at least so much (%(default)s)")
+    parser.add_argument("--families", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="of ours (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--only-ours", action="store_true", help="without NeMo and transformers")
+    parser.add_argument("--memory-limit", type=float, default=16, metavar="GB", help="where a command is stopped")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path(tempfile.gettempdir()),
+        help=f"where to work (default: %(default)s); needs {DISK_SHARE} times the size of one model",
+    )
+    parser.add_argument("--keep", action="store_true", help="leave models and outputs there; needs more room")
+    parser.add_argument("--output", type=Path, default=RESULTS / "convert.json")
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="convert_", dir=arguments.folder))
+    try:
+        measured = [Bench(folder / family, family, arguments).measure() for family in arguments.families]
+    finally:
+        if not arguments.keep:
+            shutil.rmtree(folder)
+    result = origin(("torch", "transformers", "nemo-toolkit", "megatron-core")) | {"measured": measured}
+    write_results(arguments.output.stem, result, report(measured, arguments.rounds), arguments.output.parent)
+    broken = [problem for found in measured for problem in problems(found)]
+    if broken:
+        raise SystemExit("\n".join(broken))
+
+
+class Bench:
+    """One model, and everything that it goes through."""
+
+    def __init__(self, folder: Path, family: str, arguments: argparse.Namespace):
+        self.folder, self.family, self.arguments = folder, family, arguments
+        self.kind = KINDS[family]
+        one, two = (self.tensor_bytes(num_hidden_layers=layers) for layers in (1, 2))
+        layer = sum(two) - sum(one)
+        self.layers = max(1, -(-int(arguments.gigabytes * 1e9 - sum(one) + layer) // layer))
+        every = self.tensor_bytes(num_hidden_layers=self.layers)
+        self.bytes, self.largest = sum(every), max(every)
+
+    def tensor_bytes(self, **changes: Any) -> list[int]:
+        return [2 * shape.numel() for shape in tensor_shapes(self.kind.configuration(**changes)).values()]
+
+    def measure(self) -> dict[str, Any]:
+        free = shutil.disk_usage(self.arguments.folder).free
+        if free < DISK_SHARE * self.bytes:
+            raise SystemExit(
+                f"{self.arguments.folder} has {free / 1e9:.0f} GB free, this takes "
+                f"{DISK_SHARE * self.bytes / 1e9:.0f}; pass another --folder, or fewer --gigabytes"
+            )
+        small = self.kind.save(self.folder / "small", **SMALL)
+        start_up = self.all_trips(small)
+        model = self.kind.save(self.folder / "model", num_hidden_layers=self.layers)
+        rounds = [self.all_trips(model) for _ in range(self.arguments.rounds)]
+        if not self.arguments.keep:
+            shutil.rmtree(self.folder)
+        sizes = {"layers": self.layers, "bytes": self.bytes, "largest_tensor_bytes": self.largest}
+        return {"family": self.family} | sizes | {"start_up": start_up, "rounds": rounds}
+
+    def all_trips(self, model: Path) -> dict[str, dict[str, Any]]:
+        """What each command took, and how the model at the end of each trip differs from what went in."""
+        return {name: self.trip(name, commands, model) for name, commands in self.trips().items()}
+
+    def trip(self, name: str, commands: dict[str, Command], model: Path) -> dict[str, Any]:
+        source, steps = model, {}
+        outputs = self.folder / f"{model.name}-{name.replace(' ', '-')}"
+        shutil.rmtree(outputs, ignore_errors=True)
+        outputs.mkdir()
+        for step, command in commands.items():
+            read_once(source)
+            target = outputs / step / "model"
+            target.parent.mkdir()
+            steps[step] = watch(
+                command(source, target),
+                target.parent,
+                self.folder / f"{outputs.name}-{step}.log",
+                self.arguments.memory_limit * 1e3,
+            )
+            if steps[step]["stopped"]:
+                return {"steps": steps, "differences": None}
+            steps[step]["written_bytes"] = sum(path.stat().st_size for path in files_of(target).values())
+            source = target
+        found = differences(model, source)
+        if not self.arguments.keep:
+            shutil.rmtree(outputs)
+        return {"steps": steps, "differences": found}
+
+    def trips(self) -> dict[str, dict[str, Command]]:
+        ours = {
+            f"longpo {workers}": {
+                "import": longpo("import", "--model", workers),
+                "export": longpo("export", "--checkpoint", workers),
+            }
+            for workers in self.arguments.workers
+        }
+        copy: dict[str, dict[str, Command]] = {
+            "cp": {"copy": lambda source, target: ["cp", "-r", *map(str, (source, target))]}
+        }
+        if self.arguments.only_ours:
+            return copy | ours
+        nemo = {step: rival(f"nemo-{step}", self.family) for step in ("import", "export")}
+        return copy | ours | {"NeMo": nemo, "transformers": {"load and save": rival("transformers", self.family)}}
+
+
+def longpo(step: str, source_option: str, workers: int) -> Command:
+    def words(source: Path, target: Path) -> list[str]:
+        return [*LONGPO, step, source_option, str(source), "--output", str(target), "--workers", str(workers)]
+
+    return words
+
+
+def rival(tool: str, family: str) -> Command:
+    def words(source: Path, target: Path) -> list[str]:
+        return [sys.executable, str(RIVALS), tool, family, str(source), str(target)]
+
+    return words
+
+
+def read_once(directory: Path) -> None:
+    """Into the page cache."""
+    for path in files_of(directory).values():
+        with path.open("rb") as file:
+            while file.read(1 << 24):
+                pass
+
+
+def rows(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """One per command: medians of times and maxima of memory over the rounds, beside the same command's start-up."""
+    result: list[dict[str, Any]] = []
+    for trip, small in found["start_up"].items():
+        for step, start_up in small["steps"].items():
+            steps = [round_[trip]["steps"][step] for round_ in found["rounds"] if step in round_[trip]["steps"]]
+            if steps:
+                times = {name: median(taken[name] for taken in steps) for name in steps[0] if name.endswith("seconds")}
+                memory = {name: max(taken[name] for taken in steps) for name in steps[0] if name.endswith("_mb")}
+                row = {"trip": trip, "step": step} | times | memory
+                row["stopped"] = any(taken["stopped"] for taken in steps)
+                row["above_mb"] = row["held_mb"] - start_up["held_mb"]
+                beyond = row["seconds"] - start_up["seconds"]
+                row["weights_seconds"] = row["writing_seconds"] if is_ours(trip) else beyond
+                result.append(row)
+    copied = result[0]["weights_seconds"]
+    return [row | {"speed_of_cp": copied / row["weights_seconds"]} for row in result]
+
+
+def is_ours(trip: str) -> bool:
+    return trip.startswith("longpo")
+
+
+def problems(found: dict[str, Any]) -> list[str]:
+    """Where ours is not what it says: the model as it was, and memory within its bounds."""
+    broken = []
+    for round_ in found["rounds"]:
+        for trip, taken in round_.items():
+            if is_ours(trip) and any(taken["differences"].values()):
+                broken.append(f"{found['family']}, {trip}: differs after the round trip: {taken['differences']}")
+    for row in rows(found):
+        if not is_ours(row["trip"]):
+            continue
+        workers = int(row["trip"].split()[1])
+        bounds = {
+            "the checkpoint over its workers": (row["peak_mb"], CHECKPOINT_SHARE * found["bytes"] / workers / 1e6),
+            "its largest tensor": (row["above_mb"], TENSOR_SHARE * workers * found["largest_tensor_bytes"] / 1e6),
+        }
+        broken += [
+            f"{found['family']}, {row['trip']}, {row['step']}: {taken:,.0f} MB, {bound:,.0f} allowed by {what}"
+            for what, (taken, bound) in bounds.items()
+            if taken > bound
+        ]
+    return broken
+
+
+def report(measured: list[dict[str, Any]], rounds: int) -> list[str]:
+    lines = [
+        f"{THREADS} threads per process; of {rounds} rounds the median time and the largest memory. Weights: of ours, "
+        "the seconds from the first file of weights to the end; of the others, which load before they write, the "
+        "seconds beyond the same command's on a model of one small layer. Speed: that of `cp` is 100 %. Stored: until "
+        "everything written has reached the disk. Peak: what the largest process had in memory, mapped files included. "
+        "Held: what all processes of the command had to themselves; above: more than on the small model.",
+    ]
+    for found in measured:
+        layers, size, largest = found["layers"], found["bytes"] / 1e9, found["largest_tensor_bytes"] / 1e6
+        lines += [
+            "",
+            f"{NAMES[found['family']]}, {layers} layers: {size:.2f} GB in bf16, largest tensor {largest:,.0f} MB",
+            "",
+            "| | seconds | of it weights | speed | CPU seconds | stored | peak MB | held MB | above MB |",
+            "|---|---|---|---|---|---|---|---|---|",
+            *(line(row) for row in rows(found)),
+            "",
+            *(changed(trip, taken["differences"]) for trip, taken in found["rounds"][-1].items() if trip != "cp"),
+        ]
+    return lines
+
+
+def line(row: dict[str, Any]) -> str:
+    label = f"{row['trip']} {row['step']}{', stopped' if row['stopped'] else ''}"
+    times = f"{row['seconds']:.1f} | {row['weights_seconds']:.1f} | {row['speed_of_cp']:.0%} | {row['cpu_seconds']:.1f}"
+    memory = " | ".join(f"{row[name]:,.0f}" for name in ("peak_mb", "held_mb", "above_mb"))
+    return f"| {label} | {times} | {row['stored_seconds']:.1f} | {memory} |"
+
+
+def changed(trip: str, found: dict[str, list[str]] | None) -> str:
+    if found is None:
+        return f"- {trip}: did not finish"
+    if not any(found.values()):
+        return f"- {trip}: every file as it was, byte for byte"
+    fields = f"fields of config.json changed: {', '.join(found['fields']) or 'none'}"
+    return f"- {trip}: {fields}; tensors that differ: {', '.join(found['tensors']) or 'none'}"
+
+
+if __name__ == "__main__":
+    main()
