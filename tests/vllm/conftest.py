@@ -22,3 +22,8 @@ def mistral():
 @pytest.fixture(scope="session")
 def qwen2():
     return _MODELS / "qwen2"
+
+
+@pytest.fixture(scope="session")
+def exported():
+    return _MODELS / "exported"
