@@ -8,7 +8,7 @@ from .base import longpo_recipe
 
 @run.cli.factory(target=llm.finetune, name="tiny_longpo")
 def tiny_longpo() -> run.Partial:
-    """LongPO for small Mistral and Qwen2.5 checkpoints in fp32; runs without a GPU."""
+    """LongPO for small Mistral, Qwen2.5 and Llama 3 checkpoints in fp32; runs without a GPU."""
     return longpo_recipe(
         seq_length=8192,
         precision="32",

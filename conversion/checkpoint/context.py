@@ -55,7 +55,7 @@ def nemo_configuration(family: Family, config: Mapping[str, Any]) -> tuple[str, 
         "init_method_std": config.get("initializer_range", 0.02),
         "window_size": None,
         "cp_comm_type": "p2p",
-        "apply_rope_fusion": False,
+        "apply_rope_fusion": False,  # Llama's default, True, does not construct without Transformer Engine
         "fp16": name == "float16",
         "bf16": name == "bfloat16",
         "params_dtype": getattr(torch, name),
