@@ -2,8 +2,11 @@
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
+
+from nemo_longpo.errors import InputError
 
 from .checkpoint.context import WEIGHT_LIST
 from .families.family import Family
@@ -14,6 +17,7 @@ from .huggingface.safetensors_file import TORCH_DTYPES
 from .huggingface.weights import HfWeights
 
 DEFAULT_FILE_BYTES = 5_000_000_000
+SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,26 @@ def _original_weights(origin: HfDirectory) -> dict[str, tuple[str, str]]:
     """Tensor → (file, safetensors dtype) in the Hugging Face directory that the model came from, if known."""
     listed = origin.path / WEIGHT_LIST
     if listed.is_file():
-        return {name: (value["file"], value["dtype"]) for name, value in read_json(listed).items()}
+        return _read_weight_list(listed)
     if not (origin.path / INDEX).is_file() and not (origin.path / SINGLE).is_file():
         return {}
     return HfWeights(origin).listing()
+
+
+def _read_weight_list(path: Path) -> dict[str, tuple[str, str]]:
+    """Files are to be written under these names, so they may not lead out of the directory."""
+    weights = {}
+    for name, entry in read_json(path).items():
+        match entry:
+            case {"file": str(file), "dtype": str(dtype)} if _is_file_name(file) and dtype in TORCH_DTYPES:
+                weights[name] = (file, dtype)
+            case _:
+                raise InputError(f"{path} has {entry} for {name}, which is no file and dtype; import the model again")
+    return weights
+
+
+def _is_file_name(file: str) -> bool:
+    return Path(file).name == file and file.endswith(SUFFIX)
 
 
 def _split_files(targets: list[Target]) -> list[Target]:

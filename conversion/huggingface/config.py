@@ -21,9 +21,8 @@ REQUIRED = (
     "max_position_embeddings",
 )
 
-
 COMPUTED: Mapping[str, tuple[tuple[object, ...], str]] = {
-    "hidden_act": (("silu", "swish"), "only feed-forward layers of that kind (SwiGLU) are supported: silu"),
+    "hidden_act": (("silu", "swish"), "only silu (SwiGLU layers) is supported"),
     "attention_bias": ((False, None), "attention has no biases but those of Qwen2"),
     "mlp_bias": ((False, None), "feed-forward layers have no biases"),
     "partial_rotary_factor": ((1, None), "only heads that are rotated as a whole are supported"),

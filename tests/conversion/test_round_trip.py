@@ -138,29 +138,3 @@ def test_padded_vocabulary_rows_and_optimizer_state_stay_behind(hf_models, nemo_
     rewrite_weights(trained, train)
     back = export_checkpoint(trained, tmp_path / "back")
     assert files(back) == files(hf_models["qwen2-untied-bf16"])
-
-
-def test_base_directory_replaces_missing_files(hf_models, nemo_checkpoints, tmp_path):
-    """A checkpoint that NeMo's own importer made has no `hf` directory."""
-    stock = shutil.copytree(nemo_checkpoints["qwen2-untied-bf16"], tmp_path / "stock")
-    shutil.rmtree(stock / "context" / "hf")
-    source = hf_models["qwen2-untied-bf16"]
-    assert files(export_checkpoint(stock, tmp_path / "back", base=source)) == files(source)
-
-
-def test_base_without_weights_gets_one_file_in_the_dtype_of_its_config(hf_models, nemo_checkpoints, tmp_path):
-    base = tmp_path / "base"
-    shutil.copytree(hf_models["qwen2-untied-bf16"], base, ignore=shutil.ignore_patterns("*.safetensors*"))
-    back = export_checkpoint(nemo_checkpoints["qwen2-untied-bf16"], tmp_path / "back", base=base)
-    assert {path.name for path in back.glob("*.safetensors*")} == {"model.safetensors"}
-    assert {tensor.dtype for tensor in load_file(back / "model.safetensors").values()} == {torch.bfloat16}
-
-
-def test_large_models_are_split(hf_models, nemo_checkpoints, tmp_path, monkeypatch):
-    monkeypatch.setattr("nemo_longpo.conversion.targets.DEFAULT_FILE_BYTES", 30_000)
-    base = tmp_path / "base"
-    shutil.copytree(hf_models["mistral"], base, ignore=shutil.ignore_patterns("*.safetensors*"))
-    back = export_checkpoint(nemo_checkpoints["mistral"], tmp_path / "back", base=base)
-    assert len(list(back.glob("model-*-of-*.safetensors"))) > 2
-    weights = [AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (hf_models["mistral"], back)]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

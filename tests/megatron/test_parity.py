@@ -58,8 +58,8 @@ QWEN2 = {
     "concatenated, cp 2": (2, 1, 1, 1, CONCATENATED),
     "concatenated, pp 2": (1, 1, 2, 1, CONCATENATED),
 }
-# A relative of Mistral; what is its own is the RoPE scaling.
-LLAMA = {"cp 2": (2, 1, 1, 1, {}), "tp 2, pp 2": (1, 2, 2, 1, {})}
+# As Mistral, but for the RoPE scaling.
+LLAMA = {"cp 2": (2, 1, 1, 1, {})}
 CASES = [
     pytest.param(family, case, id=f"{family}: {name}")
     for family, cases in (("mistral", PARALLEL | MISTRAL), ("qwen2", PARALLEL | QWEN2), ("llama", LLAMA))

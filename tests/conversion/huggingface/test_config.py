@@ -78,7 +78,7 @@ def test_defaults_are_those_of_transformers(config_class, model_type):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("hidden_act", "gelu", "hidden_act is gelu; only feed-forward layers of that kind"),
+        ("hidden_act", "gelu", "hidden_act is gelu; only silu"),
         ("attention_bias", True, "attention_bias is True; attention has no biases"),
         ("mlp_bias", True, "mlp_bias is True; feed-forward layers have no biases"),
         ("partial_rotary_factor", 0.5, "partial_rotary_factor is 0.5; only heads that are rotated as a whole"),
