@@ -6,11 +6,12 @@ from typing import Any
 
 from nemo_longpo.conversion.families.family import Family
 from nemo_longpo.conversion.families.layouts import Geometry
+from nemo_longpo.conversion.huggingface.config import active_window
 from nemo_longpo.conversion.huggingface.rope import rope_theta
 
 
-def sizes(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Null where an unknown kind of model has no such number."""
+def sizes(config: Mapping[str, Any], family: Family | None) -> dict[str, Any]:
+    """Null where a model of an unknown kind (no `family`) does not say."""
     heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
     return {
         "layers": config.get("num_hidden_layers"),
@@ -20,18 +21,20 @@ def sizes(config: Mapping[str, Any]) -> dict[str, Any]:
         "kv_heads": config.get("num_key_value_heads") or heads,
         "head_size": config.get("head_dim") or (hidden // heads if heads and hidden else None),
         "vocabulary": config.get("vocab_size"),
-        "tied": config.get("tie_word_embeddings"),
+        "tied": config.get("tie_word_embeddings", False if family else None),
     }
 
 
-def positions(config: Mapping[str, Any]) -> dict[str, Any]:
+def positions(config: Mapping[str, Any], family: Family | None) -> dict[str, Any]:
+    """`sliding_window` is one that hides something, where that can be told."""
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
     kind = scaling.get("rope_type") or scaling.get("type")
+    limit = config.get("max_position_embeddings")
     return {
-        "max_position_embeddings": config.get("max_position_embeddings"),
+        "max_position_embeddings": limit,
         "rope_theta": rope_theta(config),
         "rope_scaling": scaling if kind not in (None, "default") else None,
-        "sliding_window": config.get("sliding_window") if config.get("use_sliding_window", True) else None,
+        "sliding_window": active_window(config, family) if family and limit else config.get("sliding_window"),
     }
 
 

@@ -2,13 +2,13 @@
 
 import math
 import re
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nemo_longpo.conversion.families.known import family_of
 from nemo_longpo.conversion.families.layouts import Geometry
-from nemo_longpo.conversion.huggingface import config as hf_config
+from nemo_longpo.conversion.huggingface.config import check_supported, for_import
 from nemo_longpo.conversion.huggingface.directory import HfDirectory
 from nemo_longpo.conversion.huggingface.rope import rope_theta, with_rope
 from nemo_longpo.conversion.huggingface.safetensors_file import TORCH_DTYPES
@@ -24,27 +24,31 @@ def describe(path: Path, advice: Advice) -> dict[str, Any]:
     directory = HfDirectory.open(path)
     config, where = directory.config, str(path / "config.json")
     family = advice.attempt("import", lambda: family_of(config, where))
-    import_config = partial(hf_config.for_import, config, where, theta=None, scaling=None, max_length=None)
-    usable = advice.attempt("import", lambda: import_config(full_attention=False))
-    advice.attempt("import with --rope-theta", lambda: with_rope(config, where, 2 * rope_theta(config), None))
+    geometry = advice.attempt("import", lambda: _geometry(config, where))
+    if family and geometry:
+        as_it_is: dict[str, Any] = {"theta": None, "scaling": None, "max_length": None, "full_attention": False}
+        advice.attempt("import", lambda: for_import(config, where, **as_it_is))
+        advice.attempt("import with --rope-theta", lambda: with_rope(config, where, 2 * rope_theta(config), None))
     advice.attempt("import", directory.require_tokenizer)
     weights = advice.attempt("import", lambda: HfWeights(directory))
-    geometry = Geometry.from_config(config) if usable else None
     if family and geometry and weights:
         advice.attempt("import", lambda: check_tensors(weights, family, geometry))
-    if "auto_map" in config:
-        advice.note(f"import: {where} names code of its own (auto_map), which is not run")
     return {
         "kind": "huggingface",
         "architecture": ", ".join(config.get("architectures") or []) or None,
         "family": family.model_type if family else None,
         "parameters": parameters(family, geometry) if family and geometry else _count(weights),
         "weights": _describe_weights(weights),
-        "sizes": sizes(config),
-        "positions": positions(config),
+        "sizes": sizes(config, family),
+        "positions": positions(config, family),
         "tokenizer": describe_tokenizer(path, config, advice),
         "nemo": None,
     }
+
+
+def _geometry(config: Mapping[str, Any], where: str) -> Geometry:
+    check_supported(config, where)
+    return Geometry.from_config(config)
 
 
 def _count(weights: HfWeights | None) -> int | None:

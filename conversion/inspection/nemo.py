@@ -48,15 +48,18 @@ def describe(path: Path, advice: Advice) -> dict[str, Any]:
     config = opened.config if opened else {ours: model["config"].get(theirs) for ours, theirs in FIELDS.items()}
     if opened and not config.get("max_position_embeddings"):
         advice.note("export: the checkpoint does not say for how many positions the model is; pass --max-length")
+    if model["config"].get("window_size"):
+        advice.note("training: attention is limited to a sliding window; import the model with --full-attention")
+    family = opened.family if opened else None
     weights = [name for name in stored.tensor_names() if name.startswith(KEY_PREFIX)] if stored else []
     return {
         "kind": "nemo adapters" if adapters else "nemo",
-        "architecture": opened.family.architecture if opened else None,
-        "family": opened.family.model_type if opened else None,
+        "architecture": family.architecture if family else None,
+        "family": family.model_type if family else None,
         "parameters": parameters(opened.family, opened.geometry) if opened else None,
         "weights": _describe_weights(stored, weights) if stored else None,
-        "sizes": sizes(config),
-        "positions": positions(config),
+        "sizes": sizes(config, family),
+        "positions": positions(config, family),
         "tokenizer": describe_tokenizer(opened.origin.path, config, advice) if opened else None,
         "nemo": {
             "model": _name(model),

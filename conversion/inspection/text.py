@@ -33,11 +33,12 @@ def _aligned(section: Mapping[str, str | None]) -> Iterator[str]:
 def _identity(report: Mapping[str, Any]) -> dict[str, str | None]:
     weights = report["weights"]
     dtypes = weights and ", ".join(f"{_size(count)} {dtype}" for dtype, count in weights["bytes_by_dtype"].items())
+    family = f"family {report['family']}" if report["family"] else "not supported"
     return {
         "path": report["path"],
         "kind": KINDS[report["kind"]],
-        "architecture": f"{report['architecture'] or 'unknown'} (family: {report['family'] or 'not supported'})",
-        "parameters": _number(report["parameters"]),
+        "architecture": report["architecture"] and f"{report['architecture']} ({family})",
+        "parameters": report["parameters"] and _number(report["parameters"]),
         "weights": weights
         and f"{dtypes} in {_count(weights['tensors'], 'tensor')}, {_count(weights['files'], 'file')}",
     }
