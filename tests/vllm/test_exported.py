@@ -1,5 +1,5 @@
-"""What `longpo convert` exports, in transformers 5 and in vLLM: RoPE settings, greedy tokens, log-probs and token ids as
-in the transformers that training uses (see exported_models.py), without an edit by hand."""
+"""What `longpo convert` exports, in transformers 5 and in vLLM, without an edit by hand: RoPE settings, greedy tokens,
+log-probs and token ids as in the transformers that training uses (exported_models.py)."""
 
 import json
 
