@@ -5,7 +5,7 @@ from typing import Any
 
 from nemo_longpo.errors import InputError
 
-from . import huggingface, nemo
+from . import huggingface
 from .advice import Advice
 
 
@@ -17,6 +17,9 @@ def inspect_model(path: Path) -> dict[str, Any]:
     """
     advice = Advice()
     if (path / "context").is_dir():
+        # Reading distributed checkpoints takes a part of PyTorch that is a second in the importing.
+        from . import nemo
+
         report = nemo.describe(path, advice)
     elif (path / "config.json").is_file():
         report = huggingface.describe(path, advice)
