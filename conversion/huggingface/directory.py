@@ -72,6 +72,12 @@ class HfDirectory:
     def open(cls, path: Path) -> "HfDirectory":
         if not path.is_dir():
             raise InputError(f"{path} is not a directory; give the directory of a downloaded Hugging Face model")
+        adapter = path / "adapter_config.json"
+        if adapter.exists():
+            raise InputError(
+                f"{adapter} makes {path} an adapter to another model; merge the two (merge_and_unload in peft, then "
+                "save_pretrained) and convert the result"
+            )
         return cls(path)
 
     @cached_property
@@ -108,11 +114,8 @@ class HfDirectory:
 
     def require_tokenizer(self) -> None:
         """There is a tokenizer that NeMo can load, and loading it runs no code of the directory."""
-        found = [self.path / name for name in TOKENIZERS if os.path.lexists(self.path / name)]
-        if not found:
+        if not any(os.path.lexists(self.path / name) for name in TOKENIZERS):
             raise InputError(f"{self.path} has no tokenizer (none of {', '.join(TOKENIZERS)})")
-        for path in found:
-            check_download(path)
         settings = self.path / "tokenizer_config.json"
         if os.path.lexists(settings):
             _check_tokenizer_settings(settings)

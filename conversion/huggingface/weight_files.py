@@ -30,7 +30,6 @@ def find_weight_files(directory: Path, *, allow_pickle: bool) -> WeightFiles:
     Raises InputError that names the file at fault: nothing to convert, two models in one directory, an index that
     points elsewhere, or a file that is not what was to be downloaded.
     """
-    _refuse_adapter(directory)
     kinds = [(SINGLE, INDEX)] + [(PICKLE_SINGLE, PICKLE_INDEX)] * allow_pickle
     for single, index in kinds:
         if os.path.lexists(directory / index):
@@ -60,15 +59,6 @@ def _listed(index: Path, single: Path) -> WeightFiles:
         )
     files = tuple(index.with_name(name) for name in dict.fromkeys(promised.values()))
     return WeightFiles(files, index, promised)
-
-
-def _refuse_adapter(directory: Path) -> None:
-    adapter = directory / "adapter_config.json"
-    if adapter.exists():
-        raise InputError(
-            f"{adapter} makes {directory} an adapter to another model; merge the two (merge_and_unload in peft, then "
-            "save_pretrained) and convert the result"
-        )
 
 
 def _why_none(directory: Path) -> str:

@@ -53,6 +53,18 @@ IMPORT_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "dtype a number": (config(torch_dtype=16), "torch_dtype is 16; it must be a string"),
     "architecture a word": (config(architectures="MistralForCausalLM"), "it must be a list of strings"),
     "no tokenizer": (lambda model: (model / "tokenizer.json").unlink(), "has no tokenizer"),
+    "tokenizer of transformers 5": (
+        lambda model: edit_json(model / "tokenizer_config.json", tokenizer_class="TokenizersBackend"),
+        "set tokenizer_class to PreTrainedTokenizerFast in it and rename extra_special_tokens to additional_special_",
+    ),
+    "special tokens of transformers 5": (
+        lambda model: edit_json(model / "tokenizer_config.json", extra_special_tokens=["<|im_start|>"]),
+        "tokenizer_config.json is of transformers 5, which NeMo's transformers 4 cannot load",
+    ),
+    "adapter": (
+        lambda model: (model / "config.json").rename(model / "adapter_config.json"),
+        "adapter_config.json makes ",
+    ),
     "tokenizer an lfs pointer": (write("tokenizer.json", LFS_POINTER), "tokenizer.json is a Git LFS pointer"),
     "tokenizer.model an lfs pointer": (write("tokenizer.model", LFS_POINTER), "tokenizer.model is a Git LFS pointer"),
     "sliding window": (
