@@ -41,7 +41,7 @@ def watch(command: Sequence[str], folder: Path, log: Path, limit_mb: float) -> d
     the largest process. `held_mb` is what all processes together had to themselves (anonymous and shared memory, pages
     shared after a fork counted once), looked at up to 50 times a second: pages of files are the kernel's to take back
     at any time. `seconds` end with the command, `stored_seconds` when all that was written has reached the disk; the
-    disk has nothing left to write at the start. `writing_seconds` is from the first file of weights to the end.
+    disk has nothing left to write at the start. `writing_seconds` are those of them from the first file of weights on.
 
     Raises:
         SystemExit: the command failed; with the end of what it wrote.
@@ -63,10 +63,11 @@ def watch(command: Sequence[str], folder: Path, log: Path, limit_mb: float) -> d
     stopped = found["held_mb"] > limit_mb
     if process.returncode and not stopped:
         raise SystemExit(f"{' '.join(command)}\nfailed:\n{log.read_text()[-4000:]}")
+    stored = time.perf_counter()
     return {
         "seconds": end - start,
-        "writing_seconds": end - found.pop("first_file", end),
-        "stored_seconds": time.perf_counter() - start,
+        "stored_seconds": stored - start,
+        "writing_seconds": stored - found.pop("first_file", stored),
         "cpu_seconds": _cpu_seconds() - before,
         "stopped": stopped,
     } | found

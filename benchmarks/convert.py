@@ -167,12 +167,9 @@ class Bench:
             read_once(source)
             target = outputs / step / "model"
             target.parent.mkdir()
-            steps[step] = watch(
-                command(source, target),
-                target.parent,
-                self.folder / f"{outputs.name}-{step}.log",
-                self.arguments.memory_limit * 1e3,
-            )
+            log = self.folder / f"{outputs.name}-{step}.log"
+            steps[step] = watch(command(source, target), target.parent, log, self.arguments.memory_limit * 1e3)
+            print(f"{self.family}, {model.name} model, {name} {step}: {steps[step]}", file=sys.stderr, flush=True)
             if steps[step]["stopped"]:
                 return {"steps": steps, "differences": None}
             steps[step]["written_bytes"] = sum(path.stat().st_size for path in files_of(target).values())
@@ -233,7 +230,7 @@ def rows(found: dict[str, Any]) -> list[dict[str, Any]]:
                 row = {"trip": trip, "step": step} | times | memory
                 row["stopped"] = any(taken["stopped"] for taken in steps)
                 row["above_mb"] = row["held_mb"] - start_up["held_mb"]
-                beyond = row["seconds"] - start_up["seconds"]
+                beyond = row["stored_seconds"] - start_up["stored_seconds"]
                 row["weights_seconds"] = row["writing_seconds"] if is_ours(trip) else beyond
                 result.append(row)
     copied = result[0]["weights_seconds"]
@@ -269,11 +266,12 @@ def problems(found: dict[str, Any]) -> list[str]:
 
 def report(measured: list[dict[str, Any]], rounds: int) -> list[str]:
     lines = [
-        f"{THREADS} threads per process; of {rounds} rounds the median time and the largest memory. Weights: of ours, "
-        "the seconds from the first file of weights to the end; of the others, which load before they write, the "
-        "seconds beyond the same command's on a model of one small layer. Speed: that of `cp` is 100 %. Stored: until "
-        "everything written has reached the disk. Peak: what the largest process had in memory, mapped files included. "
-        "Held: what all processes of the command had to themselves; above: more than on the small model.",
+        f"{THREADS} threads per process; of {rounds} rounds the median time and the largest memory. On disk: the "
+        "seconds until everything written has reached it; ours wait for that themselves. Weights: the part of them "
+        "from the first file of weights on, for ours; for the others, which load first, what is beyond the same "
+        "command's on a model of one small layer. Speed: that of `cp` is 100 %, weights on disk. Peak: what the "
+        "largest process had in memory, mapped files included. Held: what all its processes had to themselves; above: "
+        "more than on the small model.",
     ]
     for found in measured:
         layers, size, largest = found["layers"], found["bytes"] / 1e9, found["largest_tensor_bytes"] / 1e6
@@ -281,7 +279,7 @@ def report(measured: list[dict[str, Any]], rounds: int) -> list[str]:
             "",
             f"{NAMES[found['family']]}, {layers} layers: {size:.2f} GB in bf16, largest tensor {largest:,.0f} MB",
             "",
-            "| | seconds | of it weights | speed | CPU seconds | stored | peak MB | held MB | above MB |",
+            "| | seconds | on disk | weights | speed | CPU seconds | peak MB | held MB | above MB |",
             "|---|---|---|---|---|---|---|---|---|",
             *(line(row) for row in rows(found)),
             "",
@@ -292,9 +290,9 @@ def report(measured: list[dict[str, Any]], rounds: int) -> list[str]:
 
 def line(row: dict[str, Any]) -> str:
     label = f"{row['trip']} {row['step']}{', stopped' if row['stopped'] else ''}"
-    times = f"{row['seconds']:.1f} | {row['weights_seconds']:.1f} | {row['speed_of_cp']:.0%} | {row['cpu_seconds']:.1f}"
+    times = " | ".join(f"{row[name]:.1f}" for name in ("seconds", "stored_seconds", "weights_seconds"))
     memory = " | ".join(f"{row[name]:,.0f}" for name in ("peak_mb", "held_mb", "above_mb"))
-    return f"| {label} | {times} | {row['stored_seconds']:.1f} | {memory} |"
+    return f"| {label} | {times} | {row['speed_of_cp']:.0%} | {row['cpu_seconds']:.1f} | {memory} |"
 
 
 def changed(trip: str, found: dict[str, list[str]] | None) -> str:
