@@ -65,7 +65,7 @@ def export_checkpoint(
     size = sum(target.size for target in targets.values()) + bytes_of(source.origin.companions())
     with new_directory(output, overwrite=overwrite, size=size) as partial:
         _write_companions(partial, source.origin, config)
-        _write_weights(partial, source.weights, targets, family, geometry, workers)
+        write_weights(partial, source.weights, targets, family, geometry, workers)
         _write_index(partial, source.origin, targets)
     return output
 
@@ -78,7 +78,7 @@ def _write_companions(output: Path, origin: HfDirectory, config: Mapping[str, An
         write_json(output / "config.json", config)
 
 
-def _write_weights(
+def write_weights(
     output: Path, weights: Weights, targets: Mapping[str, Target], family: Family, geometry: Geometry, workers: int
 ) -> None:
     files = _lay_out(output, targets)

@@ -71,6 +71,46 @@ def test_existing_output_needs_overwrite(output):
     assert contents(output) == {"output/config.json": "old"}
 
 
+def test_an_output_that_appears_meanwhile_stays(output):
+    def start() -> None:
+        with new_directory(output, overwrite=False, size=10):
+            aside.rename(output)
+
+    aside = output.rename(output.with_name("aside"))
+    with pytest.raises(InputError, match="exists already"):
+        start()
+    assert contents(output) == {"output/config.json": "old"}
+
+
+def test_a_replacement_that_fails_gives_the_old_back(output, monkeypatch):
+    rename = Path.rename
+
+    def fail_for_the_new(path: Path, target: Path) -> Path:
+        if path.name == "new":
+            raise PermissionError
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail_for_the_new)
+    with pytest.raises(PermissionError):
+        write(output, "new")
+    assert contents(output) == {"output/config.json": "old"}
+
+
+def test_everything_is_on_the_disk_before_it_appears(tmp_path, monkeypatch):
+    output = tmp_path / "output"
+    flushed = []
+
+    def fsync(descriptor: int) -> None:
+        assert not output.exists()
+        flushed.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+
+    monkeypatch.setattr("os.fsync", fsync)
+    with new_directory(output, overwrite=False, size=10) as new:
+        (new / "weights").mkdir()
+        (new / "weights" / "tensors").write_text("")
+    assert sorted(flushed) == ["new", "tensors", "weights"]
+
+
 def test_only_models_are_replaced(output):
     (output / "config.json").rename(output / "thesis.tex")
     with pytest.raises(InputError, match="is no model, and --overwrite replaces nothing else"):
