@@ -3,6 +3,7 @@
 Shape legend: S tokens, H hidden size, V vocabulary, N states (see `forward`).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,11 @@ from torch import Tensor
 
 ROWS = 64
 """Tokens whose logits are compared at once."""
+
+
+def rank(difference: float) -> float:
+    """NaN is worse than any number."""
+    return math.inf if math.isnan(difference) else difference
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,11 @@ class LogitsComparison:
 
     @property
     def worst_state(self) -> int:
-        return max(range(len(self.states)), key=lambda place: self.states[place])
+        return max(range(len(self.states)), key=lambda place: rank(self.states[place]))
+
+    @property
+    def worst_sequence(self) -> SequenceComparison:
+        return max(self.sequences, key=lambda sequence: rank(sequence.relative))
 
     def name_of(self, state: int) -> str:
         if state == 0:

@@ -142,8 +142,9 @@ class Report:
         if isinstance(self.logits, str):
             return Section("logits", None, f"not computed: {self.logits}", [])
         found = self.logits
-        worst = max(found.sequences, key=lambda sequence: _rank(sequence.relative))
-        headline = f"apart by {_amount(worst.relative)} of a token's largest logit, {found.tolerance:g} allowed"
+        headline = (
+            f"apart by {_amount(found.worst_sequence.relative)} of a token's largest logit, {found.tolerance:g} allowed"
+        )
         details = []
         if found.common_rope:
             details.append("B computed with the rotary settings of A")
@@ -189,11 +190,6 @@ def _mark(allowed: bool) -> str:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 1]}…"
-
-
-def _rank(value: float) -> float:
-    """NaN is worse than any number."""
-    return math.inf if math.isnan(value) else value
 
 
 def _without_nan(value: Any) -> Any:

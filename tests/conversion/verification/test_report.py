@@ -1,0 +1,98 @@
+"""What people read and what programs parse."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from nemo_longpo.conversion.verification.configuration import FieldDifference, FileDifference
+from nemo_longpo.conversion.verification.logits import LogitsComparison, SequenceComparison
+from nemo_longpo.conversion.verification.report import Report, Side
+from nemo_longpo.conversion.verification.tensors import TensorComparison
+
+SIDE = Side("models/a", "Hugging Face directory", "MistralForCausalLM", 7241732096)
+EXACT = TensorComparison("model.norm.weight", None, "exact", ("float32", "float32"), ([4], [4]), 4)
+ROUNDED = replace(EXACT, name="up", layer=0, verdict="rounded", dtypes=("float32", "bfloat16"), largest=1e-3)
+APART = replace(EXACT, name="down", layer=1, verdict="different", differing=3, largest=0.5, relative=0.25)
+ANSWER = SequenceComparison("random tokens", 128, 2e-6, 1e-6, 1.0, 1e-13)
+LOGITS = LogitsComparison(1e-5, False, None, [ANSWER], [0.0, 1e-7, 3e-7])
+EQUAL = Report(SIDE, replace(SIDE, path="b"), False, [], 5, [], [EXACT], LOGITS)
+
+THETA = FieldDifference("rope_theta", 1e4, 1e7, True)
+WORSE = {
+    "configuration": {"fields": [FieldDifference("eos_token_id", 2, 3, False), THETA]},
+    "files": {"files": [FileDifference("tokenizer.json", "only in A", False)]},
+    "tensors": {"tensors": [EXACT, APART]},
+    "logits": {"logits": replace(LOGITS, sequences=[ANSWER, replace(ANSWER, relative=math.nan)])},
+}
+
+
+def test_equal():
+    assert EQUAL.equal
+    lines = EQUAL.to_text().splitlines()
+    assert lines[0] == "A  models/a: Hugging Face directory, MistralForCausalLM, 7,241,732,096 parameters"
+    assert lines[-1] == "equal"
+    assert EQUAL.to_text().count("PASS") == 4
+
+
+def test_equal_but_for_what_is_allowed():
+    report = replace(EQUAL, fields=[THETA], logits="not asked for")
+    assert report.equal
+    assert report.to_text().splitlines()[-1] == "equal, but for rope_theta"
+    assert "rope_theta: 10000.0 in A, 10000000.0 in B (allowed)" in report.to_text()
+    assert "----  not computed: not asked for" in report.to_text()
+
+
+@pytest.mark.parametrize("section", WORSE)
+def test_one_section_that_fails(section):
+    report = replace(EQUAL, **WORSE[section])
+    assert not report.equal
+    assert report.to_text().splitlines()[-1] == f"different: {section}"
+    assert report.to_text().count("FAIL") == 1
+    value = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert value["equal"] is False
+    assert [name for name, passed in value["passed"].items() if not passed] == [section]
+
+
+def test_rounding_fails_only_where_bits_are_asked_for():
+    report = replace(EQUAL, tensors=[EXACT, ROUNDED])
+    assert report.equal
+    assert "dtypes: float32 in A, bfloat16 in B" in report.to_text()
+    assert not replace(report, strict=True).equal
+
+
+def test_the_worst_tensors_come_first_and_the_rest_is_counted():
+    many = [replace(APART, name=f"tensor {number}", relative=number / 10) for number in range(9)]
+    lost = TensorComparison("lost", 0, "only in A", (None, None), ([2], None))
+    report = replace(EQUAL, tensors=[*many, EXACT, lost])
+    lines = [line.strip() for line in report.to_text().splitlines()]
+    assert "tensors        FAIL  9 different, 1 exact, 1 only in A" in lines
+    shown = [line.split(":")[0] for line in lines if line.startswith(("tensor ", "lost"))]
+    assert shown == ["lost", "tensor 8", "tensor 7", "tensor 6", "tensor 5"]
+    assert "and 5 more, which --json lists" in lines
+    value = report.to_json()["tensors"]
+    assert (value["exact"], value["different"], len(value["differences"])) == (1, 10, 10)
+
+
+def test_json_has_every_number():
+    value = json.loads(json.dumps(replace(EQUAL, **WORSE["logits"]).to_json(), allow_nan=False))
+    assert value["a"] == {
+        "path": "models/a",
+        "kind": "Hugging Face directory",
+        "architecture": "MistralForCausalLM",
+        "parameters": 7241732096,
+    }
+    first, second = value["logits"]["sequences"]
+    assert (first["relative"], second["relative"]) == (1e-6, None)
+    assert value["logits"]["states"] == [0.0, 1e-7, 3e-7]
+    assert value["tensors"]["dtypes"] == [["float32", "float32"]]
+
+
+def test_the_blamed_layers():
+    apart = replace(LOGITS, states=[0.0, 1e-4, 3e-4], rounded_to="bfloat16", common_rope=True)
+    text = replace(EQUAL, logits=apart).to_text()
+    assert "apart from layer 0 (1.0e-04) on" in text
+    assert "worst behind layer 1 and the final norm (3.0e-04)" in text
+    assert "weights of both rounded to bfloat16" in text
+    assert "B computed with the rotary settings of A" in text
