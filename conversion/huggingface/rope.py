@@ -7,7 +7,7 @@ transformers 4 keeps the base in `rope_theta` and the scaling in `rope_scaling`,
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from nemo_longpo.attention.rope import LinearScaling, RopeScaling, RopeSettings
+from nemo_longpo.attention.rope import RopeSettings
 from nemo_longpo.attention.rope_config import parse_scaling, scaling_of
 from nemo_longpo.errors import InputError
 
@@ -35,7 +35,6 @@ def rope_settings(config: Mapping[str, Any], where: str) -> RopeSettings:
             f"{where}: rope_theta and rope_scaling say one thing, rope_parameters or a rope_theta within the scaling "
             "another; remove what is wrong"
         )
-    _check_original_length(config, scaling, where)
     try:
         return RopeSettings(base, scaling)
     except InputError as error:
@@ -45,18 +44,6 @@ def rope_settings(config: Mapping[str, Any], where: str) -> RopeSettings:
 def _is_old(config: Mapping[str, Any]) -> bool:
     """Whether the file is spelt for transformers 4, if only among others."""
     return "rope_theta" in config or bool(config.get("rope_scaling")) or not config.get("rope_parameters")
-
-
-def _check_original_length(config: Mapping[str, Any], scaling: RopeScaling | None, where: str) -> None:
-    """transformers 5 prefers an `original_max_position_embeddings` outside the scaling, transformers 4 ignores it."""
-    outer = config.get("original_max_position_embeddings")
-    if outer is None or scaling is None or isinstance(scaling, LinearScaling):
-        return
-    if outer != scaling.original_max_position_embeddings:
-        raise InputError(
-            f"{where}: original_max_position_embeddings is {outer}, and the rope scaling takes "
-            f"{scaling.original_max_position_embeddings}; write the right one into the scaling and remove the other"
-        )
 
 
 def with_rope(

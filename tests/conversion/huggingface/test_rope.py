@@ -76,14 +76,6 @@ def test_a_file_that_two_versions_read_differently_is_refused(config):
         rope_settings(config, "config.json")
 
 
-def test_original_length_outside_the_scaling():
-    """transformers 5 prefers it."""
-    assert rope_settings(FOUR | {"original_max_position_embeddings": 4096}, "config.json").scaling
-    assert rope_settings({"original_max_position_embeddings": 7}, "config.json") == RopeSettings(1e4)
-    with pytest.raises(InputError, match="original_max_position_embeddings is 1024, and the rope scaling takes 4096"):
-        rope_settings(FOUR | {"original_max_position_embeddings": 1024}, "config.json")
-
-
 def test_every_spelling_gets_a_scaling():
     """Also a file that names both and has none yet."""
     plain = {"rope_theta": 1e4, "rope_scaling": None, "rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}}
