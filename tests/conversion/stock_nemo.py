@@ -3,7 +3,7 @@ its own import, export and fine-tuning, and all that `megatron_side` does. Run a
 
 Usage: stock_nemo.py HF_ROOT NEMO_ROOT OUTPUT. Each root holds a directory per case. In OUTPUT, beside what
 `megatron_side` writes: `imported/CASE` by `llm.import_ckpt`, `exported/CASE` by `llm.export_ckpt` from our checkpoint,
-and `finetuned` by one step of `llm.finetune` from our Mistral checkpoint.
+`finetuned` by a step of NeMo's fine-tuning from our Mistral checkpoint, `longpo` by a step of our recipe from NeMo's.
 """
 
 import sys
@@ -80,6 +80,27 @@ def finetune(checkpoint: Path, output: Path) -> None:
     leave_process_group()
 
 
+def train_longpo(checkpoint: Path, hf: Path, output: Path) -> None:
+    """One step of our recipe, from a checkpoint that NeMo made."""
+    import pairs
+    from conversion_cases import read_config
+    from megatron_jobs import finetune as train
+    from tiny import DEFAULT_STYLE, tiny_tokenizer
+
+    rows = read_config(hf)["vocab_size"]
+    tokenizer = tiny_tokenizer(DEFAULT_STYLE["mistral"])
+    shards = pairs.write_shards(output / "shards", pairs.uneven_records(rows), tokenizer, rows)
+    overrides = {
+        "data.paths": str(shards),
+        "resume.restore_config.path": str(checkpoint),
+        "log.log_dir": str(output),
+        "log.ckpt.every_n_train_steps": 1,
+        "optim.config.lr": 1e-2,
+        "trainer.max_steps": 1,
+    }
+    train(overrides, checkpoints=True)
+
+
 def main(hf_root: Path, nemo_root: Path, output: Path) -> None:
     te_stand_in.install(output / "metadata")
     import nemo.collections.llm  # before the redirections: torch.compile at import time trips over them
@@ -101,6 +122,7 @@ def main(hf_root: Path, nemo_root: Path, output: Path) -> None:
         for case in CONVERTED:
             convert(case, hf_root / case, nemo_root / case, output)
     finetune(nemo_root / "mistral", output)
+    train_longpo(output / "imported" / "mistral", hf_root / "mistral", output)
     examine(nemo_root, output)
 
 

@@ -174,14 +174,26 @@ def test_an_export_by_nemo_is_imported(case, engine, hf_models, tmp_path):
     assert files(back) == files(exported)
 
 
+def assert_moved_by_one_step(trained: Path, original: Path) -> None:
+    """Adam's first step moves every weight by the learning rate, 0.01, so these are one step away from the original."""
+    before, after = weights(original), weights(trained)
+    assert before.keys() == after.keys()
+    for name, weight in before.items():
+        assert 0.5e-2 < (after[name] - weight).abs().max() < 1.1e-2, name
+
+
 def test_nemo_trains_from_our_checkpoint(engine, hf_models, tmp_path):
-    """Its first step of Adam moves every weight by the learning rate, so it started from ours; all else comes back."""
     (trained,) = engine.glob("finetuned/default/checkpoints/*-last")
     back = export_checkpoint(trained, tmp_path / "back")
-    before, after = weights(hf_models["mistral"]), weights(back)
-    for name, weight in before.items():
-        step = (after[name] - weight).abs().max()
-        assert 0.5e-2 < step < 1.1e-2, name
+    assert_moved_by_one_step(back, hf_models["mistral"])
     old, new = files(hf_models["mistral"]), files(back)
     assert old.keys() == new.keys()
     assert {name for name in old if old[name] != new[name]} == {"model.safetensors"}
+
+
+def test_we_train_from_nemos_checkpoint(engine, hf_models, tmp_path):
+    """Its number of positions is null, and so is its number of vocabulary rows."""
+    (trained,) = engine.glob("longpo/checkpoints/*-last")
+    back = export_checkpoint(trained, tmp_path / "back", max_length=8192)
+    assert_moved_by_one_step(back, hf_models["mistral"])
+    assert read_config(back)["vocab_size"] == read_config(hf_models["mistral"])["vocab_size"]

@@ -79,6 +79,17 @@ def test_checkpoint_of_another_architecture(workers, workbench, tmp_path):
     assert "checkpoint holds a Llama4Config" in message
 
 
+def test_sliding_window_of_a_stock_checkpoint(workers, workbench, tmp_path):
+    checkpoint = shutil.copytree(workbench.checkpoint, tmp_path / "checkpoint")
+    context = checkpoint / "context" / "io.json"
+    none = """window_size')", {"type": "leaf", "value": null"""
+    assert none in context.read_text()
+    context.write_text(context.read_text().replace(none, none.replace("null", "[4096, 0]")))
+    message = _refusal(workers, workbench, tmp_path, resume__restore_config__path=str(checkpoint))
+    assert "sliding window of 4096 tokens" in message
+    assert "--full-attention" in message
+
+
 def test_no_checkpoint(workers, workbench, tmp_path):
     message = _refusal(workers, workbench, tmp_path, resume__restore_config__path="")
     assert "resume.restore_config.path is not set" in message
