@@ -22,7 +22,7 @@ from .families.family import Family, Piece
 from .families.layouts import Geometry
 from .huggingface.config import with_dtype
 from .huggingface.directory import INDEX, SINGLE, HfDirectory, read_json, write_json
-from .huggingface.rope import with_max_length
+from .huggingface.rope import is_read_by_4, with_max_length
 from .huggingface.safetensors_file import SafetensorsWriter
 from .outputs import bytes_of, new_directory, require_apart, require_free
 from .sources import Weights
@@ -61,6 +61,12 @@ def export_checkpoint(
         config = with_dtype(config, dtype)
     if isinstance(source.origin, StockOrigin):
         print(f"export: {source.origin.remark}", file=sys.stderr)
+    if not is_read_by_4(config):
+        print(
+            "export: config.json has its RoPE settings in rope_parameters, as the original has; transformers 5 and "
+            "vLLM read them there, transformers 4 overlooks them",
+            file=sys.stderr,
+        )
     targets = plan_targets(source.origin, family, geometry, dtype)
     size = sum(target.size for target in targets.values()) + bytes_of(source.origin.companions())
     with new_directory(output, overwrite=overwrite, size=size) as partial:

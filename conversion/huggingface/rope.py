@@ -30,7 +30,7 @@ def rope_settings(config: Mapping[str, Any], where: str) -> RopeSettings:
     base, scaling = rope_theta(config), scaling_of(config, where)
     old_base, old_scaling = config.get("rope_theta", DEFAULT_THETA), config.get("rope_scaling")
     length = config.get("max_position_embeddings")
-    if _is_old(config) and (old_base != base or parse_scaling(old_scaling, where, length) != scaling):
+    if is_read_by_4(config) and (old_base != base or parse_scaling(old_scaling, where, length) != scaling):
         raise InputError(
             f"{where}: rope_theta and rope_scaling say one thing, rope_parameters or a rope_theta within the scaling "
             "another; remove what is wrong"
@@ -41,8 +41,9 @@ def rope_settings(config: Mapping[str, Any], where: str) -> RopeSettings:
         raise InputError(f"{where}: {error}") from None
 
 
-def _is_old(config: Mapping[str, Any]) -> bool:
-    """Whether the file is spelt for transformers 4, if only among others."""
+def is_read_by_4(config: Mapping[str, Any]) -> bool:
+    """Whether the file is spelt for transformers 4, if only among others; else that takes the base for 10,000, and the
+    scaling for none, without a word."""
     return "rope_theta" in config or bool(config.get("rope_scaling")) or not config.get("rope_parameters")
 
 
@@ -72,7 +73,7 @@ def with_rope_theta(config: Mapping[str, Any], theta: float) -> dict[str, Any]:
     changed = dict(config)
     if rope_theta(config) == theta:
         return changed
-    if _is_old(config):
+    if is_read_by_4(config):
         changed["rope_theta"] = theta
     for name in ("rope_scaling", "rope_parameters"):
         nested = config.get(name)
@@ -88,7 +89,7 @@ def with_rope_scaling(config: Mapping[str, Any], settings: Mapping[str, Any] | N
     if nested:
         base = {name: value for name, value in nested.items() if name == "rope_theta"}
         changed["rope_parameters"] = {**base, **(settings or {"rope_type": "default"})}
-    if config.get("rope_scaling") or (settings and _is_old(config)):
+    if config.get("rope_scaling") or (settings and is_read_by_4(config)):
         changed["rope_scaling"] = dict(settings) if settings else None
     return changed
 

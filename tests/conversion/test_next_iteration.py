@@ -1,6 +1,7 @@
 """An exported model is the next iteration's model, as it is: it writes the data, scores it, and is imported again."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,18 @@ def test_it_is_imported_again_for_a_longer_context(exported, hf_models, tmp_path
     first, last = (json.loads((path / "config.json").read_text()) for path in (hf_models["mistral"], back))
     assert last == first | {"rope_theta": 1e7, "max_position_embeddings": 32768}
     assert (back / "model.safetensors").read_bytes() == (hf_models["mistral"] / "model.safetensors").read_bytes()
+
+
+def test_what_only_transformers_5_reads_is_said(exported, hf_models, tmp_path, capfd):
+    model = shutil.copytree(hf_models["mistral"], tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": config.pop("rope_theta")}
+    (model / "config.json").write_text(json.dumps(config))
+    capfd.readouterr()
+    export_checkpoint(import_checkpoint(model, tmp_path / "nemo"), tmp_path / "back")
+    assert "transformers 4 overlooks them" in capfd.readouterr().err
+    export_checkpoint(import_checkpoint(exported, tmp_path / "four"), tmp_path / "back-four")
+    assert "transformers 4" not in capfd.readouterr().err
 
 
 def test_it_writes_and_scores_the_data(exported, tmp_path):
