@@ -79,7 +79,8 @@ def write_context(directory: Path, family: Family, config: Mapping[str, Any], ar
     try:
         tokenizer = AutoTokenizer(str(artifacts))
     except ValueError as error:
-        raise InputError(f"the tokenizer does not load: {error}") from error
+        # NeMo's own sentence names the copy that it was given; the reason is in what it caught.
+        raise InputError(f"the model's tokenizer does not load: {error.__context__}") from error
     classes = import_module(f"nemo.collections.llm.gpt.model.{family.nemo_module}")
     name, arguments = nemo_configuration(family, config)
     model = getattr(classes, family.nemo_model)(getattr(classes, name)(**arguments), tokenizer=tokenizer)

@@ -150,7 +150,7 @@ def test_broken_tokenizer(hf_models, tmp_path, capsys):
     model = shutil.copytree(hf_models["mistral"], tmp_path / "model")
     (model / "tokenizer.json").write_text("{}")
     command = ["import", "--model", str(model), "--output", str(tmp_path / "nemo")]
-    assert_refused(command, "the tokenizer does not load", tmp_path, capsys)
+    assert_refused(command, "the model's tokenizer does not load: ", tmp_path, capsys)
 
 
 def test_a_new_base_under_an_old_scaling_needs_a_choice(hf_models, tmp_path, capsys):
