@@ -65,7 +65,7 @@ DISK_SHARE = 3.5
 """Of a model's size: the model, its checkpoint and the model again, with room for embeddings that NeMo unties."""
 
 CHECKPOINT_SHARE = 1.25
-TENSOR_SHARE = 2.5
+TENSOR_SHARE = 2.0
 """Our bounds: of the checkpoint over the workers in all, and of the largest tensor per worker above the start-up."""
 
 NAMES = {"qwen2": "Qwen2.5-1.5B", "mistral": "Mistral-7B"}
@@ -284,6 +284,8 @@ def report(measured: list[dict[str, Any]], rounds: int) -> list[str]:
             *(line(row) for row in rows(found)),
             "",
             *(changed(trip, taken["differences"]) for trip, taken in found["rounds"][-1].items() if trip != "cp"),
+            f"- bounds of ours, {CHECKPOINT_SHARE} x checkpoint / workers for the peak and {TENSOR_SHARE:g} x largest "
+            f"tensor x workers for what is above: {'; '.join(problems(found)) or 'kept'}",
         ]
     return lines
 
