@@ -114,7 +114,8 @@ def check_tensors(weights: HfWeights, family: Family, geometry: Geometry) -> Non
         expected.add(copy)
     extra = sorted(name for name in set(weights) - expected if not name.endswith(IGNORED_SUFFIX))
     if extra:
+        others = f" and {len(extra) - 1} others" if extra[1:] else ""
         raise InputError(
-            f"{len(extra)} tensors have no place in {family.architecture}, the first is {extra[0]}; "
-            "is this an adapter, or a model with changed layers?"
+            f"there is no place in {family.architecture} for tensor {extra[0]}{others}; is this an adapter, or a model "
+            "with changed layers?"
         )

@@ -69,7 +69,11 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing tensor": (tensors(lambda held: held.pop(QUERY)), f"tensor {QUERY} is missing"),
     "extra tensor": (
         tensors(lambda held: held.update({"lora_A.weight": torch.ones(1)})),
-        "1 tensors have no place in MistralForCausalLM, the first is lora_A.weight",
+        "there is no place in MistralForCausalLM for tensor lora_A.weight; is this an adapter",
+    ),
+    "extra tensors": (
+        tensors(lambda held: held.update({"lora_B.weight": torch.ones(1), "lora_A.weight": torch.ones(1)})),
+        "for tensor lora_A.weight and 1 others",
     ),
     "shape": (
         tensors(lambda held: held.update({QUERY: torch.ones(2, 3)})),
