@@ -10,6 +10,7 @@ from torch import Tensor
 from nemo_longpo.attention.rope import RopeSettings
 from nemo_longpo.attention.rope_config import parse_scaling
 from nemo_longpo.backends import cpu
+from nemo_longpo.conversion.checkpoint.adapters import MergedWeights
 from nemo_longpo.conversion.checkpoint.names import KEY_PREFIX
 from nemo_longpo.conversion.sources import Source
 from nemo_longpo.megatron.gpt import build_gpt
@@ -43,9 +44,13 @@ def load(source: Source, rope: RopeSettings | None) -> tuple[torch.nn.Module, Fo
     for name, value in _ONE_PROCESS_FP32.items():
         setattr(config, name, value)
     model = build_gpt(config, rope, logprob_memory_gb=1.0, logprob_chunk_size=None).eval()
-    loaded = dist_checkpointing.load(model.sharded_state_dict(prefix=KEY_PREFIX), str(source.path / "weights"))
+    merged = source.weights if isinstance(source.weights, MergedWeights) else None
+    directory = merged.base.directory if merged else source.path / "weights"
+    loaded = dist_checkpointing.load(model.sharded_state_dict(prefix=KEY_PREFIX), str(directory))
     names = (name for name in loaded if name.startswith(KEY_PREFIX))
     model.load_state_dict({name.removeprefix(KEY_PREFIX): loaded[name] for name in names})
+    if merged:
+        _merge(model, source, merged)
 
     states: list[Tensor] = []
     for module in chain([model.embedding], model.decoder.layers[:-1], [model.decoder.final_layernorm]):
@@ -57,6 +62,14 @@ def load(source: Source, rope: RopeSettings | None) -> tuple[torch.nn.Module, Fo
         return torch.stack([state[:, 0] for state in states]), logits[0].float().contiguous()
 
     return model, forward
+
+
+def _merge(model: torch.nn.Module, source: Source, merged: MergedWeights) -> None:
+    """Put what LoRA makes of its base into the linear layers, whose names are those of the checkpoint."""
+    for piece in source.family.pieces(source.geometry):
+        if piece.entry.key in merged.adapted:
+            name = piece.entry.key.replace("layers.", f"layers.{piece.layer}.")
+            model.get_parameter(name).data.copy_(piece.join(merged.parts(piece)))
 
 
 def _hidden(output: Tensor | tuple[Tensor, ...]) -> Tensor:

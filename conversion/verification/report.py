@@ -112,7 +112,7 @@ class Report:
 
     def _configuration(self) -> Section:
         passed = all(difference.allowed for difference in self.fields)
-        headline = f"{len(self.fields)} fields differ" if self.fields else "every field is equal"
+        headline = f"{_count(len(self.fields), 'field')} not equal" if self.fields else "every field is equal"
         details = [
             f"{difference.name}: {_short(difference.a)} in A, {_short(difference.b)} in B{_mark(difference.allowed)}"
             for difference in self.fields
@@ -134,7 +134,7 @@ class Report:
             details.append(f"and {len(apart) - SHOWN_TENSORS:,} more, which --json lists")
         broken = [tensor.name for tensor in self.tensors if tensor.not_finite]
         if broken:
-            details.append(f"NaN or infinities in {len(broken):,} tensors, the first is {broken[0]}")
+            details.append(f"NaN or infinities in {_count(len(broken), 'tensor')}, the first is {broken[0]}")
         rounding_refused = self.strict and counts["rounded"] > 0
         return Section("tensors", not apart and not rounding_refused, headline, details)
 
@@ -151,7 +151,7 @@ class Report:
         if found.rounded_to:
             details.append(f"weights of both rounded to {found.rounded_to}")
         details += [
-            f"{sequence.name}: {sequence.tokens:,} tokens, {_amount(sequence.relative)} "
+            f"{sequence.name}: {_count(sequence.tokens, 'token')}, {_amount(sequence.relative)} "
             f"({_amount(sequence.largest)} absolute), same next token {sequence.same_choice:.1%}, "
             f"KL {_amount(sequence.divergence)}"
             for sequence in found.sequences
@@ -181,6 +181,10 @@ def _state(found: LogitsComparison, place: int) -> str:
 
 def _amount(value: float) -> str:
     return f"{value:.1e}" if value else "0"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + "s" * (number != 1)
 
 
 def _mark(allowed: bool) -> str:

@@ -78,7 +78,7 @@ def test_a_number_that_is_none(copy, tmp_path, capsys):
     twin = shutil.copytree(copy, tmp_path / "twin")
     status, printed = run(capsys, copy, twin)
     assert (status, printed.splitlines()[-1]) == (1, "different: logits")
-    assert "NaN or infinities in 1 tensors, the first is model.layers.1.mlp.up_proj.weight" in printed
+    assert "NaN or infinities in 1 tensor, the first is model.layers.1.mlp.up_proj.weight" in printed
 
 
 def test_what_may_differ(hf_models, copy, capsys):
@@ -88,6 +88,16 @@ def test_what_may_differ(hf_models, copy, capsys):
     status, printed = run(capsys, *command, "--allow", "eos_token_id")
     assert (status, printed.splitlines()[-1]) == (0, "equal, but for eos_token_id, max_position_embeddings")
     assert run(capsys, *command, "--allow", "eos_token_id", "--strict")[0] == 1
+
+
+def test_pickles_only_where_they_are_allowed(hf_models, copy, capsys):
+    torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
+    (copy / "model.safetensors").unlink()
+    status, line = run(capsys, hf_models["mistral"], copy)
+    assert status == 2
+    assert "pass --allow-pickle" in line
+    status, printed = run(capsys, hf_models["mistral"], copy, "--allow-pickle", "--strict")
+    assert (status, printed.splitlines()[-1]) == (0, "equal")
 
 
 def test_sides_that_are_no_model(hf_models, copy, tmp_path, capsys):

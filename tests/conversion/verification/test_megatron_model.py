@@ -1,0 +1,125 @@
+"""Logits of NeMo checkpoints, by the Megatron model that training builds, beside those of transformers."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from adapter_checkpoints import make_adapters, make_base
+from conversion_cases import CASES
+from safetensors.torch import load_file, save_file
+
+from nemo_longpo.cli import main
+from nemo_longpo.conversion.exporter import export_checkpoint
+from nemo_longpo.conversion.importer import import_checkpoint
+from nemo_longpo.conversion.sources import Access
+from nemo_longpo.conversion.verification import verify as verify_module
+from nemo_longpo.conversion.verification.verify import Questions, verify
+from nemo_longpo.errors import InputError
+
+pytestmark = pytest.mark.distributed
+
+PROMPTS = ("The river crosses the quiet village.", "One letter")
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+
+
+@pytest.fixture
+def in_worker(workers, monkeypatch):
+    """Logits come from a process that has imported NeMo already."""
+
+    def compute(jobs):
+        (refusal,) = workers.run("verification_jobs", "answer_all", 1, jobs=[job.to_json() for job in jobs])
+        if refusal:
+            raise InputError(refusal)
+
+    monkeypatch.setattr(verify_module, "compute", compute)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_model_and_its_import(case, hf_models, nemo_checkpoints, in_worker):
+    report = verify(hf_models[case], nemo_checkpoints[case], strict=True, questions=Questions(prompts=PROMPTS))
+    assert report.equal, report.to_text()
+    assert not report.logits.common_rope
+    assert [part.name for part in report.logits.sequences] == ["random tokens", "prompt 1", "prompt 2"]
+    assert all(part.largest < 1e-5 and part.same_choice == 1 for part in report.logits.sequences)
+    layers = json.loads((hf_models[case] / "config.json").read_text())["num_hidden_layers"]
+    assert len(report.logits.states) == layers + 1
+    assert max(report.logits.states) < 1e-5
+
+
+def test_settings_of_an_import(hf_models, tmp_path, in_worker):
+    """Both under the settings of A, whichever side that is; under their own they are two models."""
+    hf = hf_models["qwen2"]
+    nemo = import_checkpoint(hf, tmp_path / "nemo", rope_theta=1e6, rope_scaling=YARN, max_length=16384)
+    for sides in ((hf, nemo), (nemo, hf)):
+        report = verify(*sides)
+        assert report.equal, report.to_text()
+        assert report.logits.common_rope
+        assert report.allowed == ["max_position_embeddings", "rope_scaling", "rope_theta"]
+        assert report.logits.sequences[0].largest < 1e-5
+        assert not verify(*sides, questions=Questions(own_rope=True)).equal
+    exported = export_checkpoint(nemo, tmp_path / "exported")
+    report = verify(exported, nemo, strict=True)
+    assert report.equal, report.to_text()
+    assert not report.logits.common_rope
+
+
+def test_what_only_the_logits_show(hf_models, nemo_checkpoints, tmp_path, in_worker):
+    """NeMo builds the model from `io.json`: tensors and every description that export reads are as they should be."""
+    wrong = shutil.copytree(nemo_checkpoints["mistral"], tmp_path / "wrong")
+    record = wrong / "context" / "io.json"
+    text = record.read_text()
+    assert text.count("10000.0") == 1
+    record.write_text(text.replace("10000.0", "20000.0"))
+    report = verify(hf_models["mistral"], wrong)
+    failed = [section.name for section in report.sections() if section.passed is False]
+    assert failed == ["logits"]
+    assert report.logits.first_apart == 1
+    assert "apart from layer 0" in report.to_text()
+
+
+def test_a_layer_that_is_not_the_same(hf_models, nemo_checkpoints, tmp_path, in_worker):
+    damaged = shutil.copytree(hf_models["mistral-odd"], tmp_path / "damaged")
+    weights = load_file(damaged / "model.safetensors")
+    query = "model.layers.1.self_attn.q_proj.weight"
+    weights[query] = weights[query].roll(24, 0).contiguous()
+    save_file(weights, damaged / "model.safetensors", metadata={"format": "pt"})
+    report = verify(damaged, nemo_checkpoints["mistral-odd"])
+    assert [section.passed for section in report.sections()] == [True, True, False, False]
+    assert "the same values in another order" in report.to_text()
+    assert report.logits.states[:2] == pytest.approx([0, 0], abs=1e-6)
+    assert report.logits.first_apart == 2
+    assert "apart from layer 1" in report.to_text()
+
+
+def test_rounded_and_back(nemo_checkpoints, tmp_path, in_worker):
+    narrow = export_checkpoint(nemo_checkpoints["qwen2"], tmp_path / "narrow", dtype="bfloat16")
+    again = import_checkpoint(narrow, tmp_path / "again")
+    for other in (narrow, again):
+        report = verify(nemo_checkpoints["qwen2"], other)
+        assert report.equal, report.to_text()
+        assert report.logits.rounded_to == "bfloat16"
+        assert report.allowed == ["dtype"]
+
+
+def test_adapters_are_merged(nemo_checkpoints, tmp_path, in_worker):
+    base = make_base(nemo_checkpoints["mistral-odd"], tmp_path / "base")
+    adapters = make_adapters(base, tmp_path / "adapters")
+    exported = export_checkpoint(adapters, tmp_path / "exported")
+    report = verify(base, exported)
+    assert [section.passed for section in report.sections()] == [True, True, False, False]
+    base.rename(tmp_path / "moved")
+    report = verify(adapters, exported, access=Access(base_checkpoint=tmp_path / "moved"), strict=True)
+    assert report.equal, report.to_text()
+
+
+def test_the_command_computes_in_processes_of_its_own(hf_models, nemo_checkpoints, tmp_path, monkeypatch, capsys):
+    """And leaves this one as it was, and nothing behind."""
+    monkeypatch.chdir(tmp_path)
+    command = ["convert", "verify", str(nemo_checkpoints["llama"]), str(hf_models["llama"]), "--prompt", PROMPTS[0]]
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[-1] == "equal"
+    assert "prompt 1: 8 tokens" in printed.out
+    assert not torch.distributed.is_initialized()
+    assert not list(tmp_path.iterdir())
