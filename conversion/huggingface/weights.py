@@ -114,7 +114,7 @@ def check_tensors(weights: HfWeights, family: Family, geometry: Geometry) -> Non
         expected.add(copy)
     extra = sorted(name for name in set(weights) - expected if not name.endswith(IGNORED_SUFFIX))
     if extra:
-        others = f" and {len(extra) - 1} others" if extra[1:] else ""
+        others = f" and {len(extra) - 1} more" if extra[1:] else ""
         raise InputError(
             f"there is no place in {family.architecture} for tensor {extra[0]}{others}; is this an adapter, or a model "
             "with changed layers?"

@@ -73,7 +73,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "extra tensors": (
         tensors(lambda held: held.update({"lora_B.weight": torch.ones(1), "lora_A.weight": torch.ones(1)})),
-        "for tensor lora_A.weight and 1 others",
+        "for tensor lora_A.weight and 1 more",
     ),
     "shape": (
         tensors(lambda held: held.update({QUERY: torch.ones(2, 3)})),
