@@ -1,13 +1,14 @@
 """The one loop that goes over a model's tensors: a few threads, one progress bar in bytes."""
 
+import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from tqdm import tqdm
 
-DEFAULT_WORKERS = 4
-"""Reading, writing and copying tensors leave Python to other threads."""
+DEFAULT_WORKERS = min(4, os.cpu_count() or 1)
+"""Threads are enough: reading, copying and writing a tensor let other threads run."""
 
 Item = TypeVar("Item")
 

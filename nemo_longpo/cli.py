@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"longpo: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("longpo: interrupted; finished parts are kept, run the same command to continue", file=sys.stderr)
+        print("longpo: interrupted; the same command starts what is not finished again", file=sys.stderr)
         return 130
 
 
