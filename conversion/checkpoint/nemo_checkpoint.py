@@ -88,7 +88,7 @@ def _check_tensors(weights: DistCheckpoint, family: Family, geometry: Geometry, 
             )
     extra = sorted(name for name in weights.tensor_names() if name.startswith(KEY_PREFIX) and name not in pieces)
     if extra:
+        others = f" and {len(extra) - 1} others" if extra[1:] else ""
         raise InputError(
-            f"{weights.directory} holds {len(extra)} tensors that have no place in {family.architecture}, the first is "
-            f"{extra[0]}"
+            f"{weights.directory}: there is no place in {family.architecture} for tensor {extra[0]}{others}"
         )

@@ -56,5 +56,5 @@ def test_a_tensor_without_a_place_is_refused(nemo_checkpoints, tmp_path):
     """It would be lost without a word: a bias that the family does not have, a router."""
     bias = {"module.decoder.layers.self_attention.linear_qkv.bias": torch.ones(2, 128)}
     changed = with_more(nemo_checkpoints["mistral"], tmp_path / "changed", bias, {})
-    with pytest.raises(InputError, match=r"1 tensors that have no place in MistralForCausalLM.*linear_qkv\.bias"):
+    with pytest.raises(InputError, match=r"no place in MistralForCausalLM for tensor module.*linear_qkv\.bias$"):
         NemoCheckpoint.open(changed)
