@@ -84,7 +84,7 @@ class SafetensorsWriter:
     def write(self, name: str, tensor: torch.Tensor) -> None:
         dtype, shape = self._tensors[name]
         assert tuple(tensor.shape) == shape, f"{name}: {tuple(tensor.shape)} for a place of {shape}"
-        data = tensor.to(dtype).contiguous().flatten().view(torch.uint8).numpy()
+        data = tensor.to(dtype).flatten().view(torch.uint8).numpy()
         with self._path.open("r+b") as file:
             file.seek(self._data_start + self._starts[name])
             file.write(data.data)
