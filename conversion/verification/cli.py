@@ -61,6 +61,7 @@ def add_verify_options(parser: argparse.ArgumentParser) -> None:
 def run_verify(arguments: argparse.Namespace) -> int:
     from nemo_longpo.conversion.sources import Access
 
+    from .text import format_report
     from .verify import Questions, verify
 
     questions = Questions(
@@ -78,7 +79,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
         allow=arguments.allow,
         strict=arguments.strict,
     )
-    print(json.dumps(report.to_json()) if arguments.json else report.to_text())
+    print(json.dumps(report.to_json()) if arguments.json else format_report(report))
     return 0 if report.equal else 1
 
 

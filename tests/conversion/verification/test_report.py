@@ -10,6 +10,7 @@ from nemo_longpo.conversion.verification.configuration import FieldDifference, F
 from nemo_longpo.conversion.verification.logits import LogitsComparison, SequenceComparison
 from nemo_longpo.conversion.verification.report import Report, Side
 from nemo_longpo.conversion.verification.tensors import TensorComparison
+from nemo_longpo.conversion.verification.text import format_report
 
 SIDE = Side("models/a", "Hugging Face directory", "MistralForCausalLM", 7241732096)
 EXACT = TensorComparison("model.norm.weight", None, "exact", ("float32", "float32"), ([4], [4]), 4)
@@ -30,26 +31,26 @@ WORSE = {
 
 def test_equal():
     assert EQUAL.equal
-    lines = EQUAL.to_text().splitlines()
+    lines = format_report(EQUAL).splitlines()
     assert lines[0] == "A  models/a: Hugging Face directory, MistralForCausalLM, 7,241,732,096 parameters"
     assert lines[-1] == "equal"
-    assert EQUAL.to_text().count("PASS") == 4
+    assert format_report(EQUAL).count("PASS") == 4
 
 
 def test_equal_but_for_what_is_allowed():
     report = replace(EQUAL, fields=[THETA], logits="not asked for")
     assert report.equal
-    assert report.to_text().splitlines()[-1] == "equal, but for rope_theta"
-    assert "rope_theta: 10000.0 in A, 10000000.0 in B (allowed)" in report.to_text()
-    assert "----  not computed: not asked for" in report.to_text()
+    assert format_report(report).splitlines()[-1] == "equal, but for rope_theta"
+    assert "rope_theta: 10000.0 in A, 10000000.0 in B (allowed)" in format_report(report)
+    assert "----  not computed: not asked for" in format_report(report)
 
 
 @pytest.mark.parametrize("section", WORSE)
 def test_one_section_that_fails(section):
     report = replace(EQUAL, **WORSE[section])
     assert not report.equal
-    assert report.to_text().splitlines()[-1] == f"different: {section}"
-    assert report.to_text().count("FAIL") == 1
+    assert format_report(report).splitlines()[-1] == f"different: {section}"
+    assert format_report(report).count("FAIL") == 1
     value = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert value["equal"] is False
     assert [name for name, passed in value["passed"].items() if not passed] == [section]
@@ -58,7 +59,7 @@ def test_one_section_that_fails(section):
 def test_rounding_fails_only_where_bits_are_asked_for():
     report = replace(EQUAL, tensors=[EXACT, ROUNDED])
     assert report.equal
-    assert "dtypes: float32 in A, bfloat16 in B" in report.to_text()
+    assert "dtypes: float32 in A, bfloat16 in B" in format_report(report)
     assert not replace(report, strict=True).equal
 
 
@@ -66,7 +67,7 @@ def test_the_worst_tensors_come_first_and_the_rest_is_counted():
     many = [replace(APART, name=f"tensor {number}", relative=number / 10) for number in range(9)]
     lost = TensorComparison("lost", 0, "only in A", (None, None), ([2], None))
     report = replace(EQUAL, tensors=[*many, EXACT, lost])
-    lines = [line.strip() for line in report.to_text().splitlines()]
+    lines = [line.strip() for line in format_report(report).splitlines()]
     assert "tensors        FAIL  9 different, 1 exact, 1 only in A" in lines
     shown = [line.split(":")[0] for line in lines if line.startswith(("tensor ", "lost"))]
     assert shown == ["lost", "tensor 8", "tensor 7", "tensor 6", "tensor 5"]
@@ -91,7 +92,7 @@ def test_json_has_every_number():
 
 def test_the_blamed_layers():
     apart = replace(LOGITS, states=[0.0, 1e-4, 3e-4], rounded_to="bfloat16", common_rope=True)
-    text = replace(EQUAL, logits=apart).to_text()
+    text = format_report(replace(EQUAL, logits=apart))
     assert "apart from layer 0 (1.0e-04) on" in text
     assert "worst behind layer 1 and the final norm (3.0e-04)" in text
     assert "weights of both rounded to bfloat16" in text

@@ -40,6 +40,16 @@ def test_one_flipped_bit_is_found():
     assert found.largest == found.relative == torch.finfo().eps
 
 
+def test_a_difference_is_relative_to_the_largest_value_of_all():
+    """Which lies in another block."""
+    a = torch.tensor([1.0, -8, 1, 1, 1, 1, 1, 2, 2])
+    b = a.clone()
+    b[8] = 1.5
+    found = compare(a, b)
+    assert (found.largest, found.relative) == (0.5, 0.0625)
+    assert compare(b, a).largest == 0.5
+
+
 def test_a_negative_zero_is_another_zero():
     found = compare(torch.zeros(3), -torch.zeros(3))
     assert (found.verdict, found.differing, found.largest) == ("different", 3, 0.0)
