@@ -34,14 +34,15 @@ def measured_steps(python: str, script: str, job: dict[str, Any]) -> list[dict[s
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def watch(command: Sequence[str], folder: Path, log: Path, limit_mb: float) -> dict[str, Any]:
-    """Run a command that writes into `folder` to its end, or until its processes hold more than `limit_mb`.
+def watch(command: Sequence[str], target: Path, log: Path, limit_mb: float) -> dict[str, Any]:
+    """Run a command that writes a model to `target` to its end, or until its processes hold more than `limit_mb`.
 
     `peak_mb` is the kernel's own note of the most a process had in memory (VmHWM), mapped pages of files included, of
     the largest process. `held_mb` is what all processes together had to themselves (anonymous and shared memory, pages
     shared after a fork counted once), looked at up to 50 times a second: pages of files are the kernel's to take back
     at any time. `seconds` end with the command, `stored_seconds` when all that was written has reached the disk; the
-    disk has nothing left to write at the start. `writing_seconds` are those of them from the first file of weights on.
+    disk has nothing left to write at the start. `writing_seconds` are from the first file of weights, in `target` or
+    beside it, until there is a `target`: for a command that renames what is complete and on the disk.
 
     Raises:
         SystemExit: the command failed; with the end of what it wrote.
@@ -53,7 +54,7 @@ def watch(command: Sequence[str], folder: Path, log: Path, limit_mb: float) -> d
             command, stdout=file, stderr=file, env=os.environ | ENVIRONMENT, start_new_session=True
         )
     try:
-        found = _follow(process, folder, limit_mb)
+        found = _follow(process, target, limit_mb)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -67,17 +68,19 @@ def watch(command: Sequence[str], folder: Path, log: Path, limit_mb: float) -> d
     return {
         "seconds": end - start,
         "stored_seconds": stored - start,
-        "writing_seconds": stored - found.pop("first_file", stored),
+        "writing_seconds": found.pop("complete", end) - found.pop("first_file", end),
         "cpu_seconds": _cpu_seconds() - before,
         "stopped": stopped,
     } | found
 
 
-def _follow(process: subprocess.Popen[bytes], folder: Path, limit_mb: float) -> dict[str, float]:
+def _follow(process: subprocess.Popen[bytes], target: Path, limit_mb: float) -> dict[str, float]:
     found = {"peak_mb": 0.0, "held_mb": 0.0}
     while process.poll() is None and found["held_mb"] <= limit_mb:
         start = time.perf_counter()
-        if "first_file" not in found and any(path.suffix in WEIGHTS for path in folder.rglob("*")):
+        if "complete" not in found and target.exists():
+            found["complete"] = start
+        if "first_file" not in found and any(path.suffix in WEIGHTS for path in target.parent.rglob("*")):
             found["first_file"] = start
         pids = family(process.pid)
         found["peak_mb"] = max(found["peak_mb"], *(_fields(pid, "status").get("VmHWM", 0.0) for pid in pids))

@@ -167,7 +167,7 @@ class Bench:
                 read_once(source)
                 log = self.folder / f"{outputs.name}-{step}.log"
                 command = [word.format(source=source, target=target) for word in words]
-                steps[step] = watch(command, target.parent, log, self.arguments.memory_limit * 1e3)
+                steps[step] = watch(command, target, log, self.arguments.memory_limit * 1e3)
                 print(f"{self.family}, {model.name} model, {name} {step}: {steps[step]}", file=sys.stderr, flush=True)
                 if steps[step]["stopped"]:
                     return {"steps": steps, "differences": None}
@@ -251,9 +251,9 @@ def problems(found: dict[str, Any]) -> list[str]:
 def report(measured: list[dict[str, Any]], rounds: int) -> list[str]:
     lines = [
         f"{THREADS} threads per process; of {rounds} rounds the median time and the largest memory. On disk: the "
-        "seconds until everything written has reached it; ours wait for that themselves. Weights: the part of them "
-        "from the first file of weights on, for ours; for the others, which load first, what is beyond the same "
-        "command's on a model of one small layer. Speed: that of `cp` is 100 %, weights on disk. Peak: what the "
+        "seconds until everything written has reached it. Weights: for ours, which put a complete model that is on the "
+        "disk into its place, from the first file of weights until then; for the others what is beyond the same "
+        "command on a model of one small layer, on disk. Speed: that of `cp` is 100 %, weights on disk. Peak: what the "
         "largest process had in memory, mapped files included. Held: what all its processes had to themselves; above: "
         "more than on the small model.",
     ]
