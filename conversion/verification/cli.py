@@ -14,8 +14,9 @@ VERIFY_EXAMPLE = """example:
 Compares the configuration, the small files, every tensor (its bits, or rounded where the dtypes differ), and in fp32
 the logits and the residual stream behind every layer. A Hugging Face side is computed by transformers, a NeMo side by
 the Megatron model that training builds; each on the CPU, in a process of its own, one after the other.
-Memory: for tensors, the largest one of each side; for logits, one model in fp32 (4 bytes per parameter). Disk, in the
-temporary directory: 8 bytes times tokens times (vocabulary + layers x hidden size).
+Memory: for tensors, one group of each side (the embedding, or gate and up of a layer); for logits, one model in fp32
+(4 bytes per parameter) and its largest tensor. Disk, in the temporary directory: 8 bytes times tokens times
+(vocabulary + layers x hidden size).
 
 Rotary settings, positions, sliding window and dtype may differ, because options of import and export change them, and
 so may transformers_version; --strict refuses that too. Where rotary settings differ, logits are compared under A's.

@@ -98,9 +98,15 @@ def _sequences(source: Source, questions: Questions) -> dict[str, list[int]]:
 
         tokenizer = AutoTokenizer.from_pretrained(source.origin.path)
         for number, prompt in enumerate(questions.prompts, start=1):
-            sequences[f"prompt {number}"] = tokenizer(prompt)["input_ids"]
-            if not sequences[f"prompt {number}"]:
+            tokens = tokenizer(prompt)["input_ids"]
+            if not tokens:
                 raise InputError(f"prompt {number} has no tokens; leave it out")
+            if max(tokens) >= source.geometry.vocabulary:
+                raise InputError(
+                    f"prompt {number} has the token {max(tokens)}, but {source.path} knows only "
+                    f"{source.geometry.vocabulary}; its tokenizer is of another model"
+                )
+            sequences[f"prompt {number}"] = tokens
     return sequences
 
 

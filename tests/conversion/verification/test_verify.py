@@ -121,6 +121,19 @@ def test_sides_that_are_no_model(hf_models, copy, tmp_path, capsys):
         assert message in line
 
 
+def test_prompts_that_are_none(hf_models, copy, capsys):
+    """No tokens, and those of a tokenizer that knows more than the model."""
+    status, line = run(capsys, hf_models["qwen2"], hf_models["mistral"], "--prompt", "")
+    assert status == 2
+    assert "prompt 1 has no tokens" in line
+    foreign = shutil.copytree(hf_models["llama"], copy.parent / "foreign")
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copyfile(hf_models["mistral"] / name, foreign / name)
+    status, line = run(capsys, foreign, hf_models["llama"], "--prompt", "The river crosses the village")
+    assert status == 2
+    assert "its tokenizer is of another model" in line
+
+
 def test_other_sizes_have_no_logits_to_compare(hf_models, capsys):
     status, printed = run(capsys, hf_models["mistral"], hf_models["mistral-odd"])
     assert status == 1
