@@ -101,7 +101,8 @@ class MergedWeights:
         weight = self.base.read(KEY_PREFIX + key, piece.offsets, piece.sizes).reshape(piece.shape)
         if key in self.adapted:
             a_RI, b_OR = (self._layer(name, piece.layer) for name in _sides(key))
-            weight = torch.addmm(weight.float(), b_OR, a_RI, alpha=self.scale)
+            weight = weight.to(torch.float32, copy=True)
+            weight.addmm_(b_OR, a_RI, alpha=self.scale)
         return piece.split(weight)
 
     def _layer(self, name: str, layer: int | None) -> torch.Tensor:
