@@ -72,10 +72,11 @@ class StockOrigin(HfDirectory):
 
 
 def tokenizer_directory(context: Path, model: Mapping[str, Any]) -> Path | None:
-    """Where NeMo keeps the files of the model's tokenizer; None if it only remembers a name on the Hub."""
+    """Where NeMo keeps the files of the model's tokenizer; None if it keeps none: it remembers a name on the Hub only,
+    or their directory was gone when it saved."""
     name = (model.get("tokenizer") or {}).get("pretrained_model_name")
-    kept = context / Path(name).name if name else context
-    return kept if name and kept.is_dir() else None
+    kept = context / Path(name).name if isinstance(name, str) else None
+    return kept if kept and kept.is_dir() else None
 
 
 def stock_origin(context: Path, model: Mapping[str, Any], weights: DistCheckpoint) -> StockOrigin:

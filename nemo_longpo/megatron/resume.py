@@ -96,9 +96,22 @@ class LongPOResume(AutoResume):
     """NeMo's resume, which also gives a model without a config the architecture of `restore_config.path`."""
 
     def setup(self, trainer: pl.Trainer, model: LongPOModel) -> None:
+        origin = Path(self.restore_config.path) if self.restore_config and self.restore_config.path else None
         if isinstance(model.config, ArchitectureFromCheckpoint):
-            if self.restore_config is None or not self.restore_config.path:
+            if origin is None:
                 raise InputError("resume.restore_config.path is not set; give the imported checkpoint to start from.")
-            checkpoint = Path(self.restore_config.path)
-            model.adopt_architecture(load_architecture(checkpoint), load_rope_scaling(checkpoint))
+            model.adopt_architecture(load_architecture(origin), load_rope_scaling(origin))
         super().setup(trainer, model)
+        if trainer.ckpt_path and origin and self.restore_config.load_artifacts:
+            _take_tokenizer(model, origin)
+
+
+def _take_tokenizer(model: LongPOModel, origin: Path) -> None:
+    """Name the tokenizer of the checkpoint that the run began with as the one to copy into checkpoints.
+
+    A resumed run would name that of the checkpoint it resumes from, which is deleted once the next one is saved, and
+    the one after that would hold no tokenizer and none of the model's Hugging Face files.
+    """
+    if (origin / "context" / "io.json").is_file():
+        model.tokenizer = io.load_context(origin / "context", subpath="model.tokenizer")
+        model.__io__.tokenizer = model.tokenizer.__io__

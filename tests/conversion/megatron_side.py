@@ -1,9 +1,9 @@
 """What stock NeMo and Megatron-Core make of imported checkpoints. Run as a script, in a process of its own, because the
 CPU backend redirects torch for the whole process.
 
-Usage: megatron_side.py NEMO_ROOT OUTPUT. NEMO_ROOT holds a checkpoint per case. In OUTPUT: `logits/CASE.pt`,
-`saved/CASE`, the checkpoint that NeMo and Megatron write from the loaded model, and `asked.json`: NeMo's version, and
-by case the tensors (with shapes) and objects that the model asks for.
+Usage: megatron_side.py NEMO_ROOT OUTPUT. NEMO_ROOT holds a checkpoint per case. In OUTPUT: `logits/CASE.pt`;
+`saved/CASE`, the checkpoint that NeMo and Megatron write from the loaded model; `asked.json`, NeMo's version, and by
+case the tensors (with shapes) and objects that the model asks for; `longpo`, a step of our recipe and two resumed ones.
 """
 
 import json
@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 from conversion_cases import CASES
+
+LEARNING_RATE = 1e-2
 
 
 def load_model(checkpoint: Path):
@@ -79,12 +81,39 @@ def examine(nemo_root: Path, output: Path) -> None:
     (output / "asked.json").write_text(json.dumps({"version": nemo.__version__, **asked}))
 
 
+def train(checkpoint: Path, output: Path, steps: int) -> None:
+    """Our recipe on pairs for the tiny Mistral; a run that is there already in `output/longpo` goes on."""
+    import pairs
+    from megatron_jobs import finetune
+    from tiny import DEFAULT_STYLE, tiny_tokenizer
+
+    from nemo_longpo.conversion.checkpoint.nemo_checkpoint import NemoCheckpoint
+
+    rows = NemoCheckpoint.open(checkpoint).geometry.vocabulary
+    shards = output / "shards"
+    if not shards.exists():
+        pairs.write_shards(shards, pairs.uneven_records(rows), tiny_tokenizer(DEFAULT_STYLE["mistral"]), rows)
+    overrides = {
+        "data.paths": str(shards),
+        "resume.restore_config.path": str(checkpoint),
+        "log.log_dir": str(output),
+        "log.ckpt.every_n_train_steps": 1,
+        "log.ckpt.save_optim_on_train_end": True,
+        "optim.config.lr": LEARNING_RATE,
+        "optim.lr_scheduler": None,
+        "trainer.max_steps": steps,
+    }
+    finetune(overrides, checkpoints=True)
+
+
 def main(nemo_root: Path, output: Path) -> None:
     import nemo.collections.llm  # noqa: F401  (before the redirections: torch.compile at import time trips over them)
 
     from nemo_longpo.backends import cpu
 
     cpu.activate()
+    for steps in (1, 3):
+        train(nemo_root / "mistral", output, steps)
     examine(nemo_root, output)
 
 

@@ -2,8 +2,8 @@
 its own import, export and fine-tuning, and all that `megatron_side` does. Run as a script, in a process of its own.
 
 Usage: stock_nemo.py HF_ROOT NEMO_ROOT OUTPUT. Each root holds a directory per case. In OUTPUT, beside what
-`megatron_side` writes: `imported/CASE` by `llm.import_ckpt`, `exported/CASE` by `llm.export_ckpt` from our checkpoint,
-`finetuned` by a step of NeMo's fine-tuning from our Mistral checkpoint, `longpo` by a step of our recipe from NeMo's.
+`megatron_side` writes: `imported/CASE` by `llm.import_ckpt`; `exported/CASE` by `llm.export_ckpt` from our checkpoint;
+`finetuned`, a step of NeMo's fine-tuning from our Mistral checkpoint; `longpo`, a step of our recipe from NeMo's.
 """
 
 import sys
@@ -12,6 +12,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import te_stand_in
+from megatron_side import LEARNING_RATE, examine, train
 
 CONVERTED = {"mistral": "Mistral", "qwen2-untied-bf16": "Qwen2", "llama": "Llama", "llama-tied-fp16": "Llama"}
 """Case → NeMo's classes."""
@@ -72,7 +73,7 @@ def finetune(checkpoint: Path, output: Path) -> None:
             ckpt=nl.ModelCheckpoint(every_n_train_steps=1, save_last="link"),
         ),
         optim=nl.MegatronOptimizerModule(
-            config=OptimizerConfig(optimizer="adam", lr=1e-2, use_distributed_optimizer=False)
+            config=OptimizerConfig(optimizer="adam", lr=LEARNING_RATE, use_distributed_optimizer=False)
         ),
         resume=nl.AutoResume(restore_config=nl.RestoreConfig(path=str(checkpoint), load_artifacts=True)),
         tokenizer="model",
@@ -80,32 +81,10 @@ def finetune(checkpoint: Path, output: Path) -> None:
     leave_process_group()
 
 
-def train_longpo(checkpoint: Path, hf: Path, output: Path) -> None:
-    """One step of our recipe, from a checkpoint that NeMo made."""
-    import pairs
-    from conversion_cases import read_config
-    from megatron_jobs import finetune as train
-    from tiny import DEFAULT_STYLE, tiny_tokenizer
-
-    rows = read_config(hf)["vocab_size"]
-    tokenizer = tiny_tokenizer(DEFAULT_STYLE["mistral"])
-    shards = pairs.write_shards(output / "shards", pairs.uneven_records(rows), tokenizer, rows)
-    overrides = {
-        "data.paths": str(shards),
-        "resume.restore_config.path": str(checkpoint),
-        "log.log_dir": str(output),
-        "log.ckpt.every_n_train_steps": 1,
-        "optim.config.lr": 1e-2,
-        "trainer.max_steps": 1,
-    }
-    train(overrides, checkpoints=True)
-
-
 def main(hf_root: Path, nemo_root: Path, output: Path) -> None:
     te_stand_in.install(output / "metadata")
     import nemo.collections.llm  # before the redirections: torch.compile at import time trips over them
     import nemo.lightning
-    from megatron_side import examine
     from nemo.lightning.io import ModelConnector
 
     from nemo_longpo.backends import cpu
@@ -122,7 +101,7 @@ def main(hf_root: Path, nemo_root: Path, output: Path) -> None:
         for case in CONVERTED:
             convert(case, hf_root / case, nemo_root / case, output)
     finetune(nemo_root / "mistral", output)
-    train_longpo(output / "imported" / "mistral", hf_root / "mistral", output)
+    train(output / "imported" / "mistral", output, steps=1)
     examine(nemo_root, output)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from conversion_cases import CASES, files, read_config
+from megatron_side import LEARNING_RATE
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -174,18 +175,29 @@ def test_an_export_by_nemo_is_imported(case, engine, hf_models, tmp_path):
     assert files(back) == files(exported)
 
 
-def assert_moved_by_one_step(trained: Path, original: Path) -> None:
-    """Adam's first step moves every weight by the learning rate, 0.01, so these are one step away from the original."""
+def assert_moved(trained: Path, original: Path, steps: int) -> None:
+    """Some element of every weight moves by nearly the learning rate in each of Adam's first steps."""
     before, after = weights(original), weights(trained)
     assert before.keys() == after.keys()
     for name, weight in before.items():
-        assert 0.5e-2 < (after[name] - weight).abs().max() < 1.1e-2, name
+        assert 0.5 * steps < (after[name] - weight).abs().max() / LEARNING_RATE < 1.1 * steps, name
+
+
+@pytest.mark.parametrize("side", [LOCAL, OLDER], indirect=True)
+def test_our_recipe_trains_and_resumes(side, hf_models, tmp_path):
+    """The second checkpoint after resuming is whole although that from which the run resumed is gone."""
+    (record,) = side.wait().glob("tb_logs/longpo/metrics.jsonl")
+    assert [json.loads(line)["step"] for line in record.read_text().splitlines()] == [1, 2, 3]
+    (trained,) = side.output.glob("longpo/checkpoints/*-last")
+    back = export_checkpoint(trained, tmp_path / "back")
+    assert_moved(back, hf_models["mistral"], steps=3)
+    assert files(back).keys() == files(hf_models["mistral"]).keys()
 
 
 def test_nemo_trains_from_our_checkpoint(engine, hf_models, tmp_path):
     (trained,) = engine.glob("finetuned/default/checkpoints/*-last")
     back = export_checkpoint(trained, tmp_path / "back")
-    assert_moved_by_one_step(back, hf_models["mistral"])
+    assert_moved(back, hf_models["mistral"], steps=1)
     old, new = files(hf_models["mistral"]), files(back)
     assert old.keys() == new.keys()
     assert {name for name in old if old[name] != new[name]} == {"model.safetensors"}
@@ -195,5 +207,5 @@ def test_we_train_from_nemos_checkpoint(engine, hf_models, tmp_path):
     """Its number of positions is null, and so is its number of vocabulary rows."""
     (trained,) = engine.glob("longpo/checkpoints/*-last")
     back = export_checkpoint(trained, tmp_path / "back", max_length=8192)
-    assert_moved_by_one_step(back, hf_models["mistral"])
+    assert_moved(back, hf_models["mistral"], steps=1)
     assert read_config(back)["vocab_size"] == read_config(hf_models["mistral"])["vocab_size"]
