@@ -78,10 +78,10 @@ def _follow(process: subprocess.Popen[bytes], target: Path, limit_mb: float) -> 
     found = {"peak_mb": 0.0, "held_mb": 0.0}
     while process.poll() is None and found["held_mb"] <= limit_mb:
         start = time.perf_counter()
-        if "complete" not in found and target.exists():
-            found["complete"] = start
         if "first_file" not in found and any(path.suffix in WEIGHTS for path in target.parent.rglob("*")):
             found["first_file"] = start
+        if "first_file" in found and "complete" not in found and target.exists():
+            found["complete"] = start
         pids = family(process.pid)
         found["peak_mb"] = max(found["peak_mb"], *(_fields(pid, "status").get("VmHWM", 0.0) for pid in pids))
         found["held_mb"] = max(found["held_mb"], _held(pids))
