@@ -5,6 +5,7 @@ is on the disk. Its process holds a lock on that directory, which the system rel
 ends: so the next run for the same output can tell, and remove, what a killed run has left.
 """
 
+import errno
 import fcntl
 import os
 import shutil
@@ -13,7 +14,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from glob import escape
 from pathlib import Path
 from types import FrameType
@@ -65,7 +66,10 @@ def new_directory(output: Path, *, overwrite: bool, size: int) -> Iterator[Path]
     workplace = output.parent / f"{_prefix(output)}{socket.gethostname()}-{os.getpid()}"
     workplace.mkdir()
     new, old = workplace / "new", workplace / "old"
-    with _locked(workplace), _stopped_by_sigterm(), explain_full_disk(output, "nothing of it was kept"):
+    with ExitStack() as stack, _stopped_by_sigterm(), explain_full_disk(output, "nothing of it was kept"):
+        # Some network file systems have no locks. The other lock, which allows to remove this, is not to be had either.
+        with suppress(OSError):
+            stack.enter_context(_locked(workplace, fcntl.LOCK_SH))
         try:
             new.mkdir()
             yield new
@@ -101,20 +105,17 @@ def _clear_leftovers(output: Path) -> None:
     """Remove what runs for this output left when they were killed. One that still runs here is an InputError."""
     for left in sorted(output.parent.glob(f"{escape(_prefix(output))}*")):
         host, _, process = left.name.removeprefix(_prefix(output)).rpartition("-")
-        descriptor = os.open(left, os.O_RDONLY)
         try:
             if host != socket.gethostname():
                 raise OSError(f"a lock of {host} may not show here")
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _give_back(left / "old", output)
-            shutil.rmtree(left)
+            with _locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                _give_back(left / "old", output)
+                shutil.rmtree(left)
             print(f"longpo: removed {left}, which a run that was killed had left", file=sys.stderr)
         except BlockingIOError:
             raise InputError(f"{output} is being written by process {process}; wait for it to end") from None
         except OSError as error:
             print(f"longpo: left {left} alone ({error}); remove it if no run on {host} writes there", file=sys.stderr)
-        finally:
-            os.close(descriptor)
 
 
 def _give_back(old: Path, output: Path) -> None:
@@ -124,12 +125,10 @@ def _give_back(old: Path, output: Path) -> None:
 
 
 @contextmanager
-def _locked(directory: Path) -> Iterator[None]:
+def _locked(directory: Path, operation: int) -> Iterator[None]:
     descriptor = os.open(directory, os.O_RDONLY)
     try:
-        # Some network file systems have no locks. Nobody then gets the one that allows to remove this directory.
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        fcntl.flock(descriptor, operation)
         yield
     finally:
         os.close(descriptor)
@@ -158,5 +157,8 @@ def _flush(directory: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # Some network file systems cannot flush a directory.
+                raise
         finally:
             os.close(descriptor)

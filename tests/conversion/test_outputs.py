@@ -205,6 +205,19 @@ def test_what_another_machine_has_left_stays(output, capsys):
     assert contents(output) == {"output/config.json": "new", f"{workplace.name}/old/config.json": "old"}
 
 
+def test_what_cannot_be_removed_stays(output, capsys, monkeypatch):
+    """Another user's, or on a file system without locks."""
+    workplace = leave_behind(output, socket.gethostname())
+
+    def refuse(*arguments: object) -> None:
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    write(output, "new")
+    assert f"left {workplace} alone (not yours)" in capsys.readouterr().err
+    assert contents(output) == {"output/config.json": "new", f"{workplace.name}/old/config.json": "old"}
+
+
 def test_a_full_disk_is_named_and_nothing_stays(output):
     def fill() -> None:
         with new_directory(output, overwrite=True, size=10):
