@@ -100,17 +100,17 @@ class MergedWeights:
         key = piece.entry.key
         weight = self.base.read(KEY_PREFIX + key, piece.offsets, piece.sizes).reshape(piece.shape)
         if key in self.adapted:
-            a_RI, b_OR = (self._layer(name, piece.layer) for name in _sides(key))
-            weight = weight.to(torch.float32, copy=True)
+            a_RI, b_OR = (self._matrix(name, piece) for name in _sides(key))
+            weight = weight.float()
             weight.addmm_(b_OR, a_RI, alpha=self.scale)
         return piece.split(weight)
 
-    def _layer(self, name: str, layer: int | None) -> torch.Tensor:
-        """One layer's A or B in fp32."""
-        shape = self.adapters.shape(name)
-        if layer is None:
-            return self.adapters.read(name, (0, 0), shape).float()
-        return self.adapters.read(name, (layer, 0, 0), (1, *shape[1:]))[0].float()
+    def _matrix(self, name: str, piece: Piece) -> torch.Tensor:
+        """The piece's A or B in fp32."""
+        rows, columns = self.adapters.shape(name)[-2:]
+        return (
+            self.adapters.read(name, piece.offsets, (*piece.sizes[:-2], rows, columns)).reshape(rows, columns).float()
+        )
 
 
 def _sides(key: str) -> tuple[str, str]:
