@@ -6,6 +6,7 @@ import nemo.collections.llm  # noqa: F401  (before the redirections: torch.compi
 import torch
 from megatron.core import dist_checkpointing
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from nemo_longpo.attention.rope import RopeSettings
 from nemo_longpo.attention.rope_config import parse_scaling
@@ -13,7 +14,8 @@ from nemo_longpo.backends import cpu
 from nemo_longpo.conversion.checkpoint.adapters import MergedWeights
 from nemo_longpo.conversion.checkpoint.names import KEY_PREFIX
 from nemo_longpo.conversion.sources import Source
-from nemo_longpo.megatron.gpt import build_gpt
+from nemo_longpo.errors import InputError
+from nemo_longpo.megatron.gpt import LogprobGPTModel, build_gpt
 from nemo_longpo.megatron.resume import load_architecture, load_rope_scaling
 from nemo_longpo.megatron.topology import become_single_process
 
@@ -44,13 +46,7 @@ def load(source: Source, rope: RopeSettings | None) -> tuple[torch.nn.Module, Fo
     for name, value in _ONE_PROCESS_FP32.items():
         setattr(config, name, value)
     model = build_gpt(config, rope, logprob_memory_gb=1.0, logprob_chunk_size=None).eval()
-    merged = source.weights if isinstance(source.weights, MergedWeights) else None
-    directory = merged.base.directory if merged else source.path / "weights"
-    loaded = dist_checkpointing.load(model.sharded_state_dict(prefix=KEY_PREFIX), str(directory))
-    names = (name for name in loaded if name.startswith(KEY_PREFIX))
-    model.load_state_dict({name.removeprefix(KEY_PREFIX): loaded[name] for name in names})
-    if merged:
-        _merge(model, source, merged)
+    _load_weights(model, source)
 
     states: list[Tensor] = []
     for module in chain([model.embedding], model.decoder.layers[:-1], [model.decoder.final_layernorm]):
@@ -62,6 +58,21 @@ def load(source: Source, rope: RopeSettings | None) -> tuple[torch.nn.Module, Fo
         return torch.stack([state[:, 0] for state in states]), logits[0].float().contiguous()
 
     return model, forward
+
+
+def _load_weights(model: LogprobGPTModel, source: Source) -> None:
+    """As training does; raises InputError for a checkpoint that training could not start from."""
+    merged = source.weights if isinstance(source.weights, MergedWeights) else None
+    directory = merged.base.directory if merged else source.path / "weights"
+    try:
+        loaded = dist_checkpointing.load(model.sharded_state_dict(prefix=KEY_PREFIX), str(directory))
+    except CheckpointException as error:
+        (reason, _), *_ = error.failures.values()
+        raise InputError(f"Megatron does not load {directory}, nor would training: {reason}") from error
+    names = (name for name in loaded if name.startswith(KEY_PREFIX))
+    model.load_state_dict({name.removeprefix(KEY_PREFIX): loaded[name] for name in names})
+    if merged:
+        _merge(model, source, merged)
 
 
 def _merge(model: torch.nn.Module, source: Source, merged: MergedWeights) -> None:

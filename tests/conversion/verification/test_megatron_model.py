@@ -103,7 +103,7 @@ def test_rounded_and_back(nemo_checkpoints, tmp_path, in_worker):
 
 
 def test_adapters_are_merged(nemo_checkpoints, tmp_path, in_worker):
-    base = make_base(nemo_checkpoints["mistral-odd"], tmp_path / "base")
+    base = shutil.copytree(nemo_checkpoints["mistral-odd"], tmp_path / "base")
     adapters = make_adapters(base, tmp_path / "adapters")
     exported = export_checkpoint(adapters, tmp_path / "exported")
     report = verify(base, exported)
@@ -111,6 +111,13 @@ def test_adapters_are_merged(nemo_checkpoints, tmp_path, in_worker):
     base.rename(tmp_path / "moved")
     report = verify(adapters, exported, access=Access(base_checkpoint=tmp_path / "moved"), strict=True)
     assert report.equal, format_report(report)
+
+
+def test_a_checkpoint_that_training_could_not_load(hf_models, nemo_checkpoints, tmp_path, in_worker):
+    """Complete for an export; Megatron asks for more."""
+    bare = make_base(nemo_checkpoints["mistral"], tmp_path / "bare")
+    with pytest.raises(InputError, match=r"Megatron does not load .*/bare/weights, .*_extra_state"):
+        verify(hf_models["mistral"], bare)
 
 
 def test_the_command_computes_in_processes_of_its_own(hf_models, nemo_checkpoints, tmp_path, monkeypatch, capsys):
