@@ -20,7 +20,7 @@ from .huggingface.weights import HfWeights, check_tensors
 
 class Weights(Protocol):
     def parts(self, piece: Piece) -> list[torch.Tensor]:
-        """The Hugging Face tensors of a piece, in the order of its names, in the stored dtype."""
+        """The Hugging Face tensors of a piece, in the order of its names, in the stored dtype. Called by threads."""
         ...
 
 
