@@ -108,7 +108,7 @@ def test_sides_that_are_no_model(hf_models, copy, tmp_path, capsys):
     del weights["model.norm.weight"]
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
     refused = {
-        (model, model / "."): f"both sides are {model}; give two models",
+        (model, model.parent / "qwen2" / ".." / model.name): f"both sides are {model}; give two models",
         (model, tmp_path / "empty"): "empty is neither a Hugging Face directory (config.json) nor a NeMo checkpoint",
         (tmp_path / "absent", model): "absent is neither a Hugging Face directory",
         (model, copy): f"{copy}: tensor model.norm.weight is missing",
