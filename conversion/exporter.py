@@ -48,9 +48,10 @@ def export_checkpoint(
     `dtype` (float32, bfloat16, float16). LoRA adapters are added to the weights that they were trained on, those of
     `base_checkpoint` or else of the checkpoint that they name. Peak memory: a few times the largest tensor per worker.
     """
-    require_apart(output, *filter(None, (checkpoint, base, base_checkpoint)))
+    require_apart(output, *filter(None, (checkpoint, base)))
     require_free(output, overwrite=overwrite)
     source = NemoCheckpoint.open(checkpoint, base, base_checkpoint)
+    require_apart(output, source.weights.directory.parent)  # adapters know their base without an option
     family, geometry = source.family, source.geometry
     config = source.config
     if max_length is not None:

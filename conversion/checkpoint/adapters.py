@@ -94,6 +94,11 @@ class MergedWeights:
     adapted: frozenset[str]
     scale: float
 
+    @property
+    def directory(self) -> Path:
+        """Where the whole weights lie."""
+        return self.base.directory
+
     def parts(self, piece: Piece) -> list[torch.Tensor]:
         """The Hugging Face tensors of a piece: fp32 if it is adapted, so that it is rounded once, when it is written;
         else in the base's dtype."""

@@ -164,3 +164,11 @@ def test_whole_checkpoints_take_no_base_checkpoint(trained, tmp_path, capsys):
     command = ["convert", "export", "--checkpoint", base, "--output", str(tmp_path / "out"), "--base-checkpoint", base]
     assert main(command) == 2
     assert "holds whole weights; --base-checkpoint is for checkpoints of LoRA adapters" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("trained", ["mistral-odd"], indirect=True)
+def test_the_base_is_not_replaced(trained, capsys):
+    base, adapters = trained
+    assert main(["convert", "export", "--checkpoint", str(adapters), "--output", str(base), "--overwrite"]) == 2
+    assert "lie in one another; choose another --output" in capsys.readouterr().err
+    assert (base / "weights").is_dir()
