@@ -4,7 +4,8 @@ from typing import Any
 
 from megatron_jobs import leave_process_group
 
-from nemo_longpo.conversion.verification.forward import Job, answer
+from nemo_longpo.conversion.verification.answer import answer
+from nemo_longpo.conversion.verification.jobs import Job
 from nemo_longpo.errors import InputError
 
 

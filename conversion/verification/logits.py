@@ -78,7 +78,7 @@ class LogitsComparison:
 
 
 def compare_answers(a: Path, b: Path, names: Sequence[str]) -> tuple[list[SequenceComparison], list[float]]:
-    """Of two output directories of `forward`: each sequence, by its name, and the states over all of them."""
+    """Of two output directories of jobs: each sequence, by its name, and the states over all of them."""
     sequences, states = [], []
     for number, name in enumerate(names):
         file = f"{number}.safetensors"

@@ -16,7 +16,7 @@ from nemo_longpo.conversion.sources import NOTHING_ELSE, Access, Source, open_so
 from nemo_longpo.errors import InputError
 
 from .configuration import PROVENANCE, SET_BY_OPTIONS, compare_configs, compare_files
-from .forward import Job, compute
+from .jobs import Job, compute
 from .logits import LogitsComparison, compare_answers
 from .report import Report, Side
 from .tensors import TensorComparison, compare_models

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from nemo_longpo.cli import main
 from nemo_longpo.conversion.verification import verify as verify_module
-from nemo_longpo.conversion.verification.forward import answer
+from nemo_longpo.conversion.verification.answer import answer
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:

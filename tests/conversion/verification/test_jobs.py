@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from nemo_longpo.attention.rope import LinearScaling, RopeSettings
 from nemo_longpo.conversion.sources import Access
-from nemo_longpo.conversion.verification.forward import Job, compute
+from nemo_longpo.conversion.verification.jobs import Job, compute
 from nemo_longpo.errors import InputError
 
 IDS = [[5, 6, 7, 8], [9]]

@@ -1,0 +1,52 @@
+"""The process that computes a model's hidden states and logits in fp32: `python -m … JOBS REFUSAL` (see `jobs`)."""
+
+import gc
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from nemo_longpo.conversion.sources import open_source
+from nemo_longpo.errors import InputError
+
+from .forward import Forward
+from .jobs import Job
+
+
+def answer(job: Job) -> None:
+    """Do a job in this process."""
+    forward = _load(job)
+    for number, ids in enumerate(job.sequences):
+        with torch.no_grad():
+            states, logits = forward(torch.tensor(ids))
+        save_file({"states": states, "logits": logits}, job.output / f"{number}.safetensors")
+
+
+def _load(job: Job) -> Forward:
+    source = open_source(job.model, job.access)
+    if source.side == "nemo":
+        from .megatron_model import load
+    else:
+        from .transformers_model import load
+    model, forward = load(source, job.rope)
+    if job.round_to is not None:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(getattr(torch, job.round_to)).float()
+    return forward
+
+
+def main(request: Path, refusal: Path) -> int:
+    try:
+        for value in json.loads(request.read_text()):
+            answer(Job.from_json(value))
+            gc.collect()  # modules refer to each other; the next model needs their memory
+    except InputError as error:
+        refusal.write_text(str(error))
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
