@@ -5,6 +5,7 @@ and one that Megatron wrote is read without Megatron.
 """
 
 import pickle
+from enum import Enum
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,8 +16,17 @@ from torch.distributed.checkpoint.planner import SavePlan
 
 from nemo_longpo.errors import InputError
 
+
+def _member(kind: Any, name: str) -> Enum:
+    """Some versions of Python (3.11.2 is one) pickle a member of an enumeration as `getattr(kind, name)`."""
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return kind[name]
+    raise pickle.UnpicklingError(f"builtins.getattr of {kind} has no place in it")
+
+
 _MEGATRON = "megatron.core.dist_checkpointing.strategies.torch"
 _STAND_INS: dict[tuple[str, str], Any] = {
+    ("builtins", "getattr"): _member,
     ("torch", "Size"): torch.Size,
     ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
     ("pathlib", "PosixPath"): PurePosixPath,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 
 from nemo_longpo.conversion.checkpoint.metadata import read_metadata
 from nemo_longpo.errors import InputError
@@ -18,6 +18,16 @@ class Runs:
         return Path.touch, (Path("ran"),)
 
 
+class Fetches:
+    """Pickled as `getattr(owner, name)`, as some versions of Python do with members of enumerations."""
+
+    def __init__(self, owner: object, name: str):
+        self.found = owner, name
+
+    def __reduce__(self):
+        return getattr, self.found
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -26,6 +36,8 @@ class Runs:
             Metadata({}, planner_data=torch.nn.Linear, storage_data={}),
             r"torch\.nn\.modules\.linear\.Linear has no place",
         ),
+        (Metadata({}, planner_data=Fetches(Metadata, "__init__"), storage_data={}), "getattr of .* has no place in it"),
+        (Metadata({}, planner_data=Fetches(_MEM_FORMAT_ENCODING, "mro"), storage_data={}), "damaged"),
         (Metadata({}), "does not say where the tensors lie"),
         ({"state": 1}, "does not say where the tensors lie"),
     ],
@@ -36,6 +48,15 @@ def test_anything_else_is_refused(content, message, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=message):
         read_metadata(tmp_path)
     assert not Path("ran").exists()
+
+
+def test_enumerations_are_read_however_they_were_pickled(tmp_path):
+    member = _MEM_FORMAT_ENCODING.TORCH_CHANNELS_LAST
+    for number, pickled in enumerate((member, Fetches(_MEM_FORMAT_ENCODING, member.name))):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        (directory / ".metadata").write_bytes(pickle.dumps(Metadata({}, planner_data=pickled, storage_data={})))
+        assert read_metadata(directory).planner_data is member
 
 
 def test_what_megatron_writes_is_read_without_megatron(tmp_path):
