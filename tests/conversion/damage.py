@@ -1,6 +1,7 @@
 """Ways to damage a model, and what a refusal looks like: one sentence, exit status 2, nothing left behind."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nemo_longpo.cli import main
+
+Fault = tuple[Callable[[Path], object], str]
+"""What it does to a model's directory, and what the refusal says."""
 
 QUERY = "model.layers.1.self_attn.q_proj.weight"
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + 64 * "a" + "\nsize 4943162336\n"
@@ -35,3 +39,15 @@ def assert_refused(command: list[str], message: str, workplace: Path, capsys: py
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("longpo: error: ")]
     assert message in line
     assert sorted(workplace.rglob("*")) == before
+
+
+def assert_damage_refused(
+    direction: str, source: Path, fault: Fault, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`direction` of a copy of `source` with the fault."""
+    damage, message = fault
+    copy = shutil.copytree(source, workplace / "damaged")
+    damage(copy)
+    option = {"import": "--model", "export": "--checkpoint"}[direction]
+    command = [direction, option, str(copy), "--output", str(workplace / "output")]
+    assert_refused(command, message, workplace, capsys)

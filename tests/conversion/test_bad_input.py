@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from damage import LFS_POINTER, WEB_PAGE, assert_refused, edit_json, truncate
+from damage import LFS_POINTER, WEB_PAGE, Fault, assert_damage_refused, assert_refused, edit_json, truncate
 
 from nemo_longpo.cli import main
 
@@ -19,7 +19,7 @@ def write(file: str, content: str) -> Callable[[Path], object]:
 
 
 SIZE = "it must be a whole number from 1 to 2147483647"
-IMPORT_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+IMPORT_FAULTS: dict[str, Fault] = {
     "no config": (lambda model: (model / "config.json").unlink(), "config.json does not exist"),
     "config cut": (lambda model: truncate(model / "config.json", 0.5), "config.json is not readable JSON"),
     "config empty": (write("config.json", ""), "config.json is not readable JSON"),
@@ -79,7 +79,7 @@ IMPORT_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "activation": (config(hidden_act="gelu"), "hidden_act is gelu"),
 }
 
-EXPORT_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+EXPORT_FAULTS: dict[str, Fault] = {
     "no context": (lambda nemo: shutil.rmtree(nemo / "context"), "is not a NeMo 2 checkpoint"),
     "no weights": (lambda nemo: shutil.rmtree(nemo / "weights"), "is not a complete Megatron torch_dist checkpoint"),
     "no hf files": (lambda nemo: shutil.rmtree(nemo / "context" / "hf"), "pass --base"),
@@ -101,18 +101,12 @@ EXPORT_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("fault", IMPORT_FAULTS)
 def test_import_refuses(fault, hf_models, tmp_path, capsys):
-    damage, message = IMPORT_FAULTS[fault]
-    model = shutil.copytree(hf_models["mistral"], tmp_path / "model")
-    damage(model)
-    assert_refused(["import", "--model", str(model), "--output", str(tmp_path / "nemo")], message, tmp_path, capsys)
+    assert_damage_refused("import", hf_models["mistral"], IMPORT_FAULTS[fault], tmp_path, capsys)
 
 
 @pytest.mark.parametrize("fault", EXPORT_FAULTS)
 def test_export_refuses(fault, nemo_checkpoints, tmp_path, capsys):
-    damage, message = EXPORT_FAULTS[fault]
-    nemo = shutil.copytree(nemo_checkpoints["mistral"], tmp_path / "nemo")
-    damage(nemo)
-    assert_refused(["export", "--checkpoint", str(nemo), "--output", str(tmp_path / "hf")], message, tmp_path, capsys)
+    assert_damage_refused("export", nemo_checkpoints["mistral"], EXPORT_FAULTS[fault], tmp_path, capsys)
 
 
 def test_missing_directories(tmp_path, capsys):

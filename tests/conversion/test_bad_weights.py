@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from damage import LFS_POINTER, QUERY, WEB_PAGE, assert_refused, edit_json, edit_tensors, truncate
+from damage import (
+    LFS_POINTER,
+    QUERY,
+    WEB_PAGE,
+    Fault,
+    assert_damage_refused,
+    edit_json,
+    edit_tensors,
+    truncate,
+)
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -45,7 +54,7 @@ def header_of_another_length(model: Path) -> None:
 
 
 NO_DTYPE = "only F32, BF16, F16 are weights that can be trained"
-FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+FAULTS: dict[str, Fault] = {
     "none": (lambda model: (model / SINGLE).unlink(), f"{SINGLE} does not exist; download the model again"),
     "pickle": (rename("pytorch_model.bin"), "holds its weights as pickles (pytorch_model.bin), which can run code"),
     "pickle index": (rename("pytorch_model.bin.index.json"), "get the model as safetensors, or pass --allow-pickle"),
@@ -111,7 +120,7 @@ def tensor_held_twice(model: Path) -> None:
 
 
 NORM = "model.norm.weight"
-INDEX_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+INDEX_FAULTS: dict[str, Fault] = {
     "shard missing": (lambda model: first_shard(model).unlink(), ".safetensors does not exist; download the model"),
     "shard cut": (lambda model: truncate(first_shard(model), 0.9), ".safetensors is damaged or truncated"),
     "names no file": (index(lambda to: to.update({NORM: "nowhere.safetensors"})), "nowhere.safetensors does not exist"),
@@ -140,18 +149,12 @@ INDEX_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_one_file(fault, hf_models, tmp_path, capsys):
-    damage, message = FAULTS[fault]
-    model = shutil.copytree(hf_models["mistral"], tmp_path / "model")
-    damage(model)
-    assert_refused(["import", "--model", str(model), "--output", str(tmp_path / "nemo")], message, tmp_path, capsys)
+    assert_damage_refused("import", hf_models["mistral"], FAULTS[fault], tmp_path, capsys)
 
 
 @pytest.mark.parametrize("fault", INDEX_FAULTS)
 def test_several_files(fault, hf_models, tmp_path, capsys):
-    damage, message = INDEX_FAULTS[fault]
-    model = shutil.copytree(hf_models["qwen2-untied-bf16"], tmp_path / "model")
-    damage(model)
-    assert_refused(["import", "--model", str(model), "--output", str(tmp_path / "nemo")], message, tmp_path, capsys)
+    assert_damage_refused("import", hf_models["qwen2-untied-bf16"], INDEX_FAULTS[fault], tmp_path, capsys)
 
 
 def test_files_may_be_links_as_in_the_cache_of_the_hub(hf_models, tmp_path):
