@@ -1,0 +1,165 @@
+"""A checkpoint's record of its files: what it holds, what it notices, and that it costs nothing to trust a copy."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from nemo_longpo.checkpoints.integrity import (
+    RECORD,
+    check_sizes,
+    find_changed,
+    fingerprint,
+    list_files,
+    read_record,
+    share_of,
+    write_record,
+)
+from nemo_longpo.errors import InputError
+
+FILES = {
+    "weights/__0_0.distcp": os.urandom(5_000_000),  # more than one block
+    "weights/__1_0.distcp": b"second rank",
+    "weights/.metadata": b"pickle",
+    "weights/common.pt": b"zip",
+    "context/io.json": b"{}",
+    "context/hf/tokenizer.json": b'{"model": {}}',
+    "context/hf/added_tokens.json": b"",
+}
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    root = tmp_path / "step=2"
+    for name, content in FILES.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return root
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """What a check of everything says."""
+    record = read_record(checkpoint)
+    assert record is not None
+    try:
+        check_sizes(checkpoint, record)
+    except InputError as error:
+        return str(error)
+    return find_changed(checkpoint, record)
+
+
+def test_the_record_holds_size_and_sha256_of_every_file(checkpoint):
+    read = []
+    write_record(checkpoint, read.append)
+    content = json.loads((checkpoint / RECORD).read_text())
+    assert content["files"] == {
+        name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in FILES.items()
+    }
+    assert sum(read) == sum(map(len, FILES.values()))
+    assert _damage(checkpoint) is None
+
+
+def test_links_locks_and_hidden_files_are_no_part_of_a_checkpoint(checkpoint):
+    (checkpoint / "weights" / "link.distcp").symlink_to("__0_0.distcp")
+    for name in ("context/hf/.cache/x.json", "context/hf/tokenizer.json.lock", ".nfs0001", "weights/.hidden"):
+        (checkpoint / name).parent.mkdir(exist_ok=True)
+        (checkpoint / name).write_bytes(b"x")
+    write_record(checkpoint)
+    assert list_files(checkpoint).keys() == FILES.keys()
+    assert _damage(checkpoint) is None
+
+
+def test_a_copy_elsewhere_is_as_good(checkpoint, tmp_path):
+    write_record(checkpoint)
+    copy = shutil.move(shutil.copytree(checkpoint, tmp_path / "copy"), tmp_path / "moved")
+    assert _damage(copy) is None
+    assert fingerprint(copy) == fingerprint(checkpoint)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(checkpoint, name):
+    write_record(checkpoint)
+    (checkpoint / name).unlink()
+    assert str(_damage(checkpoint)).startswith(f"{checkpoint / name} is missing; ")
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+@pytest.mark.parametrize("name", [name for name, content in FILES.items() if content])
+def test_another_size_is_named(checkpoint, name, change):
+    write_record(checkpoint)
+    size = len(FILES[name])
+    os.truncate(checkpoint / name, size + change)
+    assert str(_damage(checkpoint)).startswith(f"{checkpoint / name} has {size + change} bytes and was written with ")
+
+
+@pytest.mark.parametrize("name", [name for name, content in FILES.items() if content])
+def test_one_flipped_bit_is_named(checkpoint, name):
+    write_record(checkpoint)
+    content = bytearray(FILES[name])
+    content[len(content) // 2] ^= 1
+    (checkpoint / name).write_bytes(content)
+    assert str(_damage(checkpoint)).startswith(f"{checkpoint / name} is damaged: ")
+
+
+def test_without_a_record_nothing_is_known(checkpoint):
+    assert read_record(checkpoint) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "is not readable JSON"),
+        ("[]", "should hold a JSON object"),
+        ('{"version": 2, "files": {}}', "is no record of files in version 1"),
+        ('{"version": 1}', "is no record of files in version 1"),
+        ('{"version": 1, "files": {"a": 3}}', "does not say size and sha256 of a file in the checkpoint under 'a'"),
+        ('{"version": 1, "files": {"a": {"size": true, "sha256": ""}}}', "under 'a'"),
+        ('{"version": 1, "files": {"../a": {"size": 1, "sha256": ""}}}', "under '../a'"),
+        ('{"version": 1, "files": {"/etc/passwd": {"size": 1, "sha256": ""}}}', "under '/etc/passwd'"),
+        ('{"version": 1, "files": {"a\\u0000": {"size": 1, "sha256": ""}}}', "under 'a"),
+    ],
+)
+def test_a_record_that_is_none_is_refused(checkpoint, content, reason):
+    (checkpoint / RECORD).write_text(content)
+    with pytest.raises(InputError) as refusal:
+        read_record(checkpoint)
+    assert str(checkpoint / RECORD) in str(refusal.value)
+    assert reason in str(refusal.value)
+
+
+def test_a_full_disk_leaves_no_record(checkpoint, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match=f"{RECORD} cannot be written: the disk is full"):
+        write_record(checkpoint)
+    assert read_record(checkpoint) is None
+    assert list_files(checkpoint).keys() == FILES.keys()
+    assert not list(checkpoint.glob(".integrity*"))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 16])
+def test_ranks_share_the_files_evenly(checkpoint, ranks):
+    write_record(checkpoint)
+    record = read_record(checkpoint)
+    shares = [share_of(record, rank, ranks) for rank in range(ranks)]
+    assert sorted(name for share in shares for name in share) == sorted(FILES)
+    if ranks > 1:
+        assert list(shares[0]) == ["weights/__0_0.distcp"], "the largest file is enough for one rank"
+
+
+def test_the_fingerprint_is_that_of_the_content(checkpoint, tmp_path):
+    for recorded in (False, True):
+        if recorded:
+            write_record(checkpoint)
+        other = shutil.copytree(checkpoint, tmp_path / f"other-{recorded}")
+        assert fingerprint(other) == fingerprint(checkpoint)
+        (other / RECORD).unlink(missing_ok=True)
+        (other / "context" / "io.json").write_bytes(b"[]")
+        if recorded:
+            write_record(other)
+        assert fingerprint(other) != fingerprint(checkpoint)
