@@ -8,7 +8,7 @@ from typing import Any
 
 from nemo_longpo.errors import InputError
 
-from .schema import SCHEMA_VERSION
+from .schema import ARROW_SCHEMAS
 
 MANIFEST_NAME = "manifest.json"
 
@@ -78,7 +78,7 @@ def length_bucket(tokens: int) -> str:
 
 
 def load_manifest(directory: Path) -> Manifest:
-    """Read a shard directory's manifest. Raises InputError if there is none, or it is not of this schema version."""
+    """Read a shard directory's manifest. Raises InputError if there is none, or its schema version is unknown."""
     path = directory / MANIFEST_NAME
     if not path.is_file():
         raise InputError(f"{directory} holds no {MANIFEST_NAME}: give a directory written by `longpo data pack`")
@@ -87,9 +87,10 @@ def load_manifest(directory: Path) -> Manifest:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid JSON ({error}); rebuild the shards with `longpo data pack`") from error
     version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA_VERSION:
+    if type(version) is not int or version not in ARROW_SCHEMAS:
+        known = " and ".join(map(str, ARROW_SCHEMAS))
         raise InputError(
-            f"{path} has schema version {version}, but this nemo_longpo reads version {SCHEMA_VERSION}; "
+            f"{path} has schema version {version}, but this nemo_longpo reads versions {known}; "
             "rebuild the shards with `longpo data pack`"
         )
     expected = {item.name for item in fields(Manifest)}

@@ -11,7 +11,7 @@ import pyarrow as pa
 from nemo_longpo.errors import InputError
 
 from .manifest import Counts, Manifest, ShardFile, length_bucket, load_manifest, sha256_file
-from .schema import ARROW_SCHEMA, PairRecord, from_batch
+from .schema import ARROW_SCHEMAS, PairRecord, from_batch
 from .validation import validate_record
 
 
@@ -119,7 +119,8 @@ class ShardReader:
                 batches = list(stream)
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(f"{path} is not a readable Arrow stream ({error}); rebuild the shards") from error
-        if len(batches) != file.records or any(batch.schema != ARROW_SCHEMA for batch in batches[:1]):
+        expected = ARROW_SCHEMAS[self.manifest.schema_version]
+        if len(batches) != file.records or any(batch.schema != expected for batch in batches[:1]):
             raise InputError(f"{path} does not hold the {file.records} records of the manifest; rebuild the shards")
         return batches
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # what is written; version 1 had no chunk_spans and is read as well
 REF_CONTEXTS = ("short", "long")
 # A log-prob may round to just above zero where the model is certain.
 LOGP_TOLERANCE = 1e-4
@@ -34,14 +34,19 @@ ARROW_SCHEMA = pa.schema(
         ("ref_rejected_logps", _logps),
         ("ref_context", pa.string()),
         ("lengths", pa.struct([("trunk", pa.int32()), ("chosen", pa.int32()), ("rejected", pa.int32())])),
+        ("chunk_spans", _spans),
     ]
 )
+# The files of every schema version that is read.
+ARROW_SCHEMAS = {1: pa.schema([field for field in ARROW_SCHEMA if field.name != "chunk_spans"]), 2: ARROW_SCHEMA}
 
 
 @dataclass(frozen=True, eq=False)
 class PairRecord:
     """A document with N turns. Spans are [start, end); response spans lie within their branch and include the
-    end-of-turn token; `nll_ignore_spans` index trunk + chosen. Log-probs are natural logarithms, one per span token."""
+    end-of-turn token; `nll_ignore_spans` index trunk + chosen. Log-probs are natural logarithms, one per span token.
+    `chunk_spans` say which trunk tokens hold the chunk that a turn's chosen answer was made from, those at its borders
+    included; (0, 0) where it is no stretch of the trunk, None where nothing is known of any. Training ignores them."""
 
     doc_id: str
     trunk_ids: np.ndarray  # int32 [T]
@@ -53,6 +58,7 @@ class PairRecord:
     ref_chosen_logps: tuple[np.ndarray, ...]  # N float32 arrays
     ref_rejected_logps: tuple[np.ndarray, ...]  # N float32 arrays
     ref_context: str  # "short": LongPO, "long": the DPO baseline
+    chunk_spans: np.ndarray | None = None  # int32 [N, 2]
 
     @property
     def turns(self) -> int:
@@ -79,13 +85,14 @@ def to_batch(record: PairRecord) -> pa.RecordBatch:
         "ref_rejected_logps": list(record.ref_rejected_logps),
         "ref_context": record.ref_context,
         "lengths": {"trunk": trunk, "chosen": chosen, "rejected": rejected},
+        "chunk_spans": None if record.chunk_spans is None else record.chunk_spans.tolist(),
     }
     arrays = [pa.array([columns[field.name]], field.type) for field in ARROW_SCHEMA]
     return pa.RecordBatch.from_arrays(arrays, schema=ARROW_SCHEMA)
 
 
 def from_batch(batch: pa.RecordBatch) -> PairRecord:
-    """The record of a batch made by `to_batch`; the arrays are read-only views of the mapped file."""
+    """The record of a batch of any schema version; the arrays are read-only views of the mapped file."""
 
     def ids(name: str) -> np.ndarray:
         return batch.column(name)[0].values.to_numpy(zero_copy_only=True)
@@ -96,6 +103,7 @@ def from_batch(batch: pa.RecordBatch) -> PairRecord:
     def logps(name: str) -> tuple[np.ndarray, ...]:
         return tuple(turn.values.to_numpy(zero_copy_only=True) for turn in batch.column(name)[0])
 
+    has_chunks = "chunk_spans" in batch.schema.names and batch.column("chunk_spans")[0].is_valid
     return PairRecord(
         doc_id=batch.column("doc_id")[0].as_py(),
         trunk_ids=ids("trunk_ids"),
@@ -107,4 +115,5 @@ def from_batch(batch: pa.RecordBatch) -> PairRecord:
         ref_chosen_logps=logps("ref_chosen_logps"),
         ref_rejected_logps=logps("ref_rejected_logps"),
         ref_context=batch.column("ref_context")[0].as_py(),
+        chunk_spans=spans("chunk_spans") if has_chunks else None,
     )

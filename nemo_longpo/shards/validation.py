@@ -26,6 +26,7 @@ def validate_record(record: PairRecord, *, where: str = "", vocab_size: int | No
         f"has {len(record.rejected_spans)} turns, but chosen_spans has {len(record.chosen_spans)}",
     )
     _check_ignored(check, record)
+    _check_chunks(check, record)
 
 
 class _Check:
@@ -79,6 +80,19 @@ def _check_ignored(check: _Check, record: PairRecord) -> None:
     ignored = spans_to_mask(record.nll_ignore_spans, trunk + chosen)
     responses = spans_to_mask(record.chosen_spans + np.int32(trunk), trunk + chosen)
     check.that("nll_ignore_spans", not bool((ignored & responses).any()), "covers a response token")
+
+
+def _check_chunks(check: _Check, record: PairRecord) -> None:
+    """Chunks may overlap and stand in any order; an empty one is not in the trunk."""
+    spans = record.chunk_spans
+    if spans is None:
+        return
+    check.that(
+        "chunk_spans", spans.dtype == np.int32 and spans.ndim == 2 and spans.shape[1] == 2, "must be int32 [n, 2]"
+    )
+    check.that("chunk_spans", len(spans) == record.turns, f"has {len(spans)} turns, but there are {record.turns}")
+    inside = (spans[:, 0] >= 0) & (spans[:, 0] <= spans[:, 1]) & (spans[:, 1] <= len(record.trunk_ids))
+    check.that("chunk_spans", bool(inside.all()), f"must be spans inside the trunk's {len(record.trunk_ids)} tokens")
 
 
 def spans_to_mask(spans: np.ndarray, length: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.shards import schema, writer
 from nemo_longpo.shards.manifest import Provenance, ReferenceModel
 from nemo_longpo.shards.reader import ShardReader
 from nemo_longpo.shards.schema import PairRecord
@@ -90,6 +92,44 @@ def test_round_trip_over_several_files(shards):
     assert reader.manifest.generation == {"respond": {"max_new_tokens": 8}}
     assert not any(shards.parent.glob(".*"))
     reader.verify()
+
+
+def test_spans_of_chunks_come_back_and_need_not_be_known(tmp_path):
+    spans = np.array([[2, 5], [0, 0]], dtype=np.int32)
+    records = [make_record(0, chunk_spans=spans), make_record(1)]
+    write(tmp_path / "shards", *records)
+    reader = ShardReader(tmp_path / "shards")
+    reader.verify()
+    for found, record in zip(reader, records, strict=True):
+        assert_same(found, record)
+
+
+def test_shards_of_version_1_have_no_chunks_and_are_read(shards, monkeypatch):
+    """What was written before `chunk_spans` existed: its schema lacks the column, its manifest says 1."""
+    shutil.rmtree(shards)
+    monkeypatch.setattr(schema, "ARROW_SCHEMA", schema.ARROW_SCHEMAS[1])
+    monkeypatch.setattr(writer, "ARROW_SCHEMA", schema.ARROW_SCHEMAS[1])
+    monkeypatch.setattr(writer, "SCHEMA_VERSION", 1)
+    write(shards, *(make_record(index) for index in range(5)))
+    monkeypatch.undo()
+    reader = ShardReader(shards)
+    assert (reader.manifest.schema_version, "chunk_spans" in reader._batch(0).schema.names) == (1, False)
+    reader.verify()
+    assert_same(reader[3], make_record(3))
+
+
+@pytest.mark.parametrize(
+    ("spans", "message"),
+    [
+        ([[0, 6], [0, 0]], "must be spans inside the trunk's 5 tokens"),
+        ([[-1, 2], [0, 0]], "must be spans inside the trunk's 5 tokens"),
+        ([[3, 2], [0, 0]], "must be spans inside the trunk's 5 tokens"),
+        ([[0, 2]], "has 1 turns, but there are 2"),
+    ],
+)
+def test_spans_of_chunks_lie_in_the_trunk(spans, message):
+    with pytest.raises(InputError, match=f"'chunk_spans' {message}"):
+        validate_record(make_record(0, chunk_spans=np.array(spans, dtype=np.int32)))
 
 
 def test_reader_survives_pickling_and_maps_instead_of_copying(shards):
@@ -217,7 +257,7 @@ def test_another_tokenizer_is_refused_with_both_values(shards):
 
 def test_another_schema_version_is_refused(shards):
     edit_manifest(shards, lambda content: content.update(schema_version=99))
-    with pytest.raises(InputError, match=r"schema version 99.*reads version 1"):
+    with pytest.raises(InputError, match=r"schema version 99.*reads versions 1 and 2;"):
         ShardReader(shards)
 
 
