@@ -1,7 +1,8 @@
 """Recognise answers that copy their prompt instead of answering."""
 
-from .text import words
+from .text import contained, words
 
+_LEAST_REPEATED = 0.5  # of an instruction, for an answer that repeats it
 _BREAK = "\n"  # stands between and around words, and in none of them
 
 
@@ -26,6 +27,14 @@ def longest_copy(answer: str, source: str, shortest: int) -> int:
         else:  # no stretch that covers this half can be there
             start += length // 2 + 1
     return length - 1 if length > shortest else 0
+
+
+def repeats(answer: str, instruction: str, share: float) -> bool:
+    """Whether at least `share` of an answer's 3-grams are the instruction's, and half of the instruction's are its own.
+
+    The second keeps answers that are right in the instruction's words: "the old one" to "The old one or the new one?".
+    """
+    return contained(answer, instruction) >= share and contained(instruction, answer) >= _LEAST_REPEATED
 
 
 def _joined(found: list[str]) -> str:

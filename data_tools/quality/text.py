@@ -6,7 +6,7 @@ Scripts without spaces (Han, kana, Thai, Lao, Burmese, Khmer) give one word per 
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _UNSPACED += "\U00020000-\U0003ffff"
@@ -38,12 +38,14 @@ def similarity(left: str, right: str, size: int = 3) -> float:
 
     n is `size`, or the length of the shorter text where that is less. Without tokens on one side it is 0.
     """
-    a, b = tokens(left), tokens(right)
-    size = min(size, len(a), len(b))
-    if size == 0:
-        return 0.0
-    grams_a, grams_b = _ngrams(a, size), _ngrams(b, size)
-    return 2 * (grams_a & grams_b).total() / (grams_a.total() + grams_b.total())
+    a, b = _ngrams(tokens(left), tokens(right), size)
+    return 2 * (a & b).total() / (a.total() + b.total()) if a and b else 0.0
+
+
+def contained(part: str, whole: str, size: int = 3) -> float:
+    """|A ∩ B| / |A|: the share of `part`'s word n-grams that `whole` has too. n and 0 as in `similarity`."""
+    a, b = _ngrams(words(part), words(whole), size)
+    return (a & b).total() / a.total() if a and b else 0.0
 
 
 def script(text: str) -> str:
@@ -62,5 +64,10 @@ def _folded(text: str) -> str:
     return unicodedata.normalize("NFKC", text).casefold()
 
 
-def _ngrams(sequence: Sequence[Hashable], size: int) -> Counter[tuple[Hashable, ...]]:
-    return Counter(tuple(sequence[start : start + size]) for start in range(len(sequence) - size + 1))
+def _ngrams(left: Sequence[str], right: Sequence[str], size: int) -> tuple[Counter, Counter]:
+    """Those of two sequences, of the same n; empty if one of them is."""
+    n = min(size, len(left), len(right))
+    if n == 0:
+        return Counter(), Counter()
+    a, b = (Counter(zip(*(side[start:] for start in range(n)), strict=False)) for side in (left, right))
+    return a, b

@@ -10,7 +10,7 @@ from nemo_longpo.errors import InputError
 from ..chat.prompts import Prompts, choose_prompts
 from ..engines.base import Tick
 from ..pairs import Pair, Turn, is_empty, parse_pair
-from ..quality.copying import longest_copy, searchable
+from ..quality.copying import longest_copy, repeats, searchable
 from ..quality.refusals import is_refusal
 from ..quality.repetition import compressed_share, longest_loop
 from ..quality.text import similarity, words
@@ -72,7 +72,7 @@ def _kept_turns(
     asked: list[str] = []
     for turn, raw in zip(pair.turns, raw_turns, strict=True):
         instruction = prompts.without_lead_in(turn.instruction)
-        reason = drop_reason(turn, raw, pair.document, settings)
+        reason = drop_reason(turn, raw, pair.document, settings, instruction)
         if reason is None and _was_asked(instruction, asked, settings.max_instruction_similarity):
             reason = "repeated_instruction"
         if reason is None:
@@ -84,10 +84,18 @@ def _kept_turns(
     return kept
 
 
-def drop_reason(turn: Turn, raw: dict[str, Any], document: str, settings: FilterSettings) -> str | None:
-    """Why a turn by itself is left out, or None. `raw` is the turn as it was read, with the engine's finish reasons."""
+def drop_reason(
+    turn: Turn, raw: dict[str, Any], document: str, settings: FilterSettings, instruction: str
+) -> str | None:
+    """Why a turn by itself is left out, or None: the first that holds, in the order of docs/data.md.
+
+    `raw` is the turn as it was read, with the engine's finish reasons; `instruction` is its own without a lead-in. A
+    loop comes before the limit that it ran into: a higher limit would only buy a longer loop.
+    """
     if is_empty(turn, "chosen") or is_empty(turn, "rejected"):
         return "empty"
+    if any(_is_loop(getattr(turn, name), settings) for name in _BRANCHES[settings.drop_loops]):
+        return "loop"
     finished = ("chosen",) if settings.keep_truncated == "rejected" else ("chosen", "rejected")
     if any(raw.get(f"{name}_finish_reason") == "length" for name in finished):
         return "truncated"
@@ -97,10 +105,9 @@ def drop_reason(turn: Turn, raw: dict[str, Any], document: str, settings: Filter
         return "near_identical"
     if any(is_refusal(getattr(turn, name), settings.refusal_window) for name in _BRANCHES[settings.drop_refusals]):
         return "refusal"
-    if any(_is_loop(getattr(turn, name), settings) for name in _BRANCHES[settings.drop_loops]):
-        return "loop"
-    sources = {"chosen": turn.chunk, "rejected": document}
-    if any(_is_copy(turn, name, sources[name], settings) for name in _BRANCHES[settings.drop_copies]):
+    prompts = {"chosen": (turn.instruction, instruction, turn.chunk)}
+    prompts["rejected"] = (turn.instruction, instruction, document)
+    if any(_is_copy(getattr(turn, name), *prompts[name], settings) for name in _BRANCHES[settings.drop_copies]):
         return "copy"
     return None
 
@@ -109,15 +116,14 @@ def _is_loop(answer: str, settings: FilterSettings) -> bool:
     return longest_loop(answer) >= settings.loop_words or compressed_share(answer) < settings.min_compressed
 
 
-def _is_copy(turn: Turn, name: str, source: str, settings: FilterSettings) -> bool:
+def _is_copy(answer: str, instruction: str, bare_instruction: str, source: str, settings: FilterSettings) -> bool:
     """Whether an answer is the instruction over again, or mostly one long stretch of its source or the instruction.
 
-    A short answer in the words of the text is what many instructions ask for, and no copy.
+    A short answer in the words of the text, or one of the choices that an instruction gives, is no copy.
     """
-    answer = getattr(turn, name)
-    if similarity(answer, turn.instruction) >= settings.copied_share:
+    if any(repeats(answer, asked, settings.copied_share) for asked in (instruction, bare_instruction)):
         return True
-    longest = max(longest_copy(answer, searchable(text), settings.copied_words) for text in (turn.instruction, source))
+    longest = max(longest_copy(answer, searchable(text), settings.copied_words) for text in (instruction, source))
     return longest > 0 and longest >= settings.copied_share * len(words(answer))
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from nemo_longpo.data_tools.quality.text import length_in_words, needs_space, script, similarity, words
+from nemo_longpo.data_tools.quality.text import contained, length_in_words, needs_space, script, similarity, words
 
 
 def test_words_in_spaced_and_unspaced_scripts():
@@ -27,6 +27,21 @@ def test_words_in_spaced_and_unspaced_scripts():
 def test_similarity(left, right, expected):
     assert similarity(left, right) == pytest.approx(expected)
     assert similarity(right, left) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "expected"),
+    [
+        ("a b c d", "x, A b c d! y", 1.0),
+        ("x a b c d y", "a b c d", 0.5),  # two of four 3-grams
+        ("b c", "a b c d", 1.0),  # 2-grams, because the part is short
+        ("a b c " * 3, "a b c", 1 / 7),  # each repeat needs one of its own
+        ("", "a", 0.0),
+        ("a", "", 0.0),
+    ],
+)
+def test_containment_is_that_of_the_first_in_the_second(part, whole, expected):
+    assert contained(part, whole) == pytest.approx(expected)
 
 
 def test_scripts_and_joints():

@@ -19,7 +19,8 @@ LOOP = "Then he went home again. " * 10
 
 def reason(raw=None, *, chunk=CHUNK, instruction="Who wrote?", chosen="The captain.", rejected="A boy.", **settings):
     turn = Turn(chunk, instruction, chosen, rejected, (raw or {}).get("chosen_token_ids"), None)
-    return drop_reason(turn, raw or {}, f"{CHUNK} {LONG}", FilterSettings(**settings))
+    bare = Prompts().without_lead_in(instruction)
+    return drop_reason(turn, raw or {}, f"{CHUNK} {LONG}", FilterSettings(**settings), bare)
 
 
 def changed(text, count):
@@ -109,6 +110,54 @@ def test_reasons(expected, hit, near_miss, off):
     assert reason(**near_miss) is None
     if off:
         assert reason(**(hit | off)) is None
+
+
+@pytest.mark.parametrize("lead_in", ["", f"{Prompts().lead_ins[0]} ", f"{Prompts().lead_ins[-1]} "])
+def test_a_copy_of_the_instruction_hides_behind_no_lead_in(lead_in):
+    asked = "Who repaired the old clock?"
+    for chosen in (asked, f"{lead_in}{asked}", "who repaired the old clock", f"“{asked}”"):
+        assert reason(instruction=f"{lead_in}{asked}", chosen=chosen) == "copy", chosen
+    for chosen in ("The old clock was repaired by Ann.", "Ann repaired it.", "the old clock", f"{asked} Ann, in 1984."):
+        assert reason(instruction=f"{lead_in}{asked}", chosen=chosen) is None, chosen
+
+
+def test_a_copy_of_most_of_the_instruction():
+    asked = "Sum up what happened to the old boat in the winter, and compare the two letters."
+    assert reason(instruction=asked, chosen="Sum up what happened to the old boat in the winter.") == "copy"
+    assert reason(instruction=asked, chosen="Compare the two letters.") is None  # too little of it to be sure
+    choice = "Did the captain leave by boat, or stay in the harbour?"
+    assert reason(instruction=choice, chosen="stay in the harbour") is None
+
+
+LOOPING = {"raw": {"rejected_finish_reason": "length"}, "rejected": LOOP}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "both"),
+    [
+        ("empty", "loop", {"chosen": "", "rejected": LOOP}),
+        ("loop", "truncated", LOOPING),
+        ("loop", "truncated", {"raw": {"chosen_finish_reason": "length"}, "chosen": LOOP}),
+        ("loop", "identical", {"chosen": LOOP, "rejected": LOOP}),
+        ("truncated", "identical", {"raw": {"chosen_finish_reason": "length"}, "rejected": "The captain."}),
+        ("truncated", "refusal", {"raw": {"chosen_finish_reason": "length"}, "chosen": SORRY}),
+        ("identical", "refusal", {"chosen": SORRY, "rejected": SORRY}),
+        ("near_identical", "refusal", {"chosen": SORRY, "rejected": f"  {SORRY.upper()}"}),
+        ("refusal", "copy", {"chosen": SORRY, "instruction": f"Translate: {SORRY}"}),
+    ],
+)
+def test_of_two_reasons_the_first_is_counted(first, second, both):
+    assert reason(**both) == first
+    off = {"loop": {"drop_loops": "none"}, "near_identical": {"max_similarity": 1.0}}
+    off |= {"identical": {"drop_identical": False, "max_similarity": 1.0}, "refusal": {"drop_refusals": "none"}}
+    off |= {"truncated": {"raw": {}}, "empty": {"chosen": "A boy."}}
+    assert reason(**(both | off[first])) == second
+
+
+def test_a_loop_that_may_stay_is_truncated():
+    assert reason(**LOOPING, drop_loops="chosen") == "truncated"
+    assert reason(**LOOPING, drop_loops="chosen", keep_truncated="rejected") is None
+    assert reason(**LOOPING, keep_truncated="rejected") == "loop"
 
 
 def test_short_answers_in_the_words_of_the_prompt_stay():
