@@ -2,15 +2,26 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from reprlib import repr as short_repr
 from typing import Any
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.json_input import read_json_object
 
-from .schema import ARROW_SCHEMAS
+from .schema import ARROW_SCHEMAS, REF_CONTEXTS
+from .typed_fields import build
 
 MANIFEST_NAME = "manifest.json"
+_ADVICE = "copy it again, or rebuild the shards with `longpo data pack`"
+_MAX_BYTES = 1 << 26  # some 300,000 files
+_MAX_VOCABULARY = 1 << 31  # ids are int32
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -24,14 +35,15 @@ class ReferenceModel:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a trainer must agree with (tokenizer, template) and what people want to know (reference, generation)."""
+    """What a trainer must agree with (tokenizer, template) and what people want to know (reference; each stage's
+    settings, under its name, in `generation`)."""
 
     tokenizer_fingerprint: str
     chat_template_hash: str
     vocab_size: int
     reference: ReferenceModel
     ref_context: str
-    generation: dict[str, Any] = field(default_factory=dict)
+    generation: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,7 +75,7 @@ class Manifest:
     vocab_size: int
     reference: ReferenceModel
     ref_context: str
-    generation: dict[str, Any]
+    generation: dict[str, dict[str, Any]]
     counts: Counts
     length_histogram: dict[str, int]
     files: tuple[ShardFile, ...]
@@ -78,29 +90,64 @@ def length_bucket(tokens: int) -> str:
 
 
 def load_manifest(directory: Path) -> Manifest:
-    """Read a shard directory's manifest. Raises InputError if there is none, or its schema version is unknown."""
+    """Read a shard directory's manifest.
+
+    Raises:
+        InputError: there is none, it is of another schema version, a field is missing, unknown or of another type, or
+            fields contradict each other. Names of files are plain, so none leads out of the directory.
+    """
     path = directory / MANIFEST_NAME
     if not path.is_file():
         raise InputError(f"{directory} holds no {MANIFEST_NAME}: give a directory written by `longpo data pack`")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}); rebuild the shards with `longpo data pack`") from error
-    version = content.get("schema_version") if isinstance(content, dict) else None
+    if path.stat().st_size > _MAX_BYTES:
+        raise InputError(f"{path} has more than {_MAX_BYTES} bytes, as no manifest has; {_ADVICE}")
+    content = read_json_object(path, _ADVICE)
+    version = content.get("schema_version")
     if type(version) is not int or version not in ARROW_SCHEMAS:
         known = " and ".join(map(str, ARROW_SCHEMAS))
         raise InputError(
-            f"{path} has schema version {version}, but this nemo_longpo reads versions {known}; "
+            f"{path} has schema version {short_repr(version)}, but this nemo_longpo reads versions {known}; "
             "rebuild the shards with `longpo data pack`"
         )
-    expected = {item.name for item in fields(Manifest)}
-    if set(content) != expected:
-        wrong = ", ".join(sorted(expected ^ set(content)))
-        raise InputError(f"{path} has missing or unknown fields ({wrong}); rebuild the shards with `longpo data pack`")
-    content["reference"] = ReferenceModel(**content["reference"])
-    content["counts"] = Counts(**content["counts"])
-    content["files"] = tuple(ShardFile(**item) for item in content["files"])
-    return Manifest(**content)
+    manifest = build(Manifest, content, str(path), _ADVICE)
+    for problem in _contradictions(manifest):
+        raise InputError(f"{path}: {problem}; {_ADVICE}")
+    return manifest
+
+
+def _contradictions(manifest: Manifest) -> Iterator[str]:
+    """What is wrong with fields that have their types."""
+    if manifest.ref_context not in REF_CONTEXTS:
+        yield f"field 'ref_context' should be one of {', '.join(REF_CONTEXTS)}, not {short_repr(manifest.ref_context)}"
+    if not 1 <= manifest.vocab_size <= _MAX_VOCABULARY:
+        yield f"field 'vocab_size' is {manifest.vocab_size}, and token ids are from 0 to {_MAX_VOCABULARY - 1}"
+    for number, file in enumerate(manifest.files):
+        field = f"field 'files[{number}]"
+        if not _is_plain(file.name):
+            yield f"{field}.name' should be a plain file name, not {short_repr(file.name)}"
+        if not _SHA256.fullmatch(file.sha256):
+            yield f"{field}.sha256' should be 64 hexadecimal digits, not {short_repr(file.sha256)}"
+        if not 1 <= file.records <= file.bytes:
+            yield f"{field}.records' is {file.records}, which a file of {file.bytes} bytes cannot hold"
+    for length in manifest.length_histogram:
+        if not length.isdecimal() or len(length) > 12 or length_bucket(int(length)) != length:
+            yield f"field 'length_histogram' counts by powers of two, and {short_repr(length)} is none"
+    names = Counter(file.name for file in manifest.files)
+    for name, times in names.items():
+        if times > 1:
+            yield f"field 'files' names {name!r} {times} times"
+    documents = manifest.counts.documents
+    for field, found in (
+        ("files", sum(file.records for file in manifest.files)),
+        ("length_histogram", sum(manifest.length_histogram.values())),
+    ):
+        if found != documents:
+            yield f"field {field!r} holds {found} documents, but 'counts.documents' is {documents}"
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name can only mean a file in the directory itself, on any system that shards are copied to."""
+    return _PLAIN_NAME.fullmatch(name) is not None and not name.startswith(".")
 
 
 def sha256_file(path: Path | str) -> str:

@@ -123,7 +123,8 @@ def test_tampered_and_missing_shards_are_refused(longpo, shards, tmp_path):
 
 def test_shards_without_documents_are_refused(shards):
     content = json.loads((shards / "manifest.json").read_text())
-    (shards / "manifest.json").write_text(json.dumps(content | {"files": []}))
+    nothing = {"files": [], "length_histogram": {}, "counts": dict.fromkeys(content["counts"], 0)}
+    (shards / "manifest.json").write_text(json.dumps(content | nothing))
     with pytest.raises(InputError, match="holds no documents"):
         inspect_shards(shards)
 
