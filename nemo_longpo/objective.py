@@ -12,6 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LossType = Literal["longpo", "longpo_no_nll", "dpo", "sft_chosen", "sft_rejected", "sft_chosen_constraint"]
+RefContext = Literal["short", "long"]
+
+REF_CONTEXT_OF_LOSS: dict[LossType, RefContext | None] = {
+    "longpo": "short",
+    "longpo_no_nll": "short",
+    "dpo": "long",
+    "sft_chosen": None,
+    "sft_rejected": None,
+    "sft_chosen_constraint": "short",
+}
+"""What the reference model must have read for each loss: the chunk, πS(·|Ci), or the whole document; None: unused."""
 
 METRICS = (
     "loss",

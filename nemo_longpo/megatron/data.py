@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from nemo_longpo.errors import InputError
 from nemo_longpo.parallel.sampling import RecordOrder
 from nemo_longpo.planning.flops import pair_flops
+from nemo_longpo.shards.demands import Demands
 from nemo_longpo.shards.fingerprint import tokenizer_fingerprint
 from nemo_longpo.shards.reader import ShardReader
 from nemo_longpo.shards.schema import PairRecord
@@ -92,40 +93,24 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
         )
 
     def setup(self, stage: str = "fit") -> None:
-        """Open the shards; refuse those of another tokenizer, of another schema, or too long for this run."""
+        """Open the shards; refuse those of another tokenizer or schema, and what `Demands` says."""
         if not self.paths:
             raise InputError("data.paths is not set; give a shard directory, data.paths=SHARDS.")
         fingerprint = tokenizer_fingerprint(self.tokenizer.tokenizer) if self.tokenizer is not None else None
         self.readers = [ShardReader(path, tokenizer_fingerprint=fingerprint) for path in self.paths]
         lengths = [reader.lengths().reshape(-1, 3) for reader in self.readers]
+        demands = self._demands()
         for reader, trunk_chosen_rejected in zip(self.readers, lengths, strict=True):
-            self._refuse_foreign_tokens(reader)
-            self._refuse_long_records(reader, trunk_chosen_rejected)
+            demands.check(reader, trunk_chosen_rejected)
         self.lengths = np.concatenate(lengths)
         if not len(self.lengths):
             raise InputError(
                 f"{', '.join(self.paths)}: no records to train on; check the report of `longpo data filter`."
             )
 
-    def _refuse_foreign_tokens(self, reader: ShardReader) -> None:
+    def _demands(self) -> Demands:
         model: Any = self.trainer.lightning_module
-        rows = model.config.vocab_size
-        if reader.manifest.vocab_size > rows:
-            raise InputError(
-                f"{reader.directory} was written for a vocabulary of {reader.manifest.vocab_size}, but the model has "
-                f"{rows} rows; train the model that the shards were scored with."
-            )
-
-    def _refuse_long_records(self, reader: ShardReader, trunk_chosen_rejected: np.ndarray) -> None:
-        if not len(trunk_chosen_rejected):
-            return
-        lengths = trunk_chosen_rejected[:, 0] + trunk_chosen_rejected[:, 1:].max(1)
-        longest = int(lengths.argmax())
-        if lengths[longest] > self.seq_length:
-            raise InputError(
-                f"{reader.directory}, record {longest} has {lengths[longest]} tokens, more than "
-                f"data.seq_length={self.seq_length}; raise it or pack shorter documents."
-            )
+        return Demands(model.config.vocab_size, self.seq_length, model.objective.loss_type)
 
     def train_dataloader(self) -> DataLoader:
         samples = self.trainer.max_steps * self.global_batch_size

@@ -65,6 +65,12 @@ def test_records_longer_than_the_run(workers, workbench, tmp_path):
     assert "more than data.seq_length=32" in message
 
 
+def test_loss_that_needs_another_reference(workers, workbench, tmp_path):
+    message = _refusal(workers, workbench, tmp_path, model__objective__loss_type="dpo")
+    assert "model.objective.loss_type=dpo" in message
+    assert str(workbench.shards) in message
+
+
 def test_missing_checkpoint(workers, workbench, tmp_path):
     message = _refusal(workers, workbench, tmp_path, resume__restore_config__path=str(tmp_path / "nowhere"))
     assert "nowhere is not a NeMo checkpoint" in message

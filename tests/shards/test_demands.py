@@ -1,0 +1,58 @@
+"""Shards that a run cannot train on are refused before it starts, naming the setting and the directory."""
+
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+from small_shards import PROVENANCE, make_record
+
+from nemo_longpo.errors import InputError
+from nemo_longpo.objective import LossType
+from nemo_longpo.shards.demands import Demands
+from nemo_longpo.shards.reader import ShardReader
+from nemo_longpo.shards.writer import ShardWriter
+
+DEMANDS = Demands(vocabulary_rows=100, seq_length=16, loss_type="longpo")
+
+
+def check(directory, demands: Demands) -> None:
+    reader = ShardReader(directory)
+    demands.check(reader, reader.lengths())
+
+
+@pytest.fixture
+def shards_of(tmp_path):
+    def make(ref_context: str):
+        directory = tmp_path / ref_context
+        with ShardWriter(directory, replace(PROVENANCE, ref_context=ref_context)) as writer:
+            for index in range(3):
+                writer.add(make_record(index, ref_context=ref_context))
+        return directory
+
+    return make
+
+
+@pytest.mark.parametrize("loss_type", get_args(LossType))
+@pytest.mark.parametrize("ref_context", ["short", "long"])
+def test_loss_and_reference_fit(shards_of, loss_type, ref_context):
+    directory = shards_of(ref_context)
+    needs_short = loss_type in ("longpo", "longpo_no_nll", "sft_chosen_constraint")
+    refused = needs_short if ref_context == "long" else loss_type == "dpo"
+    demands = replace(DEMANDS, loss_type=loss_type)
+    if not refused:
+        check(directory, demands)
+        return
+    other = {"short": "long", "long": "short"}[ref_context]
+    with pytest.raises(InputError, match=rf"loss_type={loss_type} .*{directory}.*--ref-context {other}.*sft_chosen"):
+        check(directory, demands)
+
+
+def test_more_tokens_than_the_model_has_rows(shards_of):
+    with pytest.raises(InputError, match="short was written for a vocabulary of 100, but the model has 99 rows"):
+        check(shards_of("short"), replace(DEMANDS, vocabulary_rows=99))
+
+
+def test_a_record_longer_than_the_run(shards_of):
+    check(shards_of("short"), replace(DEMANDS, seq_length=14))
+    with pytest.raises(InputError, match=r"record 2 has 14 tokens, more than data\.seq_length=13"):
+        check(shards_of("long"), replace(DEMANDS, seq_length=13, loss_type="dpo"))
