@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.model_directory.json_files import read_model_json
 
 from .checkpoint.context import WEIGHT_LIST
 from .checkpoint.nemo_checkpoint import NemoCheckpoint
@@ -21,7 +22,7 @@ from .checkpoint.stock import StockOrigin
 from .families.family import Family, Piece
 from .families.layouts import Geometry
 from .huggingface.config import with_dtype
-from .huggingface.directory import INDEX, SINGLE, HfDirectory, read_json, write_json
+from .huggingface.directory import INDEX, SINGLE, HfDirectory, write_json
 from .huggingface.rope import is_read_by_4, with_max_length
 from .huggingface.safetensors_file import SafetensorsWriter
 from .outputs import bytes_of, new_directory, require_apart, require_free
@@ -122,7 +123,7 @@ def _write_index(output: Path, origin: HfDirectory, targets: Mapping[str, Target
     total = sum(target.size for target in targets.values())
     original = origin.path / INDEX
     if original.is_file():
-        content = read_json(original)
+        content = read_model_json(original)
         if content.get("weight_map") == weight_map and content.get("metadata", {}).get("total_size") == total:
             shutil.copyfile(original, output / INDEX)
             return

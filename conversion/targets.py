@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.model_directory.json_files import read_model_json
 
 from .checkpoint.context import WEIGHT_LIST
 from .families.family import Family
 from .families.layouts import Geometry
 from .huggingface import config as hf_config
-from .huggingface.directory import INDEX, SINGLE, HfDirectory, read_json
+from .huggingface.directory import INDEX, SINGLE, HfDirectory
 from .huggingface.safetensors_file import TORCH_DTYPES
 from .huggingface.weights import HfWeights
 
@@ -68,7 +69,7 @@ def _original_weights(origin: HfDirectory) -> dict[str, tuple[str, str]]:
 def _read_weight_list(path: Path) -> dict[str, tuple[str, str]]:
     """Files are to be written under these names, so they may not lead out of the directory."""
     weights = {}
-    for name, entry in read_json(path).items():
+    for name, entry in read_model_json(path).items():
         match entry:
             case {"file": str(file), "dtype": str(dtype)} if _is_file_name(file) and dtype in TORCH_DTYPES:
                 weights[name] = (file, dtype)

@@ -1,36 +1,36 @@
-"""JSON objects from files and lines, with errors that name the place, and what differs between two of them."""
+"""JSON objects from lines, with errors that name the place, and what differs between two JSON values."""
 
+import gzip
 import json
+import zlib
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
-from nemo_longpo.errors import InputError
+from nemo_longpo.json_input import parse_json_object
+
+DECOMPRESSION_ERRORS = (OSError, EOFError, zlib.error)
+"""What reading a damaged file that `open_lines` has opened may raise."""
+
+_BUFFER = 1 << 20  # bytes
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds one object. Raises InputError naming the file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; check the path") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}); correct or remove it") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold a JSON object")
-    return content
+def open_lines(path: Path) -> BinaryIO:
+    """The bytes of a file, decompressed by its suffix (.gz, .zst). Zero bytes behind gzip, as tapes and archives pad
+    it, are no content."""
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        return cast(BinaryIO, gzip.open(path))
+    if suffix == ".zst":
+        import pyarrow as pa
+
+        return BufferedReader(pa.input_stream(str(path), compression="zstd"), _BUFFER)
+    return path.open("rb", buffering=_BUFFER)
 
 
 def parse_line(line: bytes, where: str) -> dict[str, Any]:
     """One JSONL line as an object. Raises InputError naming the place."""
-    try:
-        record = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: not UTF-8 (byte {error.start} of the line); convert the file to UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not valid JSON ({error}); correct or remove the line") from error
-    if not isinstance(record, dict):
-        raise InputError(f"{where}: must be a JSON object, not {type(record).__name__}")
-    return record
+    return parse_json_object(line, where, "correct or remove the line")
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:

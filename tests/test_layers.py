@@ -29,9 +29,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nemo_longpo.errors": set(),
     "nemo_longpo.json_input": set(),
     "nemo_longpo.checkpoints": set(),
+    # What the data tools, training and conversion all ask of a model directory before a library reads it.
+    "nemo_longpo.model_directory": set(),
     **dict.fromkeys(PURE, PURE),
-    "nemo_longpo.shards": PURE,
-    "nemo_longpo.planning": set(),
+    "nemo_longpo.shards": PURE | {"nemo_longpo.model_directory"},
+    "nemo_longpo.planning": {"nemo_longpo.model_directory"},
     **{unit: LAYOUTS | PURE | {"nemo_longpo.shards"} for unit in LAYOUTS},
     "nemo_longpo.backends": LAYOUTS | PURE,
     "nemo_longpo.megatron": {
@@ -46,13 +48,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The demo calls everything else through the public commands, as a user would.
     "nemo_longpo.recipes.demo": {"nemo_longpo.shards"} | PURE,
     "nemo_longpo.conversion": PURE
-    | {"nemo_longpo.attention", "nemo_longpo.checkpoints", "nemo_longpo.conversion.verification"},
+    | {
+        "nemo_longpo.attention",
+        "nemo_longpo.checkpoints",
+        "nemo_longpo.model_directory",
+        "nemo_longpo.conversion.verification",
+    },
     # Computes logits as training does.
     "nemo_longpo.conversion.verification": {"nemo_longpo.conversion", "nemo_longpo.checkpoints"}
     | ADAPTER
     | LAYOUTS
     | PURE,
-    "nemo_longpo.data_tools": {"nemo_longpo.shards"} | PURE,
+    "nemo_longpo.data_tools": {"nemo_longpo.shards", "nemo_longpo.model_directory"} | PURE,
     "nemo_longpo.doctor": set(),
     "nemo_longpo.cli": TOOLS | {"nemo_longpo.planning"},
 }

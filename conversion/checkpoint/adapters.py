@@ -16,8 +16,8 @@ import torch
 
 from nemo_longpo.conversion.families.family import Family, Piece
 from nemo_longpo.conversion.families.layouts import Geometry
-from nemo_longpo.conversion.huggingface.directory import read_json
 from nemo_longpo.errors import InputError
+from nemo_longpo.model_directory.json_files import read_model_json
 
 from .names import KEY_PREFIX
 from .reader import DistCheckpoint
@@ -48,7 +48,7 @@ class Adapters:
         if settings.get("_target_") != LORA:
             found = settings.get("_target_") or "no kind of adapter"
             raise InputError(f"{path / 'context' / 'model.yaml'} names {found}; only {LORA} can be merged")
-        return cls(path, settings["dim"], settings["alpha"], str(read_json(record).get("model_ckpt_path")))
+        return cls(path, settings["dim"], settings["alpha"], str(read_model_json(record).get("model_ckpt_path")))
 
     def find_base(self, given: Path | None) -> Path:
         """The base checkpoint: `given`, or the recorded one if it is still there."""

@@ -12,8 +12,9 @@ from typing import Any
 from nemo_longpo.attention.rope_config import nemo_scaling_settings
 from nemo_longpo.conversion.families.family import Family
 from nemo_longpo.conversion.families.known import FAMILIES
-from nemo_longpo.conversion.huggingface.directory import TOKENIZERS, HfDirectory, read_json
+from nemo_longpo.conversion.huggingface.directory import TOKENIZERS, HfDirectory
 from nemo_longpo.errors import InputError
+from nemo_longpo.model_directory.json_files import read_model_json
 
 from .names import KEY_PREFIX
 from .reader import DistCheckpoint
@@ -92,7 +93,7 @@ def stock_origin(context: Path, model: Mapping[str, Any], weights: DistCheckpoin
     generation = context / Path(kept or "").name / "generation_config.json"
     if not generation.is_file():
         return StockOrigin(tokenizer, config, None)
-    special = {name: value for name, value in read_json(generation).items() if name in SPECIAL_TOKENS}
+    special = {name: value for name, value in read_model_json(generation).items() if name in SPECIAL_TOKENS}
     return StockOrigin(tokenizer, config | special, generation)
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.model_directory.downloads import check_download
+from nemo_longpo.model_directory.json_files import read_model_json
 
 from .config_fields import check_fields
-from .downloads import check_download
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -29,18 +30,6 @@ WEIGHTS = {
 CODE = {".py", ".pyc", ".ipynb", ".sh"}
 PICTURES = {".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp", ".pdf", ".html"}
 """Suffixes of what stays behind."""
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file."""
-    check_download(path)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{path} is not readable JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path} should hold a JSON object, not a {type(value).__name__}")
-    return value
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -83,7 +72,7 @@ class HfDirectory:
     @cached_property
     def config(self) -> dict[str, Any]:
         path = self.path / "config.json"
-        config = read_json(path)
+        config = read_model_json(path)
         check_fields(config, str(path))
         return config
 
@@ -122,7 +111,7 @@ class HfDirectory:
 
 
 def _check_tokenizer_settings(path: Path) -> None:
-    settings = read_json(path)
+    settings = read_model_json(path)
     if settings.get("auto_map"):
         raise InputError(
             f"{path}: auto_map names code that comes with the model, which is never run; remove the field if the "

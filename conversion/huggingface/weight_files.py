@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.model_directory.downloads import check_download
+from nemo_longpo.model_directory.json_files import read_model_json
 
-from .directory import INDEX, SINGLE, read_json
-from .downloads import check_download
+from .directory import INDEX, SINGLE
 
 PICKLE_SUFFIX = ".bin"
 PICKLE_SINGLE = "pytorch_model.bin"
@@ -45,7 +46,7 @@ def find_weight_files(directory: Path, *, allow_pickle: bool) -> WeightFiles:
 
 
 def _listed(index: Path, single: Path) -> WeightFiles:
-    promised = read_json(index).get("weight_map")
+    promised = read_model_json(index).get("weight_map")
     if not isinstance(promised, dict) or not promised:
         raise InputError(f"{index} has no weight_map; download the model again")
     for name in promised.values():

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nemo_longpo.conversion.huggingface.directory import TOKENIZERS, read_json
+from nemo_longpo.conversion.huggingface.directory import TOKENIZERS
+from nemo_longpo.model_directory.json_files import read_model_json
 
 from .advice import Advice
 
@@ -57,7 +58,7 @@ def _is_listed(directory: Path) -> bool:
 
 
 def _optional(path: Path, advice: Advice) -> dict[str, Any]:
-    return (advice.attempt("tokenizer", lambda: read_json(path)) if path.is_file() else None) or {}
+    return (advice.attempt("tokenizer", lambda: read_model_json(path)) if path.is_file() else None) or {}
 
 
 def _content(token: Any) -> str | None:

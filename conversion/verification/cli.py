@@ -86,7 +86,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 def _lines(path: Path) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not a readable text file: {error}") from error
     lines = [line for line in text.splitlines() if line.strip()]

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.json_input import read_json_object
 
-from ..jsonl import read_json_object
 from ..quality.text import needs_space, script, words
 
 _PLACEHOLDER = re.compile(r"\{(document|instruction|count)\}")
@@ -83,7 +83,9 @@ def load_prompts(path: str | Path | None) -> Prompts:
     What the file leaves out, or None instead of a file, is the built-in wording. Raises InputError for an unknown key,
     a value of the wrong kind, or a missing placeholder.
     """
-    return Prompts() if path is None else prompts_from_dict(read_json_object(Path(path)), str(path))
+    if path is None:
+        return Prompts()
+    return prompts_from_dict(read_json_object(Path(path), "give an object such as docs/data.md shows"), str(path))
 
 
 def choose_prompts(path: str | None, history: dict[str, Any]) -> Prompts:

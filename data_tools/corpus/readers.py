@@ -2,21 +2,18 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from io import BufferedReader
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from nemo_longpo.errors import InputError
 
-from ..jsonl import parse_line
+from ..jsonl import DECOMPRESSION_ERRORS, open_lines, parse_line
 from ..runner.rows import Row
 from .documents import START, Fields, Mark, check_columns, make_row, one_line
 
 JSON_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 PARQUET_SUFFIXES = (".parquet",)
-
-_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 _BUFFER = 1 << 20  # bytes
 _BATCH = 16  # rows of a Parquet file that are in memory together
@@ -58,7 +55,7 @@ class JsonLinesReader:
         self._path = path
         self._name = name
         self._fields = fields
-        self._compression = _COMPRESSIONS.get(path.suffix.lower())
+        self._compressed = path.suffix.lower() in (".gz", ".zst")
         self._file: BinaryIO | None = None
         self._position = 0
 
@@ -73,14 +70,14 @@ class JsonLinesReader:
                 if line.strip():
                     where = f"{self._path}, line {number}"
                     yield mark, make_row(parse_line(line, where), f"{self._name}:{number}", where, self._fields)
-        except OSError as error:
+        except DECOMPRESSION_ERRORS as error:
             raise unreadable(self._path, error) from error
 
     def _open_at(self, offset: int) -> BinaryIO:
-        if self._file is None or (self._compression and offset < self._position):
+        if self._file is None or (self._compressed and offset < self._position):
             self.close()
-            self._file, self._position = self._open(), 0
-        if self._compression is None:
+            self._file, self._position = open_lines(self._path), 0
+        if not self._compressed:
             self._position = self._file.seek(offset)
         while self._position < offset:
             skipped = self._file.read(min(_BUFFER, offset - self._position))
@@ -88,13 +85,6 @@ class JsonLinesReader:
                 raise InputError(f"{self._path} has become shorter while it was read; start again with the whole file")
             self._position += len(skipped)
         return self._file
-
-    def _open(self) -> BinaryIO:
-        if self._compression is None:
-            return self._path.open("rb", buffering=_BUFFER)
-        import pyarrow as pa
-
-        return BufferedReader(pa.input_stream(str(self._path), compression=self._compression), _BUFFER)
 
     def close(self) -> None:
         if self._file is not None:
@@ -167,6 +157,6 @@ class ParquetReader:
         return InputError(f"{self._path} is not a readable Parquet file ({one_line(error)}); copy or write it again")
 
 
-def unreadable(path: Path, error: OSError) -> InputError:
+def unreadable(path: Path, error: Exception) -> InputError:
     """What to say of a file that the system or a decompressor cannot read."""
     return InputError(f"{path} cannot be read ({one_line(error)}); check its permissions, or copy or write it again")

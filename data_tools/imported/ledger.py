@@ -5,9 +5,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.json_input import read_json_object
 
-from ..jsonl import read_json_object
 from ..runner.files import commit
+from ..runner.rows import REPAIR
 
 REFUSED_NAME = "refused.json"
 
@@ -39,7 +40,7 @@ class Ledger:
         places: dict[str, str] = {}
         refused = []
         for note in notes:
-            content = read_json_object(note)
+            content = read_json_object(note, REPAIR)
             refused += content["refused"]
             for doc_id, where in content["taken"]:
                 if doc_id in places:

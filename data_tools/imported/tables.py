@@ -3,17 +3,16 @@
 A row is a dict of columns: lists of ids as arrays (or as lists, from JSON), lists of lists as lists of arrays.
 """
 
-import gzip
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, Protocol
 
 from nemo_longpo.errors import InputError
 
-from ..jsonl import parse_line
+from ..jsonl import DECOMPRESSION_ERRORS, open_lines, parse_line
 
 Load = Callable[[], list[dict[str, Any]]]
 
@@ -46,20 +45,20 @@ class JsonlTable:
 
     @staticmethod
     def open(path: Path, name: str) -> "JsonlTable":
-        with _open_lines(path) as file:
+        with open_lines(path) as file:
             return JsonlTable(path, name, sum(bool(line.strip()) for line in _lines(file, path)))
 
     def size(self) -> int:
         return self.path.stat().st_size
 
     def blocks(self, rows: int) -> Iterator[Load]:
-        with _open_lines(self.path) as file:
-            filled = (line for line in _lines(file, self.path) if line.strip())
-            for first in range(1, self.rows + 1, rows):
-                yield partial(self._parse, list(islice(filled, rows)), first)
+        with open_lines(self.path) as file:
+            filled = ((number, line) for number, line in enumerate(_lines(file, self.path), 1) if line.strip())
+            for _ in range(0, self.rows, rows):
+                yield partial(self._parse, list(islice(filled, rows)))
 
-    def _parse(self, lines: list[bytes], first: int) -> list[dict[str, Any]]:
-        return [parse_line(line, f"{self.name}, record {first + index}") for index, line in enumerate(lines)]
+    def _parse(self, lines: list[tuple[int, bytes]]) -> list[dict[str, Any]]:
+        return [parse_line(line, f"{self.path}, line {number}") for number, line in lines]
 
 
 @dataclass(frozen=True)
@@ -159,12 +158,8 @@ def _open_parquet(path: Path) -> Any:
         raise InputError(f"{path} is not a readable Parquet file ({error}); download it again") from error
 
 
-def _open_lines(path: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(path) if path.suffix == ".gz" else path.open("rb"))
-
-
 def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
     try:
         yield from file
-    except (EOFError, gzip.BadGzipFile) as error:
-        raise InputError(f"{path} is not a whole gzip file ({error}); download it again") from error
+    except DECOMPRESSION_ERRORS as error:
+        raise InputError(f"{path} cannot be read ({error}); download it again") from error

@@ -9,9 +9,9 @@ from typing import Any
 from tqdm import tqdm
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.json_input import read_json_object
 
-from ..jsonl import read_json_object
-from ..runner.rows import SETTINGS_NAME
+from ..runner.rows import REPAIR, SETTINGS_NAME
 from .config import Pipeline, StageRun
 from .launch import make_executor, run_processes
 
@@ -82,7 +82,7 @@ class _PartsBar:
     def refresh(self) -> None:
         settings = self._output / SETTINGS_NAME
         if settings.is_file():
-            self._bar.total = read_json_object(settings)["parts"]
+            self._bar.total = read_json_object(settings, REPAIR)["parts"]
             self._bar.update(len(list(self._output.glob("part-*.jsonl"))) - self._bar.n)
         if sys.stderr.isatty():
             self._bar.refresh()  # the seconds go on between two parts

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.json_input import read_json_object
 
-from ..jsonl import parse_line, read_json_object
+from ..jsonl import parse_line
 
 SETTINGS_NAME = "settings.json"
+REPAIR = "remove the directory and run its stage again"
+"""What to do about a damaged file of a stage's output."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ class PartsSource:
 
     def _read_settings(self) -> dict[str, Any] | None:
         path = self.path / SETTINGS_NAME
-        return read_json_object(path) if path.is_file() else None
+        return read_json_object(path, REPAIR) if path.is_file() else None
 
 
 def _index(path: Path, rows_per_block: int | None) -> Iterator[_Block]:

@@ -19,14 +19,15 @@ from typing import Any
 from tqdm import tqdm
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.json_input import read_json_object
 
 from ..engines.base import Tick, Usage
-from ..jsonl import differences, read_json_object
+from ..jsonl import differences
 from ..settings import Placement
 from .claims import Claims, remove_claims
 from .files import commit, remove_partial_files
 from .placement import resolve_placement
-from .rows import SETTINGS_NAME, Row, Source
+from .rows import REPAIR, SETTINGS_NAME, Row, Source
 
 REPORT_NAME = "report.json"
 
@@ -211,7 +212,7 @@ def _check_output(output: Path, description: dict[str, Any]) -> None:
     path = output / SETTINGS_NAME
     if not path.is_file():
         raise InputError(f"{output} is not empty and holds no {SETTINGS_NAME}; give another output or empty it")
-    changes = differences(read_json_object(path), description)
+    changes = differences(read_json_object(path, REPAIR), description)
     if changes:
         raise InputError(
             f"{output} was made with other settings: {'; '.join(changes)}; repeat the old settings to continue it, or "
@@ -229,10 +230,10 @@ def _report(stage: Stage) -> dict[str, int]:
         return {}
     path = stage.output / REPORT_NAME
     if path.is_file():
-        return read_json_object(path)
+        return read_json_object(path, REPAIR)
     total: Counter[str] = Counter()
     for number in range(len(stage.source.rows_in_parts)):
-        total.update(read_json_object(stage.counts(number)))
+        total.update(read_json_object(stage.counts(number), REPAIR))
     report = dict(sorted(total.items()))
     commit(path, json.dumps(report, indent=2) + "\n")
     remove_claims(stage.output)

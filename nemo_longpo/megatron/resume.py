@@ -1,7 +1,6 @@
 """Where a run's weights and architecture come from."""
 
 import copy
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from nemo.lightning import AutoResume, io
 from nemo_longpo.attention.rope_config import nemo_scaling_settings, scaling_of, scaling_settings
 from nemo_longpo.backends import cpu
 from nemo_longpo.errors import InputError
+from nemo_longpo.json_input import read_json_object
 
 from .model import ArchitectureFromCheckpoint, LongPOModel
 
@@ -87,7 +87,7 @@ def load_rope_scaling(checkpoint: Path) -> dict[str, Any] | None:
         return model["rope_scaling"]
     hf_config = checkpoint / "context" / "hf" / "config.json"
     if hf_config.is_file():
-        return scaling_settings(scaling_of(json.loads(hf_config.read_text(encoding="utf-8")), str(hf_config)))
+        return scaling_settings(scaling_of(read_json_object(hf_config, "import the checkpoint again"), str(hf_config)))
     return nemo_scaling_settings(model["config"])
 
 

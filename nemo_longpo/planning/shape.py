@@ -1,12 +1,12 @@
 """The numbers of an architecture that its cost depends on, and where to read them."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.model_directory.json_files import read_model_json
 
 
 @dataclass(frozen=True)
@@ -102,12 +102,7 @@ def load_shape(name_or_path: str) -> ModelShape:
             f"{name_or_path} is neither a known model ({', '.join(MODELS)}) nor a Hugging Face directory with a "
             "config.json nor a NeMo checkpoint with context/model.yaml."
         )
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is not readable JSON: {error}.") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{file} holds no JSON object; give the config.json of a Hugging Face model.")
+    config = read_model_json(file)
     bias = bool(config.get("attention_bias", config.get("model_type") == "qwen2"))
     return _shape(config, _HUGGING_FACE, "num_key_value_heads", "head_dim", "tie_word_embeddings", bias, str(file))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.model_directory.json_files import read_model_json
 
 from .manifest import ReferenceModel, sha256_file
 
@@ -76,17 +77,11 @@ def _hash_unless_known(path: Path, size: int, mtime_ns: int) -> str:
 
 
 def read_model_config(directory: str | Path) -> dict[str, Any]:
-    """`config.json` of a Hugging Face model directory. Raises InputError if there is none, or it is not JSON."""
+    """`config.json` of a Hugging Face model directory. Raises InputError if there is none, or it is no JSON object."""
     path = Path(directory) / "config.json"
     if not path.is_file():
         raise InputError(f"{directory} is not a Hugging Face model directory: it holds no config.json")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}); download the model again") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path} is not a JSON object; download the model again")
-    return config
+    return read_model_json(path)
 
 
 def _added_tokens(tokenizer: Any) -> list[Any]:

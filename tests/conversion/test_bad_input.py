@@ -23,7 +23,7 @@ IMPORT_FAULTS: dict[str, Fault] = {
     "no config": (lambda model: (model / "config.json").unlink(), "config.json does not exist"),
     "config cut": (lambda model: truncate(model / "config.json", 0.5), "config.json is not readable JSON"),
     "config empty": (write("config.json", ""), "config.json is not readable JSON"),
-    "config with a mark": (write("config.json", "\ufeff{}"), "config.json is not readable JSON: Unexpected UTF-8 BOM"),
+    "config with a mark": (write("config.json", "\ufeff{}"), "config.json begins with a byte order mark"),
     "config in latin-1": (lambda model: (model / "config.json").write_bytes(b'{"a": "\xe9"}'), "is not readable JSON"),
     "config a list": (write("config.json", "[1]"), "config.json should hold a JSON object, not a list"),
     "config too deep": (write("config.json", 99999 * "["), "config.json is not readable JSON"),

@@ -56,7 +56,7 @@ def test_nemo_checkpoint(tmp_path):
     ("content", "message"),
     [
         ("{", "config.json is not readable JSON"),
-        ("[]", "holds no JSON object"),
+        ("[]", "should hold a JSON object, not a list"),
         (json.dumps({**HUGGING_FACE, "hidden_size": "64"}), "config.json: hidden_size is '64', not a whole number"),
         (json.dumps({**HUGGING_FACE, "vocab_size": True}), "vocab_size is True"),
         (json.dumps({**HUGGING_FACE, "num_key_value_heads": 3}), "4 attention heads do not divide over 3"),

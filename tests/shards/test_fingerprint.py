@@ -66,7 +66,7 @@ def test_directories_without_a_model(tmp_path):
     with pytest.raises(InputError, match=r"holds no \.safetensors"):
         model_fingerprint(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(InputError, match="not valid JSON"):
+    with pytest.raises(InputError, match="is not readable JSON"):
         model_fingerprint(tmp_path)
     tokenizer = copy.deepcopy(tiny_tokenizer("qwen2.5"))
     tokenizer.chat_template = None

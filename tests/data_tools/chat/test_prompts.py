@@ -30,8 +30,8 @@ def test_a_file_replaces_the_wording(tmp_path):
         ('{"ask": 3}', "key 'ask' must be text"),
         ('{"lead_ins": "In short:"}', r"key 'lead_ins' must be a list of texts \(\[\] for none\), not str"),
         ('{"lead_ins": ["In short:", " "]}', r"key 'lead_ins\[1\]' must be non-empty text, not ' '"),
-        ("[]", "must hold a JSON object"),
-        ("{", "not valid JSON"),
+        ("[]", "should hold a JSON object"),
+        ("{", "is not readable JSON"),
     ],
 )
 def test_bad_prompt_files(tmp_path, content, message):

@@ -69,7 +69,7 @@ def test_a_source_travels_to_other_processes(model_dir, tmp_path):
         ("other.jsonl", "other.jsonl, record 1 has no column 'chosen_input_ids' \\(it has text\\)"),
         ("other.parquet", "other.parquet has no column 'chosen_input_ids'"),
         ("bad.parquet", "bad.parquet is not a readable Parquet file"),
-        ("bad.jsonl.gz", "bad.jsonl.gz is not a whole gzip file"),
+        ("bad.jsonl.gz", "bad.jsonl.gz cannot be read"),
         ("splits", "splits has no split 'train'; choose one of dev"),
     ],
 )

@@ -27,8 +27,8 @@ def outputs(tmp_path):
 @pytest.mark.parametrize(
     ("second", "message"),
     [
-        ("not json", "pairs.jsonl, line 2: not valid JSON"),
-        (json.dumps([1]), "pairs.jsonl, line 2: must be a JSON object, not list"),
+        ("not json", "pairs.jsonl, line 2 is not readable JSON"),
+        (json.dumps([1]), "pairs.jsonl, line 2 should hold a JSON object, not a list"),
         (PAIR | {"doc_id": None}, "line 2: field 'doc_id' must be text, not NoneType"),
         ({"doc_id": "b", "turns": [TURN]}, "line 2: field 'document' is missing"),
         (PAIR | {"document": " "}, "line 2: field 'document' is empty"),
