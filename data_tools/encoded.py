@@ -94,7 +94,14 @@ class _TextPair:
         """The user messages are the document with the first instruction, then the other instructions."""
         first, *others = [turn.instruction for turn in self._pair.turns]
         users = [self._prompts.ask_about(self._pair.document, first), *others]
-        return self._chat.long_pair(users, self._answers["chosen"], self._answers["rejected"])
+        start = self._prompts.document_start(first)
+        chunks = [self._chunk_place(turn.chunk, start) for turn in self._pair.turns]
+        return self._chat.long_pair(users, self._answers["chosen"], self._answers["rejected"], chunks)
+
+    def _chunk_place(self, chunk: str, document_start: int) -> tuple[int, int]:
+        """The first time that a chunk stands in the document, as characters of the user message; or (0, 0)."""
+        found = self._pair.document.find(chunk)
+        return (0, 0) if found < 0 else (document_start + found, document_start + found + len(chunk))
 
     def short_prompts(self) -> list[list[int]]:
         return [self._chat.prompt(self._prompts.ask_about(turn.chunk, turn.instruction)) for turn in self._pair.turns]

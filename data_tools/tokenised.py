@@ -99,8 +99,8 @@ def parse_tokenised(row: Row) -> TokenisedPair:
     named = _numbered("short_prompts", prompts)
     for name in named:
         read_ids(row, named, name, "")
-    long = LongPair(**ids, chosen_spans=chosen, rejected_spans=rejected, nll_ignore_spans=ignored)
-    return TokenisedPair(row, long, prompts)
+    trunk_ids, chosen_ids, rejected_ids = (ids[name] for name in _ID_FIELDS)
+    return TokenisedPair(row, LongPair(trunk_ids, chosen_ids, rejected_ids, chosen, rejected, ignored), prompts)
 
 
 def _numbered(name: str, values: list[Any]) -> dict[str, Any]:

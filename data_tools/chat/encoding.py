@@ -5,15 +5,51 @@ not get one, unless it follows a special token and the tokenizer starts afresh t
 is found out by asking it, not by looking at its class.
 """
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from nemo_longpo.errors import InputError
 
 Place = Literal["start", "after_special", "inside"]
+Span = tuple[int, int]  # [start, end)
 
 # Texts that end a word in every tokenizer, so that what follows is encoded as in the middle of a text.
 _ANCHORS = ("\n", "\t", "|", "~", "0")
 _PROBES = ("a", " a", "Ab", "7")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The token ids of a stretch of text. The tokenizer's answer may begin with an anchor, which is not part of it."""
+
+    ids: list[int]
+    _answer: Any
+    _anchor_text: int = 0  # characters
+    _anchor_ids: int = 0
+
+    def span(self, start: int, end: int) -> Span:
+        """The tokens, [first, last), that hold characters [start, end) of the stretch: those at its borders too.
+
+        (0, 0) if the tokenizer does not know its tokens' characters (those written in Python do not).
+        """
+        if not self._answer.is_fast:
+            return 0, 0
+        places = range(start + self._anchor_text, end + self._anchor_text)
+        # A tokenizer may have no token for a space at the border.
+        first = next((token for place in places if (token := self._token(place)) is not None), None)
+        last = next((token for place in reversed(places) if (token := self._token(place)) is not None), None)
+        if first is None or last is None:
+            return 0, 0
+        # A character may take several tokens, of which the first one was found.
+        while last + 1 < len(self._answer["input_ids"]) and self._starts(last + 1) <= places[-1]:
+            last += 1
+        return first - self._anchor_ids, last + 1 - self._anchor_ids
+
+    def _token(self, character: int) -> int | None:
+        return self._answer.char_to_token(character)
+
+    def _starts(self, token: int) -> int:
+        return self._answer.token_to_chars(token).start
 
 
 class TextEncoder:
@@ -38,20 +74,25 @@ class TextEncoder:
         Special tokens spelled out in `content` (a document, an answer) stay plain text: no document can end a turn.
         In template pieces they are special.
         """
-        if not text:
-            return []
+        return self.encoded(text, place, content=content).ids if text else []
+
+    def encoded(self, text: str, place: Place, *, content: bool) -> Encoded:
+        """The same, for texts that are not empty, with the place of every character."""
         prefixed = place == "start" or (place == "after_special" and self._prefix_after_special)
         if prefixed or not self._has_prefix:
-            return self._direct(text, content)
+            answer = self._answer(text, content)
+            return Encoded(list(answer["input_ids"]), answer)
         for anchor in self._anchors:
-            ids = self._strip(anchor, text, content)
-            if ids is not None:
-                return ids
+            head, answer = self._direct(anchor, content), self._answer(anchor + text, content)
+            if answer["input_ids"][: len(head)] == head:
+                return Encoded(answer["input_ids"][len(head) :], answer, len(anchor), len(head))
         raise InputError(f"the tokenizer merges the text {text[:40]!r} with any text in front of it")
 
+    def _answer(self, text: str, content: bool) -> Any:
+        return self.tokenizer(text, add_special_tokens=False, verbose=False, split_special_tokens=content)
+
     def _direct(self, text: str, content: bool) -> list[int]:
-        encoded = self.tokenizer(text, add_special_tokens=False, verbose=False, split_special_tokens=content)
-        return list(encoded["input_ids"])
+        return list(self._answer(text, content)["input_ids"])
 
     def _strip(self, anchor: str, text: str, content: bool = False) -> list[int] | None:
         """Ids of anchor + text without the anchor's, or None if the two merge."""

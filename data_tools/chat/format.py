@@ -23,6 +23,7 @@ class LongPair:
     chosen_spans: list[tuple[int, int]]  # within chosen_ids, end-of-turn token included
     rejected_spans: list[tuple[int, int]]
     nll_ignore_spans: list[tuple[int, int]]  # within trunk_ids + chosen_ids: BOS, system prompt, template markers
+    chunk_spans: list[tuple[int, int]] | None = None  # within trunk_ids, one per turn; None if they are not known
 
 
 class ChatFormat:
@@ -79,14 +80,20 @@ class ChatFormat:
         return [end for _, end in encoded["offset_mapping"]]
 
     def long_pair(
-        self, users: Sequence[str], chosen: Sequence[Sequence[int]], rejected: Sequence[Sequence[int]]
+        self,
+        users: Sequence[str],
+        chosen: Sequence[Sequence[int]],
+        rejected: Sequence[Sequence[int]],
+        chunks: Sequence[tuple[int, int]] | None = None,
     ) -> LongPair:
         """The two full conversations of a document: user messages (the first one holds the document) and answers.
 
-        Answers are token ids without the end of turn, one per user message.
+        Answers are token ids without the end of turn, one per user message. `chunks` are characters [start, end) of
+        the first user message, (0, 0) for none; the pair's `chunk_spans` are the tokens that hold them.
         """
         layout = self._template.layout(len(users))
-        opening, first = layout.piece_ids[0], self._template.content_ids(layout, 0, users[0])
+        opening = layout.piece_ids[0]
+        first, located = self._template.located_content(layout, 0, users[0], chunks or ())
         trunk = [*opening, *first, *layout.piece_ids[1]]
         ignored = [(0, len(opening)), (len(opening) + len(first), len(trunk))]
         chosen_ids, chosen_spans, chosen_ignored = self._branch(layout, users, chosen)
@@ -99,6 +106,7 @@ class ChatFormat:
             chosen_spans=chosen_spans,
             rejected_spans=rejected_spans,
             nll_ignore_spans=[(start, end) for start, end in ignored if start < end],
+            chunk_spans=None if chunks is None else [_moved(span, len(opening)) for span in located],
         )
 
     def _branch(
@@ -121,6 +129,12 @@ class ChatFormat:
             ids += self.finished(answer)
             spans.append((start, len(ids)))
         return ids, spans, markers
+
+
+def _moved(span: tuple[int, int], by: int) -> tuple[int, int]:
+    """Empty spans stay (0, 0)."""
+    start, end = span
+    return (start + by, end + by) if start < end else (0, 0)
 
 
 def as_ids(ids: Sequence[int]) -> np.ndarray:

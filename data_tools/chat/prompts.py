@@ -49,6 +49,11 @@ class Prompts:
     def ask_about(self, document: str, instruction: str) -> str:
         return _fill(self.ask, {"document": document, "instruction": instruction})
 
+    def document_start(self, instruction: str) -> int:
+        """Where the document begins in what `ask_about` makes, in characters."""
+        before, _, _ = self.ask.partition("{document}")
+        return len(_fill(before, {"instruction": instruction}))
+
     def request_instructions(self, document: str, count: int) -> str:
         return _fill(self.write_instruction, {"document": document, "count": str(count)})
 

@@ -4,12 +4,13 @@ The template is rendered with marker words for contents; the text between the ma
 Pieces and contents are tokenised apart, so the place of every token is known by construction.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from nemo_longpo.errors import InputError
 
-from .encoding import Place, TextEncoder
+from .encoding import Place, Span, TextEncoder
 
 _PADDING = "\t\n\t"
 
@@ -52,10 +53,22 @@ class ChatTemplate:
 
     def content_ids(self, layout: Layout, index: int, text: str) -> list[int]:
         """Token ids of content `index` (0: first user message, 1: first answer, …) of a conversation."""
+        return self.located_content(layout, index, text, ())[0]
+
+    def located_content(
+        self, layout: Layout, index: int, text: str, stretches: Sequence[Span]
+    ) -> tuple[list[int], list[Span]]:
+        """`content_ids`, and which of them hold each of the `stretches`: characters [start, end) of the text."""
         left, right = layout.strips[index]
-        text = text.lstrip() if left else text
-        text = text.rstrip() if right else text
-        return self._encoder.encode(layout.spaces[index] + text, layout.places[index], content=True)
+        begun = text.lstrip() if left else text
+        written = layout.spaces[index] + (begun.rstrip() if right else begun)
+        if not written:
+            return [], [(0, 0) for _ in stretches]
+        encoded = self._encoder.encoded(written, layout.places[index], content=True)
+        moved = len(layout.spaces[index]) + len(begun) - len(text)
+        return encoded.ids, [
+            encoded.span(max(start + moved, 0), min(end + moved, len(written))) for start, end in stretches
+        ]
 
     def layout(self, turns: int) -> Layout:
         if turns not in self._layouts:

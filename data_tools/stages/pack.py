@@ -86,6 +86,7 @@ def _record(pair: EncodedPair, ref_context: str) -> PairRecord:
         ref_chosen_logps=pair.logps("chosen"),
         ref_rejected_logps=pair.logps("rejected"),
         ref_context=ref_context,
+        chunk_spans=None if long.chunk_spans is None else as_spans(long.chunk_spans),
     )
 
 

@@ -46,6 +46,29 @@ def test_long_sequences_equal_the_template(tokenizer, turns):
         assert spans[-1][1] == len(branch)
 
 
+@pytest.mark.parametrize("padding", ["", "  \n"])
+def test_chunks_are_the_fewest_tokens_that_hold_their_characters(tokenizer, padding):
+    """A chunk's borders lie where they lie: inside tokens, behind spaces, in characters of several tokens."""
+    chat, user = ChatFormat(tokenizer), padding + USERS[0]
+    places = [(start + len(padding), end + len(padding)) for start in range(40) for end in range(62, len(DOCUMENT) + 1)]
+    places = [(start, end) for start, end in places if user[start:end] == user[start:end].strip()]
+    pair = chat.long_pair([user], [[7]], [[8]], [*places, (0, 0)])
+    assert len(places) > 500
+    assert pair.chunk_spans[-1] == (0, 0)
+    for (start, end), (first, last) in zip(places, pair.chunk_spans, strict=False):
+        chunk = user[start:end]
+        assert chunk in tokenizer.decode(pair.trunk_ids[first:last])
+        assert chunk not in tokenizer.decode(pair.trunk_ids[first + 1 : last])
+        assert chunk not in tokenizer.decode(pair.trunk_ids[first : last - 1])
+
+
+def test_chunks_of_one_character_of_several_tokens():
+    tokenizer = tiny_tokenizer("qwen2.5")
+    pair = ChatFormat(tokenizer).long_pair(["a灯b"], [[7]], [[8]], [(1, 2), (2, 3)])
+    assert [tokenizer.decode(pair.trunk_ids[start:end]) for start, end in pair.chunk_spans] == ["灯", "b"]
+    assert pair.chunk_spans[0][1] - pair.chunk_spans[0][0] == 3
+
+
 def test_prompt_equals_the_template(tokenizer):
     expected = tokenizer.apply_chat_template(
         [{"role": "user", "content": USERS[0]}], tokenize=True, add_generation_prompt=True

@@ -43,6 +43,29 @@ def test_both_kinds_in_one_shard(longpo, model_dir, scored):
             assert found == [pytest.approx(turn, rel=1e-6) for turn in expected]
 
 
+@pytest.mark.parametrize("ask", ["{document}\n\n{instruction}", "{instruction} ({instruction})\n{document}\nAnswer."])
+def test_shards_say_which_tokens_hold_a_turn_s_chunk(longpo, model_dir, tmp_path, ask):
+    pair = text_pair(3, 3)
+    foreign = "Somebody wrote this chunk without the document."
+    pair["turns"][1]["chunk"] = foreign
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(pair) + "\n")
+    (tmp_path / "prompts.json").write_text(json.dumps({"ask": ask}))
+    words = ("--pairs", tmp_path / "pairs.jsonl", "--model", model_dir, "--prompts", tmp_path / "prompts.json")
+    status, _, err = longpo("score", *words, "--output", tmp_path / "scored")
+    assert status == 0, err
+    assert pack(longpo, model_dir, tmp_path / "scored")[0] == 0
+    reader = ShardReader(tmp_path / "shards")
+    reader.verify()
+    tokenizer = load_chat(model_dir).tokenizer
+    texts = [tokenizer.decode(reader[0].trunk_ids[start:end]) for start, end in reader[0].chunk_spans]
+    assert [len(text) - len(turn["chunk"]) for text, turn in zip(texts, pair["turns"], strict=True)] == [
+        pytest.approx(0, abs=8),
+        -len(foreign),
+        pytest.approx(0, abs=8),
+    ]
+    assert all(turn["chunk"] in text for text, turn in zip(texts[::2], pair["turns"][::2], strict=True))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
