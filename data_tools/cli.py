@@ -67,6 +67,9 @@ def _add_filter(stages: Any) -> None:
         "longpo data filter --input work/responded --output work/pairs",
     )
     _add_input(parser, "output of `longpo data respond`, or pairs of your own")
+    parser.add_argument(
+        "--model", type=Path, metavar="HF_DIR", help="whose special tokens no answer of your own pairs may hold"
+    )
     _add_output(parser)
     _add_settings(parser, "filter")
 

@@ -79,7 +79,7 @@ def filter(arguments: argparse.Namespace) -> Report:
 
     values = vars(arguments)
     settings, placement = settings_from(FilterSettings, values), settings_from(CpuPlacement, values)
-    return run_filter(arguments.input, arguments.output, settings, placement)
+    return run_filter(arguments.input, arguments.output, settings, placement, arguments.model)
 
 
 @reported

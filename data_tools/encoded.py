@@ -7,7 +7,7 @@ import numpy as np
 
 from .chat.format import ChatFormat, LongPair
 from .chat.prompts import Prompts
-from .pairs import BRANCHES, Pair, answer_ids, check_answers, parse_pair, read_logps
+from .pairs import BRANCHES, Pair, answer_ids, check_answers, parse_pair, read_logps, without_spelled_ends
 from .runner.rows import Row
 from .tokenised import parse_tokenised
 
@@ -20,6 +20,10 @@ class EncodedPair(Protocol):
 
     @property
     def turns(self) -> int: ...
+
+    @property
+    def spelled_ends(self) -> int:
+        """How many answers, given as text, spelled out an end token that was left out."""
 
     def long(self) -> LongPair:
         """Both full conversations over the document."""
@@ -48,9 +52,9 @@ class PairEncoder:
     def encode(self, row: Row) -> EncodedPair:
         """Raises InputError naming the file, the line and the field, also for ids that are not of this model."""
         if not is_tokenised(row):
-            return _TextPair(row, parse_answered(row), self)
+            return _TextPair(row, *parse_answered(row, self.chat), self)
         pair = parse_tokenised(row)
-        pair.check_model(self.vocab_size, self.chat.end_of_turn_ids)
+        pair.check_model(self.vocab_size, self.chat)
         return pair
 
 
@@ -58,25 +62,26 @@ def is_tokenised(row: Row) -> bool:
     return "trunk_ids" in row.record
 
 
-def check_row(row: Row) -> None:
-    """What can be checked of a row without a model. Raises InputError."""
+def check_row(row: Row, chat: ChatFormat) -> None:
+    """What can be checked of a row before the model is loaded. Raises InputError."""
     if is_tokenised(row):
         parse_tokenised(row)
     else:
-        parse_answered(row)
+        parse_answered(row, chat)
 
 
-def parse_answered(row: Row) -> Pair:
-    pair = parse_pair(row)
-    check_answers(pair, row.where)
-    return pair
+def parse_answered(row: Row, chat: ChatFormat) -> tuple[Pair, int]:
+    """A text pair whose answers can be trained on, and how many of them spelled out an end token. Raises InputError."""
+    pair, spelled_ends = without_spelled_ends(chat, parse_pair(row))
+    check_answers(pair, chat, row.where)
+    return pair, spelled_ends
 
 
 class _TextPair:
     """Tokenises only what is asked for: the short sequences need no document, the long ones no chunks."""
 
-    def __init__(self, row: Row, pair: Pair, encoder: PairEncoder):
-        self._row, self._pair = row, pair
+    def __init__(self, row: Row, pair: Pair, spelled_ends: int, encoder: PairEncoder):
+        self._row, self._pair, self.spelled_ends = row, pair, spelled_ends
         self._chat, self._prompts = encoder.chat, encoder.prompts
         self._answers = {
             branch: answer_ids(encoder.chat, pair, branch, encoder.vocab_size, row.where) for branch in BRANCHES

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.json_input import read_json_object
 from nemo_longpo.shards.fingerprint import (
     chat_template_hash,
     model_fingerprint,
@@ -20,14 +21,32 @@ def load_chat(directory: str | Path) -> ChatFormat:
     """The chat format of a model directory. Raises InputError if it holds no fast tokenizer with a chat template."""
     from transformers import AutoTokenizer
 
-    read_model_config(directory)
+    config = read_model_config(directory)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{directory} holds no tokenizer that can be loaded ({error}); add its files") from error
     if not tokenizer.is_fast:
         raise InputError(f"{directory} has only a slow tokenizer; save its fast form (tokenizer.json) there")
-    return ChatFormat(tokenizer)
+    return ChatFormat(tokenizer, _end_ids(Path(directory), config))
+
+
+def _end_ids(directory: Path, config: dict[str, Any]) -> list[int]:
+    """Every token that config.json or generation_config.json declares as the end of an answer; there may be several.
+    One that the model has no row for cannot be generated, and is left out."""
+    path = directory / "generation_config.json"
+    generation = read_json_object(path, "download the model again") if path.is_file() else {}
+    ends: list[int] = []
+    for name, content in (("config.json", config), (path.name, generation)):
+        declared = content.get("eos_token_id")
+        several = declared if isinstance(declared, list) else [] if declared is None else [declared]
+        if not all(isinstance(token, int) and not isinstance(token, bool) for token in several):
+            raise InputError(
+                f"{directory / name}: eos_token_id must be a token id or a list of them, not {declared!r}; download "
+                "the model again"
+            )
+        ends += several
+    return [token for token in ends if 0 <= token < config.get("vocab_size", token + 1)]
 
 
 def tokenizer_identity(chat: ChatFormat) -> dict[str, Any]:

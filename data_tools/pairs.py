@@ -1,6 +1,6 @@
 """The pairs format: one document per JSONL line, with its turns. Read from stages or from people, so checked here."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,14 +42,25 @@ def parse_pair(row: Row) -> Pair:
     )
 
 
-def check_answers(pair: Pair, where: str) -> None:
-    """Training cannot use an empty answer. Raises InputError naming the place."""
+def check_answers(pair: Pair, chat: ChatFormat, where: str) -> None:
+    """Training cannot use an empty answer, or one with special tokens. Raises InputError naming the place."""
     for index, turn in enumerate(pair.turns):
         for name in BRANCHES:
             if is_empty(turn, name):
                 raise InputError(
                     f"{where}: field 'turns[{index}].{name}' is empty; write an answer, remove the turn, or let "
                     "`longpo data filter` remove it"
+                )
+            ids = getattr(turn, f"{name}_token_ids")
+            if ids and ids[-1] == chat.end_of_turn_ids[-1]:
+                raise InputError(
+                    f"{where}: field 'turns[{index}].{name}_token_ids' ends with the end-of-turn token {ids[-1]}; "
+                    "leave it out, it is added later"
+                )
+            if found := special_tokens(chat, turn, name):
+                raise InputError(
+                    f"{where}: field 'turns[{index}].{name}' holds the special token {found[0]}, so it is no answer or "
+                    "more than one; remove the turn, or let `longpo data filter --model` remove it"
                 )
 
 
@@ -60,7 +71,7 @@ def is_empty(turn: Turn, name: str) -> bool:
 def answer_ids(chat: ChatFormat, pair: Pair, name: str, vocab_size: int, where: str) -> list[list[int]]:
     """Token ids of every chosen (or rejected) answer, without the end of turn: the stored ones, or the text's.
 
-    Raises InputError if stored ids are outside the vocabulary or end with the end-of-turn token.
+    Raises InputError if stored ids are outside the vocabulary.
     """
     answers = []
     for index, turn in enumerate(pair.turns):
@@ -69,10 +80,31 @@ def answer_ids(chat: ChatFormat, pair: Pair, name: str, vocab_size: int, where: 
         field = f"{where}: field 'turns[{index}].{name}_token_ids'"
         if not all(0 <= token < vocab_size for token in ids):
             raise InputError(f"{field} holds ids outside the model's vocabulary of {vocab_size}; use this model's ids")
-        if ids[-1] == chat.end_of_turn_ids[-1]:
-            raise InputError(f"{field} ends with the end-of-turn token {ids[-1]}; leave it out, it is added later")
         answers.append(ids)
     return answers
+
+
+def special_tokens(chat: ChatFormat, turn: Turn, name: str) -> list[str]:
+    """The special tokens in an answer, as ids or spelled out. Ids that the tokenizer does not know are no text."""
+    ids = getattr(turn, f"{name}_token_ids")
+    if ids is None:
+        return chat.special.within((), getattr(turn, name))
+    return chat.special.within(ids, chat.text([token for token in ids if token < len(chat.tokenizer)]))
+
+
+def without_spelled_ends(chat: ChatFormat, pair: Pair) -> tuple[Pair, int]:
+    """The pair without end tokens that answers given as text spell out at their end, and how many answers did."""
+    turns, count = [], 0
+    for turn in pair.turns:
+        changes: dict[str, Any] = {
+            name: text
+            for name in BRANCHES
+            if getattr(turn, f"{name}_token_ids") is None
+            and (text := chat.special.without_spelled_end(getattr(turn, name))) != getattr(turn, name)
+        }
+        turns.append(replace(turn, **changes))
+        count += len(changes)
+    return replace(pair, turns=turns), count
 
 
 def read_logps(row: Row, record: dict[str, Any], name: str, prefix: str) -> np.ndarray:

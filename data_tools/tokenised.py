@@ -13,7 +13,7 @@ import numpy as np
 
 from nemo_longpo.errors import InputError
 
-from .chat.format import LongPair
+from .chat.format import ChatFormat, LongPair
 from .engines.base import Span
 from .pairs import BRANCHES, read_field, read_ids, read_logps, read_text
 from .runner.rows import Row
@@ -37,6 +37,10 @@ class TokenisedPair:
     def turns(self) -> int:
         return len(self.prompts)
 
+    @property
+    def spelled_ends(self) -> int:
+        return 0
+
     def long(self) -> LongPair:
         return self.pair
 
@@ -56,8 +60,10 @@ class TokenisedPair:
         turns = _numbered(name, stored)
         return tuple(read_logps(self.row, turns, key, "") for key in turns)
 
-    def check_model(self, vocab_size: int, end_of_turn: list[int]) -> None:
-        """Raises InputError if the ids are outside a model's vocabulary or answers do not end as it ends them."""
+    def check_model(self, vocab_size: int, chat: ChatFormat) -> None:
+        """Raises InputError if the ids are outside a model's vocabulary, or answers hold special tokens or do not end
+        as the model ends them."""
+        end_of_turn = chat.end_of_turn_ids
         lists = {name: getattr(self.pair, name) for name in _ID_FIELDS} | _numbered("short_prompts", self.prompts)
         for name, ids in lists.items():
             if max(ids) >= vocab_size:
@@ -71,6 +77,12 @@ class TokenisedPair:
                     raise InputError(
                         f"{self.row.where}: field '{branch}_spans[{index}]' must cover an answer and its end of turn "
                         f"{end_of_turn}; give the model whose chat template made the ids"
+                    )
+                answer = response[: -len(end_of_turn)]
+                if found := chat.special.within(answer, chat.text(answer)):
+                    raise InputError(
+                        f"{self.row.where}: field '{branch}_spans[{index}]' covers the special token {found[0]} within "
+                        "an answer; remove the turn"
                     )
 
 

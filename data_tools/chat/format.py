@@ -4,12 +4,13 @@ A response is the same ids in the short reference prompt and in the long sequenc
 same segments. Nothing is ever searched in tokenised text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from .special import SpecialTokens
 from .template import ChatTemplate, Layout
 
 
@@ -29,18 +30,17 @@ class LongPair:
 class ChatFormat:
     """Assembles conversations with a Hugging Face tokenizer's chat template.
 
-    Raises InputError for templates that cannot be taken apart (see ChatTemplate).
+    `end_ids` are the tokens that the model's files declare as ends of an answer. Whichever of them a model writes, an
+    answer is stored without it and trained with the template's own end of turn. Raises InputError for templates that
+    cannot be taken apart (see ChatTemplate).
     """
 
-    def __init__(self, tokenizer: Any):
+    def __init__(self, tokenizer: Any, end_ids: Iterable[int] = ()):
         self.tokenizer = tokenizer
         self._template = ChatTemplate(tokenizer)
         self.end_of_turn_ids = self._template.end_of_turn_ids
-
-    @property
-    def stop_ids(self) -> frozenset[int]:
-        """Tokens that end an answer while generating."""
-        return frozenset({self.end_of_turn_ids[-1], self.tokenizer.eos_token_id} - {None})
+        self.stop_ids = frozenset({self.end_of_turn_ids[-1], tokenizer.eos_token_id, *end_ids} - {None})
+        self.special = SpecialTokens(tokenizer, self.stop_ids, self._template.special_ids())
 
     def template_ids(self, turns: int) -> list[list[int]]:
         """The 2n + 1 pieces that the template puts around and between the contents of n turns."""
@@ -66,7 +66,8 @@ class ChatFormat:
         return ids[: -len(lead)] if lead and ids[-len(lead) :] == lead else ids
 
     def text(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+        text = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text.strip()
 
     def content_length(self, text: str) -> int:
         """Tokens of a text as the content of a user message."""

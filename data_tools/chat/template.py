@@ -75,6 +75,10 @@ class ChatTemplate:
             self._layouts[turns] = self._make_layout(turns)
         return self._layouts[turns]
 
+    def special_ids(self) -> frozenset[int]:
+        """The added tokens that stand in the template's pieces."""
+        return frozenset(token for piece in self.layout(2).piece_ids for token in piece) & self._encoder.special_ids
+
     def _make_layout(self, turns: int) -> Layout:
         pieces = self._pieces(turns, "")
         padded = self._pieces(turns, _PADDING)

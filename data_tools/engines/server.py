@@ -132,10 +132,16 @@ def _read_completion(
         )
     if not all(isinstance(token, int) and 0 <= token < vocab_size for token in ids):
         raise InputError(f"{url} generates token ids outside the vocabulary of {vocab_size}: it serves another model")
-    if reason == "stop" and ids and ids[-1] in sampling.stop_ids:
+    ended = next((index for index, token in enumerate(ids) if token in sampling.stop_ids), None)
+    if reason == "stop" and ids and ended == len(ids) - 1:
         return Completion(ids[:-1], "stop")
-    if reason == "length" and len(ids) == sampling.max_new_tokens:
+    if reason == "length" and len(ids) == sampling.max_new_tokens and ended is None:
         return Completion(ids, "length")
+    if ended is not None:
+        raise InputError(
+            f"{url} went on behind the end token {ids[ended]}, at which it was asked to stop; it must be vLLM and heed "
+            "stop_token_ids"
+        )
     raise InputError(
         f"{url} ended an answer after {len(ids)} of {sampling.max_new_tokens} tokens for reason {reason!r}, without a "
         "token that was asked for; start it with --generation-config vllm and without limits or stop strings of its own"

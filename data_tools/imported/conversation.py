@@ -166,8 +166,10 @@ def _answer(ids: np.ndarray, start: int, end: int, template: TemplateIds, repair
         if not template.behind_end_of_turn(ids[stop:end]):
             return Answer(start, end, "end_of_turn_within_answer")
         repairs.add("labels_behind_answer")
-    empty = not template.text(ids[start : stop - len(mark)].tolist()).strip()
-    return Answer(start, stop, "empty_answer" if empty else None)
+    answer = ids[start : stop - len(mark)].tolist()
+    if not template.text(answer).strip():
+        return Answer(start, stop, "empty_answer")
+    return Answer(start, stop, "special_token_within_answer" if template.special_tokens(answer) else None)
 
 
 def _note_tail(ids: np.ndarray, template: TemplateIds, repairs: Repairs) -> None:

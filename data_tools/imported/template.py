@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -22,6 +23,7 @@ class TemplateIds:
     pad_only: frozenset[int]  # ids that have no other use
     vocab_size: int
     text: Callable[[Sequence[int]], str]
+    special_tokens: Callable[[Sequence[int]], list[str]]  # those that no answer may hold, as ids or spelled out
 
     def behind_end_of_turn(self, ids: np.ndarray) -> bool:
         """Whether ids are nothing but template: the beginning of a follower, or white space."""
@@ -43,5 +45,6 @@ def template_ids(chat: ChatFormat, vocab_size: int) -> TemplateIds:
         padding=frozenset(fillers),
         pad_only=frozenset(pads),
         vocab_size=vocab_size,
-        text=tokenizer.decode,
+        text=partial(tokenizer.decode, clean_up_tokenization_spaces=False),
+        special_tokens=lambda ids: chat.special.within(ids, chat.text(ids)),
     )

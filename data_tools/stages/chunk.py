@@ -87,4 +87,5 @@ def _chunk_rows(rows: list[Row], tick: Tick, chat: ChatFormat, settings: ChunkSe
             drawn = draw_chunks(chunks, settings.chunks_per_document, seed_for(settings.seed, "chunk", doc_id))
             records.append({"doc_id": doc_id, "document": text, "turns": [{"chunk": chunk} for chunk in drawn]})
             counts.update({"documents_out": 1, f"{domain}_out": 1, "turns_out": len(drawn), "tokens": len(ends)})
+            counts["special_tokens_as_text"] += chat.special.spelled_in(text)
     return PartResult(records, counts)

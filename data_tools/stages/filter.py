@@ -7,9 +7,11 @@ from typing import Any
 
 from nemo_longpo.errors import InputError
 
+from ..chat.format import ChatFormat
 from ..chat.prompts import Prompts, choose_prompts
 from ..engines.base import Tick
-from ..pairs import Pair, Turn, is_empty, parse_pair
+from ..model import load_chat, tokenizer_identity
+from ..pairs import Pair, Turn, is_empty, parse_pair, special_tokens, without_spelled_ends
 from ..quality.copying import longest_copy, repeats, searchable
 from ..quality.refusals import is_refusal
 from ..quality.repetition import compressed_share, longest_loop
@@ -21,8 +23,14 @@ from ..settings import CpuPlacement, FilterSettings
 _BRANCHES: dict[str, tuple[str, ...]] = {"none": (), "chosen": ("chosen",), "both": ("chosen", "rejected")}
 
 
-def run_filter(input_path: Path, output: Path, settings: FilterSettings, placement: CpuPlacement) -> dict[str, int]:
-    """Write the pairs whose turns can be trained on. Raises InputError for a malformed pair, or if no turn is left."""
+def run_filter(
+    input_path: Path, output: Path, settings: FilterSettings, placement: CpuPlacement, model: Path | None = None
+) -> dict[str, int]:
+    """Write the pairs whose turns can be trained on.
+
+    `respond` has named the special tokens within its answers; for pairs from elsewhere, they are looked up with the
+    tokenizer of `model`. Raises InputError for a malformed pair, or if no turn is left.
+    """
     source = PartsSource(input_path, rows_per_part=placement.part_size)
     if not source.history():  # made by hand; what a stage wrote is checked when its turn comes
         for row in source.rows():
@@ -32,8 +40,8 @@ def run_filter(input_path: Path, output: Path, settings: FilterSettings, placeme
             name="filter",
             source=source,
             output=output,
-            settings=settings.recorded(),
-            make_process=partial(_make_process, settings, choose_prompts(None, source.history())),
+            settings=settings.recorded() | ({} if model is None else tokenizer_identity(load_chat(model))),
+            make_process=partial(_make_process, settings, choose_prompts(None, source.history()), model),
             placement=placement,
             num_workers=placement.num_workers,
         )
@@ -47,16 +55,23 @@ def run_filter(input_path: Path, output: Path, settings: FilterSettings, placeme
     return report
 
 
-def _make_process(settings: FilterSettings, prompts: Prompts) -> Process:
-    return partial(_filter_rows, settings=settings, prompts=prompts)
+def _make_process(settings: FilterSettings, prompts: Prompts, model: Path | None) -> Process:
+    chat = None if model is None else load_chat(model)
+    return partial(_filter_rows, settings=settings, prompts=prompts, chat=chat)
 
 
-def _filter_rows(rows: list[Row], tick: Tick, settings: FilterSettings, prompts: Prompts) -> PartResult:
+def _filter_rows(
+    rows: list[Row], tick: Tick, settings: FilterSettings, prompts: Prompts, chat: ChatFormat | None
+) -> PartResult:
     counts: Counter[str] = Counter(documents_in=len(rows))
     records = []
     for row in rows:
-        pair = parse_pair(row)
-        kept = _kept_turns(pair, row.record["turns"], settings, prompts, counts)
+        pair, raw_turns = parse_pair(row), row.record["turns"]
+        if chat is not None:
+            pair, spelled_ends = without_spelled_ends(chat, pair)
+            counts["spelled_ends_left_out"] += spelled_ends
+            raw_turns = [raw | _special_tokens(chat, turn) for turn, raw in zip(pair.turns, raw_turns, strict=True)]
+        kept = _kept_turns(pair, raw_turns, settings, prompts, counts)
         if kept:
             records.append({"doc_id": pair.doc_id, "document": pair.document, "turns": kept})
         else:
@@ -84,16 +99,23 @@ def _kept_turns(
     return kept
 
 
+def _special_tokens(chat: ChatFormat, turn: Turn) -> dict[str, list[str]]:
+    """As `respond` notes them."""
+    return {f"{name}_special_tokens": special_tokens(chat, turn, name) for name in ("chosen", "rejected")}
+
+
 def drop_reason(
     turn: Turn, raw: dict[str, Any], document: str, settings: FilterSettings, instruction: str
 ) -> str | None:
     """Why a turn by itself is left out, or None: the first that holds, in the order of docs/data.md.
 
-    `raw` is the turn as it was read, with the engine's finish reasons; `instruction` is its own without a lead-in. A
-    loop comes before the limit that it ran into: a higher limit would only buy a longer loop.
+    `raw` is the turn as it was read, with its finish reasons and special tokens; `instruction` is its own without a
+    lead-in. A loop comes before the limit that it ran into: a higher limit would only buy a longer loop.
     """
     if is_empty(turn, "chosen") or is_empty(turn, "rejected"):
         return "empty"
+    if any(raw.get(f"{name}_special_tokens") for name in ("chosen", "rejected")):
+        return "special_token"
     if any(_is_loop(getattr(turn, name), settings) for name in _BRANCHES[settings.drop_loops]):
         return "loop"
     finished = ("chosen",) if settings.keep_truncated == "rejected" else ("chosen", "rejected")

@@ -8,8 +8,9 @@ from typing import Any
 
 from nemo_longpo.errors import InputError
 
+from ..chat.format import ChatFormat
 from ..chat.prompts import Prompts
-from ..engines.base import Sampling, Tick
+from ..engines.base import Completion, Sampling, Tick
 from ..quality.instructions import parse_instructions
 from ..runner.rows import Row
 from ..runner.stage import PartResult
@@ -43,7 +44,7 @@ def _instruct_rows(
             seeds.append(seed_for(settings.seed, "instruct", row.record["doc_id"], index))
     sampling = Sampling(settings.max_new_tokens, chat.stop_ids, settings.temperature, settings.top_p)
     completions = bench.engine.generate(requests, sampling, seeds, tick)
-    texts = [(chat.text(chat.generated_response(done.ids)), done.finish_reason == "length") for done in completions]
+    texts = [(_text(done, chat), done.finish_reason == "length") for done in completions]
     pools = [parse_instructions(text, settings.pool_size, truncated=cut) for text, cut in texts]
     unread += [text for (text, _), pool in zip(texts, pools, strict=True) if not pool]
     if len(pools) >= _TELLING_TURNS and not any(pools):
@@ -53,6 +54,11 @@ def _instruct_rows(
     counts["dropped_no_instruction"] = sum(not pool for pool in pools)
     counts["turns_out"] = len(pools) - counts["dropped_no_instruction"]
     return PartResult(records, counts)
+
+
+def _text(completion: Completion, chat: ChatFormat) -> str:
+    """What stands behind a special token within an answer belongs to no list of instructions."""
+    return chat.text(chat.special.in_front_of(chat.generated_response(completion.ids)))
 
 
 def _with_instructions(

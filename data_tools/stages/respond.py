@@ -50,8 +50,12 @@ def _respond_rows(rows: list[Row], tick: Tick, bench: Bench, settings: RespondSe
 
 
 def _answer(name: str, completion: Completion, chat: ChatFormat) -> dict[str, Any]:
+    """Special tokens are named beside an answer because its text does not show them; `filter` leaves it out."""
     ids = chat.generated_response(completion.ids)
-    return {name: chat.text(ids), f"{name}_token_ids": ids, f"{name}_finish_reason": completion.finish_reason}
+    text = chat.text(ids)
+    answer = {name: text, f"{name}_token_ids": ids, f"{name}_finish_reason": completion.finish_reason}
+    found = chat.special.within(ids, text)
+    return answer | ({f"{name}_special_tokens": found} if found else {})
 
 
 def _instructions(row: Row) -> list[str]:

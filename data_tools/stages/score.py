@@ -69,8 +69,9 @@ def _score_rows(
     # Flat over requests and spans, this is the chosen turns, then the rejected turns of each pair, in both modes.
     in_turn = iter([_shortest(logps) for found in scores for logps in found])
     records = [pair.scored({name: [next(in_turn) for _ in range(pair.turns)] for name in BRANCHES}) for pair in pairs]
-    turns_out = sum(pair.turns for pair in pairs)
-    return PartResult(records, Counter(documents_in=len(rows), documents_out=len(rows), turns_out=turns_out))
+    counts = Counter(documents_in=len(rows), documents_out=len(rows), turns_out=sum(pair.turns for pair in pairs))
+    counts["spelled_ends_left_out"] = sum(pair.spelled_ends for pair in pairs)
+    return PartResult(records, counts)
 
 
 def _short_requests(pair: EncodedPair) -> list[_Request]:

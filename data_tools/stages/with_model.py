@@ -43,19 +43,23 @@ WorkOnRows = Callable[[list[Row], Tick, Bench], PartResult]
 
 
 def run_with_model(
-    name: str, where: ModelStage, settings: Settings, work: WorkOnRows, check: Callable[[Row], None] | None = None
+    name: str,
+    where: ModelStage,
+    settings: Settings,
+    work: WorkOnRows,
+    check: Callable[[Row, ChatFormat], None] | None = None,
 ) -> dict[str, int]:
     """Run stage `name`: `work` on every part of the input, after `check` on every row of an input made by hand.
 
     The engine is loaded for the first part that is missing, so a finished stage costs nothing. Raises InputError.
     """
     source = PartsSource(where.input, rows_per_part=where.placement.part_size)
+    chat = load_chat(where.model)
     # What a stage wrote is checked when its turn comes: reading all of it first would take each process minutes.
     if check is not None and not source.history():
         for row in source.rows():
-            check(row)
+            check(row, chat)
     prompts = choose_prompts(where.prompts_file, source.history())
-    chat = load_chat(where.model)
 
     def make_process() -> Process:
         bench = Bench(chat, where.engine.load(where.model), prompts)

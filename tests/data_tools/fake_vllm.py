@@ -77,6 +77,9 @@ class FakeVllm:
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         prompt = body["prompt"]
         ids, reason = written(prompt, body["max_tokens"])
+        stopped = next((at for at, token in enumerate(ids) if token in body.get("stop_token_ids", ())), None)
+        if stopped is not None:
+            ids, reason = ids[: stopped + 1], "stop"
         choice: dict[str, Any] = {"index": 0, "finish_reason": reason, "prompt_logprobs": None}
         if body.get("return_token_ids"):
             choice |= {"token_ids": ids, "prompt_token_ids": prompt}

@@ -199,6 +199,12 @@ def change_an_instruction(row, chat, pad):
     row["rejected_input_ids"][labelled_spans(row["rejected_labels"])[1][0] - 6] += 1
 
 
+def put_a_special_token_inside(row, chat, pad):
+    start, _ = labelled_spans(row["chosen_labels"])[1]
+    special = min(chat.special.ids - {*chat.end_of_turn_ids, chat.tokenizer.pad_token_id})
+    row["chosen_input_ids"][start + 1] = row["chosen_labels"][start + 1] = row["chosen_lm_labels"][start + 1] = special
+
+
 def end_a_turn_twice(row, chat, pad):
     start, _ = labelled_spans(row["chosen_labels"])[1]
     end = chat.end_of_turn_ids[-1]

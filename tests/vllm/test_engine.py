@@ -103,6 +103,18 @@ def test_only_the_given_tokens_stop_an_answer(engine, directory):
     assert (cut.ids, cut.finish_reason) == (whole.ids[: whole.ids.index(end)], "stop")
 
 
+def test_every_given_token_stops(engine):
+    """Several end tokens, as chat models declare them: the first one that comes ends the answer and is left out."""
+    sampling = Sampling(60, frozenset(), temperature=1.0)
+    whole = [completion.ids for completion in engine.generate(SEQUENCES, sampling, range(4), ignore)]
+    ends = frozenset({whole[0][20], whole[1][0], whole[2][7]})
+    found = engine.generate(SEQUENCES, Sampling(60, ends, temperature=1.0), range(4), ignore)
+    for ids, completion in zip(whole, found, strict=True):
+        stop = next((at for at, token in enumerate(ids) if token in ends), None)
+        assert (completion.ids, completion.finish_reason) == (ids[:stop], "length" if stop is None else "stop")
+    assert [completion.finish_reason for completion in found[:3]] == ["stop"] * 3
+
+
 def test_draws_depend_on_prompt_and_seed_alone(engine):
     """Neither on the other requests, nor on what the cache holds, nor on prompts that share a step."""
     sampling = Sampling(20, frozenset(), temperature=1.0, top_p=0.95)

@@ -312,6 +312,8 @@ def choice_with(**changes):
 
 WRONG_COMPLETIONS = {
     "no token ids": (choice_with(token_ids=None), r"no token ids; it must be vLLM 0\.10\.2 or newer"),
+    "ends run over": (choice_with(token_ids=[5, STOP, 6, STOP], finish_reason="stop"), "behind the end token 2"),
+    "an end at the limit": (choice_with(token_ids=[5] * 5 + [STOP], finish_reason="length"), "behind the end token 2"),
     "foreign ids": (choice_with(token_ids=[VOCAB_SIZE, STOP]), "outside the vocabulary of 500"),
     "other prompt": (choice_with(prompt_token_ids=[1]), "another prompt"),
     "other end": (choice_with(finish_reason="repetition"), "for reason 'repetition'"),
@@ -356,6 +358,19 @@ def test_a_server_of_another_kind_is_refused(servers, load):
     (server,) = servers(max_model_len=None)
     with pytest.raises(InputError, match="does not state a model and its max_model_len; the server must be vLLM's"):
         load(server)
+
+
+def test_every_end_token_stops(servers, load):
+    """The whole answers go on behind most of the tokens, so one that was not asked for would show."""
+    (server,) = servers()
+    ends = frozenset({STOP, *range(3, 100)})
+    found = generate(load(server), sampling=Sampling(6, ends))
+    for prompt, completion in zip(PROMPTS, found, strict=True):
+        ids, _ = written(prompt, 6)
+        stop = next((at for at, token in enumerate(ids) if token in ends), None)
+        assert completion == Completion(ids[:stop], "length" if stop is None else "stop")
+    assert {completion.finish_reason for completion in found} == {"stop", "length"}
+    assert 0 < sum(len(completion.ids) for completion in found) < sum(len(expected(prompt).ids) for prompt in PROMPTS)
 
 
 def test_addresses_may_be_written_in_several_ways(servers, load):

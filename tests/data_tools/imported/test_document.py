@@ -118,6 +118,7 @@ REFUSED = [
     (faults.change_the_document, "beginnings_differ"),
     (faults.change_an_instruction, "instructions_differ"),
     (faults.end_a_turn_twice, "end_of_turn_within_answer"),
+    (faults.put_a_special_token_inside, "special_token_within_answer"),
     (partial(faults.lose_a_reference, turn=1), "turn_without_reference"),
     (partial(faults.change_a_reference, turn=0), "turn_without_reference"),
     (partial(faults.empty_an_answer, turn=1), "empty_answer"),

@@ -41,6 +41,7 @@ def outputs(tmp_path):
         (with_turn(chosen=" \n"), r"line 2: field 'turns\[1\].chosen' is empty; .*longpo data filter"),
         (with_turn(chosen_token_ids=[]), r"line 2: field 'turns\[1\].chosen' is empty"),
         (with_turn(chosen_token_ids=["x"]), r"line 2: field 'turns\[1\].chosen_token_ids' must be a list of token"),
+        (with_turn(chosen_token_ids=[1 << 40]), r"'turns\[1\].chosen_token_ids' holds ids outside .* of 493"),
         (with_turn(chosen_token_ids=[493]), r"'turns\[1\].chosen_token_ids' holds ids outside .* of 493"),
         (with_turn(rejected_token_ids=[9, 2]), r"'turns\[1\].rejected_token_ids' ends with the end-of-turn token 2"),
     ],

@@ -57,6 +57,16 @@ def test_one_of_the_pool_is_drawn(chat):
     assert instruct(chat, [answer], documents=30, lead_in_probability=0.0, seed=1).records != result.records
 
 
+def test_a_list_ends_at_a_special_token(chat):
+    """What follows was written by a model that went past its own end; the text of such a token is empty."""
+    bench = Bench(chat, Parrot(chat, []), Prompts())
+    first, second = chat.response_ids("1. Who ran?\n"), chat.response_ids("2. I am the next user.")
+    bench.engine.generate = lambda *_: [Completion([*first, chat.tokenizer.bos_token_id, *second], "stop")]
+    row = Row({"doc_id": "d", "document": "A boat.", "turns": [{"chunk": "A boat."}]}, "in.jsonl, line 1")
+    result = _instruct_rows([row], print, bench, InstructSettings(), [])
+    assert result.records[0]["turns"][0]["instruction_pool"] == ["Who ran?"]
+
+
 @pytest.mark.parametrize(("probability", "least", "most"), [(0.0, 0, 0), (0.5, 40, 80), (1.0, 120, 120)])
 def test_lead_ins_by_probability(chat, probability, least, most):
     result = instruct(chat, ["1. Who ran?"], documents=60, lead_in_probability=probability)
