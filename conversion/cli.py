@@ -7,7 +7,7 @@ from typing import Any
 
 from nemo_longpo.arguments import positive_number, whole_number
 
-from .verification.cli import VERIFY_EXAMPLE, add_verify_options, run_verify
+from .verification.cli import VERIFY_EXAMPLE, add_hashes_option, add_verify_options, run_verify
 from .workers import DEFAULT_WORKERS
 
 IMPORT_EXAMPLE = """example:
@@ -113,6 +113,7 @@ def _register_export(commands: "argparse._SubParsersAction[argparse.ArgumentPars
         metavar="NEMO_DIR",
         help="where the checkpoint that LoRA adapters were trained on lies now (default: where it lay then)",
     )
+    add_hashes_option(parser)
     _add_output_options(parser)
     parser.set_defaults(run=run_export)
 
@@ -172,6 +173,7 @@ def run_export(arguments: argparse.Namespace) -> int:
         max_length=arguments.max_length,
         base=arguments.base,
         base_checkpoint=arguments.base_checkpoint,
+        check_hashes=arguments.check_hashes,
         overwrite=arguments.overwrite,
         workers=arguments.workers,
     )

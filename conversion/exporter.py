@@ -39,6 +39,7 @@ def export_checkpoint(
     max_length: int | None = None,
     base: Path | None = None,
     base_checkpoint: Path | None = None,
+    check_hashes: bool = True,
     overwrite: bool = False,
     workers: int = DEFAULT_WORKERS,
 ) -> Path:
@@ -47,11 +48,12 @@ def export_checkpoint(
     Everything but the weights comes from the model that was imported (kept in `context/hf`), or from `base`. The rotary
     base and its scaling are those the NeMo model was trained with. Tensors get the dtype they had before the import, or
     `dtype` (float32, bfloat16, float16). LoRA adapters are added to the weights that they were trained on, those of
-    `base_checkpoint` or else of the checkpoint that they name. Peak memory: a few times the largest tensor per worker.
+    `base_checkpoint` or else of the checkpoint that they name. Files are held to their record: sizes, and with
+    `check_hashes` hashes. Peak memory: a few times the largest tensor per worker.
     """
     require_apart(output, *filter(None, (checkpoint, base)))
     require_free(output, overwrite=overwrite)
-    source = NemoCheckpoint.open(checkpoint, base, base_checkpoint)
+    source = NemoCheckpoint.open(checkpoint, base, base_checkpoint, check_hashes=check_hashes)
     require_apart(output, source.weights.directory.parent)  # adapters know their base without an option
     family, geometry = source.family, source.geometry
     config = source.config

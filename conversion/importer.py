@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from nemo_longpo.checkpoints.integrity import write_record
+
 from .checkpoint import context, writer
 from .checkpoint.names import KEY_PREFIX, extra_states
 from .checkpoint.writer import Chunk
@@ -37,10 +39,10 @@ def import_checkpoint(
 ) -> Path:
     """Convert a Hugging Face directory to a NeMo checkpoint directory (`weights/` and `context/`).
 
-    The weights keep their dtype and bits. `rope_theta`, `rope_scaling` and `max_length` set the policy's rotary base,
-    its scaling and the number of positions; all stay with the checkpoint and come out again on export. A new base under
-    an old scaling needs a decision about the scaling. Raises InputError before anything is written when the input
-    cannot be converted.
+    The weights keep their dtype and bits, and a record holds size and hash of every file. `rope_theta`, `rope_scaling`
+    and `max_length` set the policy's rotary base, its scaling and the number of positions; all stay with the checkpoint
+    and come out again on export. A new base under an old scaling needs a decision about the scaling. Raises InputError
+    before anything is written when the input cannot be converted.
     """
     require_apart(output, model)
     require_free(output, overwrite=overwrite)
@@ -64,6 +66,7 @@ def import_checkpoint(
     with new_directory(output, overwrite=overwrite, size=size) as partial_output:
         _write_context(partial_output / "context", source, config, family, weights)
         writer.write(partial_output / "weights", chunks, extra_states(geometry), workers=workers)
+        write_record(partial_output)
     return output
 
 

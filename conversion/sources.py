@@ -29,12 +29,13 @@ class Access:
     """What else is needed, or permitted, to read a directory as a whole model.
 
     `base` is a Hugging Face directory with the small files of a NeMo checkpoint; `base_checkpoint` is where the
-    checkpoint lies that LoRA adapters were trained on.
+    checkpoint lies that LoRA adapters were trained on; `check_hashes` holds a NeMo checkpoint's files to their record.
     """
 
     base: Path | None = None
     base_checkpoint: Path | None = None
     allow_pickle: bool = False
+    check_hashes: bool = False
 
 
 NOTHING_ELSE = Access()
@@ -65,7 +66,7 @@ def open_source(path: Path, access: Access = NOTHING_ELSE) -> Source:
     """
     if (path / "context").is_dir():
         base_checkpoint = access.base_checkpoint if (path / "weights" / ADAPTERS_RECORD).is_file() else None
-        nemo = NemoCheckpoint.open(path, access.base, base_checkpoint)
+        nemo = NemoCheckpoint.open(path, access.base, base_checkpoint, check_hashes=access.check_hashes)
         return Source(
             path, access, "nemo", nemo.config, nemo.where, nemo.origin, nemo.family, nemo.geometry, nemo.weights
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_longpo.attention.rope import LinearScaling, Llama3Scaling
+from nemo_longpo.checkpoints.completeness import CONTEXT_FILES, require_files
 from nemo_longpo.conversion.families.family import Family
 from nemo_longpo.conversion.families.layouts import Geometry
 from nemo_longpo.conversion.huggingface import config as hf_config
@@ -98,6 +99,8 @@ def read_model(context: Path) -> dict[str, Any]:
     import yaml
 
     path = context / "model.yaml"
+    if context.is_dir():
+        require_files(context, CONTEXT_FILES)
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):

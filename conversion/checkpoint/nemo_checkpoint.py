@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_longpo.attention.rope_config import parse_scaling, scaling_of
+from nemo_longpo.checkpoints import integrity
 from nemo_longpo.conversion.families.family import Family
 from nemo_longpo.conversion.families.known import family_of
 from nemo_longpo.conversion.families.layouts import Geometry
@@ -39,14 +40,28 @@ class NemoCheckpoint:
     weights: DistCheckpoint | MergedWeights
 
     @classmethod
-    def open(cls, path: Path, base: Path | None = None, base_checkpoint: Path | None = None) -> "NemoCheckpoint":
+    def open(
+        cls,
+        path: Path,
+        base: Path | None = None,
+        base_checkpoint: Path | None = None,
+        *,
+        check_hashes: bool = False,
+    ) -> "NemoCheckpoint":
         """`base` is a Hugging Face directory to take the small files from, instead of those in the checkpoint;
-        `base_checkpoint` is where the checkpoint that LoRA adapters were trained on lies, if it was moved."""
+        `base_checkpoint` is where the checkpoint that LoRA adapters were trained on lies, if it was moved.
+
+        Both checkpoints are held to the record of their files: sizes, and hashes if they are asked for.
+        """
+        integrity.check(path, hashes=check_hashes)
         model = read_model(path / "context")
         adapters = Adapters.of(path, model)
         if base_checkpoint and not adapters:
             raise InputError(f"{path} holds whole weights; --base-checkpoint is for checkpoints of LoRA adapters")
-        weights = DistCheckpoint((adapters.find_base(base_checkpoint) if adapters else path) / "weights")
+        whole = adapters.find_base(base_checkpoint) if adapters else path
+        if adapters:
+            integrity.check(whole, hashes=check_hashes)
+        weights = DistCheckpoint(whole / "weights")
         origin = HfDirectory.open(base) if base else _kept(path / "context", model, weights)
         derived = isinstance(origin, StockOrigin)
         where = str(path / "context" / "model.yaml" if derived else origin.path / "config.json")

@@ -12,6 +12,7 @@ from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 from torch.distributed.checkpoint.utils import _create_file_view
 
+from nemo_longpo.checkpoints.completeness import WEIGHT_FILES, require_files, require_sizes
 from nemo_longpo.conversion.families.family import Piece
 from nemo_longpo.errors import InputError
 
@@ -27,8 +28,7 @@ class DistCheckpoint:
 
     def __init__(self, directory: Path):
         self.directory = directory
-        if not (directory / ".metadata").is_file() or not (directory / "metadata.json").is_file():
-            raise InputError(f"{directory} is not a complete Megatron torch_dist checkpoint (no metadata in it)")
+        require_files(directory, WEIGHT_FILES)
         self._metadata = read_metadata(directory)
         self._check_file_sizes()
 
@@ -36,12 +36,7 @@ class DistCheckpoint:
         ends: dict[str, int] = {}
         for item in (self._metadata.storage_data or {}).values():
             ends[item.relative_path] = max(ends.get(item.relative_path, 0), item.offset + item.length)
-        for name, end in ends.items():
-            path = self.directory / name
-            if not path.is_file():
-                raise InputError(f"{path} is missing from the checkpoint; copy it again")
-            if path.stat().st_size < end:
-                raise InputError(f"{path} is truncated: {path.stat().st_size} bytes of at least {end}; copy it again")
+        require_sizes(self.directory, ends)
 
     def _tensor(self, key: str) -> TensorStorageMetadata:
         found = self._metadata.state_dict_metadata.get(key)

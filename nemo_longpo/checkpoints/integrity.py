@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -23,6 +24,7 @@ ALGORITHM = "sha256"
 """The quickest of the standard library where the processor has instructions for it, and `sha256sum` knows it too."""
 
 COPY_AGAIN = "copy the checkpoint again, or take another one"
+_ON_PURPOSE = f"{COPY_AGAIN} (if it was changed on purpose, remove {RECORD})"
 _VERSION = 1
 _BLOCK = 1 << 22
 _THREADS = min(4, os.cpu_count() or 1)
@@ -138,7 +140,7 @@ def check_sizes(checkpoint: Path, record: Mapping[str, RecordedFile]) -> None:
             raise InputError(f"{path} is missing; {COPY_AGAIN}")
         size = path.stat().st_size
         if size != recorded.size:
-            raise InputError(f"{path} has {size} bytes and was written with {recorded.size}; {COPY_AGAIN}")
+            raise InputError(f"{path} has {size} bytes and was written with {recorded.size}; {_ON_PURPOSE}")
 
 
 def find_changed(checkpoint: Path, files: Mapping[str, RecordedFile], progress: Progress = _ignore) -> str | None:
@@ -151,9 +153,36 @@ def find_changed(checkpoint: Path, files: Mapping[str, RecordedFile], progress: 
         if hashes[name] != recorded.sha256:
             return (
                 f"{checkpoint / name} is damaged: its {ALGORITHM} is {hashes[name][:12]}… and was written as "
-                f"{recorded.sha256[:12]}…; {COPY_AGAIN}"
+                f"{recorded.sha256[:12]}…; {_ON_PURPOSE}"
             )
     return None
+
+
+def check(checkpoint: Path, *, hashes: bool) -> None:
+    """Hold a checkpoint to its record, if it has one: sizes, and hashes if they are asked for.
+
+    Raises:
+        InputError: a file is missing, or not the one that was written.
+    """
+    record = read_record(checkpoint)
+    if record is None:
+        return
+    check_sizes(checkpoint, record)
+    if hashes:
+        with show_progress(f"hashes of {checkpoint.name}", record) as progress:
+            changed = find_changed(checkpoint, record, progress)
+        if changed:
+            raise InputError(changed)
+
+
+@contextmanager
+def show_progress(title: str, files: Mapping[str, RecordedFile]) -> Iterator[Progress]:
+    """A bar over the bytes of the files, for what takes longer than two seconds."""
+    from tqdm import tqdm
+
+    total = sum(recorded.size for recorded in files.values())
+    with tqdm(desc=title, total=total, unit="B", unit_scale=True, delay=2, leave=False) as bar:
+        yield bar.update
 
 
 def share_of(files: Mapping[str, RecordedFile], rank: int, ranks: int) -> dict[str, RecordedFile]:

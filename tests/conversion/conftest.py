@@ -6,6 +6,7 @@ import pytest
 from conversion_cases import CASES
 from tiny import save_tiny
 
+from nemo_longpo.checkpoints.integrity import RECORD
 from nemo_longpo.conversion.importer import import_checkpoint
 
 
@@ -18,6 +19,9 @@ def hf_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def nemo_checkpoints(hf_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same models imported without any option."""
+    """The same models imported without any option; without the record of their files, so that copies may be changed."""
     root = tmp_path_factory.mktemp("nemo")
-    return {case: import_checkpoint(path, root / case) for case, path in hf_models.items()}
+    checkpoints = {case: import_checkpoint(path, root / case) for case, path in hf_models.items()}
+    for checkpoint in checkpoints.values():
+        (checkpoint / RECORD).unlink()
+    return checkpoints

@@ -81,7 +81,21 @@ IMPORT_FAULTS: dict[str, Fault] = {
 
 EXPORT_FAULTS: dict[str, Fault] = {
     "no context": (lambda nemo: shutil.rmtree(nemo / "context"), "is not a NeMo 2 checkpoint"),
-    "no weights": (lambda nemo: shutil.rmtree(nemo / "weights"), "is not a complete Megatron torch_dist checkpoint"),
+    "no weights": (lambda nemo: shutil.rmtree(nemo / "weights"), "weights/.metadata is missing, so the checkpoint is"),
+    "no configuration": (lambda nemo: (nemo / "context" / "io.json").unlink(), "context/io.json is missing, so the"),
+    "no model": (lambda nemo: (nemo / "context" / "model.yaml").unlink(), "context/model.yaml is missing, so the ch"),
+    "no common state": (lambda nemo: (nemo / "weights" / "common.pt").unlink(), "weights/common.pt is missing, so"),
+    "no backend": (lambda nemo: (nemo / "weights" / "metadata.json").unlink(), "weights/metadata.json is missing, so"),
+    "empty configuration": (lambda nemo: truncate(nemo / "context" / "io.json", 0), "context/io.json is empty; copy"),
+    "empty model": (lambda nemo: truncate(nemo / "context" / "model.yaml", 0), "context/model.yaml is empty; copy"),
+    "empty metadata": (
+        lambda nemo: truncate(nemo / "weights" / ".metadata", 0),
+        "weights/.metadata is empty; ",
+    ),
+    "empty common state": (
+        lambda nemo: truncate(nemo / "weights" / "common.pt", 0),
+        "weights/common.pt is empty; ",
+    ),
     "no hf files": (lambda nemo: shutil.rmtree(nemo / "context" / "hf"), "pass --base"),
     "damaged metadata": (lambda nemo: truncate(nemo / "weights" / ".metadata", 0.5), ".metadata is damaged"),
     "truncated weights": (lambda nemo: truncate(nemo / "weights" / "__0_0.distcp", 0.5), "__0_0.distcp is truncated"),
