@@ -225,7 +225,7 @@ def test_a_checkpoint_without_readable_weights(nemo_checkpoints, tmp_path):
     report = inspect_model(damaged)
     assert report["weights"] is None
     assert report["sizes"]["layers"] == 2
-    assert "is not a complete Megatron torch_dist checkpoint" in report["advice"][0]
+    assert "weights/.metadata is missing, so the checkpoint is incomplete" in report["advice"][0]
 
 
 def test_what_is_no_model(nemo_checkpoints, tmp_path, capsys):
