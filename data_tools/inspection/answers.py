@@ -60,20 +60,16 @@ def _tokens(ids: Ids, logps: np.ndarray, lead: Ids, differ: list[bool], text: To
     """One `<i>` per token, or per tokens that make one character."""
     every = [*lead, *ids]
     parts: list[Html] = []
-    for start, end in shown(len(ids), SHOWN_START, SHOWN_END):
-        if start:
-            left_out = slice(SHOWN_START, start)
-            note = f"… {number(start - SHOWN_START)} tokens, Σ log p {signed(logp_sum(logps[left_out]))}, not shown …"
+    shown = text.elided(every, len(lead), len(every), SHOWN_START, SHOWN_END)
+    for place, (start, end) in enumerate(shown):
+        if place:
+            left_out = logps[shown[0][1] - len(lead) : start - len(lead)]
+            note = f"… {number(len(left_out))} tokens, Σ log p {signed(logp_sum(left_out))}, not shown …"
             parts.append(element("span", note, class_="elided", dir="ltr"))
-        for group in text.groups(every, len(lead) + start, len(lead) + end):
+        for group in text.groups(every, start, end):
             at = slice(group.start - len(lead), group.end - len(lead))
             parts.append(_token(group, ids[at], logps[at], any(differ[at])))
     return parts
-
-
-def shown(length: int, start: int, end: int) -> list[tuple[int, int]]:
-    """The ranges to show of `length` tokens: all of them, or `start` at the beginning and `end` at the end."""
-    return [(0, length)] if length <= start + end else [(0, start), (length - end, length)]
 
 
 def _token(group: Group, ids: Ids, logps: np.ndarray, differs: bool) -> Html:

@@ -1,7 +1,7 @@
 """One HTML file that shows what shards hold: numbers, plots, and documents to read. It asks the network for nothing.
 
-Its size is bounded: at most `samples` documents of 8 turns, of each answer 512 tokens and of each context 320, at about
-75 bytes a token: less than 1 MB a document, whatever the size of the shards.
+Its size is bounded: at most `samples` documents of 8 turns, of each answer 512 tokens at about 75 bytes, of each chunk
+2048 and of each context 320 at about 8 bytes: less than 1 MB a document, whatever the size of the shards.
 """
 
 import base64
@@ -116,7 +116,7 @@ def _table(summary: dict[str, Any]) -> Html:
         element(
             "tr",
             element("th", words(name), scope="row"),
-            *(element("td", signed(spread[column])) for column in SPREAD),
+            *(element("td", signed(spread[column]), data_column=column) for column in SPREAD),
         )
         for name, spread in summary["distributions"].items()
     ]

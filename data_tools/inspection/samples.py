@@ -5,7 +5,7 @@ import numpy as np
 from nemo_longpo.shards.schema import PairRecord
 from nemo_longpo.shards.validation import spans_to_mask
 
-from .answers import answer_pair, shown
+from .answers import answer_pair
 from .markup import Html, element
 from .measures import answer_ids, logp_sum
 from .numbers import number, signed
@@ -14,6 +14,7 @@ from .tokens import TokenText
 
 MOST_TURNS = 8  # of a document
 CONTEXT_END = 160  # tokens at either end of a context or an instruction
+CHUNK_END = 1024  # tokens at either end of a chunk
 _LONGEST_ID = 120  # characters
 
 
@@ -43,11 +44,11 @@ def name_of(record: PairRecord) -> Html:
 
 
 def sample(anchor: str, standing: str, record: PairRecord, margin: float, text: TokenText) -> Html:
-    """One document: its context, then turn by turn the instruction and both answers."""
+    """One document: its context, then turn by turn the chunk to unfold, the instruction and both answers."""
     trunk = len(record.trunk_ids)
     ignored = spans_to_mask(record.nll_ignore_spans, trunk + len(record.chosen_ids))
     facts = f"margin {signed(margin)} · turns {record.turns} · context {number(trunk)} tokens"
-    turns = [_turn(record, turn, ignored[trunk:], text) for turn in range(min(record.turns, MOST_TURNS))]
+    turns = [_turn(record, turn, ignored, text) for turn in range(min(record.turns, MOST_TURNS))]
     if record.turns > MOST_TURNS:
         turns.append(_left_out(record.turns - MOST_TURNS, "more turns"))
     return element(
@@ -55,7 +56,7 @@ def sample(anchor: str, standing: str, record: PairRecord, margin: float, text: 
         element("h3", name_of(record), element("span", standing, class_="standing")),
         element("p", facts, class_="facts"),
         element("h4", "Context, the first instruction at its end"),
-        _passage(record.trunk_ids.tolist(), 0, trunk, ignored, text),
+        _passage(record.trunk_ids.tolist(), 0, trunk, ignored, CONTEXT_END, text),
         *turns,
         id=anchor,
         class_="sample",
@@ -70,9 +71,12 @@ def _turn(record: PairRecord, turn: int, ignored: np.ndarray, text: TokenText) -
     margin = logp_sum(logps[0]) - logp_sum(logps[1])
     facts = f"margin {signed(margin)} · similarity {number(similarity(chosen, rejected))}"
     children = [element("h4", f"Turn {turn + 1} ", element("span", facts, class_="facts"))]
+    if record.chunk_spans is not None:
+        children.append(_chunk(record.trunk_ids, record.chunk_spans[turn], ignored, text))
     if turn > 0:
         before, start = int(record.chosen_spans[turn - 1, 1]), int(record.chosen_spans[turn, 0])
-        children.append(_passage(record.chosen_ids.tolist(), before, start, ignored, text))
+        in_branch = ignored[len(record.trunk_ids) :]
+        children.append(_passage(record.chosen_ids.tolist(), before, start, in_branch, CONTEXT_END, text))
     leads = (
         _before(record, record.chosen_ids, record.chosen_spans[turn]),
         _before(record, record.rejected_ids, record.rejected_spans[turn]),
@@ -80,18 +84,33 @@ def _turn(record: PairRecord, turn: int, ignored: np.ndarray, text: TokenText) -
     return element("div", *children, answer_pair((chosen, rejected), logps, leads, text), class_="turn")
 
 
+def _chunk(trunk: np.ndarray, span: np.ndarray, ignored: np.ndarray, text: TokenText) -> Html:
+    """What the model had read when it wrote the chosen answer, to unfold."""
+    start, end = span.tolist()
+    if start == end:
+        return element(
+            "p", "The chosen answer was made from a chunk that is no stretch of the context.", class_="facts"
+        )
+    facts = f"{number(end - start)} tokens, from token {number(start + 1)} of the context"
+    heading = element("summary", "Chunk behind the chosen answer ", element("span", facts, class_="facts"))
+    passage = _passage(trunk.tolist(), start, end, ignored, CHUNK_END, text)
+    return element("details", heading, passage, class_="chunk")
+
+
 def _before(record: PairRecord, branch: np.ndarray, span: np.ndarray) -> list[int]:
     """The tokens in front of an answer."""
     return np.concatenate([record.trunk_ids[-CONTEXT_END:], branch[: span[0]]]).tolist()
 
 
-def _passage(ids: list[int], start: int, end: int, ignored: np.ndarray, text: TokenText) -> Html:
-    """ids[start:end] to read, elided in the middle; what the NLL leaves out (template text) is of class "template"."""
+def _passage(ids: list[int], start: int, end: int, ignored: np.ndarray, most: int, text: TokenText) -> Html:
+    """ids[start:end] to read, with `most` tokens at either end; what the NLL leaves out (template text) is of class
+    "template"."""
     parts: list[Html] = []
-    for first, last in shown(end - start, CONTEXT_END, CONTEXT_END):
-        if first:
-            parts.append(_left_out(first - CONTEXT_END, "tokens"))
-        parts += _runs(ids, start + first, start + last, ignored, text)
+    shown = text.elided(ids, start, end, most, most)
+    for place, (first, last) in enumerate(shown):
+        if place:
+            parts.append(_left_out(first - shown[0][1], "tokens"))
+        parts += _runs(ids, first, last, ignored, text)
     return element("div", *parts, class_="passage", dir="auto")
 
 

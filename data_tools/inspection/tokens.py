@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
+import regex
+
 _LEAD = 8  # tokens to look at in front of the first one
 _LONGEST_GROUP = 8
+_AROUND = 24  # tokens to look at on both sides of a cut
 _BROKEN = "\ufffd"  # how a part of a character decodes
 
 
@@ -43,6 +46,23 @@ class TokenText:
             Group(first, last, self._text_behind(ids[lead:first], ids[first:last]), ids[last - 1] in self._special)
             for lead, (first, last) in zip(leads, spans, strict=False)
         ]
+
+    def elided(self, ids: Sequence[int], start: int, end: int, head: int, tail: int) -> list[tuple[int, int]]:
+        """The ranges to show of ids[start:end]: all of it, or about `head` tokens at the beginning and `tail` at the
+        end, cut between two characters as readers see them."""
+        first, last = self._border(ids, start + head, end), self._border(ids, end - tail, end)
+        return [(start, end)] if end - start <= head + tail or first >= last else [(start, first), (last, end)]
+
+    def _border(self, ids: Sequence[int], at: int, end: int) -> int:
+        """The first place from `at` on that is no middle of a grapheme cluster."""
+        groups = self.groups(ids, max(at - _AROUND, 0), min(at + _AROUND, end))
+        borders = {cluster.start() for cluster in regex.finditer(r"\X", "".join(group.text for group in groups))}
+        length = 0
+        for group in groups:
+            if group.start >= at and length in borders:
+                return group.start
+            length += len(group.text)
+        return at
 
     def _whole_characters(self, ids: Sequence[int], start: int, end: int) -> list[tuple[int, int]]:
         """The shortest spans that decode without a broken character; pieces of one that is never finished stand

@@ -16,13 +16,14 @@ GENERATION = {"respond": {"temperature": 0.0, "prompts": {"ask": "{document}\n<b
 
 @dataclass(frozen=True)
 class Turn:
-    """`chosen_logp` and `rejected_logp` are means per token, end of turn included."""
+    """`chosen_logp` and `rejected_logp` are means per token with the end of turn; `chunk` is in the document."""
 
     instruction: str
     chosen: str
     rejected: str
     chosen_logp: float
     rejected_logp: float
+    chunk: str | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,10 @@ def _record(chat: ChatFormat, told: Told) -> PairRecord:
     users = [f"{told.document}\n\n{turns[0].instruction}", *(turn.instruction for turn in turns[1:])]
     chosen = [chat.response_ids(turn.chosen) for turn in turns]
     rejected = [chat.response_ids(turn.rejected) for turn in turns]
-    long = chat.long_pair(users, chosen, rejected)
+    known = [turn.chunk for turn in turns if turn.chunk is not None]
+    places = [(told.document.find(chunk), told.document.find(chunk) + len(chunk)) for chunk in known]
+    places = [(start, end) if start >= 0 else (0, 0) for start, end in places]
+    long = chat.long_pair(users, chosen, rejected, places if len(known) == len(turns) else None)
     return PairRecord(
         doc_id=told.doc_id,
         trunk_ids=as_ids(long.trunk_ids),
@@ -63,6 +67,7 @@ def _record(chat: ChatFormat, told: Told) -> PairRecord:
         ref_chosen_logps=_logps(chat, chosen, [turn.chosen_logp for turn in turns]),
         ref_rejected_logps=_logps(chat, rejected, [turn.rejected_logp for turn in turns]),
         ref_context="short",
+        chunk_spans=None if long.chunk_spans is None else as_spans(long.chunk_spans),
     )
 
 

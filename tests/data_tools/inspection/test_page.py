@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import re
+import shutil
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from html.parser import HTMLParser
@@ -17,7 +18,7 @@ from told_shards import Told, Turn
 from nemo_longpo.data_tools.inspection import plots
 from nemo_longpo.data_tools.inspection.numbers import signed
 from nemo_longpo.data_tools.inspection.run import inspect_shards
-from nemo_longpo.data_tools.inspection.samples import CONTEXT_END, MOST_TURNS, pick
+from nemo_longpo.data_tools.inspection.samples import CHUNK_END, CONTEXT_END, MOST_TURNS, pick
 from nemo_longpo.shards.reader import ShardReader
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -207,6 +208,62 @@ def test_long_answers_contexts_and_conversations_are_elided(write, read):
     (note,) = tree.all("div", "passage")[0].all("span", "elided")
     assert note.text == f"… {len(record.trunk_ids) - 2 * CONTEXT_END:,} tokens not shown …"
     assert tree.all("section", "sample")[0].children[-1].text == "… 2 more turns not shown …"
+
+
+def test_a_turn_unfolds_the_chunk_of_its_chosen_answer(write, read):
+    document = " ".join(f"The river crosses village {number}." for number in range(60))
+    chunks = [document[35:300].strip(), "This is no part of it.", document[700:1500].strip()]
+    turns = [Turn("Who?", "the boat", "a boat", -1.0, -2.0, chunk) for chunk in chunks]
+    shards = write(Told("chunks", document, turns), Told("none", document, [Turn("Who?", "x", "y", -1.0, -2.0)]))
+    tree, _ = read(shards)
+    with_chunks, without = sorted(tree.all("section", "sample"), key=lambda section: len(section.all("div", "turn")))[
+        ::-1
+    ]
+    assert without.all("details", "chunk") == []
+    first, second, third = with_chunks.all("div", "turn")
+    for turn, chunk, (start, end) in zip(
+        (first, third), chunks[::2], ShardReader(shards)[0].chunk_spans[::2], strict=True
+    ):
+        (unfolded,) = turn.all("details", "chunk")
+        assert "open" not in unfolded.attributes
+        assert f"{end - start} tokens, from token {start + 1} of the context" in unfolded.all("summary")[0].text
+        text = unfolded.all("div", "passage")[0].text
+        assert chunk in text
+        assert len(text) < len(chunk) + 20
+    assert second.all("details", "chunk") == []
+    assert "no stretch of the context" in second.text
+
+
+def test_a_long_chunk_is_elided(write, read):
+    document = "A small boat. " * 900
+    shards = write(Told("long", document, [Turn("Who?", "x", "y", -0.5, -1.0, document.strip())]))
+    (chunk,) = read(shards)[0].all("details", "chunk")
+    ((start, end),) = ShardReader(shards)[0].chunk_spans
+    assert chunk.all("span", "elided")[0].text == f"… {end - start - 2 * CHUNK_END:,} tokens not shown …"
+
+
+def test_elision_cuts_no_character(write, read):
+    """Wherever the cuts fall in characters of several tokens, and in signs of several characters."""
+    for lead in range(12):
+        document = "x" * lead + "灯塔👍🏽é" * 150
+        shards = write(Told("cut", document, [Turn("Who?", document, "y", -0.5, -1.0, document)]))
+        tree, _ = read(shards)
+        passages = [*tree.all("div", "passage"), *tree.all("div", "answer")]
+        assert len([note for passage in passages for note in passage.all("span", "elided")]) >= 2
+        assert "\ufffd" not in tree.text
+        for passage in tree.all("div", "passage")[:1] + tree.all("div", "chosen"):
+            pieces = re.split("…[^…]+…", passage.text)
+            assert all(
+                re.fullmatch(r"[^灯塔👍🏽é\u0301]*(灯|塔|👍🏽|é)*[^灯塔👍🏽é\u0301]*", piece) for piece in pieces
+            )
+        shutil.rmtree(shards)
+
+
+def test_numbers_carry_their_column_s_name_for_narrow_screens(write, read):
+    tree, _ = read(write(tell(0, simple(1))))
+    columns = [head.text for head in tree.all("thead")[0].all("th")[1:]]
+    for row in tree.all("tbody")[0].all("tr"):
+        assert [cell.attributes["data-column"] for cell in row.all("td")] == columns
 
 
 def test_samples_go_from_the_lowest_margin_to_the_highest(write, read):
