@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,7 @@ def finetune(
     checkpoints: bool = False,
     kill_after: int | None = None,
     recipe_name: str = "tiny_longpo",
+    callbacks: Sequence[pl.Callback] = (),
 ) -> list[int]:
     """Run a recipe in this process group, with `overrides` as `nemo llm finetune` would apply them.
 
@@ -119,6 +121,7 @@ def finetune(
         run.keywords["trainer"].callbacks.append(SaveLogprobs(logprobs))
     if kill_after is not None:
         run.keywords["trainer"].callbacks.append(KillAfter(kill_after))
+    run.keywords["trainer"].callbacks.extend(callbacks)
     try:
         run()
     finally:

@@ -23,6 +23,8 @@ from nemo_longpo.shards.schema import PairRecord
 from .shape import model_shape
 from .topology import current_topology
 
+ORDER_SETTINGS = ("global_batch_size", "length_window", "seed")  # what the order of the records depends on
+
 
 class OrderedRecords(Dataset):
     """The records of all readers, over and over again, as a `RecordOrder` arranges them."""
@@ -113,10 +115,16 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
         return Demands(model.config.vocab_size, self.seq_length, model.objective.loss_type)
 
     def train_dataloader(self) -> DataLoader:
-        samples = self.trainer.max_steps * self.global_batch_size
+        """Lightning asks for it once, when a resumed run knows its step again."""
+        self.init_global_step = self.data_sampler.init_global_step = self.trainer.global_step
+        steps = max(self.trainer.max_steps - self.trainer.global_step, 1)  # NeMo refuses an empty sampler
         return WrappedDataLoader(
             mode="train",
-            dataset=OrderedRecords(self.readers, self._order(), samples),
+            dataset=OrderedRecords(
+                self.readers,
+                self._order(),
+                samples=self.data_sampler.init_consumed_samples + steps * self.global_batch_size,
+            ),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             collate_fn=_only_item,
@@ -135,9 +143,24 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
 
     def state_dict(self) -> dict[str, Any]:
         steps = self.trainer.global_step - self.init_global_step
-        return {"consumed_samples": self.data_sampler.compute_consumed_samples(steps)}
+        return {
+            "consumed_samples": self.data_sampler.compute_consumed_samples(steps),
+            "order": {name: getattr(self, name) for name in ORDER_SETTINGS},
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on behind the documents that were trained.
+
+        Raises:
+            InputError: the settings put the documents in another order; some would be repeated and others left out.
+        """
+        for name, value in state_dict.get("order", {}).items():
+            if getattr(self, name) != value:
+                raise InputError(
+                    f"The checkpoint was trained with data.{name}={value}, and data.{name}={getattr(self, name)} now "
+                    "would repeat some documents and leave out others; set it back, or begin another run "
+                    "(log.log_dir) with this checkpoint as resume.restore_config.path."
+                )
         consumed = state_dict["consumed_samples"]
         self.data_sampler.init_consumed_samples = consumed
         self.data_sampler.prev_consumed_samples = consumed

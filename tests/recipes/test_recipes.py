@@ -132,18 +132,38 @@ def test_lora_is_nemos_own():
     assert (queries.dim, queries.alpha, queries.target_modules) == (8, 16, ["linear_qkv"])
 
 
-def test_warmup_is_a_share_of_the_run():
-    """Ten steps of warm-up in a hundred, whatever `trainer.max_steps` was when the recipe was written."""
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+def _schedule(max_steps: int, lr: float = 1.0):
+    """An optimizer and its scheduler, before the first step."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
     schedule = WarmupCosine(warmup_ratio=0.1)
-    schedule.max_steps = 100  # as NeMo's strategy does
-    scheduler = schedule.scheduler(None, optimizer)["lr_scheduler"]["scheduler"]
+    schedule.max_steps = max_steps  # as NeMo's strategy does
+    return optimizer, schedule.scheduler(None, optimizer)["lr_scheduler"]["scheduler"]
+
+
+def _rates(optimizer, scheduler, steps: int) -> list[float]:
     rates = []
-    for _ in range(101):
+    for _ in range(steps):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
+    return rates
+
+
+def test_warmup_is_a_share_of_the_run():
+    """Ten steps of warm-up in a hundred, whatever `trainer.max_steps` was when the recipe was written."""
+    rates = _rates(*_schedule(100), steps=101)
     assert rates[:10] == pytest.approx([step / 11 for step in range(1, 11)])
     assert rates[10] == 1.0
     assert rates[55] == pytest.approx(0.5)
     assert rates[100] == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("max_steps", [100, 200])
+def test_learning_rate_of_a_resumed_run_is_that_of_its_settings(max_steps):
+    """Bit for bit the old curve where nothing changed; the new one where the run is given more steps."""
+    old_optimizer, old = _schedule(100)
+    _rates(old_optimizer, old, steps=99)
+    optimizer, scheduler = _schedule(max_steps)
+    optimizer.load_state_dict(old_optimizer.state_dict())
+    scheduler.load_state_dict(old.state_dict())
+    assert _rates(optimizer, scheduler, steps=2) == _rates(*_schedule(max_steps), steps=101)[99:]
