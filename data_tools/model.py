@@ -4,8 +4,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nemo_longpo.errors import InputError
-from nemo_longpo.json_input import read_json_object
+from nemo_longpo.errors import InputError, one_line
+from nemo_longpo.model_directory.json_files import read_model_json
+from nemo_longpo.model_directory.tokenizer_files import check_tokenizer_files, installed_transformers
 from nemo_longpo.shards.fingerprint import (
     chat_template_hash,
     model_fingerprint,
@@ -16,26 +17,36 @@ from nemo_longpo.shards.fingerprint import (
 from .chat.format import ChatFormat
 from .settings import EngineSettings
 
+_UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ImportError)
+"""What transformers raises over files that it cannot make sense of (found by changing them at random)."""
+
 
 def load_chat(directory: str | Path) -> ChatFormat:
     """The chat format of a model directory. Raises InputError if it holds no fast tokenizer with a chat template."""
     from transformers import AutoTokenizer
 
     config = read_model_config(directory)
+    check_tokenizer_files(Path(directory), installed_transformers())
+    ends = _end_ids(Path(directory), config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{directory} holds no tokenizer that can be loaded ({error}); add its files") from error
-    if not tokenizer.is_fast:
-        raise InputError(f"{directory} has only a slow tokenizer; save its fast form (tokenizer.json) there")
-    return ChatFormat(tokenizer, _end_ids(Path(directory), config))
+        if not tokenizer.is_fast:
+            raise InputError(f"{directory} has only a slow tokenizer; save its fast form (tokenizer.json) there")
+        return ChatFormat(tokenizer, ends)
+    except InputError:
+        raise
+    except _UNREADABLE as error:
+        raise InputError(
+            f"{directory} holds no tokenizer that can be loaded ({one_line(error)}); download its files again, or "
+            "correct them"
+        ) from error
 
 
 def _end_ids(directory: Path, config: dict[str, Any]) -> list[int]:
     """Every token that config.json or generation_config.json declares as the end of an answer; there may be several.
     One that the model has no row for cannot be generated, and is left out."""
     path = directory / "generation_config.json"
-    generation = read_json_object(path, "download the model again") if path.is_file() else {}
+    generation = read_model_json(path) if path.is_file() else {}
     ends: list[int] = []
     for name, content in (("config.json", config), (path.name, generation)):
         declared = content.get("eos_token_id")

@@ -1,6 +1,7 @@
 """The one exception that means "the input is at fault, not the program", and what a full disk says with it."""
 
 import errno
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,13 @@ class InputError(ValueError):
     The message reads like advice, in one sentence or two: what is wrong, where (file, line, field), what to do.
     Command lines print it without a stack trace and exit with status 2.
     """
+
+
+def one_line(error: BaseException) -> str:
+    """A library's message without line breaks; of an error that was not made for people, its kind in front."""
+    message = " ".join(str(error).split())
+    for_people = isinstance(error, OSError | ValueError | EOFError | zlib.error)
+    return message if message and for_people else f"{type(error).__name__}: {message}"
 
 
 _NO_ROOM = {

@@ -12,9 +12,10 @@ from typing import Any
 from nemo_longpo.attention.rope_config import nemo_scaling_settings
 from nemo_longpo.conversion.families.family import Family
 from nemo_longpo.conversion.families.known import FAMILIES
-from nemo_longpo.conversion.huggingface.directory import TOKENIZERS, HfDirectory
+from nemo_longpo.conversion.huggingface.directory import HfDirectory
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.json_files import read_model_json
+from nemo_longpo.model_directory.tokenizer_files import TOKENIZERS
 
 from .names import KEY_PREFIX
 from .reader import DistCheckpoint

@@ -56,9 +56,13 @@ def active_window(config: Mapping[str, Any], family: Family) -> int | None:
         return None
     if "use_sliding_window" not in family.defaults:
         return window
+    if not known["use_sliding_window"]:
+        return None
     types = known.get("layer_types")
-    slides = known["max_window_layers"] < known["num_hidden_layers"] if types is None else "sliding_attention" in types
-    return window if slides and known["use_sliding_window"] else None
+    if types is not None:
+        return window if "sliding_attention" in types else None
+    # With null, transformers builds no layers at all; read as 0, an import asks what to do about the window.
+    return window if (known["max_window_layers"] or 0) < known["num_hidden_layers"] else None
 
 
 def without_window(config: Mapping[str, Any], family: Family) -> dict[str, Any]:

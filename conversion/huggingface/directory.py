@@ -1,7 +1,6 @@
 """A Hugging Face model directory: its configuration, and the small files that travel with its weights."""
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.model_directory.config_fields import check_fields
 from nemo_longpo.model_directory.downloads import check_download
 from nemo_longpo.model_directory.json_files import read_model_json
-
-from .config_fields import check_fields
+from nemo_longpo.model_directory.tokenizer_files import check_tokenizer_files
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 NAMED_TEMPLATES = "additional_chat_templates"
 LARGEST_COMPANION = 100_000_000
 """Bytes. What lies beside the weights is copied into every checkpoint of a training run; the largest tokenizers have
@@ -103,23 +101,4 @@ class HfDirectory:
 
     def require_tokenizer(self) -> None:
         """There is a tokenizer that NeMo can load, and loading it runs no code of the directory."""
-        if not any(os.path.lexists(self.path / name) for name in TOKENIZERS):
-            raise InputError(f"{self.path} has no tokenizer (none of {', '.join(TOKENIZERS)})")
-        settings = self.path / "tokenizer_config.json"
-        if os.path.lexists(settings):
-            _check_tokenizer_settings(settings)
-
-
-def _check_tokenizer_settings(path: Path) -> None:
-    settings = read_model_json(path)
-    if settings.get("auto_map"):
-        raise InputError(
-            f"{path}: auto_map names code that comes with the model, which is never run; remove the field if the "
-            "tokenizer needs none"
-        )
-    if settings.get("tokenizer_class") == "TokenizersBackend" or isinstance(settings.get("extra_special_tokens"), list):
-        raise InputError(
-            f"{path} is of transformers 5, which NeMo's transformers 4 cannot load; set tokenizer_class to "
-            "PreTrainedTokenizerFast in it and rename extra_special_tokens to additional_special_tokens, which leaves "
-            "all tokens as they are"
-        )
+        check_tokenizer_files(self.path, transformers=4)

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nemo_longpo.conversion.huggingface.directory import TOKENIZERS
 from nemo_longpo.model_directory.json_files import read_model_json
+from nemo_longpo.model_directory.tokenizer_files import TOKENIZERS
 
 from .advice import Advice
 

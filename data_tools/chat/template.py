@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nemo_longpo.errors import InputError
+from nemo_longpo.errors import InputError, one_line
+from nemo_longpo.shards.fingerprint import chat_template
 
 from .encoding import Place, Span, TextEncoder
 
 _PADDING = "\t\n\t"
+_RENDERING_ERRORS = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError, MemoryError)
+"""What the expressions of a template may raise beside Jinja's own errors."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,7 @@ class ChatTemplate:
     """
 
     def __init__(self, tokenizer: Any):
-        if not tokenizer.chat_template:
-            raise InputError(
-                f"the tokenizer of {tokenizer.name_or_path} has no chat template: use an instruct model, or put a "
-                "'chat_template' into its tokenizer_config.json"
-            )
+        self._text = chat_template(tokenizer)
         self.tokenizer = tokenizer
         self._encoder = TextEncoder(tokenizer)
         self._layouts: dict[int, Layout] = {}
@@ -119,12 +118,11 @@ class ChatTemplate:
 
         try:
             return self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt
+                messages, chat_template=self._text, tokenize=False, add_generation_prompt=add_generation_prompt
             )
-        except TemplateError as error:
+        except (TemplateError, *_RENDERING_ERRORS) as error:
             raise InputError(
-                f"the chat template of {self.tokenizer.name_or_path} refuses alternating user and assistant turns "
-                f"({error}); use a model whose template takes them"
+                f"the chat template of {self.tokenizer.name_or_path} {_what_failed(error, self._text)}"
             ) from error
 
     def _check_turn_ends(self, layout: Layout) -> None:
@@ -145,6 +143,18 @@ class ChatTemplate:
                 f"the chat template of {self.tokenizer.name_or_path} prompts for an answer with {prompt!r} but writes "
                 f"answers after {pieces[1]!r}; use a template where the two are the same"
             )
+
+
+def _what_failed(error: Exception, template: str) -> str:
+    """A template that raises an error by name has said what it does not take; any other error is a fault in it."""
+    from jinja2 import TemplateError, TemplateSyntaxError
+
+    if isinstance(error, TemplateSyntaxError):
+        line = template.splitlines()[error.lineno - 1].strip() if error.lineno <= len(template.splitlines()) else ""
+        return f"has a syntax error in line {error.lineno}, {line[:80]!r} ({error.message}); correct it there"
+    if type(error) is TemplateError:
+        return f"refuses alternating user and assistant turns ({error}); use a model whose template takes them"
+    return f"fails on alternating user and assistant turns ({one_line(error)}); correct the template"
 
 
 def _split(rendered: str, markers: list[str], model: str) -> list[str]:

@@ -59,11 +59,6 @@ def check_columns(columns: list[str], where: str, fields: Fields) -> list[str]:
     return [name for name in dict.fromkeys((fields.id, fields.text)) if name in columns]
 
 
-def one_line(error: Exception) -> str:
-    """A library's message without line breaks."""
-    return " ".join(str(error).split())
-
-
 def _check_characters(text: str, field: str, where: str) -> None:
     """JSON can spell half of a surrogate pair, which no file and no tokenizer takes."""
     try:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_longpo.errors import InputError
+from nemo_longpo.errors import InputError, one_line
 
 from ..runner.rows import Row
-from .documents import START, Fields, Mark, check_columns, make_row, one_line
+from .documents import START, Fields, Mark, check_columns, make_row
 
 PREFIX = "hf:"
 

@@ -6,11 +6,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from nemo_longpo.errors import InputError
+from nemo_longpo.errors import InputError, one_line
 
 from ..jsonl import DECOMPRESSION_ERRORS, open_lines, parse_line
 from ..runner.rows import Row
-from .documents import START, Fields, Mark, check_columns, make_row, one_line
+from .documents import START, Fields, Mark, check_columns, make_row
 
 JSON_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 PARQUET_SUFFIXES = (".parquet",)

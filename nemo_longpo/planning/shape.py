@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.model_directory.config_fields import check_fields
 from nemo_longpo.model_directory.json_files import read_model_json
 
 
@@ -103,6 +104,7 @@ def load_shape(name_or_path: str) -> ModelShape:
             "config.json nor a NeMo checkpoint with context/model.yaml."
         )
     config = read_model_json(file)
+    check_fields(config, str(file))
     bias = bool(config.get("attention_bias", config.get("model_type") == "qwen2"))
     return _shape(config, _HUGGING_FACE, "num_key_value_heads", "head_dim", "tie_word_embeddings", bias, str(file))
 

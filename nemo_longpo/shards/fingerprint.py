@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.model_directory.config_fields import check_fields
 from nemo_longpo.model_directory.json_files import read_model_json
 
 from .manifest import ReferenceModel, sha256_file
@@ -41,12 +42,27 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 def chat_template_hash(tokenizer: Any) -> str:
     """sha256 of the chat template's text. Raises InputError if the tokenizer has none."""
-    if not tokenizer.chat_template:
+    return hashlib.sha256(chat_template(tokenizer).encode()).hexdigest()
+
+
+def chat_template(tokenizer: Any) -> str:
+    """The template that a tokenizer uses for plain conversations. Raises InputError if there is none."""
+    found, where = tokenizer.chat_template, f"the tokenizer of {tokenizer.name_or_path}"
+    if not found:
         raise InputError(
-            f"the tokenizer of {tokenizer.name_or_path} has no chat template: use an instruct model, or put a "
-            "'chat_template' into its tokenizer_config.json"
+            f"{where} has no chat template: use an instruct model, or put a 'chat_template' into its "
+            "tokenizer_config.json"
         )
-    return hashlib.sha256(tokenizer.get_chat_template().encode()).hexdigest()
+    if isinstance(found, dict):
+        if "default" not in found:
+            raise InputError(
+                f"{where} has chat templates named {', '.join(map(str, found))}, but none named default; rename the "
+                "one for plain conversations in its tokenizer_config.json"
+            )
+        found = found["default"]
+    if not isinstance(found, str):
+        raise InputError(f"{where} has a chat template that is no text but a {type(found).__name__}; correct it")
+    return found
 
 
 def model_fingerprint(directory: str | Path, *, dtype: str | None = None) -> ReferenceModel:
@@ -77,11 +93,14 @@ def _hash_unless_known(path: Path, size: int, mtime_ns: int) -> str:
 
 
 def read_model_config(directory: str | Path) -> dict[str, Any]:
-    """`config.json` of a Hugging Face model directory. Raises InputError if there is none, or it is no JSON object."""
+    """`config.json` of a Hugging Face model directory. Raises InputError if there is none, or a field is not of its
+    kind."""
     path = Path(directory) / "config.json"
     if not path.is_file():
         raise InputError(f"{directory} is not a Hugging Face model directory: it holds no config.json")
-    return read_model_json(path)
+    config = read_model_json(path)
+    check_fields(config, str(path))
+    return config
 
 
 def _added_tokens(tokenizer: Any) -> list[Any]:

@@ -57,7 +57,10 @@ def test_nemo_checkpoint(tmp_path):
     [
         ("{", "config.json is not readable JSON"),
         ("[]", "should hold a JSON object, not a list"),
-        (json.dumps({**HUGGING_FACE, "hidden_size": "64"}), "config.json: hidden_size is '64', not a whole number"),
+        (
+            json.dumps({**HUGGING_FACE, "hidden_size": "64"}),
+            "config.json: hidden_size is '64'; it must be a whole number",
+        ),
         (json.dumps({**HUGGING_FACE, "vocab_size": True}), "vocab_size is True"),
         (json.dumps({**HUGGING_FACE, "num_key_value_heads": 3}), "4 attention heads do not divide over 3"),
     ],

@@ -137,6 +137,12 @@ ALL_FULL = {"layer_types": [FULL] * 3}
         (config("qwen2", sliding_window=16, use_sliding_window=False, max_window_layers=0), None, {}),
         (config("qwen2", sliding_window=16, use_sliding_window=True), None, {}),
         (config("qwen2", sliding_window=16, use_sliding_window=True, max_window_layers=3), None, {}),
+        (config("qwen2", sliding_window=16, use_sliding_window=False, max_window_layers=None), None, {}),
+        (
+            config("qwen2", sliding_window=16, use_sliding_window=True, max_window_layers=None),
+            16,
+            {"use_sliding_window": False},
+        ),
         (
             config("qwen2", sliding_window=16, use_sliding_window=True, max_window_layers=2),
             16,

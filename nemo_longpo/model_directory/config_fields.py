@@ -1,4 +1,4 @@
-"""What kind of value each field of a `config.json` must have, for the fields that conversion reads.
+"""What kind of value each field of a `config.json` or `tokenizer_config.json` must have, for the fields that are read.
 
 Checked when the file is read, so that everything after it works with values of known types. Fields may be absent; which
 ones a model needs, and which values of the right kind are supported, is decided elsewhere.
@@ -34,12 +34,18 @@ def _is_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
+def _is_token(value: Any) -> bool:
+    return isinstance(value.get("content") if isinstance(value, dict) else value, str)
+
+
 SIZE = Kind(f"a whole number from 1 to {LARGEST}", _is_size)
+COUNT = Kind(f"a whole number from 0 to {LARGEST}", lambda value: value == 0 or _is_size(value))
 NUMBER = Kind("a number from 0 to 1e300", _is_number)
 SWITCH = Kind("true or false", lambda value: isinstance(value, bool))
 NAME = Kind("a string", lambda value: isinstance(value, str))
 NAMES = Kind("a list of strings", _is_names)
 OBJECT = Kind("an object", lambda value: isinstance(value, dict))
+TOKEN = Kind("a string, or an object with a string as its content", _is_token)
 
 FIELDS = {
     "model_type": NAME,
@@ -61,6 +67,7 @@ NULLABLE_FIELDS = {
     "num_key_value_heads": SIZE,
     "head_dim": SIZE,
     "sliding_window": SIZE,
+    "max_window_layers": COUNT,
     "use_sliding_window": SWITCH,
     "layer_types": NAMES,
     "rope_scaling": OBJECT,
@@ -71,13 +78,36 @@ NULLABLE_FIELDS = {
 }
 
 
+TOKENIZER_FIELDS = {
+    "tokenizer_class": NAME,
+    "model_max_length": NUMBER,
+    "clean_up_tokenization_spaces": SWITCH,
+    "add_bos_token": SWITCH,
+    "add_eos_token": SWITCH,
+    "padding_side": NAME,
+    "truncation_side": NAME,
+    "model_input_names": NAMES,
+    "added_tokens_decoder": OBJECT,
+    **{f"{name}_token": TOKEN for name in ("bos", "eos", "unk", "pad", "sep", "cls", "mask")},
+}
+"""Of a `tokenizer_config.json`; null says no more than leaving the field out."""
+
+
 def check_fields(config: Mapping[str, Any], where: str) -> None:
     """Raises InputError with the file (`where`), the field and its value."""
-    for name, kind in (FIELDS | NULLABLE_FIELDS).items():
-        if name not in config or (config[name] is None and name in NULLABLE_FIELDS):
-            continue
-        if not kind.fits(config[name]):
-            shown = repr(config[name])
+    _check(config, FIELDS, where)
+    _check({name: value for name, value in config.items() if value is not None}, NULLABLE_FIELDS, where)
+
+
+def check_tokenizer_fields(settings: Mapping[str, Any], where: str) -> None:
+    """Raises InputError with the file (`where`), the field and its value."""
+    _check({name: value for name, value in settings.items() if value is not None}, TOKENIZER_FIELDS, where)
+
+
+def _check(values: Mapping[str, Any], fields: Mapping[str, Kind], where: str) -> None:
+    for name, kind in fields.items():
+        if name in values and not kind.fits(values[name]):
+            shown = repr(values[name])
             raise InputError(
                 f"{where}: {name} is {shown if len(shown) < 80 else shown[:77] + '...'}; it must be {kind.words}"
             )

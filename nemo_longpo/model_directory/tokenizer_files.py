@@ -1,0 +1,71 @@
+"""The tokenizer's files of a model directory, checked before a library loads them."""
+
+import os
+from importlib.metadata import version
+from pathlib import Path
+
+from nemo_longpo.errors import InputError, one_line
+
+from .config_fields import check_tokenizer_fields
+from .downloads import check_download
+from .json_files import read_model_json
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+SETTINGS = "tokenizer_config.json"
+_TEXTS = ("tokenizer.model", "merges.txt", "chat_template.jinja")
+_OBJECTS = (SETTINGS, "tokenizer.json", "vocab.json", "special_tokens_map.json", "added_tokens.json")
+
+
+def installed_transformers() -> int:
+    """The major version."""
+    return int(version("transformers").partition(".")[0])
+
+
+def check_tokenizer_files(directory: Path, transformers: int) -> None:
+    """There is a tokenizer, its files are what was to be downloaded, and loading it runs no code of the directory.
+
+    `transformers` is the major version of the library that will load it. Raises InputError naming the file.
+    """
+    if not any(os.path.lexists(directory / name) for name in TOKENIZERS):
+        raise InputError(f"{directory} has no tokenizer (none of {', '.join(TOKENIZERS)})")
+    for name in _TEXTS:
+        if os.path.lexists(directory / name):
+            check_download(directory / name)
+    for name in _OBJECTS:
+        if os.path.lexists(directory / name):
+            read_model_json(directory / name)
+    if os.path.lexists(directory / SETTINGS):
+        _check_settings(directory / SETTINGS, transformers)
+    if os.path.lexists(directory / "tokenizer.json"):
+        _check_loads(directory / "tokenizer.json")
+
+
+def _check_settings(path: Path, transformers: int) -> None:
+    settings = read_model_json(path)
+    check_tokenizer_fields(settings, str(path))
+    if settings.get("auto_map"):
+        raise InputError(
+            f"{path}: auto_map names code that comes with the model, which is never run; remove the field if the "
+            "tokenizer needs none"
+        )
+    of_5 = settings.get("tokenizer_class") == "TokenizersBackend" or isinstance(
+        settings.get("extra_special_tokens"), list
+    )
+    if of_5 and transformers < 5:
+        raise InputError(
+            f"{path} is of transformers 5, which transformers {transformers} (that of NeMo) cannot load; set "
+            "tokenizer_class to PreTrainedTokenizerFast in it and rename extra_special_tokens to "
+            "additional_special_tokens, which leaves all tokens as they are"
+        )
+
+
+def _check_loads(path: Path) -> None:
+    from tokenizers import Tokenizer
+
+    try:
+        Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more specific
+        raise InputError(
+            f"{path} cannot be read by tokenizers {version('tokenizers')} ({one_line(error)}); it is damaged, or was "
+            "saved by a newer version: download it again, or save it with this one"
+        ) from error
