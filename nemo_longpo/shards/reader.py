@@ -1,7 +1,7 @@
-"""Read shards: random access to memory-mapped records, after cheap checks; full checks on request."""
+"""Read shards: random access to memory-mapped records, each validated when it is first read."""
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from nemo_longpo.errors import InputError
 
+from .arrow_stream import check_columns, map_stream
 from .manifest import Counts, Manifest, ShardFile, length_bucket, load_manifest, sha256_file
 from .schema import ARROW_SCHEMAS, PairRecord, from_batch
 from .validation import validate_record
@@ -20,7 +21,9 @@ class ShardReader:
 
     Opening checks the manifest and every file's size. With `tokenizer_fingerprint` (of the tokenizer that the trainer
     uses) shards of another tokenizer are refused. Files are mapped on first use, so a reader is cheap to make and to
-    send to a worker process. Raises InputError naming the file, or both fingerprints.
+    send to a worker process. A record is validated when it is first read, and only then, so damage that went through
+    other hands ends in a sentence, never in the process; the hashes alone tell whether every byte is as it was written.
+    Raises InputError naming the file, record and document, or both fingerprints.
     """
 
     def __init__(self, directory: str | Path, *, tokenizer_fingerprint: str | None = None):
@@ -36,6 +39,7 @@ class ShardReader:
             self._check_size(file)
         self._ends = list(accumulate(file.records for file in self.manifest.files))
         self._batches: dict[int, list[pa.RecordBatch]] = {}
+        self._sound: set[tuple[int, int]] = set()
 
     def __reduce__(self) -> tuple:
         return _reopen, (self.directory, self._expected_tokenizer)
@@ -44,36 +48,46 @@ class ShardReader:
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, index: int) -> PairRecord:
-        return from_batch(self._batch(index))
+        number, position = self._locate(index)
+        batch = self._batch(number, position)
+        if (number, position) in self._sound:
+            return from_batch(batch)
+        check_columns(batch, batch.schema.names, self._where(number, position))
+        record = from_batch(batch)
+        self._validate(record, batch, self._where(number, position))
+        self._sound.add((number, position))
+        return record
 
     def __iter__(self) -> Iterator[PairRecord]:
         return (self[index] for index in range(len(self)))
 
     def lengths(self) -> np.ndarray:
         """int64 [records, 3]: tokens of (trunk, chosen, rejected) of every record, without reading the ids."""
-        rows = [self._batch(index).column("lengths")[0].as_py() for index in range(len(self))]
-        return np.array([[row["trunk"], row["chosen"], row["rejected"]] for row in rows], dtype=np.int64)
+        rows = []
+        for index in range(len(self)):
+            number, position = self._locate(index)
+            batch = self._batch(number, position)
+            check_columns(batch, ["lengths"], self._where(number, position))
+            rows.append(_stored_lengths(batch))
+        return np.array(rows, dtype=np.int64).reshape(-1, 3)
+
+    def describe(self, index: int) -> str:
+        """Where a record is, and which document it holds: "FILE, record N, document 'ID'"."""
+        number, position = self._locate(index)
+        batch, where = self._batch(number, position), self._where(number, position)
+        check_columns(batch, ["doc_id"], where)
+        return f"{where}, document {batch.column('doc_id')[0].as_py()!r}"
 
     def verify(self) -> None:
         """Recompute every checksum, validate every record, and compare the sums with the manifest's."""
-        for file in self.manifest.files:
-            found = sha256_file(self.directory / file.name)
-            if found != file.sha256:
-                raise InputError(
-                    f"{self.directory / file.name} has sha256 {found}, but the manifest says {file.sha256}; "
-                    "the file was changed after it was written: rebuild the shards"
-                )
+        self.check_hashes({file.name: sha256_file(self.directory / file.name) for file in self.manifest.files})
         counts = dict.fromkeys(vars(Counts()), 0)
         histogram: dict[str, int] = {}
         seen: set[str] = set()
         for index, record in enumerate(self):
-            validate_record(record, where=self._where(index), vocab_size=self.manifest.vocab_size)
             if record.doc_id in seen:
-                raise InputError(f"{self._where(index)}: doc_id {record.doc_id!r} occurs twice")
+                raise InputError(f"{self._where(*self._locate(index))}: doc_id {record.doc_id!r} occurs twice")
             seen.add(record.doc_id)
-            stored = self._batch(index).column("lengths")[0].as_py()
-            if tuple(stored.values()) != record.lengths:
-                raise InputError(f"{self._where(index)}: field 'lengths' is {stored}, but it holds {record.lengths}")
             trunk, chosen, rejected = record.lengths
             for name, value in zip(counts, (1, record.turns, trunk, chosen, rejected), strict=True):
                 counts[name] += value
@@ -81,6 +95,27 @@ class ShardReader:
             histogram[bucket] = histogram.get(bucket, 0) + 1
         if Counts(**counts) != self.manifest.counts or histogram != self.manifest.length_histogram:
             raise InputError(f"{self.directory}: the manifest's counts do not match the records; rebuild the shards")
+
+    def check_hashes(self, found: Mapping[str, str]) -> None:
+        """Hold the sha256 of files, by name, against the manifest's. Raises InputError naming the file."""
+        for file in self.manifest.files:
+            if found[file.name] != file.sha256:
+                raise InputError(
+                    f"{self.directory / file.name} has sha256 {found[file.name]}, but the manifest says {file.sha256}; "
+                    "the file was changed after it was written: copy it again or rebuild the shards"
+                )
+
+    def _validate(self, record: PairRecord, batch: pa.RecordBatch, where: str) -> None:
+        validate_record(record, where=where, vocab_size=self.manifest.vocab_size)
+        for field, stored, held in (
+            ("lengths", _stored_lengths(batch), record.lengths),
+            ("ref_context", record.ref_context, self.manifest.ref_context),
+        ):
+            if stored != held:
+                raise InputError(
+                    f"{where}, document {record.doc_id!r}: field {field!r} is {stored}, but the shards hold {held}; "
+                    "rebuild the shards with `longpo data pack`"
+                )
 
     def _check_size(self, file: ShardFile) -> None:
         path = self.directory / file.name
@@ -102,27 +137,20 @@ class ShardReader:
         number = bisect_right(self._ends, index)
         return number, index - (self._ends[number] - self.manifest.files[number].records)
 
-    def _where(self, index: int) -> str:
-        number, position = self._locate(index)
+    def _where(self, number: int, position: int) -> str:
         return f"{self.directory / self.manifest.files[number].name}, record {position}"
 
-    def _batch(self, index: int) -> pa.RecordBatch:
-        number, position = self._locate(index)
+    def _batch(self, number: int, position: int) -> pa.RecordBatch:
         if number not in self._batches:
-            self._batches[number] = self._map(self.manifest.files[number])
+            file = self.manifest.files[number]
+            schema = ARROW_SCHEMAS[self.manifest.schema_version]
+            self._batches[number] = map_stream(self.directory / file.name, schema, file.records)
         return self._batches[number][position]
 
-    def _map(self, file: ShardFile) -> list[pa.RecordBatch]:
-        path = self.directory / file.name
-        try:
-            with pa.ipc.open_stream(pa.memory_map(str(path))) as stream:
-                batches = list(stream)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{path} is not a readable Arrow stream ({error}); rebuild the shards") from error
-        expected = ARROW_SCHEMAS[self.manifest.schema_version]
-        if len(batches) != file.records or any(batch.schema != expected for batch in batches[:1]):
-            raise InputError(f"{path} does not hold the {file.records} records of the manifest; rebuild the shards")
-        return batches
+
+def _stored_lengths(batch: pa.RecordBatch) -> tuple[int, int, int]:
+    row = batch.column("lengths")[0].as_py()
+    return row["trunk"], row["chosen"], row["rejected"]
 
 
 def _reopen(directory: Path, tokenizer_fingerprint: str | None) -> ShardReader:

@@ -37,6 +37,7 @@ ARROW_SCHEMA = pa.schema(
         ("chunk_spans", _spans),
     ]
 )
+OPTIONAL_COLUMNS = ("chunk_spans",)
 # The files of every schema version that is read.
 ARROW_SCHEMAS = {1: pa.schema([field for field in ARROW_SCHEMA if field.name != "chunk_spans"]), 2: ARROW_SCHEMA}
 

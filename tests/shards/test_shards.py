@@ -80,7 +80,7 @@ def test_shards_of_version_1_have_no_chunks_and_are_read(shards, monkeypatch):
     write(shards, *(make_record(index) for index in range(5)))
     monkeypatch.undo()
     reader = ShardReader(shards)
-    assert (reader.manifest.schema_version, "chunk_spans" in reader._batch(0).schema.names) == (1, False)
+    assert (reader.manifest.schema_version, "chunk_spans" in reader._batch(0, 0).schema.names) == (1, False)
     reader.verify()
     assert_same(reader[3], make_record(3))
 
