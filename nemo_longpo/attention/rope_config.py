@@ -72,6 +72,18 @@ def scaling_settings(scaling: RopeScaling | None) -> dict[str, Any] | None:
     return {"rope_type": kind, **{name: value for name, value in asdict(scaling).items() if value is not None}}
 
 
+def usable_positions(length: int | None, scaling: RopeScaling | None) -> int | None:
+    """Positions that a model is made for, by its configuration's `length` (`max_position_embeddings`).
+
+    A linear or YaRN scaling may stand beside the length before it (as Qwen2.5 and vLLM have it) or after it, so the
+    larger reading counts. None if the configuration does not say.
+    """
+    if length is None or scaling is None or isinstance(scaling, Llama3Scaling):
+        return length
+    unscaled = scaling.original_max_position_embeddings if isinstance(scaling, YarnScaling) else length
+    return max(length, int(unscaled * scaling.factor))
+
+
 def _takes(kind: str, name: str) -> bool:
     return name in {field.name for field in fields(SCALINGS[kind])}
 

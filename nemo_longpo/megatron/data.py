@@ -1,6 +1,6 @@
 """Preference shards as a NeMo data module: one pair per micro-batch, an order that survives every restart."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Optional, Union
 
 import lightning.pytorch as pl
@@ -12,6 +12,7 @@ from nemo.lightning.data import WrappedDataLoader
 from nemo.lightning.pytorch.plugins import MegatronDataSampler
 from torch.utils.data import DataLoader, Dataset
 
+from nemo_longpo.attention.rope_config import parse_scaling, usable_positions
 from nemo_longpo.errors import InputError
 from nemo_longpo.parallel.sampling import RecordOrder
 from nemo_longpo.planning.flops import pair_flops
@@ -38,13 +39,26 @@ class OrderedRecords(Dataset):
     def __len__(self) -> int:
         return self.samples
 
-    def __getitem__(self, item: int) -> PairRecord:
+    def __getitem__(self, item: int) -> PairRecord | InputError:
+        """A record that is not valid is handed over as its error: of one that a data worker raises, PyTorch makes a
+        traceback, and `next_record` raises it where it is wanted."""
         number, index = self.records[self.order[int(item)]]
-        return self.readers[number][index]
+        try:
+            return self.readers[number][index]
+        except InputError as error:
+            return error
 
 
-def _only_item(items: list[PairRecord]) -> PairRecord:
+def _only_item(items: list[PairRecord | InputError]) -> PairRecord | InputError:
     (item,) = items
+    return item
+
+
+def next_record(dataloader_iter: Iterator) -> PairRecord:
+    """The next of `OrderedRecords`. Raises InputError if it is not valid, naming file and document."""
+    item, *_ = next(dataloader_iter)
+    if isinstance(item, InputError):
+        raise item
     return item
 
 
@@ -112,7 +126,9 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
 
     def _demands(self) -> Demands:
         model: Any = self.trainer.lightning_module
-        return Demands(model.config.vocab_size, self.seq_length, model.objective.loss_type)
+        config, scaling = model.config, parse_scaling(model.rope_scaling, "model.rope_scaling")
+        positions = usable_positions(config.seq_length, scaling)
+        return Demands(config.vocab_size, self.seq_length, positions, model.objective.loss_type)
 
     def train_dataloader(self) -> DataLoader:
         """Lightning asks for it once, when a resumed run knows its step again."""

@@ -19,6 +19,7 @@ from nemo_longpo.objective import Objective
 from nemo_longpo.parallel.layout import PairLayout, PairRows, lay_out_pair
 from nemo_longpo.planning.flops import training_flops
 
+from .data import next_record
 from .gpt import build_gpt
 from .loss import LongPOLossReduction
 from .shape import model_shape
@@ -95,9 +96,8 @@ class LongPOModel(llm.GPTModel):
 
     def data_step(self, dataloader_iter: Iterator) -> PairRows:
         """One pair, laid out for this rank."""
-        record, *_ = next(dataloader_iter)
         topology = current_topology()
-        rows = lay_out_pair(record, self.pair_layout, topology.cp_size, topology.tp_size)
+        rows = lay_out_pair(next_record(dataloader_iter), self.pair_layout, topology.cp_size, topology.tp_size)
         return rows.on_rank(topology.cp_size, topology.cp_rank).to_device(torch.cuda.current_device())
 
     def forward_step(self, batch: PairRows) -> Tensor:

@@ -12,10 +12,12 @@ from .reader import ShardReader
 
 @dataclass(frozen=True)
 class Demands:
-    """`vocabulary_rows` of the model's embedding; `seq_length`, the longest trunk + branch that the run is made for."""
+    """`vocabulary_rows` of the model's embedding; `seq_length`, the longest trunk + branch that the run is made for;
+    `positions`, those that the model's configuration gives it (None: it does not say)."""
 
     vocabulary_rows: int
     seq_length: int
+    positions: int | None
     loss_type: LossType
 
     def check(self, reader: ShardReader, lengths: np.ndarray) -> None:
@@ -50,8 +52,14 @@ class Demands:
         longest = int(tokens.argmax())
         if tokens[longest] > self.seq_length:
             raise InputError(
-                f"{reader.directory}, record {longest} has {tokens[longest]} tokens, more than "
+                f"{reader.describe(longest)} has {tokens[longest]} tokens, more than "
                 f"data.seq_length={self.seq_length}; raise it or pack shorter documents."
+            )
+        if self.positions is not None and tokens[longest] > self.positions:
+            raise InputError(
+                f"{reader.describe(longest)} has {tokens[longest]} tokens, and the model's configuration gives it "
+                f"{self.positions} positions; import it with `longpo convert import --max-length {tokens[longest]}` or "
+                "more (and a --rope-theta or --rope-scaling for them), or pack shorter documents."
             )
 
 

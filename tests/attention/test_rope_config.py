@@ -5,7 +5,7 @@ import math
 import pytest
 
 from nemo_longpo.attention.rope import LinearScaling, Llama3Scaling, YarnScaling
-from nemo_longpo.attention.rope_config import parse_scaling, scaling_of, scaling_settings
+from nemo_longpo.attention.rope_config import parse_scaling, scaling_of, scaling_settings, usable_positions
 from nemo_longpo.errors import InputError
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
@@ -75,3 +75,18 @@ def test_refuses(changes, message):
 def test_refuses_an_empty_ramp_of_llama3():
     with pytest.raises(InputError, match="high_freq_factor is 4; it must be a number above 4"):
         parse_scaling(LLAMA | {"low_freq_factor": 4}, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("length", "scaling", "positions"),
+    [
+        (None, None, None),
+        (4096, None, 4096),
+        (32768, YarnScaling(4.0, 32768), 131072),
+        (131072, YarnScaling(4.0, 32768), 131072),
+        (4096, LinearScaling(4.0), 16384),
+        (131072, Llama3Scaling(8, 8192, 1, 4), 131072),
+    ],
+)
+def test_positions_of_a_model(length, scaling, positions):
+    assert usable_positions(length, scaling) == positions

@@ -71,6 +71,18 @@ def test_loss_that_needs_another_reference(workers, workbench, tmp_path):
     assert str(workbench.shards) in message
 
 
+@pytest.mark.parametrize("data_workers", [0, 1])
+def test_record_that_cannot_be_trained(workers, workbench, tmp_path, monkeypatch, data_workers):
+    """The sentence names file and document, also where a data worker reads the record."""
+    monkeypatch.setattr("nemo_longpo.shards.writer.validate_record", lambda *args, **named: None)
+    record = workbench.records[0]
+    bad = dataclasses.replace(record, ref_chosen_logps=tuple(np.nan * turn for turn in record.ref_chosen_logps))
+    tokenizer = tiny.tiny_tokenizer(tiny.DEFAULT_STYLE["mistral"])
+    shards = pairs.write_shards(tmp_path / "shards", [bad], tokenizer, len(tokenizer))
+    message = _refusal(workers, workbench, tmp_path, data__paths=str(shards), data__num_workers=data_workers)
+    assert message.startswith(f"{shards}/shard-00000.arrow, record 0, document 'doc-0': field 'ref_chosen_logps' holds")
+
+
 def test_missing_checkpoint(workers, workbench, tmp_path):
     message = _refusal(workers, workbench, tmp_path, resume__restore_config__path=str(tmp_path / "nowhere"))
     assert "nowhere is not a NeMo checkpoint" in message

@@ -12,7 +12,7 @@ from nemo_longpo.shards.demands import Demands
 from nemo_longpo.shards.reader import ShardReader
 from nemo_longpo.shards.writer import ShardWriter
 
-DEMANDS = Demands(vocabulary_rows=100, seq_length=16, loss_type="longpo")
+DEMANDS = Demands(vocabulary_rows=100, seq_length=16, positions=16, loss_type="longpo")
 
 
 def check(directory, demands: Demands) -> None:
@@ -52,7 +52,16 @@ def test_more_tokens_than_the_model_has_rows(shards_of):
         check(shards_of("short"), replace(DEMANDS, vocabulary_rows=99))
 
 
-def test_a_record_longer_than_the_run(shards_of):
-    check(shards_of("short"), replace(DEMANDS, seq_length=14))
-    with pytest.raises(InputError, match=r"record 2 has 14 tokens, more than data\.seq_length=13"):
-        check(shards_of("long"), replace(DEMANDS, seq_length=13, loss_type="dpo"))
+@pytest.mark.parametrize(
+    ("limit", "sentence"),
+    [
+        ({"seq_length": 13}, r"has 14 tokens, more than data\.seq_length=13"),
+        ({"positions": 13}, r"has 14 tokens, and the model's configuration gives it 13 positions.*--max-length 14"),
+    ],
+)
+def test_a_record_longer_than_run_or_model(shards_of, limit, sentence):
+    directory = shards_of("short")
+    check(directory, replace(DEMANDS, seq_length=14, positions=14))
+    check(directory, replace(DEMANDS, positions=None))
+    with pytest.raises(InputError, match=f"shard-00000.arrow, record 2, document 'document 2' {sentence}"):
+        check(directory, replace(DEMANDS, **limit))
