@@ -22,17 +22,23 @@ _UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, Runt
 
 
 def load_chat(directory: str | Path) -> ChatFormat:
-    """The chat format of a model directory. Raises InputError if it holds no fast tokenizer with a chat template."""
+    """The chat format of a model directory.
+
+    Raises InputError if it holds no fast tokenizer with a chat template, or one with tokens that the model has no row
+    for.
+    """
     from transformers import AutoTokenizer
 
     config = read_model_config(directory)
     check_tokenizer_files(Path(directory), installed_transformers())
-    ends = _end_ids(Path(directory), config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
         if not tokenizer.is_fast:
             raise InputError(f"{directory} has only a slow tokenizer; save its fast form (tokenizer.json) there")
-        return ChatFormat(tokenizer, ends)
+        rows = config["vocab_size"] if isinstance(config.get("vocab_size"), int) else len(tokenizer)
+        chat = ChatFormat(tokenizer, _end_ids(Path(directory), config, rows))
+        _check_rows(chat, rows, directory)
+        return chat
     except InputError:
         raise
     except _UNREADABLE as error:
@@ -42,7 +48,7 @@ def load_chat(directory: str | Path) -> ChatFormat:
         ) from error
 
 
-def _end_ids(directory: Path, config: dict[str, Any]) -> list[int]:
+def _end_ids(directory: Path, config: dict[str, Any], rows: int) -> list[int]:
     """Every token that config.json or generation_config.json declares as the end of an answer; there may be several.
     One that the model has no row for cannot be generated, and is left out."""
     path = directory / "generation_config.json"
@@ -57,7 +63,20 @@ def _end_ids(directory: Path, config: dict[str, Any]) -> list[int]:
                 "the model again"
             )
         ends += several
-    return [token for token in ends if 0 <= token < config.get("vocab_size", token + 1)]
+    return [token for token in ends if 0 <= token < rows]
+
+
+def _check_rows(chat: ChatFormat, rows: int, directory: str | Path) -> None:
+    """A special token that no conversation holds, such as a pad token that somebody added, needs no row."""
+    unwritten = chat.special.ids - chat.special.written
+    beyond = {index: token for token, index in chat.tokenizer.get_vocab().items() if index >= rows}
+    missing = sorted(index for index in beyond if index not in unwritten)
+    if missing:
+        raise InputError(
+            f"{directory}: the tokenizer has {len(missing)} tokens beyond the {rows} rows of the model's embedding, "
+            f"such as {beyond[missing[0]]!r} (id {missing[0]}); use the tokenizer that the model was trained with, or "
+            "resize its embedding"
+        )
 
 
 def tokenizer_identity(chat: ChatFormat) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
 from .domains import Domain
-from .segmentation import SEGMENTATIONS, best_cut, trimmed
+from .segmentation import SEGMENTATIONS, best_cut, trimmed, with_line_feeds
 
 # The rest of a document after its last whole chunk makes a chunk of its own only if it is at least this long.
 _SHORTEST_REST = 0.25
@@ -24,19 +24,19 @@ def chunk_document(
     into `text`; `count_tokens` counts a chunk on its own, which may differ by a token or two from its share of the
     document; every chunk counts at most `limit` tokens.
     """
-    segmentation = SEGMENTATIONS[domain]
+    segmentation, lines = SEGMENTATIONS[domain], with_line_feeds(text)
     chunks: list[str] = []
     start, token = 0, 0
     while token < len(token_ends):
         rest = len(token_ends) - token
         if chunks and rest < _SHORTEST_REST * limit:
             break
-        end = len(text) if rest <= limit else best_cut(text, start, token_ends[token + limit - 1], segmentation)
-        chunk = trimmed(text, start, end, segmentation)
+        end = len(text) if rest <= limit else best_cut(lines, start, token_ends[token + limit - 1], segmentation)
+        chunk = text[trimmed(lines, start, end, segmentation)]
         while (excess := count_tokens(chunk) - limit) > 0:
             kept = max(1, _tokens_before(token_ends, token, end) - token - excess)
-            end = best_cut(text, start, min(token_ends[token + kept - 1], end - 1), segmentation)
-            chunk = trimmed(text, start, end, segmentation)
+            end = best_cut(lines, start, min(token_ends[token + kept - 1], end - 1), segmentation)
+            chunk = text[trimmed(lines, start, end, segmentation)]
         if chunk:
             chunks.append(chunk)
         start, token = end, _tokens_before(token_ends, token, end)

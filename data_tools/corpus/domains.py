@@ -44,7 +44,7 @@ def domain_of(name: str, text: str) -> Domain:
     for domain, suffixes in _SUFFIXES.items():
         if suffix in suffixes:
             return domain
-    sample = text[:_SAMPLE]
+    sample = text[:_SAMPLE].replace("\r\n", "\n").replace("\r", "\n")
     lines = [line for line in sample.splitlines() if line.strip()]
     if len(lines) < 3:
         return "prose"

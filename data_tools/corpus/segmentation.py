@@ -2,6 +2,9 @@ r"""Where a text may be cut: a ranked list of boundaries for every domain, and o
 
 A cut lies behind what a match holds besides white space at its end, so a pattern of the form `\n(?=...)` cuts in
 front of a line. No pattern begins with a repetition of line breaks: a search takes time linear in the text.
+
+Every way to end a line counts. The patterns know one of them, so they read a text in which the others stand as that
+one, in the same places: `with_line_feeds`.
 """
 
 import re
@@ -42,7 +45,7 @@ _HEADINGS = _ranked(
     r"\n(?=#{3,6} \S)",
 )
 _PARAGRAPHS = _ranked(
-    r"\n[ \t]*\n\s*",
+    r"\n[ \t]*\n\s*|\u2029\s*",
     r"[.!?…][\"'”’)\]]*\s+|[。！？]",
     r"\n",
     r"\s+",
@@ -87,8 +90,16 @@ SEGMENTATIONS: dict[Domain, Segmentation] = {
 }
 
 
+def with_line_feeds(text: str) -> str:
+    """The text with a line feed at the end of every line, and as long as before: indices mean the same in both."""
+    if "\r" in text:
+        text = text.replace("\r\n", " \n").replace("\r", "\n")
+    return text.replace("\u2028", "\n").replace("\x85", "\n")
+
+
 def best_cut(text: str, start: int, limit: int, segmentation: Segmentation) -> int:
-    """The best place to end a chunk that starts at `start` and may reach `limit`, both indices into `text`.
+    """The best place to end a chunk that starts at `start` and may reach `limit`, both indices into `text`, which holds
+    no other line ends than line feeds.
 
     White space behind the cut may lie beyond the limit. Without a boundary the cut is at the limit itself.
     """
@@ -102,12 +113,12 @@ def best_cut(text: str, start: int, limit: int, segmentation: Segmentation) -> i
     return limit
 
 
-def trimmed(text: str, start: int, end: int, segmentation: Segmentation) -> str:
+def trimmed(text: str, start: int, end: int, segmentation: Segmentation) -> slice:
     """text[start:end] without white space at its ends, but for the indentation of a line where that counts."""
     first_word = _end_of_space(text, start, end)
     if segmentation.keeps_indent:
         first_word = max(start, text.rfind("\n", start, first_word) + 1)
-    return text[first_word:end].rstrip()
+    return slice(first_word, first_word + len(text[first_word:end].rstrip()))
 
 
 def _end_of_space(text: str, start: int, end: int) -> int:

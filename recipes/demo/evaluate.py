@@ -50,7 +50,9 @@ def respond(
     generate: Any = model.generate
     with torch.no_grad():
         output = generate(**inputs, max_new_tokens=8, **({"do_sample": False} | sampling))
-    return tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return tokenizer.batch_decode(
+        output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
 
 
 def load(directory: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:

@@ -1,10 +1,12 @@
 """A model directory whose tokenizer or template cannot be used: one sentence that names the file or the line."""
 
+import copy
 import json
 import shutil
 
 import pytest
 from damage import LFS_POINTER, WEB_PAGE, edit_json, truncate
+from tiny import save_tiny, tiny_tokenizer
 
 from nemo_longpo.data_tools.model import load_chat, tokenizer_identity
 from nemo_longpo.errors import InputError
@@ -112,3 +114,72 @@ def test_the_default_of_several_templates_is_used(model):
     assert isinstance(named.tokenizer.chat_template, dict)
     assert named.prompt("Who crosses?") == whole.prompt("Who crosses?")
     assert tokenizer_identity(named) == tokenizer_identity(whole)
+
+
+TURN = {"chunk": "A small boat.", "instruction": "Who?", "chosen": "The old clock", "rejected": "One letter"}
+PAIR = {"doc_id": "a", "document": "A small boat. The river.", "turns": [TURN]}
+
+
+@pytest.fixture
+def qwen(tmp_path):
+    return save_tiny(tmp_path / "model", "qwen2")
+
+
+def add_tokens(qwen, *tokens, special=False):
+    """To the tokenizer alone. The embedding has one row to spare, which makes its number odd."""
+    tokenizer = copy.deepcopy(tiny_tokenizer("qwen2.5"))
+    tokenizer.add_tokens(list(tokens), special_tokens=special)
+    tokenizer.save_pretrained(qwen)
+    return json.loads((qwen / "config.json").read_text())["vocab_size"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("chunk", "--input", "{pairs}", "--text-field", "document", "--chunk-tokens", "64"),
+        ("instruct", "--input", "{pairs}"),
+        ("respond", "--input", "{pairs}"),
+        ("filter", "--input", "{pairs}"),
+        ("score", "--pairs", "{pairs}"),
+        ("import-hf", "--input", "{pairs}"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_token_without_a_row_of_the_embedding(longpo, qwen, tmp_path, words):
+    """The document spells it, so a forward pass would end in an index error."""
+    rows = add_tokens(qwen, *(f"<extra{index}>" for index in range(3)))
+    first = rows - len(tiny_tokenizer("qwen2.5"))
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(json.dumps(PAIR | {"document": "A boat. <extra2>"}) + "\n")
+    words = [word.format(pairs=pairs) for word in words]
+    status, _, err = longpo(*words, "--model", qwen, "--output", tmp_path / "out")
+    assert status == 2
+    assert err.startswith(
+        f"{qwen}: the tokenizer has {3 - first} tokens beyond the {rows} rows of the model's embedding, such as "
+        f"'<extra{first}>' (id {rows})"
+    )
+    assert "\n" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pad_token_that_was_added_needs_no_row(qwen):
+    add_tokens(qwen, "<pad0>", "<pad1>", "<pad2>", special=True)
+    assert load_chat(qwen).response_ids("A boat <pad2>")
+
+
+def test_a_special_token_of_the_template_needs_one(qwen):
+    add_tokens(qwen, "<pad0>", "<pad1>", "<pad2>", special=True)
+    path = qwen / "chat_template.jinja"
+    path.write_text(path.read_text().replace("<|im_start|>", "<pad2>"))
+    with pytest.raises(InputError, match=r"1 tokens beyond the .* such as '<pad2>'"):
+        load_chat(qwen)
+
+
+def test_texts_are_not_tidied_up(qwen):
+    """Llama 3's tokenizer_config.json asks for it, which takes the space out of `x != y`."""
+    path = qwen / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"clean_up_tokenization_spaces": True}))
+    chat = load_chat(qwen)
+    text = "if x != y : do n't , ' s ."
+    assert chat.tokenizer.decode(chat.response_ids(text)) != text
+    assert chat.text(chat.response_ids(text)) == text

@@ -1,11 +1,14 @@
 """Chunks: exact substrings, in order, never above the limit, cut at kind places."""
 
+import re
+
 import pytest
 from small_corpus import make_document
 from tiny import STYLES, tiny_tokenizer
 
 from nemo_longpo.data_tools.chat.format import ChatFormat
 from nemo_longpo.data_tools.corpus.chunking import chunk_document, draw_chunks
+from nemo_longpo.data_tools.corpus.domains import domain_of
 
 
 def words_as_tokens(text):
@@ -51,6 +54,41 @@ def test_limits_hold_for_real_tokenizers(style, limit):
         assert chunk == chunk.strip()
         position = text.index(chunk, position) + len(chunk)
     assert sum(map(len, chunks)) > 0.8 * len(text)
+
+
+CODE = "".join(
+    f"def f{n}(x):\n    if x:\n        return {n}\n\n    y = [\n        x,\n    ]\n    return y\n\n\n" for n in range(9)
+)
+LATEX = "".join(f"\\section{{{n}}}\nA text.\n\\subsection{{b}}\n\nAnd more of it\non two lines.\n" for n in range(9))
+PROSE = "".join(f"# Part {n}\n\nOne line\nand two. Then three.\n  \nA paragraph.\n\n" for n in range(9))
+
+
+@pytest.mark.parametrize("line_end", ["\r\n", "\r", "\u2028", "\x85"])
+@pytest.mark.parametrize(("domain", "text"), [("code", CODE), ("latex", LATEX), ("prose", PROSE)])
+def test_every_line_end_makes_the_same_chunks(line_end, domain, text):
+    """A line end is one token here, so that limits mean the same."""
+
+    def chunks_of(text):
+        ends = [match.end() for match in re.finditer(r"\r\n|.", text, re.S)]
+        return chunk_document(text, ends, lambda chunk: len(re.findall(r"\r\n|.", chunk, re.S)), 60, domain)
+
+    expected = chunks_of(text)
+    assert len(expected) > 5
+    assert chunks_of(text.replace("\n", line_end)) == [chunk.replace("\n", line_end) for chunk in expected]
+    assert domain_of("page.txt", text.replace("\n", line_end)) == domain
+
+
+@pytest.mark.parametrize("between", ["\n\n", "\r\n\r\n", "\r\r", "\u2029", "\r\n \r\n"])
+@pytest.mark.parametrize("style", STYLES)
+def test_chunks_end_with_paragraphs_whatever_stands_between_them(style, between):
+    chat = ChatFormat(tiny_tokenizer(style))
+    paragraphs = make_document(1, 14).strip().split("\n\n")
+    text, limit = between.join(paragraphs), 5 * max(map(chat.content_length, paragraphs)) // 2
+    chunks = chunk_document(text, chat.token_ends(text), chat.content_length, limit)
+    assert len(chunks) >= 4
+    for chunk in chunks:
+        assert chunk.split(between)[-1] in paragraphs
+        assert chunk.split(between)[0] in paragraphs
 
 
 def test_draws_are_ordered_and_seeded():

@@ -62,9 +62,9 @@ def test_a_cut_never_leaves_a_chunk_empty():
 
 def test_indentation_counts_in_code_only():
     text = "x\n\n    \n    if a:\n        b\n\n"
-    assert trimmed(text, 1, len(text), SEGMENTATIONS["code"]) == "    if a:\n        b"
-    assert trimmed(text, 1, len(text), SEGMENTATIONS["prose"]) == "if a:\n        b"
-    assert trimmed(text, 10, len(text), SEGMENTATIONS["code"]) == "  if a:\n        b"
+    assert text[trimmed(text, 1, len(text), SEGMENTATIONS["code"])] == "    if a:\n        b"
+    assert text[trimmed(text, 1, len(text), SEGMENTATIONS["prose"])] == "if a:\n        b"
+    assert text[trimmed(text, 10, len(text), SEGMENTATIONS["code"])] == "  if a:\n        b"
 
 
 def test_long_runs_take_linear_time():
