@@ -16,11 +16,14 @@ from nemo_longpo.shards.fingerprint import read_model_config
 from ..settings import EngineSettings, TransformersSettings
 from .base import Completion, Sampling, Span, Tick, Usage
 
+# Most padded tokens of a batch, as a multiple of its own: a long request and a short one are two batches.
+MOST_PADDING = 1.15
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class TransformersEngine:
-    """Batches requests of similar length, at most `batch_tokens` padded tokens at once (one request may exceed it).
+    """Batches requests of similar length: at most `batch_tokens` padded tokens at once (one request may exceed it), and
+    at most MOST_PADDING times as many as without padding.
 
     Generation uses only the sampling that it is given, never the model's generation_config. Raises InputError if the
     model cannot be loaded.
@@ -50,36 +53,25 @@ class TransformersEngine:
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], tick: Tick
     ) -> list[Completion]:
         completions: dict[int, Completion] = {}
-        for batch in self._batches([len(prompt) + sampling.max_new_tokens for prompt in prompts]):
-            found = self._generate_batch([prompts[i] for i in batch], sampling, [seeds[i] for i in batch])
+        for batch in batches([len(prompt) + sampling.max_new_tokens for prompt in prompts], self._batch_tokens):
+            found = self._generate_batch([prompts[i] for i in batch], sampling, [seeds[i] for i in batch], tick)
             completions.update(zip(batch, found, strict=True))
-            read, written = sum(len(prompts[i]) for i in batch), sum(len(completion.ids) for completion in found)
-            tick(Usage(len(batch), read, generated_tokens=written))
         return [completions[index] for index in range(len(prompts))]
 
     def score(
         self, sequences: Sequence[Sequence[int]], spans: Sequence[Sequence[Span]], tick: Tick
     ) -> list[list[np.ndarray]]:
         scores: dict[int, list[np.ndarray]] = {}
-        for batch in self._batches([len(sequence) for sequence in sequences]):
+        for batch in batches([len(sequence) for sequence in sequences], self._batch_tokens):
             found = self._score_batch([sequences[i] for i in batch], [spans[i] for i in batch])
             scores.update(zip(batch, found, strict=True))
             tick(Usage(len(batch), sum(len(sequences[i]) for i in batch)))
         return [scores[index] for index in range(len(sequences))]
 
-    def _batches(self, lengths: list[int]) -> Iterator[list[int]]:
-        """Indices of requests of similar length, longest first, so that memory runs out at once or never."""
-        batch: list[int] = []
-        for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-            if batch and (len(batch) + 1) * lengths[batch[0]] > self._batch_tokens:
-                yield batch
-                batch = []
-            batch.append(index)
-        if batch:
-            yield batch
-
     @torch.inference_mode()
-    def _generate_batch(self, prompts: list[Sequence[int]], sampling: Sampling, seeds: list[int]) -> list[Completion]:
+    def _generate_batch(
+        self, prompts: list[Sequence[int]], sampling: Sampling, seeds: list[int], tick: Tick
+    ) -> list[Completion]:
         from transformers import DynamicCache
 
         ids_BS, mask_BS = _pad_left(prompts, self._device)
@@ -101,12 +93,15 @@ class TransformersEngine:
             for row, token in enumerate(next_B.tolist()):
                 if row in running and token in sampling.stop_ids:
                     running.remove(row)
+                    tick(Usage(1, len(prompts[row]), generated_tokens=len(generated[row])))
                 elif row in running:
                     generated[row].append(token)
             if not running:
                 break
             ids_BS, positions_BS = next_B[:, None], positions_BS[:, -1:] + 1
             mask_BS = torch.cat([mask_BS, mask_BS.new_ones(len(prompts), 1)], dim=1)
+        for row in sorted(running):
+            tick(Usage(1, len(prompts[row]), generated_tokens=len(generated[row])))
         return [Completion(ids, "length" if row in running else "stop") for row, ids in enumerate(generated)]
 
     @torch.inference_mode()
@@ -130,6 +125,21 @@ class TransformersEngine:
         first = index_of[start - 1]
         logps_TV = logits_PV[first : first + end - start].float().log_softmax(-1)
         return logps_TV.gather(-1, ids_S[start:end, None])[:, 0].cpu().numpy()
+
+
+def batches(lengths: list[int], most_tokens: int) -> Iterator[list[int]]:
+    """Indices of requests of similar length, longest first, so that memory runs out at once or never."""
+    batch: list[int] = []
+    own = 0  # tokens of the batch without padding
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        padded = (len(batch) + 1) * lengths[batch[0]] if batch else 0
+        if padded > min(most_tokens, MOST_PADDING * (own + lengths[index])):
+            yield batch
+            batch, own = [], 0
+        batch.append(index)
+        own += lengths[index]
+    if batch:
+        yield batch
 
 
 def load_model(directory: str | Path, dtype: str, rope_theta: float | None) -> Any:
