@@ -82,7 +82,9 @@ def _register_import(commands: "argparse._SubParsersAction[argparse.ArgumentPars
         "--max-length", type=whole_number, metavar="N", help="positions of the policy (default: the model's own limit)"
     )
     parser.add_argument(
-        "--full-attention", action="store_true", help="drop the model's sliding window (Mistral v0.1 has one)"
+        "--full-attention",
+        action="store_true",
+        help="drop what limits the model's attention: a sliding window (Mistral v0.1), dual chunks (Qwen2.5-1M)",
     )
     parser.add_argument(
         "--allow-pickle",

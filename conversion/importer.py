@@ -58,7 +58,7 @@ def import_checkpoint(
         full_attention=full_attention,
     )
     source.require_tokenizer()
-    geometry = Geometry.from_config(config)
+    geometry = family.geometry(config)
     weights = HfWeights(source, allow_pickle=allow_pickle)
     check_tensors(weights, family, geometry)
     chunks = plan_chunks(weights, family, geometry)
@@ -98,5 +98,5 @@ def _write_context(
         source.copy_companions(artifacts)
         if config != source.config:
             write_json(artifacts / "config.json", config)
-        context.write_weight_list(artifacts, weights.listing(family.copies(Geometry.from_config(config))))
+        context.write_weight_list(artifacts, weights.listing(family.copies(family.geometry(config))))
         context.write_context(target, family, config, artifacts)

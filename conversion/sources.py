@@ -15,6 +15,7 @@ from .families.known import family_of
 from .families.layouts import Geometry
 from .huggingface.config import check_supported
 from .huggingface.directory import HfDirectory
+from .huggingface.downloads import cache_hint
 from .huggingface.weights import HfWeights, check_tensors
 
 
@@ -71,11 +72,14 @@ def open_source(path: Path, access: Access = NOTHING_ELSE) -> Source:
             path, access, "nemo", nemo.config, nemo.where, nemo.origin, nemo.family, nemo.geometry, nemo.weights
         )
     if not (path / "config.json").is_file():
-        raise InputError(f"{path} is neither a Hugging Face directory (config.json) nor a NeMo checkpoint (context/)")
+        raise InputError(
+            f"{path} is neither a Hugging Face directory (config.json) nor a NeMo checkpoint (context/){cache_hint(path)}"
+        )
     directory = HfDirectory.open(path)
     where = str(path / "config.json")
     check_supported(directory.config, where)
-    family, geometry = family_of(directory.config, where), Geometry.from_config(directory.config)
+    family = family_of(directory.config, where)
+    geometry = family.geometry(directory.config)
     weights = HfWeights(directory, allow_pickle=access.allow_pickle)
     try:
         check_tensors(weights, family, geometry)

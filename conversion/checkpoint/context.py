@@ -15,7 +15,6 @@ from typing import Any
 from nemo_longpo.attention.rope import LinearScaling, Llama3Scaling
 from nemo_longpo.checkpoints.completeness import CONTEXT_FILES, require_files
 from nemo_longpo.conversion.families.family import Family
-from nemo_longpo.conversion.families.layouts import Geometry
 from nemo_longpo.conversion.huggingface import config as hf_config
 from nemo_longpo.conversion.huggingface.rope import rope_settings
 from nemo_longpo.errors import InputError
@@ -36,7 +35,7 @@ def nemo_configuration(family: Family, config: Mapping[str, Any]) -> tuple[str, 
     """
     import torch
 
-    geometry = Geometry.from_config(config)
+    geometry = family.geometry(config)
     name = hf_config.dtype(config)
     rope = rope_settings(config, "config.json")
     arguments: dict[str, Any] = {

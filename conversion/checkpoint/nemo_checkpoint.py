@@ -68,7 +68,8 @@ class NemoCheckpoint:
         if not derived:
             check_supported(origin.config, where)
         config = _as_trained(origin.config, where, model)
-        family, geometry = family_of(config, where), Geometry.from_config(config)
+        family = family_of(config, where)
+        geometry = family.geometry(config)
         _check_tensors(weights, family, geometry, where)
         merged = adapters.merged_into(weights, family, geometry) if adapters else weights
         return cls(path, origin, where, config, family, geometry, merged)

@@ -106,6 +106,10 @@ class Family:
     nemo_llama3_config: str | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
+    def geometry(self, config: Mapping[str, Any]) -> Geometry:
+        """The sizes of a model of this family, as `transformers` reads them from its `config.json`."""
+        return Geometry.from_config({**self.defaults, **config})
+
     def copies(self, geometry: Geometry) -> dict[str, str]:
         """Names that a file may hold besides the one they are tied to."""
         return {"lm_head.weight": "model.embed_tokens.weight"} if geometry.tied else {}

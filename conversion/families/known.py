@@ -16,7 +16,7 @@ FAMILIES = (
         nemo_module="mistral",
         nemo_model="MistralModel",
         nemo_config="MistralConfig7B",
-        defaults={"sliding_window": 4096},
+        defaults={"num_key_value_heads": 8, "sliding_window": 4096},
     ),
     Family(
         model_type="qwen2",
@@ -25,7 +25,12 @@ FAMILIES = (
         nemo_module="qwen2",
         nemo_model="Qwen2Model",
         nemo_config="Qwen2Config",
-        defaults={"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28},
+        defaults={
+            "num_key_value_heads": 32,
+            "use_sliding_window": False,
+            "sliding_window": 4096,
+            "max_window_layers": 28,
+        },
     ),
     Family(
         model_type="llama",

@@ -27,10 +27,10 @@ class Geometry:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Geometry":
-        """Read the sizes from a Hugging Face `config.json`.
+        """Read the sizes from a Hugging Face `config.json` in which the family's defaults are filled in.
 
-        `head_dim` may be absent or null (it is then hidden / heads), and `tie_word_embeddings` defaults to true in
-        `transformers` itself but to false in the families here.
+        `num_key_value_heads` and `head_dim` may be absent or null (one for each head; hidden / heads), and
+        `tie_word_embeddings` defaults to true in `transformers` itself but to false in the families here.
         """
         heads = config["num_attention_heads"]
         return cls(

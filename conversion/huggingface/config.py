@@ -32,6 +32,10 @@ COMPUTED: Mapping[str, tuple[tuple[object, ...], str]] = {
 }
 """Field → the values under which the model computes what the Megatron model computes, and what to say of others."""
 
+DUAL_CHUNKS = "dual_chunk_attention_config"
+"""Qwen2.5-1M's attention in chunks, for engines that have it (vLLM): neither Megatron nor `transformers` computes it, and
+both read the file as if it were not there."""
+
 LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
@@ -65,7 +69,13 @@ def active_window(config: Mapping[str, Any], family: Family) -> int | None:
     return window if (known["max_window_layers"] or 0) < known["num_hidden_layers"] else None
 
 
-def without_window(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
+def with_full_attention(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """A copy in which every layer attends to everything before it."""
+    whole = {name: value for name, value in config.items() if name != DUAL_CHUNKS}
+    return whole if active_window(whole, family) is None else _without_window(whole, family)
+
+
+def _without_window(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
     switch = {"use_sliding_window": False} if "use_sliding_window" in family.defaults else {"sliding_window": None}
     types = config.get("layer_types")
     # transformers fails on layers that are to slide when there is no window.
@@ -88,9 +98,9 @@ def check_supported(config: Mapping[str, Any], where: str) -> None:
     rope_settings(config, where)
     if dtype(config) not in DTYPES:
         raise InputError(f"{where}: dtype {dtype(config)} is not one of {', '.join(DTYPES)}")
-    heads, groups = config["num_attention_heads"], config.get("num_key_value_heads") or config["num_attention_heads"]
-    if heads % groups:
-        raise InputError(f"{where}: {heads} attention heads do not divide over {groups} key-value heads")
+    sizes = family_of(config, where).geometry(config)
+    if sizes.heads % sizes.groups:
+        raise InputError(f"{where}: {sizes.heads} attention heads do not divide over {sizes.groups} key-value heads")
 
 
 def for_import(
@@ -108,11 +118,16 @@ def for_import(
     if max_length is not None:
         changed = with_max_length(changed, max_length, where)
     family = family_of(config, where)
+    if full_attention:
+        return with_full_attention(changed, family)
+    if changed.get(DUAL_CHUNKS):
+        raise InputError(
+            f"{where}: {DUAL_CHUNKS} asks for attention in chunks, which neither Megatron nor transformers computes; "
+            "pass --full-attention to train and export without it"
+        )
     window = active_window(changed, family)
     if window is None:
         return changed
-    if full_attention:
-        return without_window(changed, family)
     raise InputError(
         f"{where}: attention is limited to a sliding window of {window} tokens, shorter than the "
         f"{changed['max_position_embeddings']} positions; pass --full-attention to train and export without the "

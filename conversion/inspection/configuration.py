@@ -12,6 +12,7 @@ from nemo_longpo.conversion.huggingface.rope import rope_theta
 
 def sizes(config: Mapping[str, Any], family: Family | None) -> dict[str, Any]:
     """Null where a model of an unknown kind (no `family`) does not say."""
+    config = {**(family.defaults if family else {}), **config}
     heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
     return {
         "layers": config.get("num_hidden_layers"),

@@ -48,7 +48,7 @@ def describe(path: Path, advice: Advice) -> dict[str, Any]:
 
 def _geometry(config: Mapping[str, Any], where: str) -> Geometry:
     check_supported(config, where)
-    return Geometry.from_config(config)
+    return family_of(config, where).geometry(config)
 
 
 def _count(weights: HfWeights | None) -> int | None:

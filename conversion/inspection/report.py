@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from nemo_longpo.conversion.huggingface.downloads import cache_hint
 from nemo_longpo.errors import InputError
 
 from . import huggingface
@@ -36,5 +37,5 @@ def _what_else(path: Path) -> str:
     if (path / ".metadata").is_file():
         return f"is a part of a NeMo checkpoint; give the directory above it, {path.absolute().parent}"
     inside = sorted(found.parent for name in ("context", "config.json") for found in path.glob(f"*/{name}"))
-    hint = f"; {inside[-1]} in it is one" if inside else ""
+    hint = f"; {inside[-1]} in it is one" if inside else cache_hint(path)
     return f"is neither a Hugging Face model (config.json) nor a NeMo checkpoint (context/){hint}"

@@ -21,6 +21,7 @@ SET_BY_OPTIONS = frozenset(
         "sliding_window",
         "use_sliding_window",
         "layer_types",
+        "dual_chunk_attention_config",
         "dtype",
     }
 )

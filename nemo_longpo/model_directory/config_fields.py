@@ -75,6 +75,7 @@ NULLABLE_FIELDS = {
     "dtype": NAME,
     "torch_dtype": NAME,
     "quantization_config": OBJECT,
+    "dual_chunk_attention_config": OBJECT,
 }
 
 

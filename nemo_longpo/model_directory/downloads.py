@@ -8,6 +8,12 @@ _LFS_POINTER = b"version https://git-lfs"
 _WEB_PAGE = (b"<!doctype html", b"<html")
 
 
+def cache_hint(path: Path) -> str:
+    """What to add to an error about the root of a model in the Hub's cache, which keeps the model in `snapshots/`."""
+    snapshots = sorted((path / "snapshots").glob("*/config.json"), key=lambda file: file.lstat().st_mtime)
+    return f"; it is a model's root in the Hub's cache, give its snapshot {snapshots[-1].parent}" if snapshots else ""
+
+
 def check_download(path: Path) -> None:
     """Raises InputError if the file is absent, cannot be read, or is not what was asked for. Reads 64 bytes."""
     if not path.exists():

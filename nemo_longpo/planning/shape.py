@@ -76,6 +76,9 @@ _HUGGING_FACE = {
     "heads": "num_attention_heads",
     "vocab": "vocab_size",
 }
+_DEFAULTS = {"mistral": {"num_key_value_heads": 8}, "qwen2": {"num_key_value_heads": 32}}
+"""What `transformers` takes for a field that the file does not name; null means one for each head."""
+
 _NEMO = {
     "layers": "num_layers",
     "hidden": "hidden_size",
@@ -105,6 +108,7 @@ def load_shape(name_or_path: str) -> ModelShape:
         )
     config = read_model_json(file)
     check_fields(config, str(file))
+    config = {**_DEFAULTS.get(str(config.get("model_type")), {}), **config}
     bias = bool(config.get("attention_bias", config.get("model_type") == "qwen2"))
     return _shape(config, _HUGGING_FACE, "num_key_value_heads", "head_dim", "tie_word_embeddings", bias, str(file))
 

@@ -129,6 +129,16 @@ def test_missing_directories(tmp_path, capsys):
     assert_refused(["export", "--checkpoint", absent, "--output", output], "not a NeMo 2 checkp", tmp_path, capsys)
 
 
+def test_the_root_of_a_model_in_the_hubs_cache(hf_models, tmp_path, capsys):
+    root = tmp_path / "models--mistralai--Mistral-7B-v0.2"
+    snapshot = shutil.copytree(hf_models["mistral"], root / "snapshots" / "41b61a33")
+    hint = f"; it is a model's root in the Hub's cache, give its snapshot {snapshot}"
+    output = str(tmp_path / "output")
+    assert_refused(["import", "--model", str(root), "--output", output], hint, tmp_path, capsys)
+    assert_refused(["verify", str(root), str(hf_models["mistral"])], hint, tmp_path, capsys)
+    assert_refused(["inspect", str(root)], hint, tmp_path, capsys)
+
+
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
 @pytest.mark.parametrize("output", ["model", "model/nemo", ".", "link"])
 def test_output_and_input_lie_apart(output, overwrite, hf_models, tmp_path, capsys):

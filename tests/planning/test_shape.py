@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from transformers import LlamaConfig, MistralConfig, Qwen2Config
 
 from nemo_longpo.errors import InputError
 from nemo_longpo.planning.shape import MODELS, ModelShape, load_shape
@@ -40,6 +41,15 @@ def test_hugging_face_directory_and_file(tmp_path):
     assert load_shape(str(tmp_path)) == load_shape(str(file)) == SMALL
     file.write_text(json.dumps({**HUGGING_FACE, "model_type": "mistral", "head_dim": 24, "num_key_value_heads": None}))
     assert load_shape(str(tmp_path)) == ModelShape(2, 64, 96, 4, 4, 24, 421, tied=True)
+
+
+def test_key_value_heads_that_transformers_assumes(tmp_path):
+    file = tmp_path / "config.json"
+    for kind, config_class in {"mistral": MistralConfig, "qwen2": Qwen2Config, "llama": LlamaConfig}.items():
+        given = {**HUGGING_FACE, "model_type": kind, "num_attention_heads": 32}
+        del given["num_key_value_heads"]
+        file.write_text(json.dumps(given))
+        assert load_shape(str(file)).kv_heads == config_class(num_attention_heads=32).num_key_value_heads
 
 
 def test_nemo_checkpoint(tmp_path):

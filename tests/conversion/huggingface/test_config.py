@@ -166,6 +166,41 @@ def test_sliding_window_needs_a_decision_where_it_hides_something(given, window,
             for_import(given, "here", **UNCHANGED)
 
 
+@pytest.mark.parametrize("window", [{}, {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 0}])
+def test_dual_chunks_need_a_decision(window):
+    """Qwen2.5-1M: an engine that has this attention would compute another model than the one that was trained."""
+    chunks = {"chunk_size": 32, "local_size": 8, "original_max_position_embeddings": 32}
+    given = config("qwen2", **window, dual_chunk_attention_config=chunks)
+    with pytest.raises(InputError, match="^here: dual_chunk_attention_config .*--full-attention"):
+        for_import(given, "here", **UNCHANGED)
+    dropped = for_import(given, "here", **UNCHANGED | {"full_attention": True})
+    assert "dual_chunk_attention_config" not in dropped
+    assert active_window(dropped, family_of(given, "here")) is None
+    none = config("qwen2", dual_chunk_attention_config=None)
+    assert for_import(none, "here", **UNCHANGED) == none
+
+
+@pytest.mark.parametrize(
+    ("model_type", "groups"), [("mistral", 8), ("qwen2", 32), ("llama", 32)], ids=["mistral", "qwen2", "llama"]
+)
+def test_key_value_heads_that_transformers_assumes(model_type, groups):
+    """A file that names none has the class's default; null means one for each head."""
+    given = config(model_type, num_attention_heads=32)
+    family = family_of(given, "here")
+    del given["num_key_value_heads"]
+    theirs = {"mistral": MistralConfig, "qwen2": Qwen2Config, "llama": LlamaConfig}[model_type]
+    assert family.geometry(given).groups == theirs(num_attention_heads=32).num_key_value_heads == groups
+    null = given | {"num_key_value_heads": None}
+    assert family.geometry(null).groups == theirs(**null).num_key_value_heads == 32
+
+
+def test_key_value_heads_that_do_not_divide_the_heads():
+    given = config("mistral", num_attention_heads=4)
+    del given["num_key_value_heads"]
+    with pytest.raises(InputError, match="4 attention heads do not divide over 8 key-value heads"):
+        check_supported(given, "here")
+
+
 def test_window_that_transformers_assumes():
     """Mistral's configuration class has 4,096 for a file that names none."""
     given = config("mistral", max_position_embeddings=8192)
