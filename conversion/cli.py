@@ -31,8 +31,9 @@ INSPECT_EXAMPLE = """example:
   longpo convert inspect models/Mistral-7B-Instruct-v0.2
   longpo convert inspect --json results/checkpoints/last
 
-Reads headers and small files only; needs no NeMo. The last lines say what would stop an import, an export or training
-and which option helps."""
+Needs no NeMo. Every weight is read once, in search of NaN and infinities; with --headers-only nothing but headers and
+small files is, which takes a moment whatever the model's size. The last lines say what would stop an import, an export
+or training and which option helps."""
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -123,6 +124,9 @@ def _register_export(commands: "argparse._SubParsersAction[argparse.ArgumentPars
 def _register_inspect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = _leaf(commands, "inspect", "say what a model directory holds, on either side", INSPECT_EXAMPLE)
     parser.add_argument("path", type=Path, metavar="DIR", help="Hugging Face directory or NeMo checkpoint")
+    parser.add_argument(
+        "--headers-only", action="store_true", help="do not read the weights themselves, so NaN in them is not found"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run_inspect)
 
@@ -187,7 +191,7 @@ def run_inspect(arguments: argparse.Namespace) -> int:
     from .inspection.report import inspect_model
     from .inspection.text import format_report
 
-    report = inspect_model(arguments.path)
+    report = inspect_model(arguments.path, headers_only=arguments.headers_only)
     print(json.dumps(report) if arguments.json else format_report(report))
     return 0
 

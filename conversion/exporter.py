@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ import torch
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.json_files import read_model_json
 
-from .checkpoint.context import WEIGHT_LIST
+from .checkpoint.context import HEADERS, WEIGHT_LIST
 from .checkpoint.nemo_checkpoint import NemoCheckpoint
 from .checkpoint.stock import StockOrigin
 from .families.family import Family, Piece
@@ -24,10 +25,11 @@ from .families.layouts import Geometry
 from .huggingface.config import with_dtype
 from .huggingface.directory import INDEX, SINGLE, HfDirectory, write_json
 from .huggingface.rope import is_read_by_4, with_max_length
-from .huggingface.safetensors_file import SafetensorsWriter
+from .huggingface.safetensors_file import SafetensorsWriter, header_like
 from .outputs import bytes_of, new_directory, require_apart, require_free
 from .sources import Weights
-from .targets import Target, plan_targets
+from .targets import Target, original_headers, plan_targets
+from .values import NotFinite
 from .workers import DEFAULT_WORKERS, work_through
 
 
@@ -75,24 +77,30 @@ def export_checkpoint(
     size = sum(target.size for target in targets.values()) + bytes_of(source.origin.companions())
     with new_directory(output, overwrite=overwrite, size=size) as partial:
         _write_companions(partial, source.origin, config)
-        write_weights(partial, source.weights, targets, family, geometry, workers)
-        _write_index(partial, source.origin, targets)
+        files = lay_out(partial, targets, original_headers(source.origin))
+        write_weights(files, source.weights, targets, family, geometry, workers)
+        _write_index(partial, source.origin, targets, dtype)
     return output
 
 
 def _write_companions(output: Path, origin: HfDirectory, config: Mapping[str, Any]) -> None:
     for path in origin.companions():
-        if path.name not in (WEIGHT_LIST, INDEX):
+        if path.name not in (WEIGHT_LIST, HEADERS, INDEX):
             shutil.copyfile(path, output / path.name)
     if config != origin.config or isinstance(origin, StockOrigin):
         write_json(output / "config.json", config)
 
 
 def write_weights(
-    output: Path, weights: Weights, targets: Mapping[str, Target], family: Family, geometry: Geometry, workers: int
+    files: Mapping[str, SafetensorsWriter],
+    weights: Weights,
+    targets: Mapping[str, Target],
+    family: Family,
+    geometry: Geometry,
+    workers: int,
 ) -> None:
-    files = _lay_out(output, targets)
     copies = family.copies(geometry)
+    not_finite = NotFinite()
     places: dict[str, list[Target]] = {}
     for target in targets.values():
         places.setdefault(copies.get(target.name, target.name), []).append(target)
@@ -100,6 +108,7 @@ def write_weights(
     def convert(piece: Piece) -> int:
         size = 0
         for name, tensor in zip(piece.names, weights.parts(piece), strict=True):
+            not_finite.look_at(name, tensor)
             for target in places[name]:
                 files[target.file].write(target.name, tensor)
                 size += target.size
@@ -107,27 +116,40 @@ def write_weights(
 
     total = sum(target.size for target in targets.values())
     work_through(family.pieces(geometry), convert, title="export", total=total, workers=workers)
+    if not_finite.names:
+        print(f"export: {not_finite}", file=sys.stderr)
 
 
-def _lay_out(output: Path, targets: Mapping[str, Target]) -> dict[str, SafetensorsWriter]:
-    """The files, with a place for every tensor."""
+def lay_out(
+    output: Path, targets: Mapping[str, Target], headers: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, SafetensorsWriter]:
+    """The files, with a place for every tensor: that in the original `headers`, where they are of the same tensors."""
     members: dict[str, dict[str, tuple[torch.dtype, tuple[int, ...]]]] = {}
     for target in targets.values():
         members.setdefault(target.file, {})[target.name] = (target.dtype, target.shape)
-    return {file: SafetensorsWriter(output / file, tensors) for file, tensors in members.items()}
+    files = {}
+    for file, tensors in members.items():
+        header = header_like(headers[file], tensors, f"{HEADERS}, {file}") if file in headers else None
+        files[file] = SafetensorsWriter(output / file, tensors, header)
+    return files
 
 
-def _write_index(output: Path, origin: HfDirectory, targets: Mapping[str, Target]) -> None:
-    """The index of a model in several files; the original's bytes when nothing in it changed."""
+def _write_index(output: Path, origin: HfDirectory, targets: Mapping[str, Target], dtype: str | None) -> None:
+    """The index of a model in several files: the original's bytes, or, where sizes or tensors changed, its fields."""
     weight_map = {name: target.file for name, target in targets.items()}
     if set(weight_map.values()) == {SINGLE}:
         return
     total = sum(target.size for target in targets.values())
     original = origin.path / INDEX
-    if original.is_file():
-        content = read_model_json(original)
-        if content.get("weight_map") == weight_map and content.get("metadata", {}).get("total_size") == total:
+    content = read_model_json(original) if original.is_file() else {}
+    metadata = content.get("metadata")
+    metadata = metadata if isinstance(metadata, dict) else {}
+    if content.get("weight_map") == weight_map:
+        if dtype is None or metadata.get("total_size") == total:
             shutil.copyfile(original, output / INDEX)
             return
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        weight_map = content["weight_map"]
+    else:
+        weight_map = dict(sorted(weight_map.items()))
+    index = {**content, "metadata": {**metadata, "total_size": total}, "weight_map": weight_map}
     (output / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

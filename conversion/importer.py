@@ -1,5 +1,6 @@
 """Hugging Face directory → NeMo checkpoint, streaming: no model is built, no GPU and no trainer are needed."""
 
+import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from .huggingface.rope import ScalingChoice
 from .huggingface.safetensors_file import TORCH_DTYPES
 from .huggingface.weights import HfWeights, check_tensors
 from .outputs import bytes_of, new_directory, require_apart, require_free
+from .values import NotFinite
 from .workers import DEFAULT_WORKERS
 
 
@@ -61,16 +63,19 @@ def import_checkpoint(
     geometry = family.geometry(config)
     weights = HfWeights(source, allow_pickle=allow_pickle)
     check_tensors(weights, family, geometry)
-    chunks = plan_chunks(weights, family, geometry)
+    not_finite = NotFinite()
+    chunks = plan_chunks(weights, family, geometry, not_finite)
     size = sum(chunk.size for chunk in chunks) + bytes_of(source.companions())
     with new_directory(output, overwrite=overwrite, size=size) as partial_output:
         _write_context(partial_output / "context", source, config, family, weights)
         writer.write(partial_output / "weights", chunks, extra_states(geometry), workers=workers)
         write_record(partial_output)
+    if not_finite.names:
+        print(f"import: {not_finite}", file=sys.stderr)
     return output
 
 
-def plan_chunks(weights: HfWeights, family: Family, geometry: Geometry) -> list[Chunk]:
+def plan_chunks(weights: HfWeights, family: Family, geometry: Geometry, not_finite: NotFinite) -> list[Chunk]:
     """One chunk per piece of the model, each read from the Hugging Face files when it is written."""
     return [
         Chunk(
@@ -79,14 +84,17 @@ def plan_chunks(weights: HfWeights, family: Family, geometry: Geometry) -> list[
             piece.offsets,
             piece.sizes,
             TORCH_DTYPES[weights.dtype(piece.names[0])],
-            partial(_load, weights, piece),
+            partial(_load, weights, piece, not_finite),
         )
         for piece in family.pieces(geometry)
     ]
 
 
-def _load(weights: HfWeights, piece: Piece) -> torch.Tensor:
-    return piece.join(weights.parts(piece))
+def _load(weights: HfWeights, piece: Piece, not_finite: NotFinite) -> torch.Tensor:
+    parts = weights.parts(piece)
+    for name, part in zip(piece.names, parts, strict=True):
+        not_finite.look_at(name, part)
+    return piece.join(parts)
 
 
 def _write_context(
@@ -98,5 +106,6 @@ def _write_context(
         source.copy_companions(artifacts)
         if config != source.config:
             write_json(artifacts / "config.json", config)
-        context.write_weight_list(artifacts, weights.listing(family.copies(family.geometry(config))))
+        listing = weights.listing(family.copies(family.geometry(config)))
+        context.write_weight_list(artifacts, listing, weights.headers())
         context.write_context(target, family, config, artifacts)

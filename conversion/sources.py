@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.model_directory.downloads import cache_hint
 
 from .checkpoint.adapters import RECORD as ADAPTERS_RECORD
 from .checkpoint.nemo_checkpoint import NemoCheckpoint
@@ -15,7 +16,6 @@ from .families.known import family_of
 from .families.layouts import Geometry
 from .huggingface.config import check_supported
 from .huggingface.directory import HfDirectory
-from .huggingface.downloads import cache_hint
 from .huggingface.weights import HfWeights, check_tensors
 
 
@@ -72,8 +72,9 @@ def open_source(path: Path, access: Access = NOTHING_ELSE) -> Source:
             path, access, "nemo", nemo.config, nemo.where, nemo.origin, nemo.family, nemo.geometry, nemo.weights
         )
     if not (path / "config.json").is_file():
+        hint = cache_hint(path)
         raise InputError(
-            f"{path} is neither a Hugging Face directory (config.json) nor a NeMo checkpoint (context/){cache_hint(path)}"
+            f"{path} is neither a Hugging Face directory (config.json) nor a NeMo checkpoint (context/){hint}"
         )
     directory = HfDirectory.open(path)
     where = str(path / "config.json")

@@ -9,7 +9,7 @@ import torch
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.json_files import read_model_json
 
-from .checkpoint.context import WEIGHT_LIST
+from .checkpoint.context import HEADERS, WEIGHT_LIST
 from .families.family import Family
 from .families.layouts import Geometry
 from .huggingface import config as hf_config
@@ -61,9 +61,23 @@ def _original_weights(origin: HfDirectory) -> dict[str, tuple[str, str]]:
     listed = origin.path / WEIGHT_LIST
     if listed.is_file():
         return _read_weight_list(listed)
-    if not (origin.path / INDEX).is_file() and not (origin.path / SINGLE).is_file():
+    if not _has_weights(origin):
         return {}
     return HfWeights(origin).listing()
+
+
+def original_headers(origin: HfDirectory) -> dict[str, str]:
+    """File → safetensors header in the directory that the model came from, where it is not the library's own."""
+    kept = origin.path / HEADERS
+    if kept.is_file():
+        return {file: text for file, text in read_model_json(kept).items() if isinstance(text, str)}
+    if (origin.path / WEIGHT_LIST).is_file() or not _has_weights(origin):
+        return {}
+    return HfWeights(origin).headers()
+
+
+def _has_weights(origin: HfDirectory) -> bool:
+    return (origin.path / INDEX).is_file() or (origin.path / SINGLE).is_file()
 
 
 def _read_weight_list(path: Path) -> dict[str, tuple[str, str]]:

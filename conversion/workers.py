@@ -13,13 +13,16 @@ DEFAULT_WORKERS = min(4, os.cpu_count() or 1)
 Item = TypeVar("Item")
 
 
-def work_through(items: Iterable[Item], work: Callable[[Item], int], *, title: str, total: int, workers: int) -> None:
-    """Call `work` on every item, `workers` at a time; it returns the bytes that it has dealt with, of `total`.
+def work_through(
+    items: Iterable[Item], work: Callable[[Item], int], *, title: str, total: int, workers: int, unit: str = "B"
+) -> None:
+    """Call `work` on every item, `workers` at a time; it returns how much it has dealt with, of `total`: bytes,
+    or another `unit`.
 
     After an error or Ctrl-C no further item is begun, and those in work are waited for.
     """
     with (
-        tqdm(desc=title, total=total, unit="B", unit_scale=True) as bar,
+        tqdm(desc=title, total=total, unit=unit, unit_scale=unit == "B") as bar,
         ThreadPoolExecutor(workers) as pool,
     ):
         for size in pool.map(work, items):

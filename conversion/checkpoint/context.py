@@ -26,6 +26,11 @@ WEIGHT_LIST = "longpo_weights.json"
 """Inside ARTIFACTS: for each Hugging Face tensor its file and dtype, so that export writes the same files."""
 
 
+HEADERS = "longpo_headers.json"
+"""Inside ARTIFACTS, where there are any: safetensors file → its header, if another program than the library laid it out
+(metadata of its own, another order), so that export writes the same bytes."""
+
+
 def nemo_configuration(family: Family, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """NeMo's model configuration of a Hugging Face one: the class's name, and its fields.
 
@@ -111,6 +116,8 @@ def read_model(context: Path) -> dict[str, Any]:
     return value
 
 
-def write_weight_list(artifacts: Path, weights: Mapping[str, tuple[str, str]]) -> None:
+def write_weight_list(artifacts: Path, weights: Mapping[str, tuple[str, str]], headers: Mapping[str, str]) -> None:
     content = {name: {"file": file, "dtype": dtype} for name, (file, dtype) in weights.items()}
     (artifacts / WEIGHT_LIST).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    if headers:
+        (artifacts / HEADERS).write_text(json.dumps(headers, indent=1) + "\n", encoding="utf-8")

@@ -33,7 +33,7 @@ COMPUTED: Mapping[str, tuple[tuple[object, ...], str]] = {
 """Field → the values under which the model computes what the Megatron model computes, and what to say of others."""
 
 DUAL_CHUNKS = "dual_chunk_attention_config"
-"""Qwen2.5-1M's attention in chunks, for engines that have it (vLLM): neither Megatron nor `transformers` computes it, and
+"""Qwen2.5-1M's attention in chunks, for engines that have it (vLLM). Neither Megatron nor `transformers` computes it;
 both read the file as if it were not there."""
 
 LAYER_TYPES = ("full_attention", "sliding_attention")

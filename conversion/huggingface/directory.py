@@ -9,16 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from nemo_longpo.errors import InputError
-<<<<<<< HEAD
 from nemo_longpo.model_directory.config_fields import check_fields
-from nemo_longpo.model_directory.downloads import check_download
+from nemo_longpo.model_directory.downloads import cache_hint, check_download
 from nemo_longpo.model_directory.json_files import read_model_json
 from nemo_longpo.model_directory.tokenizer_files import check_tokenizer_files
-=======
-
-from .config_fields import check_fields
-from .downloads import cache_hint, check_download
->>>>>>> 1b49e3a (Models are read as transformers reads them: assumed key-value heads, attention in chunks, and where a Hub cache keeps them)
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

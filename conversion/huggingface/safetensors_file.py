@@ -8,11 +8,14 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from nemo_longpo.conversion.values import to_dtype
 from nemo_longpo.errors import InputError
+from nemo_longpo.json_input import parse_json_object
 
 TORCH_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """In the order in which the library sorts them within a file."""
@@ -33,9 +36,10 @@ class SafetensorsReader:
                 pass
             with path.open("rb") as file:
                 length = int.from_bytes(file.read(8), "little")
-                self._headers = json.loads(file.read(length))
+                self.header = file.read(length).decode()
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path} is damaged or truncated ({error}); download it again") from error
+        self._headers: dict[str, Any] = json.loads(self.header)
         self._headers.pop("__metadata__", None)
         self._data_start = 8 + length
 
@@ -59,24 +63,66 @@ class SafetensorsReader:
         return data.view(TORCH_DTYPES[self.dtype(name)]).reshape(self.shape(name))
 
 
-class SafetensorsWriter:
-    """Lays out a file for tensors that come later, in any order; byte for byte what the library makes of them."""
+Tensors = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+"""Dtype and shape of every tensor of a file."""
 
-    def __init__(self, path: Path, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]):
+METADATA = "__metadata__"
+
+
+def plain_header(tensors: Tensors, metadata: Mapping[str, str] | None = None) -> str:
+    """The header that the library writes: the metadata of PyTorch's files unless others are given, tensors by dtype and
+    name, one behind the other, spaces up to a multiple of eight bytes."""
+    header: dict[str, object] = {METADATA: dict({"format": "pt"} if metadata is None else metadata)}
+    end = 0
+    order = {dtype: place for place, dtype in enumerate(DTYPE_NAMES)}
+    for name, (dtype, shape) in sorted(tensors.items(), key=lambda item: (order[item[1][0]], item[0])):
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False)
+    return encoded + " " * (-len(encoded.encode()) % 8)
+
+
+def header_like(original: str, tensors: Tensors, where: str) -> str:
+    """The `original` header if it is one of these tensors, else a plain one with its metadata.
+
+    Raises InputError, which names the file `where` it was kept, if it is no JSON.
+    """
+    described = parse_json_object(original, where, "import the model again")
+    metadata = described.pop(METADATA, None)
+    if _describes(described, tensors):
+        return original
+    texts = isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+    return plain_header(tensors, metadata if texts else None)
+
+
+def _describes(described: Mapping[str, Any], tensors: Tensors) -> bool:
+    """Whether these entries of a header are those of `tensors`, and their places leave no gap."""
+    places: list[tuple[int, int]] = []
+    for name, (dtype, shape) in tensors.items():
+        match described.get(name):
+            case {"dtype": str(kind), "shape": list(sizes), "data_offsets": [int(start), int(end)]} if (
+                kind == DTYPE_NAMES[dtype] and sizes == list(shape) and end - start == math.prod(shape) * dtype.itemsize
+            ):
+                places.append((start, end))
+            case _:
+                return False
+    starts, ends = zip(*sorted(places), strict=True) if places else ((), ())
+    return len(described) == len(tensors) and [0, *ends[:-1]] == list(starts or (0,))
+
+
+class SafetensorsWriter:
+    """Lays out a file for tensors that come later, in any order, behind a header that describes them."""
+
+    def __init__(self, path: Path, tensors: Tensors, header: str | None = None):
         self._path = path
         self._tensors = dict(tensors)
-        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-        self._starts: dict[str, int] = {}
-        end = 0
-        order = {dtype: place for place, dtype in enumerate(DTYPE_NAMES)}
-        for name, (dtype, shape) in sorted(tensors.items(), key=lambda item: (order[item[1][0]], item[0])):
-            self._starts[name] = end
-            end += math.prod(shape) * dtype.itemsize
-            offsets = [self._starts[name], end]
-            header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": offsets}
-        encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        encoded += b" " * (-len(encoded) % 8)
+        header = header or plain_header(tensors)
+        places = json.loads(header)
+        places.pop(METADATA, None)
+        self._starts = {name: entry["data_offsets"][0] for name, entry in places.items()}
+        encoded = header.encode()
         self._data_start = 8 + len(encoded)
+        end = max((entry["data_offsets"][1] for entry in places.values()), default=0)
         with path.open("xb") as file:
             file.write(len(encoded).to_bytes(8, "little") + encoded)
             file.truncate(self._data_start + end)
@@ -84,7 +130,7 @@ class SafetensorsWriter:
     def write(self, name: str, tensor: torch.Tensor) -> None:
         dtype, shape = self._tensors[name]
         assert tuple(tensor.shape) == shape, f"{name}: {tuple(tensor.shape)} for a place of {shape}"
-        data = tensor.to(dtype).flatten().view(torch.uint8).numpy()
+        data = to_dtype(tensor, dtype, name).flatten().view(torch.uint8).numpy()
         with self._path.open("r+b") as file:
             file.seek(self._data_start + self._starts[name])
             file.write(data.data)

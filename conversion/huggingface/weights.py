@@ -12,7 +12,7 @@ from nemo_longpo.errors import InputError
 
 from .directory import HfDirectory
 from .pickles import PickleReader
-from .safetensors_file import TORCH_DTYPES, SafetensorsReader
+from .safetensors_file import TORCH_DTYPES, SafetensorsReader, plain_header
 from .weight_files import PICKLE_SUFFIX, find_weight_files
 
 IGNORED_SUFFIX = ".rotary_emb.inv_freq"
@@ -70,6 +70,18 @@ class HfWeights:
             if not repeats and not name.endswith(IGNORED_SUFFIX):
                 listed[name] = (file, reader.dtype(name))
         return listed
+
+    def headers(self) -> dict[str, str]:
+        """File → its header, where another program than the safetensors library laid it out."""
+        members: dict[SafetensorsReader, dict[str, tuple[torch.dtype, tuple[int, ...]]]] = {}
+        for name, reader in self._owner.items():
+            if isinstance(reader, SafetensorsReader):
+                members.setdefault(reader, {})[name] = (TORCH_DTYPES[reader.dtype(name)], reader.shape(name))
+        return {
+            reader.path.name: reader.header
+            for reader, tensors in members.items()
+            if reader.header != plain_header(tensors)
+        }
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._owner[name].shape(name)

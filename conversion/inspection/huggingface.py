@@ -17,9 +17,10 @@ from nemo_longpo.conversion.huggingface.weights import IGNORED_SUFFIX, HfWeights
 from .advice import Advice
 from .configuration import parameters, positions, sizes
 from .tokenizer import describe_tokenizer
+from .values import look_at_huggingface
 
 
-def describe(path: Path, advice: Advice) -> dict[str, Any]:
+def describe(path: Path, advice: Advice, headers_only: bool) -> dict[str, Any]:
     """Raises InputError if `config.json` cannot be read: nothing is known then."""
     directory = HfDirectory.open(path)
     config, where = directory.config, str(path / "config.json")
@@ -33,12 +34,14 @@ def describe(path: Path, advice: Advice) -> dict[str, Any]:
     weights = advice.attempt("import", lambda: HfWeights(directory))
     if family and geometry and weights:
         advice.attempt("import", lambda: check_tensors(weights, family, geometry))
+    look = weights is not None and not headers_only
+    not_finite = advice.attempt("import", lambda: look_at_huggingface(weights, advice)) if look else None
     return {
         "kind": "huggingface",
         "architecture": ", ".join(config.get("architectures") or []) or None,
         "family": family.model_type if family else None,
         "parameters": parameters(family, geometry) if family and geometry else _count(weights),
-        "weights": _describe_weights(weights),
+        "weights": _describe_weights(weights, not_finite) if weights else None,
         "sizes": sizes(config, family),
         "positions": positions(config, family),
         "tokenizer": describe_tokenizer(path, config, advice),
@@ -58,9 +61,7 @@ def _count(weights: HfWeights | None) -> int | None:
     return sum(math.prod(weights.shape(name)) for name in weights if not name.endswith(IGNORED_SUFFIX))
 
 
-def _describe_weights(weights: HfWeights | None) -> dict[str, Any] | None:
-    if weights is None:
-        return None
+def _describe_weights(weights: HfWeights, not_finite: list[str] | None) -> dict[str, Any]:
     dtypes: dict[str, int] = {}
     for name in weights:
         dtype = weights.dtype(name)
@@ -71,6 +72,7 @@ def _describe_weights(weights: HfWeights | None) -> dict[str, Any] | None:
         "files": len({weights.file_of(name) for name in weights}),
         "bytes": sum(dtypes.values()),
         "bytes_by_dtype": dtypes,
+        "not_finite": not_finite,
     }
 
 

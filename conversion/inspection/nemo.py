@@ -17,6 +17,7 @@ from nemo_longpo.conversion.checkpoint.reader import DistCheckpoint
 from .advice import Advice
 from .configuration import parameters, positions, sizes
 from .tokenizer import describe_tokenizer
+from .values import look_at_nemo
 
 OPTIMIZER = "optimizer"
 PARALLEL = {
@@ -39,7 +40,7 @@ FIELDS = {
 """Field of `config.json` → field of NeMo's configuration, for a checkpoint that export does not take."""
 
 
-def describe(path: Path, advice: Advice) -> dict[str, Any]:
+def describe(path: Path, advice: Advice, headers_only: bool) -> dict[str, Any]:
     """Raises InputError if `model.yaml` cannot be read: nothing is known then."""
     model = read_model(path / "context")
     adapters = advice.attempt("export", lambda: Adapters.of(path, model))
@@ -52,12 +53,14 @@ def describe(path: Path, advice: Advice) -> dict[str, Any]:
         advice.note("training: attention is limited to a sliding window; import the model with --full-attention")
     family = opened.family if opened else None
     weights = [name for name in stored.tensor_names() if name.startswith(KEY_PREFIX)] if stored else []
+    look = opened is not None and not headers_only
+    not_finite = advice.attempt("export", lambda: look_at_nemo(opened, advice)) if look else None
     return {
         "kind": "nemo adapters" if adapters else "nemo",
         "architecture": family.architecture if family else None,
         "family": family.model_type if family else None,
         "parameters": parameters(opened.family, opened.geometry) if opened else None,
-        "weights": _describe_weights(stored, weights) if stored else None,
+        "weights": _describe_weights(stored, weights, not_finite) if stored else None,
         "sizes": sizes(config, family),
         "positions": positions(config, family),
         "tokenizer": describe_tokenizer(opened.origin.path, config, advice) if opened else None,
@@ -83,14 +86,20 @@ def _plain(described: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {name: value for name, value in described.items() if name != "_target_"} if described else None
 
 
-def _describe_weights(stored: DistCheckpoint, names: Iterable[str]) -> dict[str, Any]:
+def _describe_weights(stored: DistCheckpoint, names: Iterable[str], not_finite: list[str] | None) -> dict[str, Any]:
     names = list(names)
     dtypes: dict[str, int] = {}
     for name in names:
         dtype = str(stored.dtype(name)).removeprefix("torch.")
         dtypes[dtype] = dtypes.get(dtype, 0) + _bytes(stored, name)
     files = len(list(stored.directory.glob("*.distcp")))
-    return {"tensors": len(names), "files": files, "bytes": sum(dtypes.values()), "bytes_by_dtype": dtypes}
+    return {
+        "tensors": len(names),
+        "files": files,
+        "bytes": sum(dtypes.values()),
+        "bytes_by_dtype": dtypes,
+        "not_finite": not_finite,
+    }
 
 
 def _bytes(stored: DistCheckpoint, name: str) -> int:

@@ -3,27 +3,28 @@
 from pathlib import Path
 from typing import Any
 
-from nemo_longpo.conversion.huggingface.downloads import cache_hint
 from nemo_longpo.errors import InputError
+from nemo_longpo.model_directory.downloads import cache_hint
 
 from . import huggingface
 from .advice import Advice
 
 
-def inspect_model(path: Path) -> dict[str, Any]:
+def inspect_model(path: Path, *, headers_only: bool = False) -> dict[str, Any]:
     """Describe a Hugging Face model or a NeMo checkpoint.
 
     What is not there or not known is null. `advice` lists what would stop an import, an export or training, and what is
-    likely to be a mistake; it is empty where all is well.
+    likely to be a mistake; it is empty where all is well. Every weight is read, to find NaN and infinities, unless
+    `headers_only`.
     """
     advice = Advice()
     if (path / "context").is_dir():
         # Reading distributed checkpoints takes a part of PyTorch that is a second in the importing.
         from . import nemo
 
-        report = nemo.describe(path, advice)
+        report = nemo.describe(path, advice, headers_only)
     elif (path / "config.json").is_file():
-        report = huggingface.describe(path, advice)
+        report = huggingface.describe(path, advice, headers_only)
     else:
         raise InputError(f"{path} {_what_else(path)}")
     return {"path": str(path), **report, "advice": list(advice)}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_longpo.attention.rope_config import scaling_settings
-from nemo_longpo.conversion.checkpoint.context import WEIGHT_LIST
+from nemo_longpo.conversion.checkpoint.context import HEADERS, WEIGHT_LIST
 from nemo_longpo.conversion.huggingface.config import dtype
 from nemo_longpo.conversion.huggingface.directory import INDEX
 from nemo_longpo.conversion.huggingface.rope import rope_settings
@@ -31,7 +31,7 @@ PROVENANCE = frozenset({"transformers_version", "_name_or_path"})
 """Fields about who wrote the file."""
 
 _SPELLINGS = {"rope_theta", "rope_scaling", "rope_parameters", "dtype", "torch_dtype"}
-_COMPARED_ELSEWHERE = {"config.json", INDEX, WEIGHT_LIST}
+_COMPARED_ELSEWHERE = {"config.json", INDEX, WEIGHT_LIST, HEADERS}
 
 
 @dataclass(frozen=True)

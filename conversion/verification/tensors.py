@@ -9,9 +9,7 @@ from torch import Tensor
 
 from nemo_longpo.conversion.families.family import Piece
 from nemo_longpo.conversion.sources import Source
-
-BLOCK = 1 << 22
-"""Values that are compared at once."""
+from nemo_longpo.conversion.values import BLOCK
 
 Verdict = Literal["exact", "rounded", "different", "only in A", "only in B"]
 
@@ -86,8 +84,10 @@ def _measure(name: str, layer: int | None, a: Tensor, b: Tensor) -> TensorCompar
     unlike_a = unlike_b = not_finite = 0
     largest = scale = 0.0
     for x, y in zip(a.flatten().split(BLOCK), b.flatten().split(BLOCK), strict=True):
-        unlike_b += int(_unlike(x.to(y.dtype), y).sum())
-        unlike_a += int(_unlike(x, y.to(x.dtype)).sum())
+        # A number that became infinite was not rounded.
+        overflown = x.isfinite() != y.isfinite()
+        unlike_b += int((_unlike(x.to(y.dtype), y) | overflown).sum())
+        unlike_a += int((_unlike(x, y.to(x.dtype)) | overflown).sum())
         finite = x.isfinite() & y.isfinite()
         not_finite += int((~finite).sum())
         x, y = x[finite].float(), y[finite].float()

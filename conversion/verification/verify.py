@@ -68,6 +68,8 @@ def verify(
         logits = "not asked for"
     elif (ours.family.architecture, ours.geometry) != (theirs.family.architecture, theirs.geometry):
         logits = "A and B are of different sizes"
+    elif any(tensor.not_finite for tensor in tensors):
+        logits = "weights are NaN or infinite, so logits would say nothing"
     else:
         logits = _compare_logits(ours, theirs, _narrowest(tensors), questions, sequences)
     return Report(_side(ours), _side(theirs), strict, fields, files_equal, files, tensors, logits)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nemo_longpo.conversion.exporter import write_weights
+from nemo_longpo.conversion.exporter import lay_out, write_weights
 from nemo_longpo.conversion.families.family import Piece
 from nemo_longpo.conversion.families.known import FAMILIES
 from nemo_longpo.conversion.families.layouts import Geometry
@@ -79,7 +79,7 @@ def test_export_holds_a_piece_per_worker(workers, tmp_path: Path):
     }
     shapes["lm_head.weight"] = shapes["model.embed_tokens.weight"]
     targets = {name: Target(name, f"{len(name) % 3}.st", torch.float16, shape) for name, shape in shapes.items()}
-    write_weights(tmp_path, TrackedWeights(workers), targets, family, GEOMETRY, workers)
+    write_weights(lay_out(tmp_path, targets), TrackedWeights(workers), targets, family, GEOMETRY, workers)
     written = {name: tensor for file in tmp_path.iterdir() for name, tensor in load_file(file).items()}
     assert {name: tuple(tensor.shape) for name, tensor in written.items()} == shapes
     for name, tensor in written.items():

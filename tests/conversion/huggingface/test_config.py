@@ -171,7 +171,7 @@ def test_dual_chunks_need_a_decision(window):
     """Qwen2.5-1M: an engine that has this attention would compute another model than the one that was trained."""
     chunks = {"chunk_size": 32, "local_size": 8, "original_max_position_embeddings": 32}
     given = config("qwen2", **window, dual_chunk_attention_config=chunks)
-    with pytest.raises(InputError, match="^here: dual_chunk_attention_config .*--full-attention"):
+    with pytest.raises(InputError, match=r"^here: dual_chunk_attention_config .*--full-attention"):
         for_import(given, "here", **UNCHANGED)
     dropped = for_import(given, "here", **UNCHANGED | {"full_attention": True})
     assert "dual_chunk_attention_config" not in dropped

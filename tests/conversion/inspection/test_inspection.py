@@ -23,12 +23,12 @@ from nemo_longpo.conversion.inspection.report import inspect_model
 
 @pytest.mark.parametrize("case", CASES)
 def test_both_sides_of_a_model(case, hf_models, nemo_checkpoints, monkeypatch):
-    """Exact, and without reading a tensor."""
+    """Exact, and from the headers alone where that is asked for."""
     model = AutoModelForCausalLM.from_pretrained(hf_models[case], dtype="auto")
     tokenizer = AutoTokenizer.from_pretrained(hf_models[case])
     for reader in (SafetensorsReader, DistCheckpoint):
         monkeypatch.setattr(reader, "read", lambda *_: pytest.fail("a tensor was read"))
-    ours, theirs = inspect_model(hf_models[case]), inspect_model(nemo_checkpoints[case])
+    ours, theirs = (inspect_model(sides[case], headers_only=True) for sides in (hf_models, nemo_checkpoints))
     parameters = list(model.parameters())
     (dtype,) = {str(parameter.dtype).removeprefix("torch.") for parameter in parameters}
     size = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
