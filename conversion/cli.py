@@ -17,7 +17,8 @@ IMPORT_EXAMPLE = """example:
       --rope-scaling '{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}'
 
 The output is a NeMo checkpoint for `resume.restore_config.path`, under any parallel sizes. Weights keep their dtype and
-bits. Supported: Mistral, Qwen2.5 and Llama 3, as safetensors (see --allow-pickle). Needs NeMo, no GPU."""
+bits. Supported: Mistral, Qwen2.5 and Llama 3, as safetensors (see --allow-pickle). Needs NeMo, no GPU; what its
+libraries print while they load is shown with LONGPO_VERBOSE=1."""
 
 EXPORT_EXAMPLE = """example:
   longpo convert export --checkpoint results/checkpoints/last --output models/mistral-longpo

@@ -23,6 +23,7 @@ from .huggingface.rope import ScalingChoice
 from .huggingface.safetensors_file import TORCH_DTYPES
 from .huggingface.weights import HfWeights, check_tensors
 from .outputs import bytes_of, new_directory, require_apart, require_free
+from .quiet import quiet_libraries
 from .values import NotFinite
 from .workers import DEFAULT_WORKERS
 
@@ -108,4 +109,5 @@ def _write_context(
             write_json(artifacts / "config.json", config)
         listing = weights.listing(family.copies(family.geometry(config)))
         context.write_weight_list(artifacts, listing, weights.headers())
-        context.write_context(target, family, config, artifacts)
+        with quiet_libraries():
+            context.write_context(target, family, config, artifacts)

@@ -1,5 +1,9 @@
 """What the `nemo` command loads: importing a factory registers it."""
 
+import os
+
+from nemo_run.core.frontend.console.api import CONSOLE
+
 from .long_context import (
     mistral_7b_longpo_128k,
     mistral_7b_longpo_256k,
@@ -25,3 +29,7 @@ RECIPES = {
         tiny_longpo,
     )
 }
+
+if os.environ.get("LOCAL_RANK", "0") != "0":
+    # Lightning starts the same command line again for every rank of a machine; the first has shown the configuration.
+    CONSOLE.quiet = True

@@ -78,10 +78,11 @@ def test_dryrun_prints_the_configuration(tmp_path):
 
 @pytest.mark.parametrize("workbench", ["qwen2"], indirect=True)
 def test_two_processes_train_and_save(workbench, tmp_path):
+    """In bf16, which one argument of the recipe sets; the configuration is shown once, not by every rank."""
     result = _nemo(
         tmp_path,
         "--factory",
-        "tiny_longpo",
+        "tiny_longpo(precision=bf16-mixed)",
         "--yes",
         f"data.paths={workbench.shards}",
         "data.global_batch_size=2",
@@ -93,6 +94,9 @@ def test_two_processes_train_and_save(workbench, tmp_path):
         "log.ckpt.every_n_train_steps=1",
     )
     assert result.returncode == 0, result.stdout[-3000:]
+    assert result.stdout.count("Resolved Arguments") == 1
+    for shown in ("precision='bf16-mixed'", "params_dtype=torch.bfloat16", "bf16=True"):
+        assert shown in result.stdout
     (line,) = (tmp_path / "run" / "tb_logs" / "longpo" / "metrics.jsonl").read_text().splitlines()
     step = json.loads(line)
     assert step["step"] == 1
