@@ -59,6 +59,10 @@ class Engine(Protocol):
     def dtype(self) -> str:
         """The dtype that the model runs in, such as "float32"."""
 
+    def batches(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Requests of so many tokens, answers included, as lists of indices: those that are worked on together. What a
+        batch gives does not depend on the others. An engine that takes requests as they come has one batch."""
+
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], tick: Tick
     ) -> list[Completion]:

@@ -52,6 +52,9 @@ class ServerEngine:
         async with ServerPool(self._urls, self._own, self._pauses) as pool:
             return await pool.connect()
 
+    def batches(self, lengths: Sequence[int]) -> list[list[int]]:
+        return [list(range(len(lengths)))]
+
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], tick: Tick
     ) -> list[Completion]:

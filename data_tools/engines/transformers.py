@@ -3,7 +3,7 @@
 Shape letters: B sequences, S tokens, V vocabulary, P scored positions.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,25 @@ class TransformersEngine:
     def dtype(self) -> str:
         return str(self._model.dtype).removeprefix("torch.")
 
+    def batches(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Of requests of similar length, the longest first, so that memory runs out at once or never."""
+        made: list[list[int]] = []
+        own = 0  # tokens of the last batch without padding
+        for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+            longest = lengths[made[-1][0]] if made else 0
+            most = min(self._batch_tokens, MOST_PADDING * (own + lengths[index]))
+            if not made or (len(made[-1]) + 1) * longest > most:
+                made.append([])
+                own = 0
+            made[-1].append(index)
+            own += lengths[index]
+        return made
+
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], tick: Tick
     ) -> list[Completion]:
         completions: dict[int, Completion] = {}
-        for batch in batches([len(prompt) + sampling.max_new_tokens for prompt in prompts], self._batch_tokens):
+        for batch in self.batches([len(prompt) + sampling.max_new_tokens for prompt in prompts]):
             found = self._generate_batch([prompts[i] for i in batch], sampling, [seeds[i] for i in batch], tick)
             completions.update(zip(batch, found, strict=True))
         return [completions[index] for index in range(len(prompts))]
@@ -62,7 +76,7 @@ class TransformersEngine:
         self, sequences: Sequence[Sequence[int]], spans: Sequence[Sequence[Span]], tick: Tick
     ) -> list[list[np.ndarray]]:
         scores: dict[int, list[np.ndarray]] = {}
-        for batch in batches([len(sequence) for sequence in sequences], self._batch_tokens):
+        for batch in self.batches([len(sequence) for sequence in sequences]):
             found = self._score_batch([sequences[i] for i in batch], [spans[i] for i in batch])
             scores.update(zip(batch, found, strict=True))
             tick(Usage(len(batch), sum(len(sequences[i]) for i in batch)))
@@ -125,21 +139,6 @@ class TransformersEngine:
         first = index_of[start - 1]
         logps_TV = logits_PV[first : first + end - start].float().log_softmax(-1)
         return logps_TV.gather(-1, ids_S[start:end, None])[:, 0].cpu().numpy()
-
-
-def batches(lengths: list[int], most_tokens: int) -> Iterator[list[int]]:
-    """Indices of requests of similar length, longest first, so that memory runs out at once or never."""
-    batch: list[int] = []
-    own = 0  # tokens of the batch without padding
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        padded = (len(batch) + 1) * lengths[batch[0]] if batch else 0
-        if padded > min(most_tokens, MOST_PADDING * (own + lengths[index])):
-            yield batch
-            batch, own = [], 0
-        batch.append(index)
-        own += lengths[index]
-    if batch:
-        yield batch
 
 
 def load_model(directory: str | Path, dtype: str, rope_theta: float | None) -> Any:

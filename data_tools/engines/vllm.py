@@ -50,6 +50,9 @@ class VllmEngine:
         self._can_sample = not on_cpu or not arguments["enable_chunked_prefill"]
         check_loaded(self._engine.model_config, self.max_length, expected_rope_theta(config, common))
 
+    def batches(self, lengths: Sequence[int]) -> list[list[int]]:
+        return [list(range(len(lengths)))]
+
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], tick: Tick
     ) -> list[Completion]:

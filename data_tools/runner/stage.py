@@ -5,13 +5,16 @@ parts were made; a later run with other settings is refused by naming them, inst
 Every process starts with its own share of the parts, then takes what is left over, such as those of a lost machine.
 """
 
+import hashlib
 import json
+import os
+import sys
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -21,12 +24,13 @@ from tqdm import tqdm
 from nemo_longpo.errors import InputError
 from nemo_longpo.json_input import read_json_object
 
-from ..engines.base import Tick, Usage
 from ..jsonl import differences
 from ..settings import Placement
 from .claims import Claims, remove_claims
 from .files import commit, remove_partial_files
+from .kept import Kept, remove_kept
 from .placement import resolve_placement
+from .progress import Progress
 from .rows import REPAIR, SETTINGS_NAME, Row, Source
 
 REPORT_NAME = "report.json"
@@ -40,14 +44,14 @@ class PartResult:
     counts: Counter[str]
 
 
-Process = Callable[[list[Row], Tick], PartResult]
+Process = Callable[[list[Row], Progress], PartResult]
 
 
 @dataclass(frozen=True)
 class Stage:
     """What to run. `settings` are those that change the output; `make_process` loads what is expensive, on demand.
 
-    A process gets the rows of one part and a function to call with what each finished model request took. With
+    A process gets the rows of one part, and the Progress to call with what each finished model request took. With
     `num_workers` > 1 the stage is pickled, `make_process` included.
     """
 
@@ -61,6 +65,11 @@ class Stage:
 
     def part(self, number: int) -> Path:
         return self.output / f"part-{number:05d}.jsonl"
+
+    def finished(self) -> set[int]:
+        """The numbers of the parts that are there, by one look into the directory."""
+        names = set(os.listdir(self.output)) if self.output.is_dir() else set()
+        return {number for number in range(len(self.source.rows_in_parts)) if self.part(number).name in names}
 
     def counts(self, number: int) -> Path:
         return self.output / f"counts-{number:05d}.json"
@@ -115,20 +124,41 @@ def _share_out(stage: Stage, description: dict[str, Any]) -> None:
 def _make_parts(stage: Stage, description: dict[str, Any], position: int = 0) -> None:
     """This process's share of the missing parts, then whatever is missing and not claimed."""
     process: Process | None = None
+    parts = stage.source.rows_in_parts
     stage.output.mkdir(parents=True, exist_ok=True)
     try:
-        with Claims(stage.output) as claims, _Progress(stage, position) as progress:
+        with Claims(stage.output) as claims, Progress(stage.name, parts, stage.finished, position) as progress:
             for own in (True, False):
                 for number, rows in stage.source.parts(_Wanted(stage, claims, own)):
                     process = process or stage.make_process()
-                    result = process(rows, progress.tick)
+                    progress.begin(number, Kept(stage.output, number, _digest(description)))
+                    result = _work(process, rows, progress)
                     _commit_part(stage, number, result, progress.usage(), description)
+                    progress.kept.drop()
                     claims.release(str(number))
-                    progress.refresh()
+                    progress.end()
+    except KeyboardInterrupt:
+        if position == 0:
+            done = f"{len(stage.finished())} of {len(parts)} parts are finished and kept"
+            more = ", and of others the finished requests" if any(stage.output.glob(".kept-*")) else ""
+            tqdm.write(f"{stage.name}: stopped; {done}{more}", file=sys.stderr)
+        raise
     finally:
         # A directory that got no part does not stay.
         with suppress(OSError):
             stage.output.rmdir()
+
+
+def _work(process: Process, rows: list[Row], progress: Progress) -> PartResult:
+    try:
+        return process(rows, progress)
+    except InputError:
+        progress.kept.drop()  # whoever corrects the input has other requests
+        raise
+
+
+def _digest(description: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -153,43 +183,6 @@ class _Wanted:
 
     def _is_done(self, number: int) -> bool:
         return self.stage.part(number).is_file()
-
-
-class _Progress:
-    """A bar over the documents of all parts, whoever makes them, with this process's requests and tokens."""
-
-    def __init__(self, stage: Stage, position: int):
-        self._stage = stage
-        self._rows = stage.source.rows_in_parts
-        self._bar = tqdm(total=sum(self._rows), desc=stage.name, unit="doc", position=position)
-        self._since_part: Counter[str] = Counter()
-        self._total: Counter[str] = Counter()
-
-    def __enter__(self) -> "_Progress":
-        self.refresh()
-        self._bar.initial = self._bar.n
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def tick(self, usage: Usage) -> None:
-        for counter in (self._since_part, self._total):
-            counter.update(asdict(usage))
-        seconds = max(self._bar.format_dict["elapsed"], 1e-9)
-        shown = {"requests": self._total["requests"], "tokens/s": round(self._total["generated_tokens"] / seconds)}
-        if self._total["cached_prompt_tokens"]:
-            shown["cached"] = f"{self._total['cached_prompt_tokens'] / self._total['prompt_tokens']:.0%}"
-        self._bar.set_postfix(shown)
-
-    def usage(self) -> Counter[str]:
-        """What was used since the last part was finished."""
-        usage, self._since_part = self._since_part, Counter()
-        return usage
-
-    def refresh(self) -> None:
-        self._bar.n = sum(rows for number, rows in enumerate(self._rows) if self._stage.part(number).is_file())
-        self._bar.refresh()
 
 
 def _commit_part(
@@ -221,7 +214,7 @@ def _check_output(output: Path, description: dict[str, Any]) -> None:
 
 
 def _is_finished(stage: Stage) -> bool:
-    return all(stage.part(number).is_file() for number in range(len(stage.source.rows_in_parts)))
+    return len(stage.finished()) == len(stage.source.rows_in_parts)
 
 
 def _report(stage: Stage) -> dict[str, int]:
@@ -237,5 +230,6 @@ def _report(stage: Stage) -> dict[str, int]:
     report = dict(sorted(total.items()))
     commit(path, json.dumps(report, indent=2) + "\n")
     remove_claims(stage.output)
+    remove_kept(stage.output)
     remove_partial_files(stage.output)
     return report

@@ -10,8 +10,10 @@ from ..chat.format import ChatFormat
 from ..chat.prompts import Prompts, choose_prompts
 from ..engines.base import Engine, Tick
 from ..engines.load import EngineOptions
+from ..engines.resuming import ResumingEngine
 from ..model import load_chat, model_identity, tokenizer_identity
 from ..options import Settings
+from ..runner.progress import Progress
 from ..runner.rows import PartsSource, Row
 from ..runner.stage import PartResult, Process, Stage, run_stage
 from ..settings import Placement
@@ -62,8 +64,12 @@ def run_with_model(
     prompts = choose_prompts(where.prompts_file, source.history())
 
     def make_process() -> Process:
-        bench = Bench(chat, where.engine.load(where.model), prompts)
-        return lambda rows, tick: work(rows, tick, bench)
+        engine = where.engine.load(where.model)
+
+        def process(rows: list[Row], progress: Progress) -> PartResult:
+            return work(rows, progress, Bench(chat, ResumingEngine(engine, progress.kept, progress.expect), prompts))
+
+        return process
 
     return run_stage(
         Stage(

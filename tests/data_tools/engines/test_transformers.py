@@ -9,7 +9,7 @@ import torch
 from tiny import save_tiny, tiny_tokenizer
 
 from nemo_longpo.data_tools.engines.base import Sampling, Usage
-from nemo_longpo.data_tools.engines.transformers import TransformersEngine, _pick, batches
+from nemo_longpo.data_tools.engines.transformers import TransformersEngine, _pick
 from nemo_longpo.data_tools.settings import EngineSettings, TransformersSettings
 from nemo_longpo.errors import InputError
 
@@ -82,20 +82,20 @@ def test_sampling_does_not_depend_on_the_batch(directory):
     assert other_seed[0].ids != together[0].ids
 
 
-def test_batches_close_when_lengths_part():
+def test_batches_close_when_lengths_part(directory):
     """A document's chosen prompts (around 500 tokens) and rejected ones (around 3,000), with answers of 200."""
     rng = np.random.default_rng(5)
     lengths = [int(length) for length in np.concatenate([rng.normal(700, 60, 40), rng.normal(3200, 900, 40)]).clip(300)]
-    made = list(batches(lengths, 16384))
+    made = load(directory).batches(lengths)
     assert sorted(index for batch in made for index in batch) == list(range(80))
     padded = [len(batch) * max(lengths[index] for index in batch) for batch in made]
     assert max(padded) <= 16384
     assert sum(padded) <= 1.15 * sum(lengths)
     assert all(wide <= 1.15 * sum(lengths[index] for index in batch) for wide, batch in zip(padded, made, strict=True))
     # Without need no batch is closed: what is alike stays together.
-    assert list(batches([10, 11, 10, 10], 16384)) == [[1, 0, 2, 3]]
-    assert list(batches([10] * 5, 25)) == [[0, 1], [2, 3], [4]]
-    assert list(batches([99, 10], 50)) == [[0], [1]]
+    assert load(directory).batches([10, 11, 10, 10]) == [[1, 0, 2, 3]]
+    assert load(directory, batch_tokens=25).batches([10] * 5) == [[0, 1], [2, 3], [4]]
+    assert load(directory, batch_tokens=50).batches([99, 10]) == [[0], [1]]
 
 
 def test_every_answer_ticks_when_it_ends(directory):

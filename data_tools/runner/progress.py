@@ -1,0 +1,94 @@
+"""What is to be seen of a stage at work: documents of all its processes, requests and tokens of this one."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from tqdm import tqdm
+
+from ..engines.base import Usage
+from .kept import Kept
+
+
+class _Bar(tqdm):
+    """Shows a tenth of a document, and no more digits."""
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        shown = super().format_dict
+        done = round(shown["n"], 1)
+        return shown | {"n": int(done) if done == int(done) else done}
+
+
+class Progress:
+    """A bar over the documents of all parts, whoever makes them; within a part it moves with every finished request.
+
+    A context manager. `finished` says which parts are there; `position` is the bar's line on the terminal. Called with
+    what finished requests took. What is kept of the part at hand is in `kept`.
+    """
+
+    kept: Kept
+
+    def __init__(self, name: str, rows_in_parts: Sequence[int], finished: Callable[[], set[int]], position: int = 0):
+        self._rows, self._finished = rows_in_parts, finished
+        self._done = self._finished_rows()
+        self._part_rows, self._expected = 0, 0
+        self._part: Counter[str] = Counter()
+        self._total: Counter[str] = Counter()
+        self._since = time.monotonic()
+        # Without `miniters` tqdm would adapt to quick requests, and then leave out slow ones.
+        self._bar = _Bar(
+            total=sum(rows_in_parts), initial=self._done, desc=name, unit="doc", position=position, miniters=0
+        )
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def __str__(self) -> str:
+        """The bar as it stands there."""
+        return str(self._bar)
+
+    def begin(self, part: int, kept: Kept) -> None:
+        """This process makes that part now. Time counts from the first one: a model that loads reads no tokens."""
+        if not self._total:
+            self._since = time.monotonic()
+        self._part_rows, self._expected, self._part, self.kept = self._rows[part], 0, Counter(), kept
+
+    def expect(self, requests: int) -> None:
+        """The part at hand takes so many requests (more)."""
+        self._expected += requests
+
+    def __call__(self, usage: Usage) -> None:
+        for counter in (self._part, self._total):
+            counter.update(asdict(usage))
+        share = min(self._part["requests"] / self._expected, 1.0) if self._expected else 0.0
+        self._move(self._done + share * self._part_rows)
+
+    def usage(self) -> Counter[str]:
+        """What the part at hand took so far."""
+        return +self._part
+
+    def end(self) -> None:
+        """The part at hand is there, and others may be."""
+        self._done = self._finished_rows()
+        self._move(self._done)
+        self._bar.refresh()
+
+    def _finished_rows(self) -> int:
+        return sum(self._rows[part] for part in self._finished())
+
+    def _move(self, documents: float) -> None:
+        total, seconds = self._total, max(time.monotonic() - self._since, 1e-9)
+        read = total["prompt_tokens"] - total["cached_prompt_tokens"]
+        said = [f"{total['requests']:,} requests"] if total else []
+        for tokens, what in ((read, "read"), (total["generated_tokens"], "written")):
+            said += [f"{tokens / seconds:,.0f} tokens/s {what}"] if tokens else []
+        if total["cached_prompt_tokens"]:
+            said.append(f"{total['cached_prompt_tokens'] / total['prompt_tokens']:.0%} cached")
+        self._bar.set_postfix_str(", ".join(said), refresh=False)
+        self._bar.update(documents - self._bar.n)

@@ -1,0 +1,37 @@
+"""What a stopped process leaves to the next one: whole lines, of the same work, until the part is there."""
+
+from nemo_longpo.data_tools.runner.kept import Kept, remove_kept
+
+
+def test_values_outlive_their_process_and_not_their_part(tmp_path):
+    first = Kept(tmp_path, 3, "abc")
+    assert first.get("a") is None
+    first.put("a", [1, 0.1])
+    first.put("b", {"ids": [1]})
+    again = Kept(tmp_path, 3, "abc")
+    assert (again.get("a"), again.get("b"), again.get("c")) == ([1, 0.1], {"ids": [1]}, None)
+    assert Kept(tmp_path, 3, "other settings").get("a") is None
+    assert Kept(tmp_path, 4, "abc").get("a") is None
+    again.drop()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_line_that_was_cut_is_none(tmp_path):
+    kept = Kept(tmp_path, 0, "abc")
+    kept.put("whole", 1)
+    kept.put("cut", list(range(100)))
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-20])
+    kept.put("behind", 2)
+    again = Kept(tmp_path, 0, "abc")
+    assert (again.get("whole"), again.get("cut"), again.get("behind")) == (1, None, 2)
+
+
+def test_parts_are_dropped_by_their_number(tmp_path):
+    for part in (1, 10):
+        Kept(tmp_path, part, "abc").put("a", part)
+    Kept(tmp_path, 1, "other settings").drop()
+    assert Kept(tmp_path, 1, "abc").get("a") is None
+    assert Kept(tmp_path, 10, "abc").get("a") == 10
+    remove_kept(tmp_path)
+    assert list(tmp_path.iterdir()) == []

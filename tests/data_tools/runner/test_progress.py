@@ -1,0 +1,46 @@
+"""The bar moves with every request, and says what the model reads and writes."""
+
+import re
+
+from nemo_longpo.data_tools.engines.base import Usage
+from nemo_longpo.data_tools.runner.kept import Kept
+from nemo_longpo.data_tools.runner.progress import Progress
+
+
+def tokens_per_second(bar, what):
+    (found,) = re.findall(rf"([0-9,]+) tokens/s {what}", str(bar))
+    return int(found.replace(",", ""))
+
+
+def test_documents_move_with_requests_of_their_part(tmp_path):
+    finished = set()
+    with Progress("respond", [4, 4, 3], lambda: finished) as progress:
+        assert " 0/11 " in str(progress)
+        progress.begin(1, Kept(tmp_path, 1, "x"))
+        progress.expect(16)
+        for done, shown in ((1, "0.2"), (1, "0.5"), (2, "1"), (11, "3.8")):
+            progress(Usage(done, 100 * done, generated_tokens=10))
+            assert f" {shown}/11 " in str(progress)
+        assert "15 requests" in str(progress)
+        finished |= {0, 1}  # another process made part 0
+        progress.end()
+        assert " 8/11 " in str(progress)
+        assert progress.usage() == {"requests": 15, "prompt_tokens": 1500, "generated_tokens": 40}
+        progress.begin(2, Kept(tmp_path, 2, "x"))
+        assert progress.usage() == {}
+
+
+def test_what_is_read_counts_and_what_was_cached_does_not(tmp_path):
+    with Progress("score", [1], set) as progress:
+        progress.begin(0, Kept(tmp_path, 0, "x"))
+        progress(Usage(1, 1_000_000, 200_000))
+        assert tokens_per_second(progress, "read") > 10_000
+        assert "written" not in str(progress)
+        assert "20% cached" in str(progress)
+        progress(Usage(1, 1_000_000, generated_tokens=180_000))
+        assert 5 < tokens_per_second(progress, "read") / tokens_per_second(progress, "written") < 15
+
+
+def test_a_resumed_stage_begins_where_it_was(tmp_path):
+    with Progress("respond", [4, 4], lambda: {0}) as progress:
+        assert " 4/8 " in str(progress)
