@@ -17,6 +17,7 @@ from .settings import (
     Placement,
     RespondSettings,
     ScoreSettings,
+    TemplateSettings,
 )
 
 Report = dict[str, int]
@@ -143,6 +144,7 @@ def _where(arguments: argparse.Namespace) -> Any:
         output=arguments.output,
         model=arguments.model,
         prompts_file=arguments.prompts,
+        template=settings_from(TemplateSettings, vars(arguments)),
         engine=EngineOptions.from_mapping(vars(arguments)),
         placement=settings_from(Placement, vars(arguments)),
     )

@@ -1,6 +1,7 @@
 """Open a Hugging Face model directory for the data tools: its tokenizer, its chat format, its fingerprints."""
 
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ _UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, Runt
 """What transformers raises over files that it cannot make sense of (found by changing them at random)."""
 
 
-def load_chat(directory: str | Path) -> ChatFormat:
-    """The chat format of a model directory.
+def load_chat(directory: str | Path, day: date | None = None) -> ChatFormat:
+    """The chat format of a model directory; `day` is for templates that print the date.
 
     Raises InputError if it holds no fast tokenizer with a chat template, or one with tokens that the model has no row
     for.
@@ -36,7 +37,7 @@ def load_chat(directory: str | Path) -> ChatFormat:
         if not tokenizer.is_fast:
             raise InputError(f"{directory} has only a slow tokenizer; save its fast form (tokenizer.json) there")
         rows = config["vocab_size"] if isinstance(config.get("vocab_size"), int) else len(tokenizer)
-        chat = ChatFormat(tokenizer, _end_ids(Path(directory), config, rows))
+        chat = ChatFormat(tokenizer, _end_ids(Path(directory), config, rows), day)
         _check_rows(chat, rows, directory)
         return chat
     except InputError:
@@ -85,6 +86,13 @@ def tokenizer_identity(chat: ChatFormat) -> dict[str, Any]:
         "tokenizer_fingerprint": tokenizer_fingerprint(chat.tokenizer),
         "chat_template_hash": chat_template_hash(chat.tokenizer),
     }
+
+
+def rendering_identity(chat: ChatFormat) -> dict[str, Any]:
+    """What makes two prompts the same for the same messages, and answers end alike: beside the template's text, what
+    it writes with this tokenizer, this version of transformers and, if it prints the date, on this day."""
+    found = {"chat_pieces_hash": chat.pieces_hash, "end_token_ids": sorted(chat.stop_ids)}
+    return found if chat.printed_day is None else found | {"chat_date": chat.printed_day.isoformat()}
 
 
 def model_identity(directory: str | Path, engine: EngineSettings) -> dict[str, Any]:

@@ -5,7 +5,10 @@ imported here, so that `--help` is instant.
 """
 
 from dataclasses import dataclass
+from datetime import date
 from typing import Literal
+
+from nemo_longpo.errors import InputError
 
 from .options import Settings, setting
 
@@ -134,6 +137,27 @@ class CpuPlacement(Placement):
 
 
 @dataclass(frozen=True)
+class TemplateSettings(Settings):
+    """Recorded with an output only where the template prints a date."""
+
+    chat_date: str | None = setting(
+        None,
+        "date that a chat template prints, YYYY-MM-DD; by default that of the stages before, else today",
+        recorded=False,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            self.day()
+        except ValueError as error:
+            raise InputError(f"chat_date {self.chat_date!r} must be a date such as 2026-03-31") from error
+
+    def day(self) -> date | None:
+        return None if self.chat_date is None else date.fromisoformat(self.chat_date)
+
+
+@dataclass(frozen=True)
 class EngineSettings(Settings):
     """Which library runs the model, and how the model is read. All of it may change what comes out."""
 
@@ -186,10 +210,10 @@ ENGINE_SETTINGS: tuple[type[Settings], ...] = (EngineSettings, TransformersSetti
 # What each stage can be told, on the command line and in the file of `longpo data run`.
 STAGE_SETTINGS: dict[str, tuple[type[Settings], ...]] = {
     "chunk": (ChunkSettings, CpuPlacement),
-    "instruct": (InstructSettings, Placement, *ENGINE_SETTINGS),
-    "respond": (RespondSettings, Placement, *ENGINE_SETTINGS),
+    "instruct": (InstructSettings, Placement, TemplateSettings, *ENGINE_SETTINGS),
+    "respond": (RespondSettings, Placement, TemplateSettings, *ENGINE_SETTINGS),
     "filter": (FilterSettings, CpuPlacement),
     "import-hf": (ImportSettings, CpuPlacement),
-    "score": (ScoreSettings, Placement, *ENGINE_SETTINGS),
+    "score": (ScoreSettings, Placement, TemplateSettings, *ENGINE_SETTINGS),
     "pack": (PackSettings,),
 }

@@ -6,6 +6,7 @@ same segments. Nothing is ever searched in tokenised text.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -31,13 +32,17 @@ class ChatFormat:
     """Assembles conversations with a Hugging Face tokenizer's chat template.
 
     `end_ids` are the tokens that the model's files declare as ends of an answer. Whichever of them a model writes, an
-    answer is stored without it and trained with the template's own end of turn. Raises InputError for templates that
-    cannot be taken apart (see ChatTemplate).
+    answer is stored without it and trained with the template's own end of turn. `day` is the date for templates that
+    print one, by default today's; `printed_day` is None for the others. Raises InputError for templates that cannot be
+    taken apart (see ChatTemplate).
     """
 
-    def __init__(self, tokenizer: Any, end_ids: Iterable[int] = ()):
+    def __init__(self, tokenizer: Any, end_ids: Iterable[int] = (), day: date | None = None):
         self.tokenizer = tokenizer
-        self._template = ChatTemplate(tokenizer)
+        day = day or date.today()
+        self._template = ChatTemplate(tokenizer, day)
+        self.printed_day = day if self._template.prints_day() else None
+        self.pieces_hash = self._template.pieces_hash()
         self.end_of_turn_ids = self._template.end_of_turn_ids
         self.stop_ids = frozenset({self.end_of_turn_ids[-1], tokenizer.eos_token_id, *end_ids} - {None})
         self.special = SpecialTokens(tokenizer, self.stop_ids, self._template.special_ids())

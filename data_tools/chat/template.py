@@ -4,8 +4,11 @@ The template is rendered with marker words for contents; the text between the ma
 Pieces and contents are tokenised apart, so the place of every token is known by construction.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date, datetime, time
 from typing import Any
 
 from nemo_longpo.errors import InputError, one_line
@@ -14,6 +17,8 @@ from nemo_longpo.shards.fingerprint import chat_template
 from .encoding import Place, Span, TextEncoder
 
 _PADDING = "\t\n\t"
+# Whatever a template prints of a date, it is not the same for both of these.
+_OTHER_DAYS = (date(1987, 1, 9), date(1994, 6, 15))
 _RENDERING_ERRORS = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError, MemoryError)
 """What the expressions of a template may raise beside Jinja's own errors."""
 
@@ -31,15 +36,22 @@ class Layout:
 class ChatTemplate:
     """The pieces of a Hugging Face tokenizer's chat template, for conversations of any number of turns.
 
-    Raises InputError if there is no template, if it refuses user/assistant turns, changes contents, renders an answer
-    otherwise than it prompts for one, or does not end an answer with a special token.
+    A template that asks for the time is told midnight of `day`, so that it says the same tomorrow. Raises InputError if
+    there is no template, if it refuses user/assistant turns, changes contents, renders an answer otherwise than it
+    prompts for one, does not end an answer with a special token, or says something else each time.
     """
 
-    def __init__(self, tokenizer: Any):
+    def __init__(self, tokenizer: Any, day: date):
         self._text = chat_template(tokenizer)
         self.tokenizer = tokenizer
+        self._day = day
         self._encoder = TextEncoder(tokenizer)
         self._layouts: dict[int, Layout] = {}
+        if self._pieces(1, "") != self._pieces(1, ""):
+            raise InputError(
+                f"the chat template of {tokenizer.name_or_path} says something else each time it is used; use a "
+                "template without chance"
+            )
         closing = self.layout(1).piece_ids[2]
         ends = [index for index, token in enumerate(closing) if token in self._encoder.special_ids]
         if not ends:
@@ -49,6 +61,14 @@ class ChatTemplate:
             )
         self.end_of_turn_ids: list[int] = closing[: ends[0] + 1]
         self._check_generation_prompt()
+
+    def prints_day(self) -> bool:
+        return any(self._pieces(2, "", day) != self._pieces(2, "") for day in _OTHER_DAYS)
+
+    def pieces_hash(self) -> str:
+        """sha256 of what the template writes around the contents of two turns, and which of them it strips."""
+        content = [self._pieces(2, ""), self.layout(2).strips]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def content_ids(self, layout: Layout, index: int, text: str) -> list[int]:
         """Token ids of content `index` (0: first user message, 1: first answer, …) of a conversation."""
@@ -104,21 +124,27 @@ class ChatTemplate:
             return "inside" if index else "start"
         return "after_special" if piece_ids[index][-1] in self._encoder.special_ids else "inside"
 
-    def _pieces(self, turns: int, padding: str) -> list[str]:
+    def _pieces(self, turns: int, padding: str, day: date | None = None) -> list[str]:
         """The template's text around 2 * turns contents; each content is a marker word between `padding`."""
         markers = [f"content{index}qzx" for index in range(2 * turns)]
         roles = ("user", "assistant")
         messages = [
             {"role": roles[index % 2], "content": padding + marker + padding} for index, marker in enumerate(markers)
         ]
-        return _split(self._render(messages, add_generation_prompt=False), markers, self.tokenizer.name_or_path)
+        rendered = self._render(messages, add_generation_prompt=False, day=day)
+        return _split(rendered, markers, self.tokenizer.name_or_path)
 
-    def _render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+    def _render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool, day: date | None = None) -> str:
         from jinja2 import TemplateError
 
+        midnight = datetime.combine(day or self._day, time())
         try:
             return self.tokenizer.apply_chat_template(
-                messages, chat_template=self._text, tokenize=False, add_generation_prompt=add_generation_prompt
+                messages,
+                chat_template=self._text,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                strftime_now=midnight.strftime,  # the one clock that transformers gives to templates
             )
         except (TemplateError, *_RENDERING_ERRORS) as error:
             raise InputError(

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from datetime import date
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,8 @@ def _stage(name: str, values: Any, executors: Mapping[str, Any], where: str) -> 
     kinds = STAGE_SETTINGS[name]
     own_names = [item for kind in kinds for item in _names(kind) if item not in _NOT_IN_FILE]
     _refuse_unknown(values, ("env", *_names(LaunchSettings), *own_names), f"{where}:")
-    own = {key: value for key, value in values.items() if key in own_names}
+    # YAML reads a bare 2026-03-31 as a date.
+    own = {key: str(value) if isinstance(value, date) else value for key, value in values.items() if key in own_names}
     try:
         for kind in kinds:
             settings_from(kind, own)

@@ -17,9 +17,10 @@ from ..chat.format import as_ids, as_spans
 from ..chat.prompts import prompts_from_dict
 from ..encoded import EncodedPair, PairEncoder
 from ..jsonl import differences
-from ..model import load_chat, model_identity, tokenizer_identity
+from ..model import load_chat, model_identity, rendering_identity, tokenizer_identity
+from ..options import settings_from
 from ..runner.rows import PartsSource
-from ..settings import EngineSettings, PackSettings
+from ..settings import EngineSettings, PackSettings, TemplateSettings
 
 
 def run_pack(pairs: Path, model: Path, output: Path, settings: PackSettings) -> int:
@@ -32,9 +33,10 @@ def run_pack(pairs: Path, model: Path, output: Path, settings: PackSettings) -> 
     if next(reversed(history), None) != "score":
         raise InputError(f"{pairs} was not written by `longpo data score`; score the pairs first, then pack them")
     scored = history["score"]
-    chat = load_chat(model)
+    chat = load_chat(model, settings_from(TemplateSettings, scored).day())
     engine = EngineSettings(**scored["engine"])
-    _check_same(scored, tokenizer_identity(chat) | {"model": model_identity(model, engine)}, model)
+    found = tokenizer_identity(chat) | rendering_identity(chat) | {"model": model_identity(model, engine)}
+    _check_same(scored, found, model)
     provenance = Provenance(
         tokenizer_fingerprint=scored["tokenizer_fingerprint"],
         chat_template_hash=scored["chat_template_hash"],
@@ -93,13 +95,14 @@ def _record(pair: EncodedPair, ref_context: str) -> PairRecord:
 _NAMES = {
     "tokenizer_fingerprint": "tokenizer",
     "chat_template_hash": "chat template",
+    "chat_pieces_hash": "text around the messages",
     "model": "model",
 }
 
 
 def _check_same(scored: dict[str, Any], found: dict[str, Any], model: Path) -> None:
     for key, name in _NAMES.items():
-        if scored[key] != found[key]:
+        if scored.get(key, found[key]) != found[key]:
             raise InputError(
                 f"the pairs were scored with {name} {scored[key]}, but {model} has {found[key]}; give the model that "
                 "scored them, or score them again"

@@ -2,21 +2,24 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.json_input import read_json_object
 
 from ..chat.format import ChatFormat
 from ..chat.prompts import Prompts, choose_prompts
 from ..engines.base import Engine, Tick
 from ..engines.load import EngineOptions
 from ..engines.resuming import ResumingEngine
-from ..model import load_chat, model_identity, tokenizer_identity
-from ..options import Settings
+from ..model import load_chat, model_identity, rendering_identity, tokenizer_identity
+from ..options import Settings, settings_from
 from ..runner.progress import Progress
-from ..runner.rows import PartsSource, Row
+from ..runner.rows import REPAIR, SETTINGS_NAME, PartsSource, Row
 from ..runner.stage import PartResult, Process, Stage, run_stage
-from ..settings import Placement
+from ..settings import Placement, TemplateSettings
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class ModelStage:
     output: Path
     model: Path
     prompts_file: str | None = None
+    template: TemplateSettings = field(default_factory=TemplateSettings)
     engine: EngineOptions = field(default_factory=EngineOptions)
     placement: Placement = field(default_factory=Placement)
 
@@ -56,7 +60,9 @@ def run_with_model(
     The engine is loaded for the first part that is missing, so a finished stage costs nothing. Raises InputError.
     """
     source = PartsSource(where.input, rows_per_part=where.placement.part_size)
-    chat = load_chat(where.model)
+    chat = load_chat(where.model, _chat_day(where, source.history()))
+    if where.template.chat_date is not None and chat.printed_day is None:
+        raise InputError(f"the chat template of {where.model} prints no date; leave out chat_date")
     # What a stage wrote is checked when its turn comes: reading all of it first would take each process minutes.
     if check is not None and not source.history():
         for row in source.rows():
@@ -79,11 +85,25 @@ def run_with_model(
             settings=settings.recorded()
             | {"engine": where.engine.common.recorded(), "prompts": prompts.to_dict()}
             | {"model": model_identity(where.model, where.engine.common)}
-            | tokenizer_identity(chat),
+            | tokenizer_identity(chat)
+            | rendering_identity(chat),
             make_process=make_process,
             placement=where.placement,
         )
     )
+
+
+def _chat_day(where: ModelStage, history: dict[str, Any]) -> date:
+    """The date given; else the one that this output was begun with; else that of the latest stage before; else today.
+
+    So a stage that is started again after midnight goes on with its prompts, and all stages use the same.
+    """
+    path = where.output / SETTINGS_NAME
+    begun = read_json_object(path, REPAIR).get("settings") if path.is_file() else None
+    for found in (begun, *reversed(history.values())):
+        if where.template.chat_date is None and isinstance(found, dict) and "chat_date" in found:
+            return settings_from(TemplateSettings, found).day() or date.today()
+    return where.template.day() or date.today()
 
 
 def check_short(engine: Engine, prompt: list[int], max_new_tokens: int, where: str) -> None:

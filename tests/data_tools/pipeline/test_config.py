@@ -55,6 +55,12 @@ def test_a_run_may_start_later_and_use_own_prompts(tmp_path):
     assert words(pipeline, pack) == "data pack --pairs w/score --model M --output w/shards"
 
 
+def test_a_date_needs_no_quotes(tmp_path):
+    """Without them YAML reads a date, not a text."""
+    pipeline = load(tmp_path, GOOD.replace("  filter:", "  respond: {chat_date: 2026-03-31}\n  x:").split("  x:")[0])
+    assert words(pipeline, pipeline.stages[0]).endswith("--chat-date 2026-03-31")
+
+
 def test_published_pairs_are_scored_and_packed(tmp_path):
     text = "input: [hf:owner/name]\nmodel: M\noutput: w\nstages: {pack: , import-hf: {split: test}, score: }\n"
     pipeline = load(tmp_path, text)
