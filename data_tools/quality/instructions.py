@@ -1,78 +1,51 @@
-"""Read the requests out of a model's answer to "write some requests, as a numbered list".
+"""Read the items out of a model's answer to "write some requests, as a numbered list".
 
 Models number, bullet, label, quote, wrap and comment such lists in many ways. A list is taken to be the lines with one
 kind of mark (see marks.py). What stands between them continues an item, or is a heading, an answer or a remark.
+Whether an item is a request is not decided here but in requests.py.
 """
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+from .asking import asks
+from .framing import clean
 from .marks import Line, ends_sentence, ends_with_colon, is_title, read_line, split_numbered
 from .markup import markup_items, plain_lines, without_thinking
 from .refusals import declines
-from .text import length_in_words, needs_space, words
-from .wording import ANSWER_LABEL, CHATTER, QUESTION_LABEL
+from .text import length_in_words, needs_space
+from .wording import CHATTER
 
-SHORTEST_WORDS, LONGEST_WORDS = 2, 200  # of one request
+_LONGEST_WORDS = 200  # of what may be an item
 
 _CHATTER = re.compile(rf"{CHATTER}(?![a-zà-ÿа-я])", re.IGNORECASE)
-_INLINE_ANSWER = re.compile(
-    rf"(?<=[.?!。？！؟])\s*[(\[（]?[*_]*{ANSWER_LABEL}[*_]*\s*[:：].*", re.IGNORECASE | re.DOTALL
-)
-_QUOTES = ('""', "''", "“”", "‘’", "„“", "«»", "「」", "『』", "《》")
-# What may stand around a request: a label, a topic ("**Theme:**"), emphasis, quotes.
-_FRAMES = tuple(
-    re.compile(pattern, re.IGNORECASE | re.DOTALL)
-    for pattern in (
-        rf"{QUESTION_LABEL}[*_]*\s*[:：]\s*(?P<inside>.+)",
-        r"(?:\*\*|__)[^*_]{1,60}(?::(?:\*\*|__)|(?:\*\*|__):)\s*(?P<inside>.+)",
-        r"(?P<mark>\*{1,3}|_{1,3}|`{1,3})(?P<inside>(?:(?!(?P=mark)).)+)(?P=mark)",
-        r"\*\*(?P<inside>[^*]+)|(?P<before>[^*]+)\*\*",
-        *(rf"{pair[0]}(?P<inside>[^{pair}]+){pair[1]}[,;、，]?" for pair in _QUOTES),
-    )
-)
 
 
-def parse_instructions(text: str, count: int, *, truncated: bool) -> list[str]:
-    """At most `count` different requests from an answer, in order; with `count` 1, the whole answer is the request.
+def list_items(text: str, count: int, *, truncated: bool) -> list[str]:
+    """The items of a list in an answer, in order; with `count` 1, the whole answer is the item.
 
-    The end of a truncated list is incomplete and left out. So are remarks around the list, headings, answers, and what
-    is too short or too long for a request.
+    The end of a truncated list is incomplete and left out. So are remarks around the list, headings and answers. An
+    answer that refuses has no items.
     """
     text = without_thinking(text)
     if declines(text):
         return []
     if count == 1:
         return [whole] if (whole := _whole(text)) else []
-    found = [item for item in map(clean, markup_items(text)) if is_request(item)]
-    if not found:
-        lines = _aligned([read_line(part) for line in plain_lines(text) for part in split_numbered(line)])
-        found = _marked(lines, truncated) or _unmarked(lines, truncated)
-    distinct: dict[str, str] = {}
-    for item in found:
-        distinct.setdefault(" ".join(words(item)), item)
-    return list(distinct.values())[:count]
+    if found := [item for item in map(clean, markup_items(text)) if item]:
+        return found
+    lines = _aligned([read_line(part) for line in plain_lines(text) for part in split_numbered(line)])
+    return _marked(lines, truncated) or _unmarked(lines, truncated)
 
 
-def clean(text: str) -> str:
-    """Without emphasis, quotes, topic and label around it, and without an answer given along with it."""
-    text = _INLINE_ANSWER.sub("", text).strip()
-    for frame in _FRAMES * 2:  # frames stand inside frames
-        if match := frame.fullmatch(text):
-            groups = match.groupdict()
-            text = (groups["inside"] or groups["before"]).strip()
-    return text
+def is_remark(text: str) -> bool:
+    """Whether a text speaks to the asker, announces something, or is left over from markup."""
+    return ends_with_colon(text) or _CHATTER.match(text) is not None or (text[0] in "[{<|" and text[-1] not in "?？؟")
 
 
-def is_request(text: str) -> bool:
-    """Long and short enough, and neither a remark to the asker nor an announcement."""
-    return (
-        SHORTEST_WORDS <= length_in_words(text) <= LONGEST_WORDS
-        and not ends_with_colon(text)
-        and not _CHATTER.match(text)
-        and text[0] not in "[{<|"
-    )
+def _may_be_item(text: str) -> bool:
+    return (2 <= length_in_words(text) <= _LONGEST_WORDS or asks(text)) and not is_remark(text)
 
 
 def _whole(text: str) -> str:
@@ -119,15 +92,16 @@ class _Item:
 
 
 def _marked(lines: list[Line], truncated: bool) -> list[str]:
-    """The requests of the first reading that gives two or more, else of the one that gives most."""
+    """The items of the first reading with two or more that may be requests, else of the first with one."""
     best: list[str] = []
     cut = _end(lines) if truncated else None
     for starts in _readings(lines):
         items = [item for item in _read(lines, starts) if item.last != cut]
-        found = [request for item in items if is_request(request := item.request())]
-        if len(found) > 1:
+        found = [request for item in items if (request := item.request())]
+        likely = sum(map(_may_be_item, found))
+        if likely > 1:
             return found
-        best = best or found
+        best = best or (found if likely else [])
     return best
 
 
@@ -177,8 +151,10 @@ def _unmarked(lines: list[Line], truncated: bool) -> list[str]:
         unfinished = line.kind == "" and line.text != "" and not ends_sentence(line.text)
     if truncated and lines and items and items[-1].endswith(lines[_end(lines)].text):
         items.pop()
-    found = [item for item in map(clean, items) if is_request(item)]
-    return found or [item for line in lines if is_title(line.body) and is_request(item := clean(line.body))]
+    items = [item for item in map(clean, items) if item and not is_remark(item)]
+    found = [item for item in items if _may_be_item(item)]
+    titles = [item for line in lines if is_title(line.body) and _may_be_item(item := clean(line.body))]
+    return found or titles or items
 
 
 def _end(lines: list[Line]) -> int:

@@ -6,7 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_longpo.data_tools.quality.instructions import parse_instructions
+from nemo_longpo.data_tools.chat.prompts import Prompts
+from nemo_longpo.data_tools.quality.requests import Wording, read_requests
+
+WORDING = Wording(Prompts().request_instructions("", 4))
 
 THREE = ["Who repaired the old clock?", "Why did the boat leave so early?", "Compare the two letters."]
 
@@ -287,6 +290,10 @@ ANSWERS: list[tuple[str, str, list[str] | None]] = [
 ]
 
 
+def parse_instructions(answer, count, *, truncated):
+    return read_requests(answer, count, chunk="", wording=WORDING, truncated=truncated).requests
+
+
 @pytest.mark.parametrize(("name", "answer", "expected"), ANSWERS, ids=[name for name, *_ in ANSWERS])
 def test_messy_answers(name, answer, expected):
     assert parse_instructions(answer, 9, truncated=False) == (THREE if expected is None else expected)
@@ -326,7 +333,7 @@ def test_a_cut_answer_loses_only_what_is_incomplete(answer, expected):
         ("Sure! Here is a question:\n\n**Question:** Who ran away?", ["Who ran away?"]),
         ("Read the list.\n- one\n- two", ["Read the list.\n- one\n- two"]),
         ("1. Who?\n2. When?", ["1. Who?\n2. When?"]),
-        ("Here you are:", ["Here you are:"]),
+        ("Here you are:", []),
         ("I'm sorry, but I cannot do that.", []),
         ("  \n", []),
     ],
