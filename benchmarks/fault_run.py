@@ -33,7 +33,14 @@ from small_corpus import make_document, save_stopping_model  # noqa: E402
 
 STAGES = {
     "chunk": {"chunk_tokens": 96, "chunks_per_document": 2, "part_size": 2},
-    "instruct": {"pool_size": 1, "max_new_tokens": 48, "temperature": 1.0, "processes": 2, "restarts": 100},
+    "instruct": {
+        "pool_size": 1,
+        "check_requests": False,
+        "max_new_tokens": 48,
+        "temperature": 1.0,
+        "processes": 2,
+        "restarts": 100,
+    },
     "respond": {"max_new_tokens": 96, "temperature": 1.0, "processes": 2, "restarts": 100},
     "filter": {},
     "score": {"processes": 2, "restarts": 100},

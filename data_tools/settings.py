@@ -34,11 +34,12 @@ class InstructSettings(Settings):
     """`pool_size` instructions are asked for in one request; with 1, the whole answer is the instruction."""
 
     pool_size: int = setting(4, "instructions to draw one from", minimum=1)
+    check_requests: bool = setting(True, "leave out what is no request, or none that a whole document can answer")
     max_new_tokens: int = setting(512, "longest answer", minimum=1)
     temperature: float = setting(0.7, "0 is greedy", minimum=0)
     top_p: float = setting(0.9, "draw from the smallest set of tokens with this probability", above=0, maximum=1)
     lead_in_probability: float = setting(
-        0.5, "how often words such as 'According to the document:' lead in", minimum=0, maximum=1
+        0.5, "how often words such as 'Based on the document:' lead in", minimum=0, maximum=1
     )
     seed: int = setting(0, "for sampling and drawing")
 

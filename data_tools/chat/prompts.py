@@ -9,16 +9,65 @@ from typing import Any
 from nemo_longpo.errors import InputError
 from nemo_longpo.json_input import read_json_object
 
+from ..quality.asking import language
+from ..quality.pointing import names_text
 from ..quality.text import needs_space, script, words
 
 _PLACEHOLDER = re.compile(r"\{(document|instruction|count)\}")
+
+_LEAD_INS = (
+    "Based on the document:",
+    "Going by the text:",
+    "With the document in mind:",
+    "Using only what the text says:",
+    "Drawing on the document:",
+    "Relying on the text alone:",
+    "Referring to the document:",
+    "Working from the text:",
+    "On the basis of the document:",
+    "Please use the document for this:",
+    "Please base your answer on the text:",
+    "Keep to what the document says:",
+    "I have a request about the text:",
+    "Please look at the document for this one:",
+    "Usando solo el documento:",
+    "Con base en el texto:",
+    "Teniendo en cuenta lo que dice el documento:",
+    "À partir du document :",
+    "En vous appuyant sur le texte :",
+    "En tenant compte du seul document :",
+    "Auf der Grundlage des Dokuments:",
+    "Bitte nur mit Hilfe des Textes:",
+    "Eine Bitte zu diesem Dokument:",
+    "Com base no documento:",
+    "A partir do texto:",
+    "Levando em conta apenas o documento:",
+    "Usando solo il documento:",
+    "Per questo basati sul testo:",
+    "Con il documento alla mano:",
+    "На основе документа:",
+    "Опираясь на текст:",
+    "Пожалуйста, исходите только из документа:",
+    "根据文档：",
+    "请依据文本：",
+    "仅就文档而言：",
+    "この文書に基づいて：",
+    "本文をもとに：",
+    "文書の内容だけから：",
+    "문서를 바탕으로:",
+    "본문에 근거하여:",
+    "글의 내용만 가지고:",
+    "استنادا إلى المستند:",
+    "بناء على النص:",
+    "اعتمادا على المستند وحده:",
+)
 
 
 @dataclass(frozen=True)
 class Prompts:
     """`ask` joins a document (or a chunk of it) and an instruction to one user message; `write_instruction` makes the
-    model write instructions about a chunk. `lead_ins` point back to the text in front of some instructions; they end
-    with a colon, which any instruction can follow as it is."""
+    model write several instructions about a chunk, `write_one_instruction` a single one. `lead_ins` point back to the
+    text in front of some instructions; each reads on into any question or command, in its own language."""
 
     ask: str = "{document}\n\n{instruction}"
     write_instruction: str = (
@@ -29,22 +78,15 @@ class Prompts:
         "questions about details, about reasons and connections, and tasks such as summing up or comparing.\n"
         "Write them as a numbered list, one request per line, and nothing else."
     )
-    lead_ins: tuple[str, ...] = (
-        "According to the document:",
-        "Going by the text:",
-        "With the document in mind:",
-        "Using only what the text says:",
-        "As far as the document tells:",
-        "Drawing on the text:",
-        "Please answer from the document:",
-        "Keep to what the text states:",
-        "Think back to the document:",
-        "Here is something about the text:",
-        "Look it up in the document:",
-        "In the light of the text:",
-        "From a reading of the document:",
-        "One request about the text:",
+    write_one_instruction: str = (
+        "Below is a passage.\n\n<passage>\n{document}\n</passage>\n\n"
+        "Think of one request that a careful reader could make about this passage. It must be answerable from the "
+        "passage alone, must make sense to someone who holds a much longer text that contains the passage, and so must "
+        'name the people, things or ideas it is about instead of saying "the passage". It may be a question about a '
+        "detail, about a reason or a connection, or a task such as summing up or comparing.\n"
+        "Write the request and nothing else."
     )
+    lead_ins: tuple[str, ...] = _LEAD_INS
 
     def ask_about(self, document: str, instruction: str) -> str:
         return _fill(self.ask, {"document": document, "instruction": instruction})
@@ -55,22 +97,27 @@ class Prompts:
         return len(_fill(before, {"instruction": instruction}))
 
     def request_instructions(self, document: str, count: int) -> str:
-        return _fill(self.write_instruction, {"document": document, "count": str(count)})
+        template = self.write_one_instruction if count == 1 else self.write_instruction
+        return _fill(template, {"document": document, "count": str(count)})
 
     def with_lead_in(self, instruction: str, rng: random.Random) -> str:
         """A drawn lead-in and the instruction; the instruction alone where none fits.
 
-        A lead-in fits an instruction in its own script that does not begin with the same two words as one of them.
+        A lead-in fits an instruction in its own language (in its own script, if the lead-in's language cannot be told),
+        unless the instruction names the text or begins with the same two words as a lead-in.
         """
         opening = words(instruction)[:2]
-        fitting = [lead_in for lead_in in self.lead_ins if script(lead_in) == script(instruction)]
-        if not fitting or any(words(lead_in)[:2] == opening for lead_in in fitting):
+        if names_text(instruction) or any(words(lead_in)[:2] == opening for lead_in in self.lead_ins):
+            return instruction
+        spoken = language(instruction)
+        fitting = [lead_in for lead_in in self.lead_ins if _fits(lead_in, instruction, spoken)]
+        if not fitting:
             return instruction
         lead_in = rng.choice(fitting)
         return f"{lead_in} {instruction}" if needs_space(lead_in, instruction) else lead_in + instruction
 
     def without_lead_in(self, instruction: str) -> str:
-        for lead_in in self.lead_ins:
+        for lead_in in sorted(self.lead_ins, key=len, reverse=True):  # one may begin with another
             if instruction.startswith(lead_in):
                 return instruction[len(lead_in) :].lstrip()
         return instruction
@@ -79,11 +126,16 @@ class Prompts:
         return asdict(self)
 
 
-_REQUIRED = {"ask": ("{document}", "{instruction}"), "write_instruction": ("{document}",)}
+_REQUIRED = {
+    "ask": ("{document}", "{instruction}"),
+    "write_instruction": ("{document}",),
+    "write_one_instruction": ("{document}",),
+}
 
 
 def load_prompts(path: str | Path | None) -> Prompts:
-    """Prompts from a JSON object with the keys "ask", "write_instruction" (texts) and "lead_ins" (a list of texts).
+    """Prompts from a JSON object with the keys "ask", "write_instruction", "write_one_instruction" (texts) and
+    "lead_ins" (a list of texts).
 
     What the file leaves out, or None instead of a file, is the built-in wording. Raises InputError for an unknown key,
     a value of the wrong kind, or a missing placeholder.
@@ -117,7 +169,15 @@ def prompts_from_dict(content: dict, where: str) -> Prompts:
         for placeholder in _REQUIRED[key]:
             if placeholder not in value:
                 raise InputError(f"{where}: key {key!r} lacks the placeholder {placeholder}; add it")
-    return replace(Prompts(), **(content | {"lead_ins": tuple(content.get("lead_ins", Prompts.lead_ins))}))
+    # Own words for several instructions are those for a single one too, unless the file has such.
+    several = content.get("write_instruction", Prompts.write_one_instruction)
+    given = {"write_one_instruction": several, "lead_ins": Prompts.lead_ins} | content
+    return replace(Prompts(), **(given | {"lead_ins": tuple(given["lead_ins"])}))
+
+
+def _fits(lead_in: str, instruction: str, spoken: str) -> bool:
+    own = language(lead_in)
+    return own == spoken if own else script(lead_in) == script(instruction)
 
 
 def _check_lead_ins(value: Any, where: str) -> None:

@@ -54,7 +54,8 @@ _LATIN = {
         "finally later soon meanwhile once until unless one two three each every another such it's yes",
         "the of and is are was were to what who why how which when where did does with for from by it his her their "
         "this "
-        "these an or that between about explain describe list summarize summarise compare identify name write give",
+        "these an or that between about explain describe list summarize summarise compare identify name write give "
+        "he she they we you him them not be been have had will would could can there",
     ),
     "es": _Language(
         r"qu[eé]\b|quién(?:es)?|cómo|cuál(?:es)?|cuándo|cuánt[oa]s?|dónde|por qué|para qué|en qué|a qué|de qué|"

@@ -104,6 +104,12 @@ _POINTING = {
     ),
 }
 _PATTERN = re.compile("|".join(f"(?:{pattern})" for pattern in _POINTING.values()), re.IGNORECASE)
+_TEXT = re.compile(
+    r"\b(?:texts?|documents?|passages?|articles?|excerpts?|stor(?:y|ies)|chapters?|book|documentos?|textos?|artículos?|"
+    r"documento|testo|textes?|récit|dokument\w*|text(?:es|en)?|geschichte|artikel|документ\w*|текст\w*|стать\w*)\b|"
+    r"文档|文檔|文本|文章|文中|本文|文書|テキスト|문서|본문|글[에의을은]|텍스트|النص|المستند|المقال",
+    re.IGNORECASE,
+)
 # "The Northwest Passage": a name, not a noun.
 _NAME = re.compile(r"\b(?!(?:The|This|That|A)\b)[A-Z]\w+ Passage\b")
 
@@ -111,3 +117,8 @@ _NAME = re.compile(r"\b(?!(?:The|This|That|A)\b)[A-Z]\w+ Passage\b")
 def points_at_passage(text: str) -> bool:
     """Whether a text names the passage, or what stands above, as something that its reader has before them."""
     return _PATTERN.search(_NAME.sub("", text.replace("’", "'"))) is not None
+
+
+def names_text(text: str) -> bool:
+    """Whether a text names the document, the article or the like, by a noun for what can be read."""
+    return _TEXT.search(text) is not None

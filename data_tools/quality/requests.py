@@ -36,15 +36,21 @@ class Pool:
         return Counter(f"rejected_{reason}" for reason, _ in self.rejected)
 
 
-def read_requests(text: str, count: int, *, chunk: str, wording: Wording, truncated: bool) -> Pool:
-    """At most `count` different requests from an answer, in order; with `count` 1, the whole answer is the request."""
+def read_requests(text: str, count: int, chunk: str, wording: Wording, *, truncated: bool, check: bool = True) -> Pool:
+    """At most `count` different requests from an answer, in order; with `count` 1, the whole answer is the request.
+
+    Without `check`, every different item of the list is taken for a request.
+    """
     source = searchable(chunk)
     found: dict[str, str] = {}
     rejected = []
     for item in list_items(text, count, truncated=truncated):
         request = clean(without_answer(without_frames(item, wording.words)))
         key = " ".join(words(request))
-        reason = "repeated" if key in found else rejection(request, source, wording)
+        if key in found:
+            reason: str | None = "repeated"
+        else:
+            reason = rejection(request, source, wording) if check else None
         if reason:
             rejected.append((reason, item))
         else:

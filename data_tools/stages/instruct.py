@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ from nemo_longpo.errors import InputError
 from ..chat.format import ChatFormat
 from ..chat.prompts import Prompts
 from ..engines.base import Completion, Sampling, Tick
-from ..quality.instructions import parse_instructions
+from ..quality.requests import Pool, Wording, read_requests
 from ..runner.rows import Row
 from ..runner.stage import PartResult
 from ..seeds import seed_for
@@ -19,41 +19,75 @@ from ..settings import InstructSettings
 from .with_model import Bench, ModelStage, check_short, run_with_model
 
 _TELLING_TURNS = 8  # so many answers without one instruction: the next ones will have none either
+_KEPT_CHARACTERS, _KEPT_ITEM_CHARACTERS = 4000, 400  # of an answer and of an item, for people to judge
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What the model wrote about one chunk, and the requests in it."""
+
+    text: str
+    pool: Pool
+
+    def kept(self) -> dict[str, Any]:
+        """What a row keeps of it beside the requests."""
+        items = [{"reason": reason, "text": item[:_KEPT_ITEM_CHARACTERS]} for reason, item in self.pool.rejected]
+        return {"instruction_answer": self.text[:_KEPT_CHARACTERS], "instruction_rejected": items}
 
 
 def run_instruct(settings: InstructSettings, where: ModelStage) -> dict[str, int]:
-    """Add "instruction" and "instruction_pool" to every turn; drop turns without a usable one. Raises InputError."""
-    unread: list[str] = []
+    """Add "instruction" and "instruction_pool" to every turn, and the answer that they were read from; drop turns
+    without a usable one. Raises InputError."""
+    unread: list[_Answer] = []
     report = run_with_model("instruct", where, settings, partial(_instruct_rows, settings=settings, unread=unread))
     if report and not report.get("turns_out"):
-        raise InputError(f"{where.output}: {_unusable(report['turns_in'], (unread or [''])[0])}")
+        counts = {name: count for name, count in report.items() if name.startswith("rejected_")}
+        first = unread[0].text if unread else ""
+        raise InputError(f"{where.output}: {_unusable(report['turns_in'], first, Counter(counts))}")
     return report
 
 
 def _instruct_rows(
-    rows: list[Row], tick: Tick, bench: Bench, settings: InstructSettings, unread: list[str]
+    rows: list[Row], tick: Tick, bench: Bench, settings: InstructSettings, unread: list[_Answer]
 ) -> PartResult:
     """Adds to `unread` the answers in which there was no instruction."""
     chat = bench.chat
-    requests, seeds = [], []
+    chunks, requests, seeds = [], [], []
     for row in rows:
         for index, chunk in enumerate(chunks_of(row)):
             prompt = chat.prompt(bench.prompts.request_instructions(chunk, settings.pool_size))
             check_short(bench.engine, prompt, settings.max_new_tokens, row.where)
+            chunks.append(chunk)
             requests.append(prompt)
             seeds.append(seed_for(settings.seed, "instruct", row.record["doc_id"], index))
     sampling = Sampling(settings.max_new_tokens, chat.stop_ids, settings.temperature, settings.top_p)
     completions = bench.engine.generate(requests, sampling, seeds, tick)
-    texts = [(_text(done, chat), done.finish_reason == "length") for done in completions]
-    pools = [parse_instructions(text, settings.pool_size, truncated=cut) for text, cut in texts]
-    unread += [text for (text, _), pool in zip(texts, pools, strict=True) if not pool]
-    if len(pools) >= _TELLING_TURNS and not any(pools):
-        raise InputError(f"{rows[0].where}: {_unusable(len(pools), unread[-len(pools)])}; finished parts are kept")
-    records = _with_instructions(rows, iter(pools), bench.prompts, settings)
-    counts = Counter(documents_in=len(rows), documents_out=len(records), turns_in=len(pools))
-    counts["dropped_no_instruction"] = sum(not pool for pool in pools)
-    counts["turns_out"] = len(pools) - counts["dropped_no_instruction"]
-    return PartResult(records, counts)
+    wording = Wording(bench.prompts.request_instructions("", settings.pool_size))
+    answers = []
+    for done, chunk in zip(completions, chunks, strict=True):
+        text, cut = _text(done, chat), done.finish_reason == "length"
+        pool = read_requests(text, settings.pool_size, chunk, wording, truncated=cut, check=settings.check_requests)
+        answers.append(_Answer(text, pool))
+    return _part(rows, answers, bench.prompts, settings, unread)
+
+
+def _part(
+    rows: list[Row], answers: list[_Answer], prompts: Prompts, settings: InstructSettings, unread: list[_Answer]
+) -> PartResult:
+    without = [answer for answer in answers if not answer.pool.requests]
+    unread += without
+    rejected = sum((answer.pool.counts() for answer in answers), Counter[str]())
+    if len(answers) >= _TELLING_TURNS and len(without) == len(answers):
+        message = _unusable(len(answers), without[0].text, rejected)
+        raise InputError(f"{rows[0].where}: {message}; finished parts are kept")
+    left = iter(answers)
+    mine = [[next(left) for _ in row.record["turns"]] for row in rows]
+    changed = (_with_instructions(row, found, prompts, settings) for row, found in zip(rows, mine, strict=True))
+    records = [record for record in changed if record["turns"]]
+    counts = Counter(documents_in=len(rows), documents_out=len(records), turns_in=len(answers))
+    counts["dropped_no_instruction"] = len(without)
+    counts["turns_out"] = len(answers) - len(without)
+    return PartResult(records, counts + rejected)
 
 
 def _text(completion: Completion, chat: ChatFormat) -> str:
@@ -62,30 +96,30 @@ def _text(completion: Completion, chat: ChatFormat) -> str:
 
 
 def _with_instructions(
-    rows: list[Row], pools: Iterator[list[str]], prompts: Prompts, settings: InstructSettings
-) -> list[dict[str, Any]]:
-    """The records with one instruction drawn per turn; turns without a pool are left out, and records without turns."""
-    records = []
-    for row in rows:
-        turns = []
-        for index, turn in enumerate(row.record["turns"]):
-            if not (pool := next(pools)):
-                continue
-            name = f"{row.record['doc_id']}\x1f{index}"
-            instruction = random.Random(seed_for(settings.seed, "draw", name)).choice(pool)
-            rng = random.Random(seed_for(settings.seed, "lead-in", name))
-            if rng.random() < settings.lead_in_probability:
-                instruction = prompts.with_lead_in(instruction, rng)
-            turns.append(turn | {"instruction": instruction, "instruction_pool": pool})
-        if turns:
-            records.append(row.record | {"turns": turns})
-    return records
+    row: Row, answers: list[_Answer], prompts: Prompts, settings: InstructSettings
+) -> dict[str, Any]:
+    """The record with one instruction drawn per turn; turns without a pool are moved out of the way."""
+    turns, without = [], []
+    for index, (turn, answer) in enumerate(zip(row.record["turns"], answers, strict=True)):
+        if not (pool := answer.pool.requests):
+            without.append({"turn": index} | answer.kept())
+            continue
+        name = f"{row.record['doc_id']}\x1f{index}"
+        instruction = random.Random(seed_for(settings.seed, "draw", name)).choice(pool)
+        rng = random.Random(seed_for(settings.seed, "lead-in", name))
+        if rng.random() < settings.lead_in_probability:
+            instruction = prompts.with_lead_in(instruction, rng)
+        turns.append(turn | {"instruction": instruction, "instruction_pool": pool} | answer.kept())
+    return row.record | {"turns": turns} | ({"turns_without_instruction": without} if without else {})
 
 
-def _unusable(answers: int, first: str) -> str:
+def _unusable(answers: int, first: str, rejected: Counter[str]) -> str:
+    what = "the model's only answer, which" if answers == 1 else f"any of the model's {answers} answers; the first"
+    reasons = ", ".join(f"{name} {count}" for name, count in sorted(rejected.items()))
+    items = f" (items left out: {reasons})" if reasons else ""
     return (
-        f"no instruction could be read from any of the model's {answers} answers; the first begins with "
-        f"{first[:160]!r}; check that the model is tuned for chat, or give other words with --prompts"
+        f"no usable instruction could be read from {what} begins with {first[:160]!r}{items}; check that the "
+        "model is tuned for chat, or give other words with --prompts"
     )
 
 

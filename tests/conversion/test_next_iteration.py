@@ -50,7 +50,7 @@ def test_it_writes_and_scores_the_data(exported, tmp_path):
 
     generate = ("--engine", "transformers", "--temperature", 1, "--max-new-tokens", 12)
     stage("chunk", "--input", "corpus", "--chunk-tokens", 96)
-    stage("instruct", "--input", "chunk", *generate, "--pool-size", 1)
+    stage("instruct", "--input", "chunk", *generate, "--pool-size", 1, "--no-check-requests")
     stage("respond", "--input", "instruct", *generate)
     stage("score", "--pairs", "respond", "--engine", "transformers")
     stage("pack", "--pairs", "score")

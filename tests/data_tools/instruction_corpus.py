@@ -364,3 +364,112 @@ ANSWERS: list[tuple[str, str, str, list[str], dict[str, int]]] = [
         {"too_short": 1},
     ),
 ]
+
+# Written when the gate already knew the ones above, to see what it had learned by heart: "+" is usable, "-" is not.
+PLANTS = (
+    "Photosynthesis turns light into chemical energy. In 1771 Joseph Priestley noticed that a mint plant kept a candle "
+    "burning under a bell jar. Chlorophyll absorbs red and blue light, which is why leaves look green. The rate "
+    "depends on temperature; above 40 degrees the enzymes fail. Farmers in the valley of Orkun grow tomatoes in "
+    "greenhouses with added carbon dioxide. The mayor, Elif Demir, opened the third greenhouse in May."
+)
+SECOND = """
++ What did Joseph Priestley notice in 1771?
++ How does temperature affect the rate of photosynthesis?
++ Outline the steps by which light becomes chemical energy.
++ Why do leaves look green?
++ Argue for or against adding carbon dioxide in greenhouses.
++ Who is Elif Demir and why is she mentioned?
++ What is meant by "the enzymes fail"?
++ Contrast the mint plant experiment with modern greenhouses.
++ Tabulate the colours of light and whether chlorophyll absorbs them.
++ At what temperature do the enzymes fail?
++ Explain to a ten-year-old why plants need light.
++ Can photosynthesis take place at 45 degrees? Justify your answer.
++ Write a short dialogue between Priestley and the mayor of Orkun.
++ Using the details about Orkun, estimate how many greenhouses there are.
++ Suppose chlorophyll absorbed green light instead. What would leaves look like?
++ If the temperature rises from 20 to 45 degrees, what happens to the rate?
++ Priestley used a bell jar. What for?
++ In the story of the greenhouse, what did the mayor do in May?
++ Quote the sentence that says why leaves are green.
++ What connects the candle, the mint plant and the bell jar?
++ Analyse the relationship between temperature and enzymes.
++ Rank red, green and blue light by how well chlorophyll absorbs them.
++ Name two factors.
++ What happened first: the candle experiment or the opening of the greenhouse?
++ Paraphrase the explanation of why leaves look green.
++ Brainstorm three uses for added carbon dioxide.
++ What year?
++ Provide a summary of photosynthesis.
++ Summarise the chapter on greenhouses.
++ What lesson can farmers elsewhere draw from Orkun?
++ Is it true that plants burn candles?
++ Critically evaluate Priestley's conclusion.
++ Try to explain the green colour without using the word chlorophyll.
++ What happens above 40 degrees?
++ Which of the paragraphs of the law applies to greenhouses?
++ Complete the sentence: "Chlorophyll absorbs ..."
++ True or false: enzymes fail above 40 degrees.
++ How did the passage of time change the farmers' methods?
++ Create a quiz with three questions about photosynthesis.
++ Calculate 40 degrees Celsius in Fahrenheit.
++ ¿Por qué las hojas son verdes?
++ Nenne zwei Faktoren, von denen die Fotosynthese abhängt.
++ 叶子为什么是绿色的？
++ 用自己的话解释光合作用
++ 写一篇关于温室的短文
++ Почему листья зелёные?
++ Назовите два фактора, влияющих на фотосинтез.
++ 葉が緑色に見える理由を答えなさい。
++ Quels facteurs influencent la photosynthèse ?
++ Perché le foglie sono verdi?
+- Photosynthesis turns light into chemical energy.
+- Chlorophyll absorbs red and blue light
+- The rate of photosynthesis depends on the temperature.
+- Elif Demir is the mayor of Orkun.
+- Answer: The enzymes fail.
+- 40
+- 3.
+- The passage explains how photosynthesis works.
+- What is the purpose of this passage?
+- In the passage, what is said about Priestley?
+- As mentioned in the text above, when was the greenhouse opened?
+- Requests that a careful reader could make:
+- A list of requests that a careful reader could make about photosynthesis
+- The reader could ask about the rate of photosynthesis.
+- A careful reader might want to know more about chlorophyll.
+- Please note that these are just examples.
+- These are some of the questions that can be answered from the passage.
+- Photosynthesis
+- Joseph Priestley and the mint plant
+- Temperature and enzymes
+- It is important because plants make food.
+- Joseph Priestley discovered that plants produce oxygen.
+- Plants need light, water and carbon dioxide to grow.
+- Chlorophyll is green because it reflects green light.
+- This request is about details.
+- According to the passage, why are leaves green?
+- How does the provided information explain the green colour?
+- What is the topic of the above paragraph?
+- What does the author of the excerpt think about farmers?
+- I would ask about the temperature.
+- Question 3
+- Request
+- Detail question
+- Die Blätter sind grün, weil Chlorophyll rotes Licht aufnimmt.
+- Las hojas son verdes porque absorben luz roja.
+- 叶子是绿色的，因为叶绿素吸收红光和蓝光。
+- 本段主要讲了什么？
+- 阅读以上材料，回答问题。
+- Selon le passage, pourquoi les feuilles sont-elles vertes ?
+- Laut dem Auszug, warum sind Blätter grün?
+- Согласно отрывку, почему листья зелёные?
+- Con base en el pasaje, ¿por qué son verdes las hojas?
+- Mint.
+- Yes, it does.
+- None of the above.
+- Sure, here's another one.
+- You can answer this from the passage alone.
+- name the people, things or ideas
+- The mayor opened the third greenhouse in May, which shows that the village is growing.
+""".strip().splitlines()

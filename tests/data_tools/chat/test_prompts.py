@@ -1,9 +1,12 @@
 import json
 import random
+import re
 
 import pytest
 
 from nemo_longpo.data_tools.chat.prompts import Prompts, load_prompts, prompts_from_dict
+from nemo_longpo.data_tools.quality.asking import language
+from nemo_longpo.data_tools.quality.pointing import names_text, points_at_passage
 from nemo_longpo.errors import InputError
 
 
@@ -48,17 +51,70 @@ def test_what_is_recorded_loads_back():
     assert prompts_from_dict({"lead_ins": []}, "file").lead_ins == ()
 
 
-def test_lead_ins_are_many_and_stand_before_any_instruction():
-    lead_ins = Prompts().lead_ins
-    assert len(set(lead_ins)) >= 12
-    assert all(lead_in.endswith(":") and lead_in == lead_in.strip() for lead_in in lead_ins)
-    drawn = {Prompts().with_lead_in("Who ran?", random.Random(seed)) for seed in range(200)}
-    assert drawn == {f"{lead_in} Who ran?" for lead_in in lead_ins}
-    assert {Prompts().without_lead_in(text) for text in drawn} == {"Who ran?"}
+LED = {
+    "en": ("Who ran?", "Compare the two letters."),
+    "es": ("¿Quién reparó el reloj?", "Explica por qué se fue el capitán."),
+    "fr": ("Qui a réparé la vieille horloge du port ?", "Comparez les deux lettres."),
+    "de": ("Wer hat die Uhr repariert?", "Vergleiche die beiden Briefe."),
+    "pt": ("Quem consertou o relógio?", "Descreva a reação da aldeia."),
+    "it": ("Chi ha riparato il vecchio orologio?", "Confronta le due lettere che si trovano nel porto."),
+    "ru": ("Кто бежал?", "Сравните два письма."),
+    "zh": ("谁跑了？", "比较这两封信。"),
+    "ja": ("誰が走りましたか？", "二通の手紙を比べてください。"),
+    "ko": ("누가 달렸습니까?", "두 편지를 비교하세요."),
+    "ar": ("من ركض؟", "قارن بين الرسالتين."),
+}
+
+
+@pytest.mark.parametrize("name", LED)
+def test_lead_ins_are_in_the_language_of_the_instruction(name):
+    lead_ins = [lead_in for lead_in in Prompts().lead_ins if language(lead_in) == name]
+    assert len(lead_ins) >= (12 if name == "en" else 3)
+    assert all(lead_in[-1] in ":：" and lead_in == lead_in.strip() for lead_in in lead_ins)
+    for instruction in LED[name]:
+        drawn = {Prompts().with_lead_in(instruction, random.Random(seed)) for seed in range(200)}
+        space = "" if name in ("zh", "ja") else " "
+        assert drawn == {f"{lead_in}{space}{instruction}" for lead_in in lead_ins}
+        assert {Prompts().without_lead_in(text) for text in drawn} == {instruction}
+
+
+def test_every_lead_in_is_in_a_known_language_and_points_to_the_whole_text():
+    assert {language(lead_in) for lead_in in Prompts().lead_ins} == set(LED)
+    assert all(names_text(lead_in) and not points_at_passage(lead_in) for lead_in in Prompts().lead_ins)
+
+
+def test_no_lead_in_reads_on_as_half_a_sentence():
+    """What was complained of: a clause that wants a statement behind it, and an announcement of one."""
+    for lead_in in Prompts().lead_ins:
+        assert not lead_in.startswith(("According to", "As far as", "Here is something", "Look it up", "Think back"))
+
+
+def test_one_request_is_asked_for_in_the_singular():
+    one, four = (Prompts().request_instructions("TEXT", count) for count in (1, 4))
+    assert "4 different requests" in four
+    assert "one request" in one
+    assert not re.search(r"\d|different|requests|numbered|\blist\b", one)
+
+
+def test_own_words_for_several_instructions_serve_for_one():
+    own = prompts_from_dict({"write_instruction": "{document} Write {count}."}, "file")
+    assert own.request_instructions("TEXT", 1) == "TEXT Write 1."
+    both = prompts_from_dict({"write_instruction": "{document} a", "write_one_instruction": "{document} b"}, "file")
+    assert (both.request_instructions("T", 1), both.request_instructions("T", 2)) == ("T b", "T a")
 
 
 @pytest.mark.parametrize(
-    "instruction", ["谁跑了？", "Кто бежал?", "من ركض؟", "1 + 1?", "According to the passage, who ran?"]
+    "instruction",
+    [
+        "यह किसने किया?",
+        "1 + 1?",
+        "Xanthippe?",
+        "According to the passage, who ran?",
+        "Going by the letters, who ran?",
+        "What does the document say about the boat?",
+        "Кто бежал, если верить тексту?",
+        "文中谁跑了？",
+    ],
 )
 def test_instructions_that_take_no_lead_in(instruction):
     assert Prompts().with_lead_in(instruction, random.Random(0)) == instruction

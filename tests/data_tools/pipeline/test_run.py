@@ -18,7 +18,7 @@ from nemo_longpo.errors import InputError
 
 STAGES = {
     "chunk": {"chunk_tokens": 64, "chunks_per_document": 2, "part_size": 2},
-    "instruct": {"pool_size": 1, "max_new_tokens": 24, "temperature": 1.0, "processes": 2},
+    "instruct": {"pool_size": 1, "check_requests": False, "max_new_tokens": 24, "temperature": 1.0, "processes": 2},
     "respond": {"max_new_tokens": 96, "temperature": 1.0, "processes": 2},
     "filter": {},
     "score": {},
@@ -32,6 +32,11 @@ def write_config(tmp_path, corpus, model, name="work", stages=tuple(STAGES), **c
     path = tmp_path / f"{name}.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
+
+
+def option(key, value):
+    name = key.replace("_", "-")
+    return f"--no-{name}" if value is False else f"--{name}={value}"
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -51,7 +56,7 @@ def test_all_stages_and_again(longpo, tmp_path, corpus, model_dir):
     flags = {"processes"}
     source = corpus
     for stage, settings in STAGES.items():
-        words = [f"--{key.replace('_', '-')}={value}" for key, value in settings.items() if key not in flags]
+        words = [option(key, value) for key, value in settings.items() if key not in flags]
         output = tmp_path / "by_hand" / ("shards" if stage == "pack" else stage)
         words += ["--model", model_dir] if stage != "filter" else []
         flag = "--pairs" if stage in ("score", "pack") else "--input"

@@ -291,7 +291,7 @@ ANSWERS: list[tuple[str, str, list[str] | None]] = [
 
 
 def parse_instructions(answer, count, *, truncated):
-    return read_requests(answer, count, chunk="", wording=WORDING, truncated=truncated).requests
+    return read_requests(answer, count, "", WORDING, truncated=truncated).requests
 
 
 @pytest.mark.parametrize(("name", "answer", "expected"), ANSWERS, ids=[name for name, *_ in ANSWERS])

@@ -102,14 +102,69 @@ def test_turns_without_an_instruction_are_left_out(chat):
     assert [record["doc_id"] for record in result.records] == ["d1"]
 
 
-def test_a_part_without_any_instruction_is_told_with_the_beginning_of_the_first_answer(chat):
-    message = (
-        r"in.jsonl, line 1: no instruction .* any of the model's 8 answers; the first begins with 'Sure! .*--prompts"
+def test_what_is_left_out_is_counted_and_kept_for_people_to_judge(chat):
+    mixed = (
+        '1. One request is: "Who ran?"\n2. A second request is: "Who ran?"\n3. What is the passage about?\n'
+        "4. He ran because of the storm.\n5. 1.1\n6. A boat."
     )
+    echo = "This is a list of requests that a careful reader could make about this passage."
+    result = instruct(chat, [mixed, echo], documents=2, lead_in_probability=0.0)
+    assert result.counts == {
+        "documents_in": 2,
+        "documents_out": 2,
+        "turns_in": 4,
+        "turns_out": 2,
+        "dropped_no_instruction": 2,
+        "rejected_repeated": 2,
+        "rejected_points_at_passage": 2,
+        "rejected_statement": 2,
+        "rejected_no_letters": 2,
+        "rejected_copy": 2,
+        "rejected_prompt_echo": 2,
+    }
+    for record in result.records:
+        (turn,) = record["turns"]
+        assert (turn["instruction"], turn["instruction_pool"]) == ("Who ran?", ["Who ran?"])
+        assert turn["instruction_answer"] == mixed
+        assert [item["reason"] for item in turn["instruction_rejected"]] == [
+            "repeated",
+            "points_at_passage",
+            "statement",
+            "no_letters",
+            "copy",
+        ]
+        assert turn["instruction_rejected"][0]["text"] == 'A second request is: "Who ran?"'
+        assert record["turns_without_instruction"] == [
+            {"turn": 1, "instruction_answer": echo, "instruction_rejected": [{"reason": "prompt_echo", "text": echo}]}
+        ]
+    assert "turns_without_instruction" not in instruct(chat, ["1. Who ran?"]).records[0]
+
+
+def test_a_kept_answer_is_bounded(chat):
+    long = "1. Who ran?\n2. " + "He ran and ran. " * 1000
+    (record,) = instruct(chat, [long], turns=1, lead_in_probability=0.0).records
+    (turn,) = record["turns"]
+    assert turn["instruction_answer"] == long[:4000]
+    assert [(item["reason"], len(item["text"])) for item in turn["instruction_rejected"]] == [("too_long", 400)]
+
+
+def test_everything_is_taken_unless_it_is_checked(chat):
+    answers = ["1. He ran.\n2. What is the passage about?\n3. Who ran?\n4. Who ran"]
+    (record,) = instruct(chat, answers, turns=1, check_requests=False).records
+    assert record["turns"][0]["instruction_pool"] == ["He ran.", "What is the passage about?", "Who ran?"]
+
+
+def test_reasons_are_told_where_nothing_is_left(chat):
+    with pytest.raises(InputError, match=r"items left out: rejected_no_letters 8, rejected_statement 8\); check that"):
+        instruct(chat, ["1. He ran.\n2. 1.1"], documents=4)
+
+
+def test_a_part_without_any_instruction_is_told_with_the_beginning_of_the_first_answer(chat):
+    message = r"line 1: no usable instruction .* any of the model's 8 answers; the first begins with 'Sure! .*--prompts"
     with pytest.raises(InputError, match=message):
         instruct(chat, ["Sure! Here are my requests:", "Hm:"], documents=4)
     assert instruct(chat, ["Hm:"], documents=3).records == []
-    with pytest.raises(InputError, match="no instruction"):
+    with pytest.raises(InputError, match="no usable instruction"):
         instruct(chat, ["1. Who ran?"], documents=4, finish_reason="length")
 
 
@@ -119,13 +174,13 @@ def test_a_model_that_writes_no_instruction(longpo, corpus, model_dir, tmp_path)
     words = ("instruct", "--model", model_dir, "--max-new-tokens", 1)
     status, _, err = longpo(*words, "--input", tmp_path / "chunks", "--output", tmp_path / "out")
     assert status == 2
-    assert "no instruction could be read from any of the model's" in err
+    assert "no usable instruction could be read from any of the model's" in err
     assert not (tmp_path / "out").exists()
     record = {"doc_id": "d", "document": "A boat.", "turns": [{"chunk": "A boat."}]}
     (tmp_path / "one.jsonl").write_text(json.dumps(record) + "\n")
     status, _, err = longpo(*words, "--input", tmp_path / "one.jsonl", "--output", tmp_path / "one")
     assert status == 2
-    assert "any of the model's 1 answers; the first begins with" in err
+    assert "the model's only answer, which begins with" in err
     assert "\n" not in err
 
 
@@ -134,7 +189,7 @@ def test_prompts_without_lead_ins_give_the_bare_instruction(longpo, corpus, mode
     assert longpo(*chunk)[0] == 0
     (tmp_path / "prompts.json").write_text('{"lead_ins": []}')
     words = ("instruct", "--input", tmp_path / "chunks", "--model", model_dir, "--pool-size", 1, "--max-new-tokens", 20)
-    words += ("--lead-in-probability", 1)
+    words += ("--lead-in-probability", 1, "--no-check-requests")
     assert longpo(*words, "--output", tmp_path / "bare", "--prompts", tmp_path / "prompts.json")[0] == 0
     assert longpo(*words, "--output", tmp_path / "led")[0] == 0
     for name, count in (("bare", 0), ("led", 1)):

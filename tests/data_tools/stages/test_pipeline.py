@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,12 +28,15 @@ arguments.run(arguments)
 """
 
 
+ANYTHING = ("--no-check-requests",)  # models of random numbers write no requests
+
+
 def run_stages(longpo, corpus, model, work):
     """chunk … filter; returns the reports by stage."""
     sampling = ("--temperature", 1, "--max-new-tokens", 60)
     commands = [
         ("chunk", "--input", corpus, "--model", model, "--chunk-tokens", 128, "--part-size", 3),
-        ("instruct", "--input", work / "chunk", "--model", model, "--pool-size", 1, *sampling[:-1], 20),
+        ("instruct", "--input", work / "chunk", "--model", model, "--pool-size", 1, *sampling[:-1], 20, *ANYTHING),
         ("respond", "--input", work / "instruct", "--model", model, *sampling),
         ("filter", "--input", work / "respond"),
     ]
@@ -123,7 +127,12 @@ def check_mask(record, pair, tokenizer):
         expected += [turn["instruction"], tokenizer.decode(record.chosen_ids[start:end])]
         assert expected[-1].endswith(tokenizer.eos_token)
     found = tokenizer.decode(record.chosen_ids[kept[trunk:]])
-    assert found.replace(" ", "") == "".join(expected[1:]).replace(" ", "")
+    assert _plain(found) == _plain("".join(expected[1:]))
+
+
+def _plain(text):
+    """Without spaces; broken characters that meet are one, since their bytes decode together."""
+    return re.sub("\ufffd+", "\ufffd", text.replace(" ", ""))
 
 
 def test_own_pairs_as_text(longpo, model_dir, tmp_path):
