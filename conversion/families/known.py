@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.model_directory.defaults import DEFAULTS
 
 from .decoder import decoder_entries
 from .family import Family
@@ -16,7 +17,7 @@ FAMILIES = (
         nemo_module="mistral",
         nemo_model="MistralModel",
         nemo_config="MistralConfig7B",
-        defaults={"num_key_value_heads": 8, "sliding_window": 4096},
+        defaults=DEFAULTS["mistral"],
     ),
     Family(
         model_type="qwen2",
@@ -25,12 +26,7 @@ FAMILIES = (
         nemo_module="qwen2",
         nemo_model="Qwen2Model",
         nemo_config="Qwen2Config",
-        defaults={
-            "num_key_value_heads": 32,
-            "use_sliding_window": False,
-            "sliding_window": 4096,
-            "max_window_layers": 28,
-        },
+        defaults=DEFAULTS["qwen2"],
     ),
     Family(
         model_type="llama",

@@ -7,6 +7,8 @@ from typing import Any
 
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.config_fields import check_fields
+from nemo_longpo.model_directory.defaults import with_defaults
+from nemo_longpo.model_directory.downloads import cache_hint
 from nemo_longpo.model_directory.json_files import read_model_json
 
 
@@ -76,9 +78,6 @@ _HUGGING_FACE = {
     "heads": "num_attention_heads",
     "vocab": "vocab_size",
 }
-_DEFAULTS = {"mistral": {"num_key_value_heads": 8}, "qwen2": {"num_key_value_heads": 32}}
-"""What `transformers` takes for a field that the file does not name; null means one for each head."""
-
 _NEMO = {
     "layers": "num_layers",
     "hidden": "hidden_size",
@@ -104,11 +103,11 @@ def load_shape(name_or_path: str) -> ModelShape:
     if not file.is_file():
         raise InputError(
             f"{name_or_path} is neither a known model ({', '.join(MODELS)}) nor a Hugging Face directory with a "
-            "config.json nor a NeMo checkpoint with context/model.yaml."
+            f"config.json nor a NeMo checkpoint with context/model.yaml{cache_hint(path)}."
         )
     config = read_model_json(file)
     check_fields(config, str(file))
-    config = {**_DEFAULTS.get(str(config.get("model_type")), {}), **config}
+    config = with_defaults(config)
     bias = bool(config.get("attention_bias", config.get("model_type") == "qwen2"))
     return _shape(config, _HUGGING_FACE, "num_key_value_heads", "head_dim", "tie_word_embeddings", bias, str(file))
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.config_fields import check_fields
+from nemo_longpo.model_directory.downloads import cache_hint
 from nemo_longpo.model_directory.json_files import read_model_json
 
 from .manifest import ReferenceModel, sha256_file
@@ -97,7 +98,8 @@ def read_model_config(directory: str | Path) -> dict[str, Any]:
     kind."""
     path = Path(directory) / "config.json"
     if not path.is_file():
-        raise InputError(f"{directory} is not a Hugging Face model directory: it holds no config.json")
+        hint = cache_hint(path.parent)
+        raise InputError(f"{directory} is not a Hugging Face model directory: it holds no config.json{hint}")
     config = read_model_json(path)
     check_fields(config, str(path))
     return config

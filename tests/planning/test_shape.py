@@ -81,6 +81,15 @@ def test_a_faulty_file_is_named_with_its_field(tmp_path, content, message):
         load_shape(str(tmp_path))
 
 
+def test_the_root_of_a_model_in_the_hubs_cache(tmp_path):
+    snapshot = tmp_path / "snapshots" / "41b61a33"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text(json.dumps(HUGGING_FACE))
+    with pytest.raises(InputError, match=f"root in the Hub's cache, give its snapshot {snapshot}"):
+        load_shape(str(tmp_path))
+    assert load_shape(str(snapshot)) == SMALL
+
+
 def test_an_unknown_model_lists_the_known_ones():
     with pytest.raises(InputError, match=r"mistral-8b is neither a known model \(mistral-7b, .*nor a Hugging Face"):
         load_shape("mistral-8b")
