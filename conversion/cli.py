@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_longpo.arguments import positive_number, whole_number
+from nemo_longpo.terminal import printable, show
 
 from .verification.cli import VERIFY_EXAMPLE, add_hashes_option, add_verify_options, run_verify
 from .workers import DEFAULT_WORKERS
@@ -193,9 +194,9 @@ def run_inspect(arguments: argparse.Namespace) -> int:
     from .inspection.text import format_report
 
     report = inspect_model(arguments.path, headers_only=arguments.headers_only)
-    print(json.dumps(report) if arguments.json else format_report(report))
+    show(json.dumps(report) if arguments.json else format_report(report))
     return 0
 
 
 def _report(arguments: argparse.Namespace, output: Path) -> None:
-    print(json.dumps({"output": str(output)}) if arguments.json else f"wrote {output}")
+    show(json.dumps({"output": str(output)}) if arguments.json else printable(f"wrote {output}"))

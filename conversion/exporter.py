@@ -6,7 +6,6 @@ sizes.
 
 import json
 import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +15,7 @@ import torch
 
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.json_files import read_model_json
+from nemo_longpo.terminal import note
 
 from .checkpoint.context import HEADERS, WEIGHT_LIST
 from .checkpoint.nemo_checkpoint import NemoCheckpoint
@@ -66,12 +66,11 @@ def export_checkpoint(
     if dtype is not None:
         config = with_dtype(config, dtype)
     if isinstance(source.origin, StockOrigin):
-        print(f"export: {source.origin.remark}", file=sys.stderr)
+        note(f"export: {source.origin.remark}")
     if not is_read_by_4(config):
-        print(
+        note(
             "export: config.json has its RoPE settings in rope_parameters, as the original has; transformers 5 and "
-            "vLLM read them there, transformers 4 overlooks them",
-            file=sys.stderr,
+            "vLLM read them there, transformers 4 overlooks them"
         )
     targets = plan_targets(source.origin, family, geometry, dtype)
     size = sum(target.size for target in targets.values()) + bytes_of(source.origin.companions())
@@ -117,7 +116,7 @@ def write_weights(
     total = sum(target.size for target in targets.values())
     work_through(family.pieces(geometry), convert, title="export", total=total, workers=workers)
     if not_finite.names:
-        print(f"export: {not_finite}", file=sys.stderr)
+        note(f"export: {not_finite}")
 
 
 def lay_out(

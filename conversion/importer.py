@@ -1,6 +1,5 @@
 """Hugging Face directory → NeMo checkpoint, streaming: no model is built, no GPU and no trainer are needed."""
 
-import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from nemo_longpo.checkpoints.integrity import write_record
+from nemo_longpo.terminal import note
 
 from .checkpoint import context, writer
 from .checkpoint.names import KEY_PREFIX, extra_states
@@ -72,7 +72,7 @@ def import_checkpoint(
         writer.write(partial_output / "weights", chunks, extra_states(geometry), workers=workers)
         write_record(partial_output)
     if not_finite.names:
-        print(f"import: {not_finite}", file=sys.stderr)
+        note(f"import: {not_finite}")
     return output
 
 

@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from nemo_longpo.errors import InputError, explain_full_disk
+from nemo_longpo.terminal import note
 
 MODEL_MARKS = ("config.json", "context")
 """One of these is in every model directory: Hugging Face's, NeMo's."""
@@ -111,11 +111,11 @@ def _clear_leftovers(output: Path) -> None:
             with _locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 _give_back(left / "old", output)
                 shutil.rmtree(left)
-            print(f"longpo: removed {left}, which a run that was killed had left", file=sys.stderr)
+            note(f"longpo: removed {left}, which a run that was killed had left")
         except BlockingIOError:
             raise InputError(f"{output} is being written by process {process}; wait for it to end") from None
         except OSError as error:
-            print(f"longpo: left {left} alone ({error}); remove it if no run on {host} writes there", file=sys.stderr)
+            note(f"longpo: left {left} alone ({error}); remove it if no run on {host} writes there")
 
 
 def _give_back(old: Path, output: Path) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+from nemo_longpo.terminal import show
+
 from .options import settings_from
 from .settings import (
     ChunkSettings,
@@ -37,11 +39,11 @@ def _print_report(arguments: argparse.Namespace, report: Report) -> None:
     if arguments.json:
         print(json.dumps({"output": str(arguments.output), "finished": bool(report), "report": report}))
     elif report:
-        print(f"{arguments.stage}: {_summary(report)}; written to {arguments.output}")
+        show(f"{arguments.stage}: {_summary(report)}; written to {arguments.output}")
     elif arguments.dry_run:
-        print(f"{arguments.stage}: the settings are fine, and parts of {arguments.output} are missing")
+        show(f"{arguments.stage}: the settings are fine, and parts of {arguments.output} are missing")
     else:
-        print(f"{arguments.stage}: this process is done, others are still at work on parts of {arguments.output}")
+        show(f"{arguments.stage}: this process is done, others are still at work on parts of {arguments.output}")
 
 
 def _summary(report: Report) -> str:
@@ -119,7 +121,7 @@ def inspect(arguments: argparse.Namespace) -> None:
         page=arguments.html,
         samples=arguments.samples,
     )
-    print(json.dumps(summary) if arguments.json else format_summary(summary))
+    show(json.dumps(summary) if arguments.json else format_summary(summary))
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -132,7 +134,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(json.dumps({"output": str(pipeline.output), "finished": True, "reports": reports}))
     for stage, report in reports.items():
         if not arguments.json:
-            print(f"{stage}: {_summary(report)}")
+            show(f"{stage}: {_summary(report)}")
 
 
 def _where(arguments: argparse.Namespace) -> Any:

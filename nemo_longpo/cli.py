@@ -9,6 +9,7 @@ import sys
 
 from nemo_longpo import __version__
 from nemo_longpo.errors import InputError
+from nemo_longpo.terminal import escape_what_the_terminal_lacks, note
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -31,14 +32,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one subcommand; the exit status is 0 on success, 2 on bad input, 130 on Ctrl-C."""
+    escape_what_the_terminal_lacks()
     arguments = build_parser().parse_args(argv)
     try:
         return arguments.run(arguments) or 0
     except InputError as error:
-        print(f"longpo: error: {error}", file=sys.stderr)
+        note(f"longpo: error: {error}")
         return 2
     except KeyboardInterrupt:
-        print("longpo: interrupted; the same command starts what is not finished again", file=sys.stderr)
+        note("longpo: interrupted; the same command starts what is not finished again")
         return 130
 
 

@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nemo_longpo.arguments": set(),
     "nemo_longpo.errors": set(),
     "nemo_longpo.json_input": set(),
+    "nemo_longpo.terminal": set(),
     "nemo_longpo.checkpoints": set(),
     # What the data tools, training and conversion all ask of a model directory before a library reads it.
     "nemo_longpo.model_directory": set(),
@@ -63,7 +64,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nemo_longpo.doctor": set(),
     "nemo_longpo.cli": TOOLS | {"nemo_longpo.planning"},
 }
-OPEN_TO_ALL = {"nemo_longpo", "nemo_longpo.arguments", "nemo_longpo.errors", "nemo_longpo.json_input"}
+OPEN_TO_ALL = {
+    "nemo_longpo",
+    "nemo_longpo.arguments",
+    "nemo_longpo.errors",
+    "nemo_longpo.json_input",
+    "nemo_longpo.terminal",
+}
 
 TRAINER = {"nemo", "nemo_run", "megatron", "lightning", "pytorch_lightning", "transformer_engine", "modelopt", "apex"}
 # Starts processes and knows nothing of training; reached from one file only, inside a function.

@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from nemo_longpo.terminal import printable
+
 LABEL = 18
 KINDS = {
     "huggingface": "Hugging Face model",
@@ -20,14 +22,14 @@ def format_report(report: Mapping[str, Any]) -> str:
     if report["nemo"]:
         sections.append(_nemo(report["nemo"]))
     lines = [line for section in sections for line in [*_aligned(section), ""]]
-    advice = [f"- {line}" for line in report["advice"]] or ["nothing stands in the way"]
+    advice = [printable(f"- {line}") for line in report["advice"]] or ["nothing stands in the way"]
     return "\n".join([*lines, *advice])
 
 
 def _aligned(section: Mapping[str, str | None]) -> Iterator[str]:
     for name, value in section.items():
         if value is not None:
-            yield f"{name:{LABEL}}{value}"
+            yield printable(f"{name:{LABEL}}{value}")
 
 
 def _identity(report: Mapping[str, Any]) -> dict[str, str | None]:

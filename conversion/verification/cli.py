@@ -6,6 +6,7 @@ from pathlib import Path
 
 from nemo_longpo.arguments import positive_number, whole_number
 from nemo_longpo.errors import InputError
+from nemo_longpo.terminal import show
 
 VERIFY_EXAMPLE = """example:
   longpo convert verify models/Mistral-7B-Instruct-v0.2 checkpoints/mistral-128k --prompt "The capital of France is"
@@ -91,7 +92,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
         allow=arguments.allow,
         strict=arguments.strict,
     )
-    print(json.dumps(report.to_json()) if arguments.json else format_report(report))
+    show(json.dumps(report.to_json()) if arguments.json else format_report(report))
     return 0 if report.equal else 1
 
 

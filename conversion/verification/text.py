@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from nemo_longpo.terminal import printable
+
 from .logits import LogitsComparison
 from .report import Report
 from .tensors import TensorComparison
@@ -28,7 +30,7 @@ def format_report(report: Report) -> str:
         lines.append(f"different: {', '.join(report.failed)}")
     else:
         lines.append(f"equal, but for {', '.join(report.allowed)}" if report.allowed else "equal")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _fields(report: Report) -> Iterator[str]:

@@ -1,7 +1,6 @@
 """The whole comparison, cheapest part first; logits last, one model in memory at a time."""
 
 import math
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -14,6 +13,7 @@ from tqdm import tqdm
 from nemo_longpo.conversion.huggingface.rope import rope_settings
 from nemo_longpo.conversion.sources import NOTHING_ELSE, Access, Source, open_source
 from nemo_longpo.errors import InputError
+from nemo_longpo.terminal import note
 
 from .configuration import PROVENANCE, SET_BY_OPTIONS, compare_configs, compare_files
 from .jobs import Job, compute
@@ -140,7 +140,7 @@ def _compare_logits(
             output.mkdir()
             jobs.append(Job(side.path, output, list(sequences.values()), side.access, rope, round_to))
         for together in [jobs] if a.side == b.side else [[job] for job in jobs]:
-            print(f"logits of {' and '.join(str(job.model) for job in together)}", file=sys.stderr)
+            note(f"logits of {' and '.join(str(job.model) for job in together)}")
             compute(together)
         compared, states = compare_answers(jobs[0].output, jobs[1].output, list(sequences))
     return LogitsComparison(questions.tolerance, common_rope is not None, round_to, compared, states)

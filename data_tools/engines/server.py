@@ -12,7 +12,7 @@ from nemo_longpo.shards.fingerprint import read_model_config
 
 from ..settings import EngineSettings, ServerSettings
 from .base import Completion, Sampling, Span, Tick, Usage
-from .server_http import ServedModel, api_url
+from .server_http import Address, ServedModel, parse_address
 from .server_pool import Pauses, ServerPool
 
 Result = TypeVar("Result")
@@ -35,7 +35,10 @@ class ServerEngine:
     ):
         if not own.base_url:
             raise InputError("engine server needs base_url: the addresses of one or more vLLM servers")
-        self._urls = list(dict.fromkeys(api_url(text) for text in own.base_url))
+        addresses: dict[str, Address] = {}
+        for address in map(parse_address, own.base_url):
+            addresses.setdefault(address.url, address)
+        self._addresses = list(addresses.values())
         self._own, self._pauses = own, pauses or Pauses()
         config = read_model_config(directory)
         for name in ("vocab_size", "max_position_embeddings"):
@@ -49,7 +52,7 @@ class ServerEngine:
         self.max_length: int | None = self._model.max_length
 
     async def _connect(self) -> ServedModel:
-        async with ServerPool(self._urls, self._own, self._pauses) as pool:
+        async with ServerPool(self._addresses, self._own, self._pauses) as pool:
             return await pool.connect()
 
     def batches(self, lengths: Sequence[int]) -> list[list[int]]:
@@ -86,7 +89,7 @@ class ServerEngine:
         """The result of every request, in order. The first InputError ends them all."""
         keys = [str(body["prompt"][: self._own.prefix_tokens]) for body in bodies]
         results: dict[int, Result] = {}
-        async with ServerPool(self._urls, self._own, self._pauses, self._model) as pool:
+        async with ServerPool(self._addresses, self._own, self._pauses, self._model) as pool:
             await pool.connect()
 
             async def run(index: int) -> None:
@@ -133,7 +136,7 @@ def _read_completion(
         raise InputError(
             f"{url} answers another prompt than it was sent; it must be vLLM and not cut or change prompts"
         )
-    if not all(isinstance(token, int) and 0 <= token < vocab_size for token in ids):
+    if not all(type(token) is int and 0 <= token < vocab_size for token in ids):
         raise InputError(f"{url} generates token ids outside the vocabulary of {vocab_size}: it serves another model")
     ended = next((index for index, token in enumerate(ids) if token in sampling.stop_ids), None)
     if reason == "stop" and ids and ended == len(ids) - 1:
@@ -164,11 +167,23 @@ def _read_prompt_logps(choice: dict[str, Any], url: str, sequence: list[int]) ->
     for position, (entry, token) in enumerate(zip(entries[1:], sequence[1:], strict=True), start=1):
         if not isinstance(entry, dict) or str(token) not in entry:
             raise InputError(f"{url} returns log-probs of other tokens than were sent, from position {position} on")
-        logps[position] = entry[str(token)]["logprob"]
+        logp = entry[str(token)].get("logprob") if isinstance(entry[str(token)], dict) else None
+        if not isinstance(logp, float | int):
+            raise InputError(f"{url} returns no number as log-prob of position {position}; the server must be vLLM's")
+        logps[position] = logp
     return logps
 
 
 def _usage(answer: dict[str, Any], prompt_tokens: int, result: Any) -> Usage:
-    details = (answer.get("usage") or {}).get("prompt_tokens_details") or {}
     generated = len(result.ids) if isinstance(result, Completion) else 0
-    return Usage(1, prompt_tokens, details.get("cached_tokens") or 0, generated)
+    return Usage(1, prompt_tokens, _cached_tokens(answer), generated)
+
+
+def _cached_tokens(answer: dict[str, Any]) -> int:
+    """0 where the server does not say."""
+    for name in ("usage", "prompt_tokens_details"):
+        answer = answer.get(name) or {}
+        if not isinstance(answer, dict):
+            return 0
+    cached = answer.get("cached_tokens")
+    return cached if type(cached) is int else 0

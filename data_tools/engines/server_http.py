@@ -1,18 +1,24 @@
 """One exchange with one of vLLM's OpenAI-compatible servers: what is asked, and which answers mean "try again"."""
 
+import asyncio
 import os
+import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import httpx
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.json_input import parse_json
 
 _CONNECT_SECONDS = 10.0
 _TRY_AGAIN = (408, 429)
+_LARGEST_LISTING = 4 << 20  # bytes
+_BYTES_PER_TOKEN = 1 << 10  # in an answer; a prompt's log-prob takes about 100
+_SHOWN_WORDS = 2000  # bytes
 
 
 @dataclass(frozen=True)
@@ -31,97 +37,156 @@ class ServerFailure(Exception):
         self.wait = wait
 
 
-def api_url(text: str) -> str:
-    """A server's address with `/v1` and without a slash at the end. Raises InputError if it is no http address."""
+@dataclass(frozen=True)
+class Address:
+    """Where a server is: `url` with `/v1` and without a slash at the end, and the user name and password that stood
+    in it, which go nowhere but into requests."""
+
+    url: str
+    login: tuple[str, str] | None = field(default=None, repr=False)
+
+
+def parse_address(text: str) -> Address:
+    """Raises InputError if it is no http address."""
     url = text.strip().rstrip("/")
     try:
         parts = urlsplit(url)
         good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:
         good = False
-    if not good or parts.query or parts.fragment:
-        raise InputError(f"base_url {text!r} is no address of a server; write it like http://127.0.0.1:8000/v1")
-    return url if url.endswith("/v1") else f"{url}/v1"
+    if not good or parts.query or parts.fragment or not url.isprintable():
+        shown = re.sub(r"//.*@", "//***@", text)
+        raise InputError(f"base_url {shown!r} is no address of a server; write it like http://127.0.0.1:8000/v1")
+    login = None
+    if parts.username is not None:
+        login = unquote(parts.username), unquote(parts.password or "")
+    url = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    return Address(url if url.endswith("/v1") else f"{url}/v1", login)
 
 
 def open_client(timeout: float) -> httpx.AsyncClient:
-    """A client whose requests may take `timeout` seconds; the number of connections is the caller's to limit.
+    """A client that waits `timeout` seconds at most for a byte; the number of connections is the caller's to limit.
 
-    Raises InputError if the key in the environment cannot be sent.
+    Raises InputError if the key or login in the environment cannot be sent.
     """
     key = (os.environ.get("LONGPO_API_KEY") or os.environ.get("OPENAI_API_KEY") or "").strip()
     if not (key.isascii() and key.isprintable()):
         raise InputError("the key in LONGPO_API_KEY or OPENAI_API_KEY holds characters that no header can carry")
+    user, colon, password = os.environ.get("LONGPO_LOGIN", "").strip().partition(":")
     return httpx.AsyncClient(
         headers={"Authorization": f"Bearer {key}"} if key else {},
+        auth=(user, password) if colon else None,
         timeout=httpx.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS), pool=None),
         # Idle connections are closed here before vLLM does it after 5 s, or a request could meet a closing one.
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=3.0),
     )
 
 
-async def ask_model(client: httpx.AsyncClient, url: str) -> ServedModel:
+async def ask_model(client: httpx.AsyncClient, address: Address) -> ServedModel:
     """GET /v1/models: the base model, which comes before its adapters. Raises ServerFailure or InputError."""
-    answer = _json(await _send(client, "GET", f"{url}/models", timeout=_CONNECT_SECONDS))
+    url = f"{address.url}/models"
+    answer = _json(await _send(client, "GET", url, address.login, _CONNECT_SECONDS, _LARGEST_LISTING))
     models = answer.get("data") if isinstance(answer, dict) else None
     first = models[0] if isinstance(models, list) and models and isinstance(models[0], dict) else {}
     name, length = first.get("id"), first.get("max_model_len")
-    if not isinstance(name, str) or not isinstance(length, int):
-        raise InputError(f"{url}/models does not state a model and its max_model_len; the server must be vLLM's")
+    if not isinstance(name, str) or type(length) is not int or length < 1:
+        raise InputError(f"{url} does not state a model and its max_model_len; the server must be vLLM's")
     return ServedModel(name, length)
 
 
-async def ask_completion(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> dict[str, Any]:
-    """POST /v1/completions for one prompt; returns the parsed answer. Raises ServerFailure or InputError."""
-    answer = _json(await _send(client, "POST", f"{url}/completions", json=body))
+async def ask_completion(
+    client: httpx.AsyncClient, address: Address, body: dict[str, Any], seconds: float
+) -> dict[str, Any]:
+    """POST /v1/completions for one prompt; returns the parsed answer. Raises ServerFailure or InputError, the first
+    also when the answer is not all there after `seconds`."""
+    url = f"{address.url}/completions"
+    largest = _LARGEST_LISTING + _BYTES_PER_TOKEN * (len(body["prompt"]) + body["max_tokens"])
+    answer = _json(await _send(client, "POST", url, address.login, seconds, largest, json=body))
     choices = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
-        raise InputError(f"{url}/completions does not answer as vLLM's does; check --base-url")
+        raise InputError(f"{url} does not answer as vLLM's does; check --base-url")
     if choices[0].get("finish_reason") == "abort":
         raise ServerFailure("the server gave the request up, as it does when it shuts down")
     return answer
 
 
-async def _send(client: httpx.AsyncClient, method: str, url: str, **options: Any) -> httpx.Response:
+@dataclass(frozen=True)
+class _Reply:
+    status: int
+    reason: str
+    retry_after: str
+    content: bytes
+
+
+async def _send(
+    client: httpx.AsyncClient,
+    method: str,
+    url: str,
+    login: tuple[str, str] | None,
+    seconds: float,
+    largest: int,
+    **options: Any,
+) -> bytes:
+    """The content of a good reply. `seconds` are for all of it: a server that sends a byte now and then would keep
+    httpx, which times each read, for ever."""
+    if login is not None:
+        options["auth"] = login
     try:
-        response = await client.request(method, url, **options)
-    except httpx.TimeoutException as error:
+        reply = await asyncio.wait_for(_exchange(client, method, url, largest, options), seconds)
+    except (asyncio.TimeoutError, httpx.TimeoutException) as error:
         raise ServerFailure(f"no answer within the time-out ({type(error).__name__})") from error
     except httpx.TransportError as error:
         raise ServerFailure(str(error) or type(error).__name__) from error
-    status = response.status_code
+    except httpx.DecodingError as error:
+        raise ServerFailure(f"the answer is not compressed as it says ({error})") from error
+    status = reply.status
     if status in _TRY_AGAIN or status >= 500:
-        raise ServerFailure(f"status {status}: {_message(response)}", _retry_after(response))
+        raise ServerFailure(f"status {status}: {_message(reply)}", _retry_after(reply.retry_after))
     if status in (401, 403):
         raise InputError(f"{url} refuses access (status {status}); put the server's key into LONGPO_API_KEY")
     if status != 200:
-        raise InputError(f"{url} refuses the request (status {status}): {_message(response)}")
-    return response
+        raise InputError(f"{url} refuses the request (status {status}): {_message(reply)}")
+    return reply.content
 
 
-def _json(response: httpx.Response) -> Any:
+async def _exchange(client: httpx.AsyncClient, method: str, url: str, largest: int, options: dict[str, Any]) -> _Reply:
+    content = bytearray()
+    async with client.stream(method, url, **options) as response:
+        async for block in response.aiter_bytes():
+            content += block
+            if len(content) > largest:
+                raise InputError(
+                    f"{url} sends more than the {largest:,} bytes that an answer to this request can have; check "
+                    "--base-url"
+                )
+        return _Reply(
+            response.status_code, response.reason_phrase, response.headers.get("Retry-After", ""), bytes(content)
+        )
+
+
+def _json(content: bytes) -> Any:
     """The parsed content; None if it is not JSON."""
     try:
-        return response.json()
-    except ValueError:
+        return parse_json(content, "the answer", "")
+    except InputError:
         return None
 
 
-def _message(response: httpx.Response) -> str:
+def _message(reply: _Reply) -> str:
     """The server's own words, in the shapes that vLLM, FastAPI and proxies give them."""
-    content = _json(response)
+    content = _json(reply.content)
     found = content.get("error", content) if isinstance(content, dict) else None
     if isinstance(found, dict):
         found = found.get("message") or found.get("detail")
-    return " ".join(str(found or response.text or response.reason_phrase).split())[:500]
+    words = found or reply.content[:_SHOWN_WORDS].decode("utf-8", "replace") or reply.reason
+    return " ".join(str(words).split())[:500]
 
 
-def _retry_after(response: httpx.Response) -> float:
+def _retry_after(value: str) -> float:
     """Seconds that the server asks to wait, which it gives as a number or as a date; 0 if it asks for nothing."""
-    value = response.headers.get("Retry-After", "")
-    if value.isdigit():
+    if re.fullmatch(r"[0-9]{1,9}", value):
         return float(value)
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, TypeError, IndexError, OverflowError):
         return 0.0

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.terminal import printable
 
 from ..settings import ServerSettings
-from .server_http import ServedModel, ServerFailure, ask_completion, ask_model, open_client
+from .server_http import Address, ServedModel, ServerFailure, ask_completion, ask_model, open_client
 
 _AGAIN = "then run the same command again (finished parts are kept)"
 
@@ -26,10 +27,11 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Pauses:
     """Seconds to wait after a failure: doubling with every further one, and drawn from the upper half of that, so
-    that many requests do not come back at the same moment."""
+    that many requests do not come back at the same moment; or what a server asks for, up to a limit."""
 
     first: float = 1.0
     longest: float = 30.0
+    longest_asked_for: float = 300.0
 
     def after(self, failures: int) -> float:
         return min(self.first * 2.0 ** min(failures - 1, 30), self.longest) * random.uniform(0.5, 1.0)
@@ -38,8 +40,9 @@ class Pauses:
 class _Server:
     """What is known of one server. It counts as lost until it has said which model it serves."""
 
-    def __init__(self, url: str, concurrency: int):
-        self.url = url
+    def __init__(self, address: Address, concurrency: int):
+        self.address = address
+        self.url = address.url
         self.slots = asyncio.Semaphore(concurrency)
         self.lost = True
         self.failures = 0  # since its last answer to a request
@@ -51,8 +54,10 @@ class ServerPool:
     """Use inside one event loop, as `async with`, `connect` first. Without `model`, the one that is named first is
     the one that all must serve."""
 
-    def __init__(self, urls: Sequence[str], settings: ServerSettings, pauses: Pauses, model: ServedModel | None = None):
-        self._servers = [_Server(url, settings.concurrency) for url in urls]
+    def __init__(
+        self, addresses: Sequence[Address], settings: ServerSettings, pauses: Pauses, model: ServedModel | None = None
+    ):
+        self._servers = [_Server(address, settings.concurrency) for address in addresses]
         self._settings = settings
         self._pauses = pauses
         self._model = model
@@ -85,7 +90,7 @@ class ServerPool:
                 if await self._first_living(order) is not server:
                     continue  # a server was lost or came back while this request waited for its turn
                 try:
-                    answer = await ask_completion(self._client, server.url, body)
+                    answer = await ask_completion(self._client, server.address, body, self._settings.timeout)
                     server.failures = 0
                     return answer, server.url
                 except ServerFailure as failure:
@@ -116,7 +121,7 @@ class ServerPool:
         """Ask a lost server for its model, to see whether it is back. Raises InputError if it serves another one."""
         server.next_look = math.inf
         try:
-            model = await ask_model(self._client, server.url)
+            model = await ask_model(self._client, server.address)
         except ServerFailure as failure:
             self._lose(server, failure)
             return False
@@ -136,9 +141,9 @@ class ServerPool:
         server.lost = True
         server.failures += 1
         server.trouble = str(failure)
-        wait = max(self._pauses.after(server.failures), failure.wait)
+        wait = max(self._pauses.after(server.failures), min(failure.wait, self._pauses.longest_asked_for))
         server.next_look = time.monotonic() + wait
-        log.warning("%s: %s; next try in %.0f s", server.url, failure, wait)
+        log.warning("%s: %s; next try in %.0f s", server.url, printable(failure), wait)
 
 
 def _weight(url: str, key: str) -> bytes:

@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.terminal import printable
 
 from ..runner.files import commit
 from ..runner.rows import SETTINGS_NAME
@@ -117,7 +118,7 @@ class Verification:
                 f"{numbers}: check that the engine runs {self._model} with the same rope_theta and dtype, or raise "
                 "verify_tolerance; the part was not written"
             )
-        tqdm.write(f"score: {numbers}", file=sys.stderr)
+        tqdm.write(printable(f"score: {numbers}"), file=sys.stderr)
         return {
             "engine_dtype": dtype,
             "device": str(device),

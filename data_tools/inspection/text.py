@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from nemo_longpo.terminal import printable
+
 from .numbers import number, share, size, words
 from .summary import SPREAD
 
@@ -50,7 +52,7 @@ def bar(value: float, top: float, width: int = _BAR) -> str:
 
 
 def _lines(**values: Any) -> list[str]:
-    return [f"{words(name):{_LABEL}}{value}" for name, value in values.items()]
+    return [printable(f"{words(name):{_LABEL}}{value}") for name, value in values.items()]
 
 
 def _spread_line(name: str, spread: dict[str, float]) -> str:

@@ -138,7 +138,7 @@ def _stage(name: str, values: Any, executors: Mapping[str, Any], where: str) -> 
     try:
         for kind in kinds:
             settings_from(kind, own)
-        EngineOptions.from_mapping(own)
+        _refuse_passwords(EngineOptions.from_mapping(own).server.base_url)
         launch = settings_from(LaunchSettings, values)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
@@ -150,6 +150,15 @@ def _stage(name: str, values: Any, executors: Mapping[str, Any], where: str) -> 
     if not isinstance(env, dict):
         raise InputError(f"{where}: env must be a mapping from names to values")
     return StageRun(name, own, launch, {str(key): str(value) for key, value in env.items()})
+
+
+def _refuse_passwords(addresses: tuple[str, ...]) -> None:
+    """Raises InputError: what starts the processes keeps their command lines in files."""
+    if any("@" in address for address in addresses):
+        raise InputError(
+            "base_url holds a user name or password, which would be kept in the files of the run; set "
+            "LONGPO_LOGIN=user:password in the environment instead"
+        )
 
 
 def _names(kind: type[Settings]) -> list[str]:

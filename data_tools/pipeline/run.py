@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from nemo_longpo.errors import InputError
 from nemo_longpo.json_input import read_json_object
+from nemo_longpo.terminal import note, printable_lines
 
 from ..runner.rows import REPAIR, SETTINGS_NAME
 from .config import Pipeline, StageRun
@@ -37,7 +38,7 @@ def _run(pipeline: Pipeline, stage: StageRun, executor: Any, poll_seconds: float
     words = pipeline.arguments(stage)
     for attempt in range(stage.launch.restarts + 1):
         if attempt:
-            print(f"{stage.name}: processes were lost; starting again what is missing", file=sys.stderr)
+            note(f"{stage.name}: processes were lost; starting again what is missing")
         with _PartsBar(pipeline, stage) as bar:
             logs = run_processes(
                 stage, words, executor, pipeline.output / "runs", bar.refresh, poll_seconds=poll_seconds
@@ -45,12 +46,14 @@ def _run(pipeline: Pipeline, stage: StageRun, executor: Any, poll_seconds: float
         said = [_tail(folder) for folder in logs]
         for text in said:
             if "longpo: error: " in text:
-                raise InputError(f"stage {stage.name!r}: {text.rsplit('longpo: error: ', 1)[1].strip()}")
+                error, *_ = text.rpartition("longpo: error: ")[2].splitlines() or [""]
+                raise InputError(f"stage {stage.name!r}: {error}")
         if report := _check(pipeline, stage):
             return report
+    print(printable_lines(said[0]), file=sys.stderr)
     raise InputError(
         f"stage {stage.name!r} lacks parts after {stage.launch.restarts + 1} starts; finished parts are kept, run the "
-        f"same command to continue. The last lines of {logs[0]}:\n{said[0]}"
+        f"same command to continue; the lines above are the last ones of {logs[0]}"
     )
 
 

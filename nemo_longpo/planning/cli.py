@@ -2,12 +2,12 @@
 
 import argparse
 import json
-import sys
 from dataclasses import replace
 from typing import get_args
 
 from nemo_longpo.arguments import positive_number, whole_number
 from nemo_longpo.errors import InputError
+from nemo_longpo.terminal import note, show
 
 from .flops import PairLayout
 from .gpus import GIB, GPUS, find_gpu
@@ -106,10 +106,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(as_json(job, machine, wishes, found)))
     elif found.candidates:
-        print(render(job, machine, wishes, found))
+        show(render(job, machine, wishes, found))
     if found.candidates:
         return 0
-    print(f"longpo plan: {nothing_fits(found)}", file=sys.stderr)
+    note(f"longpo plan: {nothing_fits(found)}")
     return 1
 
 

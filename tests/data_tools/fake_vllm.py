@@ -6,6 +6,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock, Thread
@@ -23,6 +24,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     drop: bool = False
     seconds: float = 0.0
+    trickle: float = 0.0  # seconds between the bytes of the answer
     edit: Callable[[dict[str, Any]], Any] | None = None
 
 
@@ -71,7 +73,8 @@ class FakeVllm:
         self._server.server_close()
         with self.lock:
             for connection in self.connections:
-                connection.shutdown(socket.SHUT_RDWR)
+                with suppress(OSError):  # the client was quicker
+                    connection.shutdown(socket.SHUT_RDWR)
             self.connections.clear()
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -135,15 +138,22 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer({"error": {"message": "the server's own words"}}, fault.status, fault.headers)
         else:
             answer = fake.complete(body)
-            self._answer(fault.edit(answer) or answer if fault.edit else answer)
+            self._answer(fault.edit(answer) or answer if fault.edit else answer, trickle=fault.trickle)
 
-    def _answer(self, content: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
+    def _answer(
+        self, content: Any, status: int = 200, headers: dict[str, str] | None = None, trickle: float = 0.0
+    ) -> None:
         text = json.dumps(content).encode()
         self.send_response(status)
         for name, value in {**(headers or {}), "Content-Length": str(len(text))}.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(text)
+        try:
+            for start in range(0, len(text), 1 if trickle else len(text)):
+                self.wfile.write(text[start : start + 1] if trickle else text)
+                time.sleep(trickle)
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True  # the client has gone
 
     def log_message(self, *_: object) -> None:
         pass

@@ -2,6 +2,8 @@
 
 import json
 import random
+import time
+from base64 import b64encode
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 
@@ -303,6 +305,60 @@ def test_the_key_is_sent_and_never_shown(servers, load, monkeypatch, caplog):
     assert "secret" not in str(e.value)
 
 
+def test_a_login_in_an_address_is_used_and_never_shown(servers, load, monkeypatch, caplog):
+    caplog.set_level(0)
+    (server,) = servers()
+    monkeypatch.setenv("LONGPO_API_KEY", "key")
+    engine = load(server.url.replace("//", "//me:p%40ss-secret@"), server.url)
+    assert server.keys == {"Basic " + b64encode(b"me:p@ss-secret").decode()}
+    server.faults.extend([Fault(status=500), Fault(status=401)])
+    with pytest.raises(InputError, match="refuses access") as refused:
+        generate(engine, PROMPTS[:1])
+    with pytest.raises(InputError, match=r"base_url 'http://\*\*\*@host:x' is no address") as wrong:
+        load("http://me:secret/@host:x")
+    assert caplog.text
+    assert "secret" not in caplog.text + str(refused.value) + str(wrong.value)
+    monkeypatch.setenv("LONGPO_LOGIN", "you:there")
+    server.keys.clear()
+    load(server)
+    assert server.keys == {"Basic " + b64encode(b"you:there").decode()}
+
+
+@pytest.mark.parametrize(
+    ("asked", "waited"),
+    [
+        *(("86400", 0.5), ("9" * 400, 0.0), ("²", 0.0), ("-5", 0.0), ("1e9", 0.0), ("", 0.0), ("soon", 0.0)),
+        *(("Fri, 31 Dec 9999 23:59:59 GMT", 0.5), ("Mon, 01 Jan 0001 00:00:00 GMT", 0.0)),
+    ],
+)
+def test_what_a_server_asks_for_has_a_limit(asked, waited, servers, model_dir):
+    (server,) = servers()
+    addresses = EngineSettings(), ServerSettings(base_url=(server.url,), concurrency=1)
+    engine = ServerEngine(model_dir, *addresses, Pauses(0.01, 0.05, longest_asked_for=0.5))
+    server.faults.append(Fault(status=503, headers={"Retry-After": asked}))
+    assert generate(engine, PROMPTS[:2]) == [expected(prompt) for prompt in PROMPTS[:2]]
+    assert waited <= server.times[1] - server.times[0] < waited + 0.4
+
+
+def test_a_server_that_trickles_is_lost(servers, load):
+    """Each byte comes in time, the answer does not."""
+    (server,) = servers()
+    engine = load(server, timeout=0.5, retries=0)
+    server.faults.append(Fault(trickle=0.1))
+    started = time.monotonic()
+    with pytest.raises(InputError, match=r"failed 1 times, the last time at .*no answer within the time-out"):
+        generate(engine, PROMPTS[:1])
+    assert time.monotonic() - started < 3
+
+
+def test_an_answer_has_a_largest_size(servers, load):
+    (server,) = servers()
+    engine = load(server)
+    server.faults.append(Fault(edit=choice_with(text="x" * (5 << 20))))
+    with pytest.raises(InputError, match=r"sends more than the 4,\d\d\d,\d\d\d bytes that an answer"):
+        generate(engine, PROMPTS[:1])
+
+
 def choice_with(**changes):
     def edit(answer):
         answer["choices"][0] |= changes
@@ -341,7 +397,23 @@ WRONG_SCORES = {
         choice_with(prompt_logprobs=[None, *({str(token): {"logprob": -1.0}} for token in (4, 9, 6))]),
         "other tokens than were sent, from position 2 on",
     ),
+    "no number": (
+        choice_with(prompt_logprobs=[None, *({str(token): {"logprob": None}} for token in (4, 5, 6))]),
+        "returns no number as log-prob of position 1",
+    ),
+    "no object": (choice_with(prompt_logprobs=[None, *({str(token): 1} for token in (4, 5, 6))]), "returns no number"),
 }
+
+
+@pytest.mark.parametrize(
+    "usage", [None, [], {"prompt_tokens_details": 3}, {"prompt_tokens_details": {"cached_tokens": "x"}}]
+)
+def test_a_server_need_not_say_what_it_saved(usage, servers, load):
+    (server,) = servers()
+    engine, seen = load(server), []
+    server.faults.append(Fault(edit=lambda answer: answer | {"usage": usage}))
+    assert generate(engine, PROMPTS[:1], tick=seen.append) == [expected(PROMPTS[0])]
+    assert seen[0].cached_prompt_tokens == 0
 
 
 @pytest.mark.parametrize("name", WRONG_SCORES)

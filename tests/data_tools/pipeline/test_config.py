@@ -81,6 +81,10 @@ def test_published_pairs_are_scored_and_packed(tmp_path):
         (("chunk_tokens: 100", "rank: 1"), "stages.chunk: unknown key 'rank'"),
         (("temperature: 0.5", "temperature: warm"), "stages.instruct: temperature must be of type float, not 'warm'"),
         (("temperature: 0.5", "base_url: [x]"), "stages.instruct: base_url is a setting of engine server"),
+        (
+            ("engine: vllm", "engine: server, base_url: ['http://me:secret@host/v1']"),
+            "stages.instruct: base_url holds a user name or password, .*; set LONGPO_LOGIN=user:password in the",
+        ),
         (("executor: gpu", "executor: cpu"), "stages.instruct: executor 'cpu' is not among local, gpu"),
         (("processes: 4", "processes: 0"), "stages.instruct: processes 0 must be at least 1"),
         (("type: SlurmExecutor, ", ""), "executors.gpu must be a mapping with a 'type'"),
