@@ -121,12 +121,20 @@ class ImportSettings(Settings):
 
 @dataclass(frozen=True)
 class Placement(Settings):
-    """Which share of the parts this process makes, and how large parts are when the input has none of its own."""
+    """Which share of the parts this process makes, and how large parts are when the input has none of its own.
+
+    With the defaults, documents of 32K tokens and 128 KiB fill a part 32 at a time, those of 128K tokens 8 at a time.
+    """
 
     rank: int = setting(0, "this process's number", minimum=0)
     world_size: int = setting(1, "how many processes share the parts", minimum=1)
     rank_from_environment: bool = setting(False, "take rank and world size from Slurm, torchrun, MPI or Kubernetes")
-    part_size: int = setting(32, "documents per part, where the input has no parts", minimum=1)
+    part_size: int = setting(32, "most documents per part, where the input has no parts", minimum=1)
+    part_bytes: int = setting(
+        1 << 22,
+        "most bytes of text per part, where the input has no parts; a longer document is one by itself",
+        minimum=1,
+    )
     dry_run: bool = setting(False, "only check the input and the settings, and say whether anything is missing")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from nemo_longpo.errors import InputError
 
-from ..runner.rows import Row
+from ..runner.rows import PartLimits, Row
 from .documents import Fields, Mark
 from .files import CorpusFile, find_files
 
@@ -28,7 +28,8 @@ class _Piece:
 
 
 class CorpusSource:
-    """Files, directories and datasets as parts of `rows_per_part` documents: rows with "doc_id" and "document".
+    """Files, directories and datasets as parts of at most `rows_per_part` documents and `bytes_per_part` bytes of
+    UTF-8 (or one document that is longer): rows with "doc_id" and "document".
 
     Making it reads the corpus once: every document is checked and the place of every part is noted. That needs the
     memory of one document (of 16 in Parquet files and datasets), 8 bytes per document, and about 300 per part and
@@ -36,8 +37,15 @@ class CorpusSource:
     for what is not a document, doubled ids and an empty corpus, each with its place.
     """
 
-    def __init__(self, paths: list[str], *, rows_per_part: int = 32, fields: Fields | None = None):
-        self._rows_per_part = rows_per_part
+    def __init__(
+        self,
+        paths: list[str],
+        *,
+        rows_per_part: int = 32,
+        bytes_per_part: int | None = None,
+        fields: Fields | None = None,
+    ):
+        self._limits = PartLimits(rows_per_part, bytes_per_part)
         self._fields = fields or Fields()
         self._files: list[CorpusFile] = [file for path in paths for file in find_files(path)]
         self._parts: list[list[_Piece]] = []
@@ -57,8 +65,7 @@ class CorpusSource:
             "files": len(self._files),
             "bytes": sum(file.size for file in self._files),
             "names_and_sizes_sha256": hashlib.sha256(names.encode()).hexdigest(),
-            "rows_per_part": self._rows_per_part,
-        }
+        } | self._limits.identity()
 
     def history(self) -> dict[str, Any]:
         return {}
@@ -89,9 +96,13 @@ class CorpusSource:
     def _index(self) -> "array[int]":
         """Cut the parts; returns a hash of every document's id."""
         hashes = array("Q")
+        rows = size = 0  # of the last part
         for file, mark, row in self._rows():
-            if len(hashes) % self._rows_per_part == 0:
+            more = _utf8_length(row.record["document"])
+            if not self._parts or self._limits.is_full(rows, size, more):
                 self._parts.append([])
+                rows = size = 0
+            rows, size = rows + 1, size + more
             pieces = self._parts[-1]
             if not pieces or pieces[-1].file != file:
                 pieces.append(_Piece(file, mark))
@@ -114,6 +125,10 @@ class CorpusSource:
                 )
             if _hash(row) in doubled:
                 seen[doc_id] = row.where
+
+
+def _utf8_length(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def _hash(row: Row) -> int:

@@ -3,8 +3,9 @@
 A source is cut into numbered parts; a part is the unit of work, of restart and of commit.
 """
 
+import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.json_input import read_json_object
 
 from ..jsonl import parse_line
+from ..settings import Placement
 
 SETTINGS_NAME = "settings.json"
 REPAIR = "remove the directory and run its stage again"
@@ -44,6 +46,46 @@ class Source(Protocol):
         the part would be read."""
 
 
+def open_parts(stage: str, path: Path, placement: Placement) -> "PartsSource":
+    """The input of a stage, in the parts that it has, or else in those of the placement. Says which settings count for
+    nothing, because the input has parts. Raises InputError."""
+    source = PartsSource(path, rows_per_part=placement.part_size, bytes_per_part=placement.part_bytes)
+    idle = [f"--{name.replace('_', '-')}" for name in _PART_SETTINGS if _is_given(placement, name)]
+    if source.has_parts and idle and placement.rank == 0:
+        print(
+            f"{stage}: {' and '.join(idle)} without effect: {path} has {len(source.rows_in_parts)} parts, which stay "
+            "as they are; parts are cut where documents or pairs enter, by the first stage",
+            file=sys.stderr,
+        )
+    return source
+
+
+_PART_SETTINGS = ("part_size", "part_bytes")
+
+
+def _is_given(placement: Placement, name: str) -> bool:
+    return any(item.name == name and getattr(placement, name) != item.default for item in fields(placement))
+
+
+@dataclass
+class PartLimits:
+    """When a part is full. The same records give the same parts, whoever cuts them."""
+
+    rows: int
+    bytes: int | None
+    _mattered: bool = False
+
+    def is_full(self, rows: int, size: int, more: int) -> bool:
+        """Whether a record of `more` bytes does not go into a part of `rows` records and `size` bytes."""
+        too_large = rows > 0 and self.bytes is not None and size + more > self.bytes
+        self._mattered |= too_large and rows < self.rows
+        return rows >= self.rows or too_large
+
+    def identity(self) -> dict[str, int]:
+        """What decided about the parts; a limit in bytes that closed none is not among it."""
+        return {"rows_per_part": self.rows} | ({"bytes_per_part": self.bytes} if self._mattered and self.bytes else {})
+
+
 @dataclass(frozen=True)
 class _Block:
     """Lines of a JSONL file, from a byte offset on."""
@@ -58,11 +100,12 @@ class _Block:
 class PartsSource:
     """The part directory of an earlier stage, a directory of .jsonl files, or one .jsonl file that someone made.
 
-    A directory's files are its parts; a single file is cut every `rows_per_part` records. Raises InputError if the
-    path is missing, empty, or the output of a stage that has not finished.
+    A directory's files are its parts; a single file is cut every `rows_per_part` records, and before a record that
+    would make a part larger than `bytes_per_part`. Raises InputError if the path is missing, empty, or the output of a
+    stage that has not finished.
     """
 
-    def __init__(self, path: str | Path, *, rows_per_part: int = 32):
+    def __init__(self, path: str | Path, *, rows_per_part: int = 32, bytes_per_part: int | None = None):
         self.path = Path(path)
         if not self.path.exists():
             raise InputError(f"{self.path} does not exist; give a .jsonl file or the directory of an earlier stage")
@@ -75,8 +118,10 @@ class PartsSource:
                 f"run `longpo data {stage}` again to finish it"
             )
         # An empty part of a stage stays a part, so that part numbers match along the pipeline.
-        self._rows_per_part = None if self.path.is_dir() else rows_per_part
-        self._blocks = [block for file in files for block in _index(file, self._rows_per_part)]
+        self.has_parts = self.path.is_dir()
+        self._limits = PartLimits(rows_per_part, bytes_per_part)
+        limits = None if self.has_parts else self._limits
+        self._blocks = [block for file in files for block in _index(file, limits)]
         if sum(block.rows for block in self._blocks) == 0:
             raise InputError(f"{self.path} holds no records; give a .jsonl file or directory with at least one")
 
@@ -86,7 +131,7 @@ class PartsSource:
 
     def identity(self) -> dict[str, Any]:
         sizes = {block.path.name: block.path.stat().st_size for block in self._blocks}
-        return sizes if self._rows_per_part is None else sizes | {"rows_per_part": self._rows_per_part}
+        return sizes if self.has_parts else sizes | self._limits.identity()
 
     def history(self) -> dict[str, Any]:
         if self._settings is None:
@@ -107,18 +152,19 @@ class PartsSource:
         return read_json_object(path, REPAIR) if path.is_file() else None
 
 
-def _index(path: Path, rows_per_block: int | None) -> Iterator[_Block]:
-    """Cut a file into blocks of that many non-blank lines; None: one block, which may be empty."""
+def _index(path: Path, limits: PartLimits | None) -> Iterator[_Block]:
+    """Cut a file into blocks; without limits it is one, which may be empty."""
     offset, first_line, lines, rows, position = 0, 1, 0, 0, 0
     with path.open("rb") as file:
         for line in file:
-            position += len(line)
-            lines += 1
-            rows += bool(line.strip())
-            if rows == rows_per_block:
+            filled = bool(line.strip())
+            if limits is not None and filled and limits.is_full(rows, position - offset, len(line)):
                 yield _Block(path, offset, first_line, lines, rows)
                 offset, first_line, lines, rows = position, first_line + lines, 0, 0
-    if rows or rows_per_block is None:
+            position += len(line)
+            lines += 1
+            rows += filled
+    if rows or limits is None:
         yield _Block(path, offset, first_line, lines, rows)
 
 

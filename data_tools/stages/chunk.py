@@ -2,7 +2,7 @@
 
 A process holds one part at a time: beyond what the libraries take, about 5 bytes per character of the part's documents
 (up to 20 if they hold characters beyond Latin-1, which Python stores wider) and 0.7 KB per token of one chunk, however
-large the corpus is. So `part_size` times the longest document bounds it; benchmarks/corpus_memory.py measures it.
+large the corpus is. So `part_bytes`, or the longest document, bounds it; benchmarks/corpus_memory.py measures it.
 """
 
 from collections import Counter
@@ -37,7 +37,9 @@ def run_chunk(
     report = run_stage(
         Stage(
             name="chunk",
-            source=CorpusSource(inputs, rows_per_part=placement.part_size, fields=fields),
+            source=CorpusSource(
+                inputs, rows_per_part=placement.part_size, bytes_per_part=placement.part_bytes, fields=fields
+            ),
             output=output,
             settings=settings.recorded() | tokenizer_identity(chat),
             make_process=partial(_make_process, model, settings),

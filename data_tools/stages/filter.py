@@ -16,7 +16,7 @@ from ..quality.copying import longest_copy, repeats, searchable
 from ..quality.refusals import is_refusal
 from ..quality.repetition import compressed_share, longest_loop
 from ..quality.text import similarity, words
-from ..runner.rows import PartsSource, Row
+from ..runner.rows import Row, open_parts
 from ..runner.stage import PartResult, Process, Stage, run_stage
 from ..settings import CpuPlacement, FilterSettings
 
@@ -31,7 +31,7 @@ def run_filter(
     `respond` has named the special tokens within its answers; for pairs from elsewhere, they are looked up with the
     tokenizer of `model`. Raises InputError for a malformed pair, or if no turn is left.
     """
-    source = PartsSource(input_path, rows_per_part=placement.part_size)
+    source = open_parts("filter", input_path, placement)
     if not source.history():  # made by hand; what a stage wrote is checked when its turn comes
         for row in source.rows():
             parse_pair(row)

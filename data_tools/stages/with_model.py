@@ -17,7 +17,7 @@ from ..engines.resuming import ResumingEngine
 from ..model import load_chat, model_identity, rendering_identity, tokenizer_identity
 from ..options import Settings, settings_from
 from ..runner.progress import Progress
-from ..runner.rows import REPAIR, SETTINGS_NAME, PartsSource, Row
+from ..runner.rows import REPAIR, SETTINGS_NAME, Row, open_parts
 from ..runner.stage import PartResult, Process, Stage, run_stage
 from ..settings import Placement, TemplateSettings
 
@@ -59,7 +59,7 @@ def run_with_model(
 
     The engine is loaded for the first part that is missing, so a finished stage costs nothing. Raises InputError.
     """
-    source = PartsSource(where.input, rows_per_part=where.placement.part_size)
+    source = open_parts(name, where.input, where.placement)
     chat = load_chat(where.model, _chat_day(where, source.history()))
     if where.template.chat_date is not None and chat.printed_day is None:
         raise InputError(f"the chat template of {where.model} prints no date; leave out chat_date")

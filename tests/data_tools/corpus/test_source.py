@@ -50,6 +50,25 @@ def test_text_files_are_named_by_their_path(tmp_path):
     assert read(tmp_path / "b.txt") == [(0, [{"doc_id": "b.txt", "document": "marked"}])]
 
 
+def test_parts_are_closed_by_bytes_too(tmp_path):
+    texts = ["a" * 10, "灯" * 10, "b" * 10, "c" * 25, "d" * 200, "e", "f", "g", "h"]
+    path = tmp_path / "d.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+    def parts(**limits):
+        source = CorpusSource([str(path)], **limits)
+        found = [[row.record["document"] for row in rows] for _, rows in source.parts(lambda _: True)]
+        assert [len(part) for part in found] == source.rows_in_parts
+        assert [text for part in found for text in part] == texts
+        return [len(part) for part in found], source.identity().get("bytes_per_part")
+
+    # 10 + 30 (UTF-8) fit, 10 more do not; a longer document is a part by itself.
+    assert parts(rows_per_part=3, bytes_per_part=40) == ([2, 2, 1, 3, 1], 40)
+    # A limit that closes no part is not recorded: outputs of before it existed go on.
+    assert parts(rows_per_part=3, bytes_per_part=1000) == ([3, 3, 3], None)
+    assert parts(rows_per_part=3) == ([3, 3, 3], None)
+
+
 def test_jsonl_and_parquet(tmp_path):
     lines = [{"text": "one", "id": "x"}, {"text": "two"}]
     (tmp_path / "d.jsonl").write_text("\n\n".join(json.dumps(line) for line in lines), encoding="utf-8")

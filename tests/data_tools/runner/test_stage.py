@@ -7,7 +7,7 @@ import pytest
 
 from nemo_longpo.data_tools.engines.base import Usage
 from nemo_longpo.data_tools.runner.claims import Claims
-from nemo_longpo.data_tools.runner.rows import PartsSource
+from nemo_longpo.data_tools.runner.rows import PartsSource, open_parts
 from nemo_longpo.data_tools.runner.stage import PartResult, Stage, run_stage
 from nemo_longpo.data_tools.settings import Placement
 from nemo_longpo.errors import InputError
@@ -41,11 +41,11 @@ class Doubler:
         return PartResult([{"twice": 2 * number} for number in numbers], Counter(seen=len(numbers)))
 
 
-def run(source, output, process, *, rank=0, world_size=1, part_size=3, **settings):
+def run(source, output, process, *, rank=0, world_size=1, part_size=3, part_bytes=None, **settings):
     return run_stage(
         Stage(
             name="double",
-            source=PartsSource(source, rows_per_part=part_size),
+            source=PartsSource(source, rows_per_part=part_size, bytes_per_part=part_bytes),
             output=output,
             settings={"factor": 2, "names": ("a", "b")} | settings,
             make_process=process.make,
@@ -148,6 +148,50 @@ def test_lines_keep_their_numbers_across_parts(pairs_file):
     rows = [row for _, part in PartsSource(pairs_file, rows_per_part=3).parts(lambda _: True) for row in part]
     assert [row.where for row in rows] == [f"{pairs_file}, line {line}" for line in range(1, 20, 2)]
     assert [row.record["n"] for row in rows] == list(range(10))
+
+
+def test_a_file_is_cut_by_bytes_too(tmp_path):
+    """Lines of 10, 10, 50, 10, … bytes with blank ones between them; at most 3 lines and 25 bytes."""
+    path = tmp_path / "input.jsonl"
+    path.write_text("".join(f'{{"n":{n}{" " * (44 if n == 2 else 4 - len(str(n)))}}}\n\n' for n in range(9)))
+    source = PartsSource(path, rows_per_part=3, bytes_per_part=25)
+    found = [[row.record["n"] for row in rows] for _, rows in source.parts(lambda _: True)]
+    assert found == [[0, 1], [2], [3, 4], [5, 6], [7, 8]]
+    assert [row.where for row in source.rows()] == [f"{path}, line {line}" for line in range(1, 18, 2)]
+    assert source.identity()["bytes_per_part"] == 25
+    generous = PartsSource(path, rows_per_part=3, bytes_per_part=500)
+    assert generous.rows_in_parts == [3, 3, 3]
+    assert generous.identity() == PartsSource(path, rows_per_part=3).identity()
+
+
+def test_another_limit_in_bytes_is_named_where_it_makes_other_parts(pairs_file, tmp_path):
+    run(pairs_file, tmp_path / "out", Doubler(), part_bytes=24)
+    done = snapshot(tmp_path / "out")
+    with pytest.raises(InputError, match=r"input.bytes_per_part was 24, now 12"):
+        run(pairs_file, tmp_path / "out", Doubler(), part_bytes=12)
+    with pytest.raises(InputError, match=r"parts was \d, now 4; input.bytes_per_part was 24, now \"absent\""):
+        run(pairs_file, tmp_path / "out", Doubler(), part_bytes=1000)
+    run(pairs_file, tmp_path / "whole", Doubler())
+    third = Doubler()
+    run(pairs_file, tmp_path / "whole", third, part_bytes=1000)
+    assert third.loads == 0
+    assert snapshot(tmp_path / "out") == done
+
+
+def test_settings_of_parts_without_effect_are_said(pairs_file, tmp_path, capsys):
+    run(pairs_file, tmp_path / "out", Doubler())
+    for source, settings, words in (
+        (tmp_path / "out", {"part_size": 2}, "respond: --part-size without effect: "),
+        (tmp_path / "out", {"part_size": 2, "part_bytes": 9}, "respond: --part-size and --part-bytes without effect: "),
+        (tmp_path / "out", {"part_size": 2, "rank": 1, "world_size": 2}, None),
+        (tmp_path / "out", {}, None),
+        (pairs_file, {"part_size": 2}, None),
+    ):
+        capsys.readouterr()
+        found = open_parts("respond", source, Placement(**settings)).rows_in_parts
+        said = capsys.readouterr().err
+        assert said == "" if words is None else said.startswith(f"{words}{source} has 4 parts, which stay as they are")
+        assert found == ([3, 3, 3, 1] if source != pairs_file else [2] * 5)
 
 
 def test_empty_and_missing_inputs(tmp_path):
