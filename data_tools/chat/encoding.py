@@ -45,11 +45,26 @@ class Encoded:
             last += 1
         return first - self._anchor_ids, last + 1 - self._anchor_ids
 
+    def characters(self, token: int) -> Span:
+        """The characters of the stretch that a token holds."""
+        found = self._answer.token_to_chars(token + self._anchor_ids)
+        return found.start - self._anchor_text, found.end - self._anchor_text
+
     def _token(self, character: int) -> int | None:
         return self._answer.char_to_token(character)
 
     def _starts(self, token: int) -> int:
         return self._answer.token_to_chars(token).start
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A place at a special token: how many tokens and characters stand in front of it. `swallows`: the special token
+    takes white space on the side of the cut along."""
+
+    token: int = 0
+    character: int = 0
+    swallows: bool = False
 
 
 class TextEncoder:
@@ -87,6 +102,35 @@ class TextEncoder:
             if answer["input_ids"][: len(head)] == head:
                 return Encoded(answer["input_ids"][len(head) :], answer, len(anchor), len(head))
         raise InputError(f"the tokenizer merges the text {text[:40]!r} with any text in front of it")
+
+    def behind_special(self, text: str, place: Place) -> Cut:
+        """Behind the last special token of a template's piece; at its beginning if there is none."""
+        found = self._special_tokens(text, place)
+        if not found:
+            return Cut()
+        token, (_, end), kind = found[-1]
+        if kind.rstrip:
+            end = len(text) - len(text[end:].lstrip())
+        return Cut(token + 1, end, kind.rstrip)
+
+    def in_front_of_special(self, text: str) -> Cut:
+        """In front of the first special token of a piece that follows a message; at its end if there is none."""
+        found = self._special_tokens(text, "inside")
+        if not found:
+            return Cut(len(self.encode(text, "inside", content=False)), len(text))
+        token, (start, _), kind = found[0]
+        return Cut(token, len(text[:start].rstrip()) if kind.lstrip else start, kind.lstrip)
+
+    def _special_tokens(self, text: str, place: Place) -> list[tuple[int, Span, Any]]:
+        """(number of the token, its characters, the added token) of every special token in a piece."""
+        if not text or not self.tokenizer.is_fast:
+            return []
+        encoded, added = self.encoded(text, place, content=False), self.tokenizer.added_tokens_decoder
+        return [
+            (index, encoded.characters(index), added[token])
+            for index, token in enumerate(encoded.ids)
+            if token in added
+        ]
 
     def _answer(self, text: str, content: bool) -> Any:
         return self.tokenizer(text, add_special_tokens=False, verbose=False, split_special_tokens=content)

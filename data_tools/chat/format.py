@@ -53,12 +53,12 @@ class ChatFormat:
 
     def prompt(self, user: str) -> list[int]:
         """One user message up to and including the assistant's opening: what the model answers."""
-        layout = self._template.layout(1)
-        return [*layout.piece_ids[0], *self._template.content_ids(layout, 0, user), *layout.piece_ids[1]]
+        message = self._template.user_message(self._template.layout(1), 0, user)
+        return [*message.before, *message.ids, *message.after]
 
     def response_ids(self, text: str) -> list[int]:
         """The tokens of an answer given as text, without the end of turn."""
-        return self._template.content_ids(self._template.layout(1), 1, text)
+        return self._template.answer_ids(text)
 
     def finished(self, response_ids: Sequence[int]) -> list[int]:
         """A response with its end of turn: what every span covers and every log-prob sum runs over."""
@@ -76,7 +76,7 @@ class ChatFormat:
 
     def content_length(self, text: str) -> int:
         """Tokens of a text as the content of a user message."""
-        return len(self._template.content_ids(self._template.layout(1), 0, text))
+        return len(self._template.user_message(self._template.layout(1), 0, text).ids)
 
     def token_ends(self, text: str) -> list[int]:
         """Where each token of a text ends, as indices into the text."""
@@ -98,10 +98,10 @@ class ChatFormat:
         the first user message, (0, 0) for none; the pair's `chunk_spans` are the tokens that hold them.
         """
         layout = self._template.layout(len(users))
-        opening = layout.piece_ids[0]
-        first, located = self._template.located_content(layout, 0, users[0], chunks or ())
-        trunk = [*opening, *first, *layout.piece_ids[1]]
-        ignored = [(0, len(opening)), (len(opening) + len(first), len(trunk))]
+        first = self._template.user_message(layout, 0, users[0], chunks or ())
+        opening = len(first.before)
+        trunk = [*first.before, *first.ids, *first.after]
+        ignored = [(0, opening), (opening + len(first.ids), len(trunk))]
         chosen_ids, chosen_spans, chosen_ignored = self._branch(layout, users, chosen)
         rejected_ids, rejected_spans, _ = self._branch(layout, users, rejected)
         ignored += [(start + len(trunk), end + len(trunk)) for start, end in chosen_ignored]
@@ -112,7 +112,7 @@ class ChatFormat:
             chosen_spans=chosen_spans,
             rejected_spans=rejected_spans,
             nll_ignore_spans=[(start, end) for start, end in ignored if start < end],
-            chunk_spans=None if chunks is None else [_moved(span, len(opening)) for span in located],
+            chunk_spans=None if chunks is None else [_moved(span, opening) for span in first.stretches],
         )
 
     def _branch(
@@ -124,13 +124,12 @@ class ChatFormat:
         end = len(self.end_of_turn_ids)
         for turn, answer in enumerate(answers):
             if turn > 0:
-                user = self._template.content_ids(layout, 2 * turn, users[turn])
-                between = layout.piece_ids[2 * turn][end:]
-                opening = layout.piece_ids[2 * turn + 1]
+                user = self._template.user_message(layout, turn, users[turn])
+                between = user.before[end:]
                 at = len(ids)
                 markers.append((at, at + len(between)))
-                ids += [*between, *user, *opening]
-                markers.append((len(ids) - len(opening), len(ids)))
+                ids += [*between, *user.ids, *user.after]
+                markers.append((len(ids) - len(user.after), len(ids)))
             start = len(ids)
             ids += self.finished(answer)
             spans.append((start, len(ids)))

@@ -1,7 +1,8 @@
 """What a chat template puts around contents, as token ids.
 
 The template is rendered with marker words for contents; the text between the markers is what the template adds.
-Pieces and contents are tokenised apart, so the place of every token is known by construction.
+Pieces and answers are tokenised apart, user messages with the text around them (message.py), so the place of every
+token is known by construction.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ from nemo_longpo.errors import InputError, one_line
 from nemo_longpo.shards.fingerprint import chat_template
 
 from .encoding import Place, Span, TextEncoder
+from .message import Frame, Message, make_frame
 
 _PADDING = "\t\n\t"
 # Whatever a template prints of a date, it is not the same for both of these.
@@ -31,6 +33,7 @@ class Layout:
     places: list[Place]  # of each content
     spaces: list[str]  # a piece's trailing spaces belong to the content behind it: tokenizers merge them with its word
     strips: list[tuple[bool, bool]]  # whether the template strips a content on the left, on the right
+    frames: list[Frame]  # of each user message
 
 
 class ChatTemplate:
@@ -70,24 +73,17 @@ class ChatTemplate:
         content = [self._pieces(2, ""), self.layout(2).strips]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
-    def content_ids(self, layout: Layout, index: int, text: str) -> list[int]:
-        """Token ids of content `index` (0: first user message, 1: first answer, …) of a conversation."""
-        return self.located_content(layout, index, text, ())[0]
+    def user_message(self, layout: Layout, turn: int, text: str, stretches: Sequence[Span] = ()) -> Message:
+        """A user message with the pieces around it. `stretches` are characters [start, end) of the text."""
+        return layout.frames[turn].message(self._encoder, text, stretches)
 
-    def located_content(
-        self, layout: Layout, index: int, text: str, stretches: Sequence[Span]
-    ) -> tuple[list[int], list[Span]]:
-        """`content_ids`, and which of them hold each of the `stretches`: characters [start, end) of the text."""
-        left, right = layout.strips[index]
-        begun = text.lstrip() if left else text
-        written = layout.spaces[index] + (begun.rstrip() if right else begun)
-        if not written:
-            return [], [(0, 0) for _ in stretches]
-        encoded = self._encoder.encoded(written, layout.places[index], content=True)
-        moved = len(layout.spaces[index]) + len(begun) - len(text)
-        return encoded.ids, [
-            encoded.span(max(start + moved, 0), min(end + moved, len(written))) for start, end in stretches
-        ]
+    def answer_ids(self, text: str) -> list[int]:
+        """Token ids of an answer, tokenised apart: a model has read its opening before it writes the first token."""
+        layout = self.layout(1)
+        left, right = layout.strips[1]
+        text = text.lstrip() if left else text
+        text = text.rstrip() if right else text
+        return self._encoder.encode(layout.spaces[1] + text, layout.places[1], content=True)
 
     def layout(self, turns: int) -> Layout:
         if turns not in self._layouts:
@@ -114,6 +110,17 @@ class ChatTemplate:
             places=[self._place_after(piece_ids, index) for index in range(2 * turns)],
             spaces=spaces[:-1],
             strips=list(zip(lefts, rights, strict=True)),
+            frames=[
+                make_frame(
+                    self._encoder,
+                    stripped[index],
+                    spaces[index],
+                    stripped[index + 1],
+                    (lefts[index], rights[index]),
+                    at_start=index == 0,
+                )
+                for index in range(0, 2 * turns, 2)
+            ],
         )
         if turns > 1:
             self._check_turn_ends(layout)
