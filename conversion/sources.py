@@ -30,13 +30,15 @@ class Access:
     """What else is needed, or permitted, to read a directory as a whole model.
 
     `base` is a Hugging Face directory with the small files of a NeMo checkpoint; `base_checkpoint` is where the
-    checkpoint lies that LoRA adapters were trained on; `check_hashes` holds a NeMo checkpoint's files to their record.
+    checkpoint lies that LoRA adapters were trained on; `check_hashes` holds a NeMo checkpoint's files to their record;
+    `trust_checkpoint` lets a NeMo checkpoint name what is not known to run no code.
     """
 
     base: Path | None = None
     base_checkpoint: Path | None = None
     allow_pickle: bool = False
     check_hashes: bool = False
+    trust_checkpoint: bool = False
 
 
 NOTHING_ELSE = Access()

@@ -66,7 +66,7 @@ class Adapters:
     def merged_into(self, base: DistCheckpoint, family: Family, geometry: Geometry) -> "MergedWeights":
         """Every tensor of the adapters belongs to a linear layer of the model and fits it, or InputError."""
         stored = DistCheckpoint(self.path / "weights")
-        shapes = {piece.entry.key: piece.global_shape for piece in family.pieces(geometry)}
+        shapes = {piece.entry.key: piece.global_shape for piece in family.first_pieces(geometry)}
         adapted = set()
         for key in stored.tensor_names():
             match = _KEY.fullmatch(key)

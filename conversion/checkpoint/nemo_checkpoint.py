@@ -93,7 +93,7 @@ def _as_trained(config: Mapping[str, Any], where: str, model: Mapping[str, Any])
 
 def _check_tensors(weights: DistCheckpoint, family: Family, geometry: Geometry, where: str) -> None:
     """The checkpoint is of this architecture. Vocabulary rows may exceed the model's: tensor parallelism pads them."""
-    pieces = {KEY_PREFIX + piece.entry.key: piece for piece in family.pieces(geometry)}
+    pieces = {KEY_PREFIX + piece.entry.key: piece for piece in family.first_pieces(geometry)}
     for key, piece in pieces.items():
         found, expected = weights.shape(key), piece.global_shape
         padded = piece.entry.is_vocabulary and found[1:] == expected[1:] and found[0] >= expected[0]

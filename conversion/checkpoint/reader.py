@@ -12,11 +12,11 @@ from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 from torch.distributed.checkpoint.utils import _create_file_view
 
-from nemo_longpo.checkpoints.completeness import WEIGHT_FILES, require_files, require_sizes
+from nemo_longpo.checkpoints.completeness import WEIGHT_FILES, require_files
+from nemo_longpo.checkpoints.metadata import read_metadata
 from nemo_longpo.conversion.families.family import Piece
 from nemo_longpo.errors import InputError
 
-from .metadata import read_metadata
 from .names import KEY_PREFIX
 
 DAMAGE = (RuntimeError, pickle.UnpicklingError, ValueError, LookupError, TypeError, AttributeError, EOFError)
@@ -30,13 +30,6 @@ class DistCheckpoint:
         self.directory = directory
         require_files(directory, WEIGHT_FILES)
         self._metadata = read_metadata(directory)
-        self._check_file_sizes()
-
-    def _check_file_sizes(self) -> None:
-        ends: dict[str, int] = {}
-        for item in (self._metadata.storage_data or {}).values():
-            ends[item.relative_path] = max(ends.get(item.relative_path, 0), item.offset + item.length)
-        require_sizes(self.directory, ends)
 
     def _tensor(self, key: str) -> TensorStorageMetadata:
         found = self._metadata.state_dict_metadata.get(key)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_longpo.attention.rope_config import nemo_scaling_settings
+from nemo_longpo.checkpoints.trust import check_tokenizer_files
 from nemo_longpo.conversion.families.family import Family
 from nemo_longpo.conversion.families.known import FAMILIES
 from nemo_longpo.conversion.huggingface.directory import HfDirectory
@@ -152,5 +153,6 @@ def _vocabulary_rows(config: Mapping[str, Any], tokenizer: Path, weights: DistCh
     from transformers import AutoTokenizer
 
     multiple = config["make_vocab_size_divisible_by"]
-    tokens = len(AutoTokenizer.from_pretrained(str(tokenizer)))
+    check_tokenizer_files(tokenizer)
+    tokens = len(AutoTokenizer.from_pretrained(str(tokenizer), trust_remote_code=False))
     return min(-(-tokens // multiple) * multiple, stored)

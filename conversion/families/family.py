@@ -114,9 +114,14 @@ class Family:
         """Names that a file may hold besides the one they are tied to."""
         return {"lm_head.weight": "model.embed_tokens.weight"} if geometry.tied else {}
 
+    def first_pieces(self, geometry: Geometry) -> list[Piece]:
+        """One piece of every Megatron tensor, however many layers there are: that of the first layer."""
+        used = (entry for entry in self.entries if not (entry.untied_only and geometry.tied))
+        return [Piece(entry, 0 if entry.stacked else None, geometry) for entry in used]
+
     def pieces(self, geometry: Geometry) -> Iterator[Piece]:
         """Every tensor of a model, layer by layer."""
-        used = [entry for entry in self.entries if not (entry.untied_only and geometry.tied)]
-        yield from (Piece(entry, None, geometry) for entry in used if not entry.stacked)
+        first = self.first_pieces(geometry)
+        yield from (piece for piece in first if piece.layer is None)
         for layer in range(geometry.layers):
-            yield from (Piece(entry, layer, geometry) for entry in used if entry.stacked)
+            yield from (Piece(piece.entry, layer, geometry) for piece in first if piece.layer is not None)

@@ -41,4 +41,4 @@ def positions(config: Mapping[str, Any], family: Family | None) -> dict[str, Any
 
 def parameters(family: Family, geometry: Geometry) -> int:
     """Without the rows that pad a vocabulary, and tied embeddings once."""
-    return sum(math.prod(piece.shape) for piece in family.pieces(geometry))
+    return sum(math.prod(piece.global_shape) for piece in family.first_pieces(geometry))

@@ -34,6 +34,11 @@ def add_verify_options(parser: argparse.ArgumentParser) -> None:
         "--base-checkpoint", type=Path, metavar="NEMO_DIR", help="what LoRA adapters were trained on, if it was moved"
     )
     parser.add_argument("--allow-pickle", action="store_true", help="read weights from .bin files, tensors only")
+    parser.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="build whatever a NeMo side names, also what is not known to run no code (see SECURITY.md)",
+    )
     parser.add_argument("--strict", action="store_true", help="fail on every difference of fields, files and bits")
     parser.add_argument(
         "--allow", action="append", default=[], metavar="NAME", help="a field or file that may differ (repeatable)"
@@ -87,7 +92,13 @@ def run_verify(arguments: argparse.Namespace) -> int:
     report = verify(
         arguments.a,
         arguments.b,
-        access=Access(arguments.base, arguments.base_checkpoint, arguments.allow_pickle, arguments.check_hashes),
+        access=Access(
+            base=arguments.base,
+            base_checkpoint=arguments.base_checkpoint,
+            allow_pickle=arguments.allow_pickle,
+            check_hashes=arguments.check_hashes,
+            trust_checkpoint=arguments.trust_checkpoint,
+        ),
         questions=None if arguments.no_logits else questions,
         allow=arguments.allow,
         strict=arguments.strict,

@@ -42,6 +42,7 @@ class Job:
             "sequences": [list(ids) for ids in self.sequences],
             "access": [str(path.resolve()) if path else None for path in (access.base, access.base_checkpoint)],
             "allow_pickle": access.allow_pickle,
+            "trust_checkpoint": access.trust_checkpoint,
             "rope": [self.rope.theta, scaling_settings(self.rope.scaling)] if self.rope else None,
             "round_to": self.round_to,
         }
@@ -49,7 +50,8 @@ class Job:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Job":
         rope = value["rope"] and RopeSettings(value["rope"][0], parse_scaling(value["rope"][1], "rope"))
-        access = Access(*(path and Path(path) for path in value["access"]), value["allow_pickle"])
+        paths = (path and Path(path) for path in value["access"])
+        access = Access(*paths, value["allow_pickle"], trust_checkpoint=value["trust_checkpoint"])
         return cls(Path(value["model"]), Path(value["output"]), value["sequences"], access, rope, value["round_to"])
 
 

@@ -11,6 +11,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from nemo_longpo.attention.rope import RopeSettings
 from nemo_longpo.attention.rope_config import parse_scaling
 from nemo_longpo.backends import cpu
+from nemo_longpo.checkpoints.trust import check_weights
 from nemo_longpo.conversion.checkpoint.adapters import MergedWeights
 from nemo_longpo.conversion.checkpoint.names import KEY_PREFIX
 from nemo_longpo.conversion.sources import Source
@@ -40,7 +41,7 @@ def load(source: Source, rope: RopeSettings | None) -> tuple[torch.nn.Module, Fo
     """The model and its forward function; `rope` takes the place of what training would read from the checkpoint."""
     cpu.activate()
     become_single_process()
-    config = load_architecture(source.path)
+    config = load_architecture(source.path, source.access.trust_checkpoint)
     rope = rope or RopeSettings(config.rotary_base, parse_scaling(load_rope_scaling(source.path), str(source.path)))
     config.vocab_size = source.geometry.vocabulary
     for name, value in _ONE_PROCESS_FP32.items():
@@ -64,6 +65,8 @@ def _load_weights(model: LogprobGPTModel, source: Source) -> None:
     """As training does; raises InputError for a checkpoint that training could not start from."""
     merged = source.weights if isinstance(source.weights, MergedWeights) else None
     directory = merged.base.directory if merged else source.path / "weights"
+    if not source.access.trust_checkpoint:
+        check_weights(directory)
     try:
         loaded = dist_checkpointing.load(model.sharded_state_dict(prefix=KEY_PREFIX), str(directory))
     except CheckpointException as error:

@@ -20,10 +20,14 @@ def load(source: Source, rope: RopeSettings | None) -> tuple[torch.nn.Module, Fo
     version 5. No code of the directory runs, and a pickle is read only where that is allowed, for tensors alone.
     """
     rope = rope or rope_settings(source.config, source.where)
-    config = AutoConfig.from_pretrained(source.path)
+    config = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
     _set_rope(config, rope)
     model = AutoModelForCausalLM.from_pretrained(
-        source.path, config=config, dtype=torch.float32, use_safetensors=None if source.access.allow_pickle else True
+        source.path,
+        config=config,
+        dtype=torch.float32,
+        use_safetensors=None if source.access.allow_pickle else True,
+        trust_remote_code=False,
     ).eval()
     computed = model.model.rotary_emb.inv_freq
     expected = rope.inverse_frequencies(source.geometry.head_size)

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 import torch
 from tqdm import tqdm
 
+from nemo_longpo.checkpoints.trust import check_tokenizer_files
 from nemo_longpo.conversion.huggingface.rope import rope_settings
 from nemo_longpo.conversion.sources import NOTHING_ELSE, Access, Source, open_source
 from nemo_longpo.errors import InputError
@@ -98,7 +99,8 @@ def _sequences(source: Source, questions: Questions) -> dict[str, list[int]]:
     if questions.prompts:
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(source.origin.path)
+        check_tokenizer_files(source.origin.path)
+        tokenizer = AutoTokenizer.from_pretrained(source.origin.path, trust_remote_code=False)
         for number, prompt in enumerate(questions.prompts, start=1):
             tokens = tokenizer(prompt)["input_ids"]
             if not tokens:

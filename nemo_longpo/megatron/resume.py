@@ -3,7 +3,7 @@
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import fiddle as fdl
 import lightning.pytorch as pl
@@ -14,17 +14,19 @@ from nemo.lightning import AutoResume, io
 
 from nemo_longpo.attention.rope_config import nemo_scaling_settings, scaling_of, scaling_settings
 from nemo_longpo.backends import cpu
+from nemo_longpo.checkpoints.trust import TRAINED_HERE, check_context, check_weights
 from nemo_longpo.errors import InputError
 from nemo_longpo.json_input import read_json_object
 
 from .model import ArchitectureFromCheckpoint, LongPOModel
 
 
-def load_architecture(checkpoint: Path) -> llm.GPTConfig:
-    """The model config that a NeMo checkpoint was written with.
+def load_architecture(checkpoint: Path, trusted: bool = False) -> llm.GPTConfig:
+    """The model config that a NeMo checkpoint was written with; `trusted`: whatever it names may be built.
 
     Raises:
-        InputError: no such directory, not a NeMo checkpoint, or an architecture that is not trained here.
+        InputError: no such directory, not a NeMo checkpoint, an architecture that is not trained here, or a config that
+            names something else.
     """
     context = checkpoint / "context"
     if not (context / "io.json").is_file():
@@ -32,12 +34,9 @@ def load_architecture(checkpoint: Path) -> llm.GPTConfig:
             f"{checkpoint} is not a NeMo checkpoint (no context/io.json); "
             "make one with `longpo convert import --model HF_DIR --output NEMO_DIR`."
         )
-    recorded = io.load_context(context, subpath="model.config", build=False)
+    recorded = _load_context(context, "model.config", trusted, build=False)
     if not _is_trained_here(recorded.__fn_or_cls__):
-        raise InputError(
-            f"{checkpoint} holds a {recorded.__fn_or_cls__.__name__}; nemo_longpo trains Mistral (MistralConfig7B), "
-            "Qwen2.5 (Qwen2Config) and Llama 3 (LlamaConfig)."
-        )
+        raise InputError(f"{checkpoint} holds a {recorded.__fn_or_cls__.__name__}; {TRAINED_HERE}.")
     # Settings of a GPU run may not even construct on a CPU, and those of a CPU run must not get into checkpoints.
     settings = copy.deepcopy(recorded)
     config = fdl.build(cpu.without_cuda_kernels(settings) if cpu.is_active() else settings)
@@ -47,17 +46,26 @@ def load_architecture(checkpoint: Path) -> llm.GPTConfig:
             "trains full attention; import the model with `longpo convert import --full-attention`."
         )
     if config.vocab_size is None:
-        config.vocab_size = recorded.vocab_size = _vocabulary_rows(context, config.make_vocab_size_divisible_by)
+        config.vocab_size = recorded.vocab_size = _vocabulary_rows(context, config, trusted)
     config.__io__ = recorded
     return config
 
 
-def _vocabulary_rows(context: Path, multiple: int) -> int:
+def _load_context(
+    context: Path, subpath: Literal["model.config", "model.tokenizer"], trusted: bool, build: bool
+) -> Any:
+    if not trusted:
+        check_context(context, subpath)
+    return io.load_context(context, subpath=subpath, build=build)
+
+
+def _vocabulary_rows(context: Path, config: llm.GPTConfig, trusted: bool) -> int:
     """Rows of the embedding in a model that NeMo's own Mistral importer made, which leaves the number to its tokenizer.
 
     More rows that tensor parallelism may have added are not the model's.
     """
-    tokens = io.load_context(context, subpath="model.tokenizer").vocab_size
+    tokens = _load_context(context, "model.tokenizer", trusted, build=True).vocab_size
+    multiple = config.make_vocab_size_divisible_by
     return -(-tokens // multiple) * multiple
 
 
@@ -93,25 +101,46 @@ def load_rope_scaling(checkpoint: Path) -> dict[str, Any] | None:
 
 @dataclass(kw_only=True)
 class LongPOResume(AutoResume):
-    """NeMo's resume, which also gives a model without a config the architecture of `restore_config.path`."""
+    """NeMo's resume, which also gives a model without a config the architecture of `restore_config.path`.
+
+    Args:
+        trust_checkpoint: build and unpickle whatever checkpoints name, also what is not known to run no code.
+    """
+
+    trust_checkpoint: bool = False
 
     def setup(self, trainer: pl.Trainer, model: LongPOModel) -> None:
         origin = Path(self.restore_config.path) if self.restore_config and self.restore_config.path else None
         if isinstance(model.config, ArchitectureFromCheckpoint):
             if origin is None:
                 raise InputError("resume.restore_config.path is not set; give the imported checkpoint to start from.")
-            model.adopt_architecture(load_architecture(origin), load_rope_scaling(origin))
+            model.adopt_architecture(load_architecture(origin, self.trust_checkpoint), load_rope_scaling(origin))
+        if not self.trust_checkpoint:
+            self._check_what_loads(model, origin)
         super().setup(trainer, model)
         if trainer.ckpt_path and origin and self.restore_config.load_artifacts:
-            _take_tokenizer(model, origin)
+            _take_tokenizer(model, origin, self.trust_checkpoint)
+
+    def _check_what_loads(self, model: LongPOModel, origin: Path | None) -> None:
+        """NeMo takes the tokenizer of the checkpoint that a run goes on from, or of where it began; its weights; and of
+        a run of adapters those of its base, which the adapters name."""
+        resumed = self.get_trainer_ckpt_path(model)
+        found = [Path(resumed), getattr(resumed, "base_model_path", None)] if resumed else []
+        for weights in filter(None, [*found, origin]):
+            checkpoint = weights.parent if weights.name == self.WEIGHTS_PATH else weights
+            if not checkpoint.is_dir():
+                continue
+            check_weights(checkpoint / self.WEIGHTS_PATH)
+            if self.restore_config and self.restore_config.load_artifacts:
+                check_context(checkpoint / "context", "model.tokenizer")
 
 
-def _take_tokenizer(model: LongPOModel, origin: Path) -> None:
+def _take_tokenizer(model: LongPOModel, origin: Path, trusted: bool) -> None:
     """Name the tokenizer of the checkpoint that the run began with as the one to copy into checkpoints.
 
     A resumed run would name that of the checkpoint it resumes from, which is deleted once the next one is saved, and
     the one after that would hold no tokenizer and none of the model's Hugging Face files.
     """
     if (origin / "context" / "io.json").is_file():
-        model.tokenizer = io.load_context(origin / "context", subpath="model.tokenizer")
+        model.tokenizer = _load_context(origin / "context", "model.tokenizer", trusted, build=True)
         model.__io__.tokenizer = model.tokenizer.__io__

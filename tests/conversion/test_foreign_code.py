@@ -1,13 +1,13 @@
 """Nothing in a model's directory runs: not its pickles, not its Python files, not what its settings point to."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from damage import assert_refused, edit_json
+from exploits import EXPLOITS, Payload
 from safetensors.torch import load_file
 
 from nemo_longpo.cli import main
@@ -21,14 +21,6 @@ def trap(tmp_path) -> Path:
     path = tmp_path / "trap"
     yield path
     assert not path.exists()
-
-
-class Payload:
-    def __init__(self, trap: Path):
-        self.trap = trap
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.trap),)
 
 
 def pickled(source: Path, target: Path, files: int, **extra: object) -> Path:
@@ -169,3 +161,14 @@ def test_code_files_stay_behind(with_code, tmp_path):
     nemo = import_checkpoint(with_code, tmp_path / "nemo")
     assert not list(nemo.rglob("*.py"))
     assert not list(export_checkpoint(nemo, tmp_path / "back").rglob("*.py"))
+
+
+@pytest.mark.parametrize("exploit", EXPLOITS)
+def test_a_checkpoint_is_described_and_exported_without_its_code(exploit, nemo_checkpoints, trap, tmp_path):
+    """Neither command builds anything that a checkpoint names, so that most of what verify and training refuse is no
+    obstacle here; see tests/megatron/test_trust.py for those."""
+    checkpoint = shutil.copytree(nemo_checkpoints["mistral"], tmp_path / "nemo")
+    EXPLOITS[exploit][0](checkpoint, trap)
+    main(["convert", "inspect", str(checkpoint)])
+    code = main(["convert", "export", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "model")])
+    assert code == (2 if exploit == "a pickle in .metadata" else 0)

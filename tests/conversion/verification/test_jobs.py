@@ -43,7 +43,7 @@ def test_answers_of_a_fresh_process(hf_models, tmp_path, monkeypatch):
 
 
 def test_a_job_survives_its_journey(tmp_path):
-    access = Access(base_checkpoint=tmp_path / "base", allow_pickle=True)
+    access = Access(base_checkpoint=tmp_path / "base", allow_pickle=True, trust_checkpoint=True)
     for rope in (None, RopeSettings(1e6), RopeSettings(1e4, LinearScaling(4.0))):
         job = Job(tmp_path / "model", tmp_path / "output", IDS, access, rope, "bfloat16")
         assert Job.from_json(json.loads(json.dumps(job.to_json()))) == job

@@ -1,12 +1,14 @@
 """Logits of NeMo checkpoints, by the Megatron model that training builds, beside those of transformers."""
 
 import json
+import re
 import shutil
 
 import pytest
 import torch
 from adapter_checkpoints import make_adapters, make_base
 from conversion_cases import CASES
+from exploits import EXPLOITS
 from safetensors.torch import load_file, save_file
 
 from nemo_longpo.cli import main
@@ -111,6 +113,16 @@ def test_adapters_are_merged(nemo_checkpoints, tmp_path, in_worker):
     base.rename(tmp_path / "moved")
     report = verify(adapters, exported, access=Access(base_checkpoint=tmp_path / "moved"), strict=True)
     assert report.equal, format_report(report)
+
+
+@pytest.mark.parametrize("exploit", ["a process in a field", "a pickle in common.pt", "a pickle among the tensors"])
+def test_code_of_a_checkpoint_does_not_run(exploit, hf_models, nemo_checkpoints, tmp_path, in_worker):
+    """That it would is shown in tests/megatron/test_trust.py."""
+    plant, sentence = EXPLOITS[exploit]
+    plant(shutil.copytree(nemo_checkpoints["mistral"], tmp_path / "nemo"), tmp_path / "trap")
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        verify(hf_models["mistral"], tmp_path / "nemo")
+    assert not (tmp_path / "trap").exists()
 
 
 def test_a_checkpoint_that_training_could_not_load(hf_models, nemo_checkpoints, tmp_path, in_worker):

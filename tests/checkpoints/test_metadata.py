@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 
-from nemo_longpo.conversion.checkpoint.metadata import read_metadata
+from nemo_longpo.checkpoints.metadata import read_metadata
 from nemo_longpo.errors import InputError
 
 
@@ -67,7 +67,7 @@ def test_what_megatron_writes_is_read_without_megatron(tmp_path):
     written.all_local_plans = [MCoreSavePlan([], mcore_data={})]
     (tmp_path / ".metadata").write_bytes(pickle.dumps(written))
     code = (
-        "import pathlib, sys; from nemo_longpo.conversion.checkpoint.metadata import read_metadata; "
+        "import pathlib, sys; from nemo_longpo.checkpoints.metadata import read_metadata; "
         "read_metadata(pathlib.Path(sys.argv[1])); assert 'megatron' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, tmp_path], check=True)

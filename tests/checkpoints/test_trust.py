@@ -1,0 +1,216 @@
+"""The lists of what a checkpoint may name, and what is refused, without the loaders of NeMo, Megatron and PyTorch.
+
+That these exploits run where a loader is let at them is shown in tests/megatron/test_trust.py.
+"""
+
+import _compat_pickle
+import dataclasses
+import importlib
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from exploits import Payload, call, reference
+
+from nemo_longpo.checkpoints import trust
+from nemo_longpo.checkpoints.trust import check_context, check_tokenizer_files, check_weights
+from nemo_longpo.errors import InputError
+
+MISTRAL = "nemo.collections.llm.gpt.model.mistral", "MistralConfig7B"
+AUTO = "nemo.collections.common.tokenizers.huggingface.auto_tokenizer", "AutoTokenizer"
+
+
+def context(directory: Path, config: object = None, tokenizer: object = None, **more: object) -> Path:
+    """With calls at model.config and model.tokenizer, and `more` objects."""
+    objects = {
+        "config": (config or call(*MISTRAL, num_layers=2)) | {"paths": ["<root>.model.config"]},
+        "tokenizer": (tokenizer or call(*AUTO, pretrained_model_name="hf")) | {"paths": ["<root>.model.tokenizer"]},
+        **more,
+    }
+    directory.mkdir(exist_ok=True)
+    (directory / "io.json").write_text(json.dumps({"root": {"type": "ref", "key": "context"}, "objects": objects}))
+    return directory
+
+
+def leaf(value: object) -> dict[str, object]:
+    return {"type": "leaf", "value": value}
+
+
+def test_a_configuration_of_plain_values(tmp_path):
+    dtype = reference("torch", "bfloat16")
+    found = check_context(context(tmp_path, call(*MISTRAL, num_layers=leaf(2), params_dtype=dtype)), "model.config")
+    assert str(found.target) == ".".join(MISTRAL)
+    assert found.arguments["num_layers"] == 2
+    assert str(found.arguments["params_dtype"]) == "torch.bfloat16"
+
+
+def test_what_is_not_built_may_be_anything(tmp_path):
+    """A run's callbacks and data are the user's; only NeMo's own configuration and tokenizer are built."""
+    callback = call("my.project", "Callback") | {"paths": ["<root>.trainer.callbacks[0]"]}
+    directory = context(tmp_path, callback=callback)
+    check_context(directory, "model.config")
+    check_context(directory, "model.tokenizer")
+
+
+BAD_CONFIGS = {
+    "called": call("subprocess", "Popen", args=["true"]),
+    "called within": call(*MISTRAL, num_layers=call("subprocess", "Popen", args=["true"])),
+    "called in a list": call(*MISTRAL, window_size=[1, [call("subprocess", "Popen")]]),
+    "referred to": call(*MISTRAL, num_layers={"type": "ref", "key": "popen"}),
+    "passed on": call(*MISTRAL, activation_func=reference("subprocess", "Popen")),
+    "as a tag": call(*MISTRAL)
+    | {"metadata": call(*MISTRAL)["metadata"] | {"metadata": reference("subprocess", "Popen")}},
+}
+
+
+@pytest.mark.parametrize("place", BAD_CONFIGS)
+def test_a_name_that_is_not_listed(place, tmp_path):
+    directory = context(tmp_path, BAD_CONFIGS[place], popen=call("subprocess", "Popen"))
+    with pytest.raises(
+        InputError, match=r"io\.json has subprocess\.Popen built for model\.config, .* nothing of it was"
+    ):
+        check_context(directory, "model.config")
+
+
+def test_a_module_that_nothing_refers_to(tmp_path):
+    """NeMo imports the type of each object that has no path, or one that begins like the subpath."""
+    for paths in ({}, {"paths": ["<root>.model.config.unused"]}):
+        stray = {"type": reference("own_code", "Own"), "items": [], "metadata": None} | paths
+        with pytest.raises(InputError, match=r"own_code\.Own built for model\.config"):
+            check_context(context(tmp_path, stray=stray), "model.config")
+
+
+def test_a_pickle_beside_the_record(tmp_path):
+    stored = {"type": reference(*MISTRAL), "items": [["", "leaf"]], "metadata": None}
+    directory = context(tmp_path, call(*MISTRAL, num_layers=stored))
+    with pytest.raises(InputError, match=r"has a .*MistralConfig7B in the place of a configuration, .* a pickle"):
+        check_context(directory, "model.config")
+
+
+def test_another_architecture(tmp_path):
+    gemma = call("nemo.collections.llm.gpt.model.gemma", "GemmaConfig2B")
+    with pytest.raises(InputError, match=r"holds a GemmaConfig2B; nemo_longpo trains Mistral"):
+        check_context(context(tmp_path / "context", gemma), "model.config")
+
+
+@pytest.mark.parametrize("value", [{"type": "ref", "key": "config"}, {"type": "ref", "key": "none"}, {"type": 3}, {}])
+def test_a_damaged_record(value, tmp_path):
+    with pytest.raises(InputError, match=r"io\.json is damaged \("):
+        check_context(context(tmp_path, call(*MISTRAL, num_layers=value)), "model.config")
+
+
+def test_nothing_recorded(tmp_path):
+    """NeMo would build the whole file instead."""
+    (tmp_path / "io.json").write_text('{"root": {"type": "ref", "key": "a"}, "objects": {}}')
+    with pytest.raises(InputError, match=r"io\.json records no model\.tokenizer"):
+        check_context(tmp_path, "model.tokenizer")
+
+
+@pytest.mark.parametrize("name", ["/etc", "../elsewhere", "hf/../../elsewhere"])
+def test_a_tokenizer_elsewhere(name, tmp_path):
+    with pytest.raises(InputError, match=r"pretrained_model_name '.*' leads out of "):
+        check_context(context(tmp_path, tokenizer=call(*AUTO, pretrained_model_name=leaf(name))), "model.tokenizer")
+
+
+@pytest.mark.parametrize(
+    ("file", "auto_map"),
+    [("tokenizer_config.json", ["own.Own", None]), ("config.json", {"AutoTokenizer": "own.Own"})],
+)
+def test_code_of_a_tokenizer(file, auto_map, tmp_path):
+    """NeMo's importer of Qwen2 may record trust_remote_code: it does nothing where the files name no code."""
+    hf = tmp_path / "hf"
+    hf.mkdir()
+    (hf / file).write_text("{}")
+    directory = context(tmp_path, tokenizer=call(*AUTO, pretrained_model_name="hf", trust_remote_code=leaf(True)))
+    check_context(directory, "model.tokenizer")
+    (hf / file).write_text(json.dumps({"auto_map": auto_map}))
+    for check in (lambda: check_context(directory, "model.tokenizer"), lambda: check_tokenizer_files(hf)):
+        with pytest.raises(
+            InputError, match=f"{file}: auto_map names code that comes with the tokenizer; nothing of it was run"
+        ):
+            check()
+
+
+def test_code_from_the_hub(tmp_path):
+    where = call("nemo.lightning.io.artifact.file", "DirOrStringArtifact", attr="someone/model", skip=True)
+    check_context(context(tmp_path, tokenizer=call(*AUTO, pretrained_model_name=where)), "model.tokenizer")
+    trusting = call(*AUTO, pretrained_model_name=where, trust_remote_code=leaf(True))
+    with pytest.raises(InputError, match="records a tokenizer with trust_remote_code and without files"):
+        check_context(context(tmp_path, tokenizer=trusting), "model.tokenizer")
+
+
+@pytest.mark.distributed
+def test_what_is_listed_exists_and_is_what_it_is_listed_as():
+    for name in trust.ARCHITECTURES | trust.FIELD_VALUES | trust.TOKENIZERS | trust.NAMES_OF_FILES:
+        found = importlib.import_module(name.module)
+        for part in name.symbol.split("."):
+            found = getattr(found, part)
+        assert (name in trust.ARCHITECTURES) == (dataclasses.is_dataclass(found) and "Config" in name.symbol), name
+
+
+def test_names_in_pickles_are_not_those_that_python_renames():
+    """A pickle of an old protocol may mean another thing by a name than it says."""
+    kept = {name for name in trust.STATE_NAMES if name[0] != "__builtin__"}
+    assert not kept & _compat_pickle.NAME_MAPPING.keys()
+    assert not {module for module, _ in kept} & _compat_pickle.IMPORT_MAPPING.keys()
+
+
+def saved(value: object, **options: bool) -> bytes:
+    content = io.BytesIO()
+    torch.save(value, content, **options)
+    return content.getvalue()
+
+
+@pytest.fixture
+def weights(nemo_weights: Path) -> Path:
+    return nemo_weights
+
+
+@pytest.fixture
+def nemo_weights(tmp_path: Path) -> Path:
+    """A distributed checkpoint of one tensor, in the form that Megatron's has."""
+    from torch.distributed.checkpoint import FileSystemWriter, save
+
+    save({"weight": torch.ones(2)}, storage_writer=FileSystemWriter(tmp_path / "weights"), no_dist=True)
+    (tmp_path / "weights" / "metadata.json").write_text('{"sharded_backend": "torch_dist"}')
+    torch.save({"step": 1, "best": Path("x"), "lr": torch.ones(1)}, tmp_path / "weights" / "common.pt")
+    return tmp_path / "weights"
+
+
+def program() -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("archive/data.pkl", b"N.")
+        archive.writestr("archive/constants.pkl", b"N.")
+        archive.writestr("archive/version", b"3")
+    return content.getvalue()
+
+
+def test_a_checkpoint_of_plain_state(weights):
+    check_weights(weights)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (saved({"x": Payload(Path("trap"))}), r"common\.pt asks for posix\.mkdir, .*set resume\.trust_checkpoint=True"),
+        (saved({"x": torch.nn.Linear}), r"common\.pt asks for torch\.nn\.modules\.linear\.Linear"),
+        (saved({"x": Payload(Path("trap"))}, _use_new_zipfile_serialization=False), "damaged, or not of torch.save"),
+        (saved({"x": Payload(Path("trap"))}, _use_new_zipfile_serialization=False) + saved({}), "of torch.save"),
+        (program(), "not in the format of torch.save"),
+        (saved({})[:100], "damaged, or not of torch.save"),
+    ],
+)
+def test_state_that_is_not_plain(content, message, weights):
+    (weights / "common.pt").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        check_weights(weights)
+
+
+def test_another_format(weights):
+    (weights / "metadata.json").write_text('{"sharded_backend": "zarr"}')
+    with pytest.raises(InputError, match="of another format than torch_dist"):
+        check_weights(weights)

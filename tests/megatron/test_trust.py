@@ -1,0 +1,62 @@
+"""Training runs no code that a checkpoint brings, unless it is told to; where it is, each of these would have run."""
+
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from exploits import EXPLOITS
+
+pytestmark = [pytest.mark.distributed, pytest.mark.parametrize("workbench", ["mistral"], indirect=True)]
+
+
+@pytest.fixture
+def settings(workbench, tmp_path) -> dict[str, object]:
+    return {
+        "data.paths": str(workbench.shards),
+        "data.global_batch_size": 4,
+        "resume.restore_config.path": str(tmp_path / "start"),
+        "log.log_dir": str(tmp_path / "run"),
+        "trainer.max_steps": 1,
+    }
+
+
+def harmful(source: Path, target: Path, exploit: str, trap: Path) -> str:
+    """A copy that springs the trap; returns what its refusal says."""
+    plant, sentence = EXPLOITS[exploit]
+    plant(shutil.copytree(source, target), trap)
+    return sentence
+
+
+def appears(trap: Path) -> bool:
+    """Another process makes it in some of the cases."""
+    deadline = time.monotonic() + 5
+    while not trap.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return trap.exists()
+
+
+@pytest.mark.parametrize("exploit", EXPLOITS)
+def test_a_start_that_would_run_code(exploit, workbench, settings, workers, tmp_path):
+    trap = tmp_path / "trap"
+    sentence = harmful(workbench.checkpoint, tmp_path / "start", exploit, trap)
+    (message,) = workers.run("megatron_jobs", "refusal", 1, overrides=settings)
+    assert sentence in message
+    assert not trap.exists()
+    assert not list((tmp_path / "run").rglob("checkpoints/*"))
+    workers.run("megatron_jobs", "attempt", 1, overrides=settings | {"resume.trust_checkpoint": True})
+    assert appears(trap)
+
+
+@pytest.mark.parametrize("exploit", ["code of the tokenizer", "a pickle in .metadata", "a pickle in common.pt"])
+def test_a_run_that_would_go_on_with_code(exploit, workbench, settings, workers, tmp_path):
+    settings |= {"resume.restore_config.path": str(workbench.checkpoint), "trainer.max_steps": 2}
+    trained = settings | {"log.ckpt.every_n_train_steps": 1, "trainer.max_steps": 1}
+    workers.run("megatron_jobs", "finetune", 1, overrides=trained, checkpoints=True)
+    (last,) = (tmp_path / "run" / "longpo" / "checkpoints").glob("*-last")
+    trap = tmp_path / "trap"
+    plant, sentence = EXPLOITS[exploit]
+    plant(last, trap)
+    (message,) = workers.run("megatron_jobs", "refusal", 1, overrides=settings)
+    assert sentence in message
+    assert not trap.exists()
