@@ -16,7 +16,7 @@ from nemo_longpo.errors import InputError
 
 DAMAGED = (
     *(pickle.UnpicklingError, EOFError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError),
-    *(RuntimeError, AssertionError, ImportError, MemoryError),
+    *(RuntimeError, AssertionError, ImportError),
 )
 """What unpickling raises over bytes that it cannot make sense of (found by changing bytes at random)."""
 
