@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -249,3 +250,22 @@ def test_needs_no_trainer(nemo_checkpoints):
         "assert not {'nemo', 'megatron', 'lightning', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, nemo_checkpoints["mistral"]], check=True, capture_output=True)
+
+
+def test_sizes_that_no_file_backs(hf_models, nemo_checkpoints, tmp_path):
+    """What a configuration claims costs no time: a description of 2³¹ layers is that of two."""
+    most = 2**31 - 1
+    model = shutil.copytree(hf_models["mistral"], tmp_path / "model")
+    nemo = shutil.copytree(nemo_checkpoints["mistral"], tmp_path / "nemo")
+    stock = shutil.copytree(nemo_checkpoints["mistral"], tmp_path / "stock")
+    for directory in (model, nemo / "context" / "hf"):
+        edit_json(directory / "config.json", num_hidden_layers=most, vocab_size=most, max_position_embeddings=most)
+    (stock / "context" / "hf" / "config.json").unlink()
+    recorded = yaml.safe_load((stock / "context" / "model.yaml").read_text())["config"]
+    describe(stock, config=recorded | {"num_layers": 2**70, "vocab_size": 2**70, "seq_length": 2**70})
+    start = time.process_time()
+    reports = [inspect_model(path) for path in (model, nemo, stock)]
+    assert time.process_time() - start < 5
+    assert reports[0]["parameters"] > 10**13
+    for report in reports:
+        assert any("has shape" in line for line in report["advice"]), report["advice"]
