@@ -6,10 +6,11 @@ Every group of subcommands lives beside the code it runs, in a module with `regi
 
 import argparse
 import sys
+import traceback
 
 from nemo_longpo import __version__
 from nemo_longpo.errors import InputError
-from nemo_longpo.terminal import escape_what_the_terminal_lacks, note
+from nemo_longpo.terminal import escape_what_the_terminal_lacks, note, show
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -31,13 +32,21 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one subcommand; the exit status is 0 on success, 2 on bad input, 130 on Ctrl-C."""
+    """Run one subcommand; the exit status is 0 on success, 2 on bad input or a crash, 130 on Ctrl-C.
+
+    1 is an answer: of `convert verify` that two models differ, of `plan` that nothing fits, of `doctor` that something
+    is missing.
+    """
     escape_what_the_terminal_lacks()
     arguments = build_parser().parse_args(argv)
     try:
         return arguments.run(arguments) or 0
     except InputError as error:
         note(f"longpo: error: {error}")
+        return 2
+    except Exception:  # else Python would end with 1, and a script would take the crash for an answer
+        show(traceback.format_exc(), file=sys.stderr)
+        note("longpo: this is a fault of the program, not of its input; please report it with the lines above")
         return 2
     except KeyboardInterrupt:
         note("longpo: interrupted; the same command starts what is not finished again")

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from typing import TextIO
 
 # Control characters but the tab; line and paragraph separators, which some terminals break at; what turns the
 # direction of writing around; characters that cannot be seen; halves of characters, which stand for the bytes of file
@@ -23,9 +24,9 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
-def show(text: str) -> None:
+def show(text: str, file: TextIO | None = None) -> None:
     """Print a result; its line breaks are meant."""
-    print(printable_lines(text))
+    print(printable_lines(text), file=file)
 
 
 def note(text: str) -> None:

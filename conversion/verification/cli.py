@@ -21,7 +21,7 @@ Memory: for tensors, one group of each side (the embedding, or gate and up of a 
 
 Rotary settings, positions, sliding window and dtype may differ, because options of import and export change them, and
 so may transformers_version; --strict refuses that too. Where rotary settings differ, logits are compared under A's.
-Exit status: 0 equal, 1 different, 2 not comparable (a side is no complete model)."""
+Exit status: 0 equal, 1 different, 2 not comparable (a side is no complete model), or a crash."""
 
 
 def add_verify_options(parser: argparse.ArgumentParser) -> None:

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import numpy as np
-
 from nemo_longpo.errors import InputError
 
+from ..doc_ids import hash_id, refuse_repeated_ids
 from ..runner.rows import PartLimits, Row
 from .documents import Fields, Mark
 from .files import CorpusFile, find_files
@@ -52,7 +51,7 @@ class CorpusSource:
         hashes = self._index()
         if not hashes:
             raise InputError(f"the corpus {', '.join(paths)} holds no documents; give files with text")
-        self._check_ids(hashes)
+        refuse_repeated_ids(hashes, lambda: (row for _, _, row in self._rows()))
 
     @property
     def rows_in_parts(self) -> list[int]:
@@ -107,30 +106,9 @@ class CorpusSource:
             if not pieces or pieces[-1].file != file:
                 pieces.append(_Piece(file, mark))
             pieces[-1].rows += 1
-            hashes.append(_hash(row))
+            hashes.append(hash_id(row.record["doc_id"]))
         return hashes
-
-    def _check_ids(self, hashes: "array[int]") -> None:
-        """Refuse a second document of the same name. Only if two hashes are equal the corpus is read again, to compare
-        the names themselves and to say where they are."""
-        ordered = np.sort(np.asarray(hashes))
-        doubled = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
-        seen: dict[str, str] = {}
-        for _, _, row in self._rows() if doubled else ():
-            doc_id = row.record["doc_id"]
-            if doc_id in seen:
-                raise InputError(
-                    f"{row.where}: document id {doc_id!r} was already used by {seen[doc_id]}; give every document its "
-                    "own id, or none"
-                )
-            if _hash(row) in doubled:
-                seen[doc_id] = row.where
 
 
 def _utf8_length(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
-
-
-def _hash(row: Row) -> int:
-    """64 bits of a document's id."""
-    return int.from_bytes(hashlib.blake2b(row.record["doc_id"].encode(), digest_size=8).digest(), "big")

@@ -9,6 +9,7 @@ from nemo_longpo.errors import InputError
 
 from ..chat.format import ChatFormat
 from ..chat.prompts import Prompts, choose_prompts
+from ..doc_ids import check_own_rows
 from ..engines.base import Tick
 from ..model import load_chat, tokenizer_identity
 from ..pairs import Pair, Turn, is_empty, parse_pair, special_tokens, without_spelled_ends
@@ -33,8 +34,7 @@ def run_filter(
     """
     source = open_parts("filter", input_path, placement)
     if not source.history():  # made by hand; what a stage wrote is checked when its turn comes
-        for row in source.rows():
-            parse_pair(row)
+        check_own_rows(source, parse_pair)
     report = run_stage(
         Stage(
             name="filter",

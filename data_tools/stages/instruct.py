@@ -39,7 +39,8 @@ def run_instruct(settings: InstructSettings, where: ModelStage) -> dict[str, int
     """Add "instruction" and "instruction_pool" to every turn, and the answer that they were read from; drop turns
     without a usable one. Raises InputError."""
     unread: list[_Answer] = []
-    report = run_with_model("instruct", where, settings, partial(_instruct_rows, settings=settings, unread=unread))
+    work = partial(_instruct_rows, settings=settings, unread=unread)
+    report = run_with_model("instruct", where, settings, work, check=lambda row, _: chunks_of(row))
     if report and not report.get("turns_out"):
         counts = {name: count for name, count in report.items() if name.startswith("rejected_")}
         first = unread[0].text if unread else ""

@@ -22,7 +22,13 @@ from .with_model import Bench, ModelStage, check_long, check_short, run_with_mod
 
 def run_respond(settings: RespondSettings, where: ModelStage) -> dict[str, int]:
     """Add both answers, their token ids and finish reasons to every turn. Raises InputError."""
-    return run_with_model("respond", where, settings, partial(_respond_rows, settings=settings))
+    work = partial(_respond_rows, settings=settings)
+    return run_with_model("respond", where, settings, work, check=_check)
+
+
+def _check(row: Row, chat: ChatFormat) -> None:
+    chunks_of(row)
+    _instructions(row)
 
 
 def _respond_rows(rows: list[Row], tick: Tick, bench: Bench, settings: RespondSettings) -> PartResult:

@@ -11,6 +11,7 @@ from nemo_longpo.json_input import read_json_object
 
 from ..chat.format import ChatFormat
 from ..chat.prompts import Prompts, choose_prompts
+from ..doc_ids import check_own_rows
 from ..engines.base import Engine, Tick
 from ..engines.load import EngineOptions
 from ..engines.resuming import ResumingEngine
@@ -53,7 +54,7 @@ def run_with_model(
     where: ModelStage,
     settings: Settings,
     work: WorkOnRows,
-    check: Callable[[Row, ChatFormat], None] | None = None,
+    check: Callable[[Row, ChatFormat], object],
 ) -> dict[str, int]:
     """Run stage `name`: `work` on every part of the input, after `check` on every row of an input made by hand.
 
@@ -64,9 +65,8 @@ def run_with_model(
     if where.template.chat_date is not None and chat.printed_day is None:
         raise InputError(f"the chat template of {where.model} prints no date; leave out chat_date")
     # What a stage wrote is checked when its turn comes: reading all of it first would take each process minutes.
-    if check is not None and not source.history():
-        for row in source.rows():
-            check(row, chat)
+    if not source.history():
+        check_own_rows(source, lambda row: check(row, chat))
     prompts = choose_prompts(where.prompts_file, source.history())
 
     def make_process() -> Process:

@@ -8,6 +8,8 @@ import pytest
 from small_corpus import save_stopping_model
 from tiny import save_tiny
 
+from nemo_longpo.data_tools.engines.load import EngineOptions
+
 TURN = {"chunk": "A small boat.", "instruction": "Who?", "chosen": "The old clock", "rejected": "One letter"}
 PAIR = {"doc_id": "a", "document": "A small boat. The river.", "turns": [TURN]}
 
@@ -174,3 +176,21 @@ def test_prompts_longer_than_the_context_are_refused(longpo, corpus, tmp_path):
 def test_inspect_without_shards(longpo, tmp_path):
     status, _, err = longpo("inspect", tmp_path)
     assert (status, "holds no manifest.json" in err) == (2, True)
+
+
+@pytest.mark.parametrize("stage", ["instruct", "respond", "filter", "score"])
+def test_a_document_id_that_stands_twice_is_refused_before_the_work(
+    longpo, model_dir, tmp_path, outputs, monkeypatch, stage
+):
+    """Across the files of a directory, with both places; no engine is loaded for it."""
+    monkeypatch.setattr(EngineOptions, "load", lambda *_: pytest.fail("the engine was loaded"))
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.mkdir()
+    (pairs / "a.jsonl").write_text("".join(json.dumps(PAIR | {"doc_id": name}) + "\n" for name in ("a", "same", "c")))
+    (pairs / "b.jsonl").write_text("\n" + json.dumps(PAIR | {"doc_id": "same"}) + "\n")
+    flag, model = "--pairs" if stage == "score" else "--input", () if stage == "filter" else ("--model", model_dir)
+    status, _, err = longpo(stage, flag, pairs, *model, "--output", tmp_path / "output")
+    assert status == 2
+    first, second = pairs / "a.jsonl", pairs / "b.jsonl"
+    assert err.startswith(f"{second}, line 2: document id 'same' was already used by {first}, line 2; give every")
+    assert outputs() == {"a.jsonl", "b.jsonl"}

@@ -1,0 +1,45 @@
+"""What a command's exit status means to a script."""
+
+import pytest
+
+from nemo_longpo import cli
+from nemo_longpo.errors import InputError
+
+
+def raising(error):
+    def run(_):
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("command", "place"),
+    [
+        (("convert", "verify", "a", "b"), "nemo_longpo.conversion.verification.verify.verify"),
+        (("data", "inspect", "shards", "--verify"), "nemo_longpo.data_tools.inspection.run.inspect_shards"),
+        (("plan", "--model", "mistral-7b", "--length", "1024", "--gpus", "1"), "nemo_longpo.planning.cli.load_shape"),
+        (("doctor",), "nemo_longpo.doctor.render"),
+    ],
+)
+def test_a_crash_is_no_answer(command, place, monkeypatch, capsys):
+    """1 would say that two models differ, that nothing fits, that this machine cannot train."""
+
+    def crash(*_, **__):
+        raise ZeroDivisionError("in \x1b[31mred")
+
+    monkeypatch.setattr(place, crash)
+    assert cli.main(list(command)) == 2
+    err = capsys.readouterr().err
+    assert "Traceback (most recent call last):\n" in err
+    assert "ZeroDivisionError: in \\x1b[31mred\n" in err
+    assert err.endswith(
+        "longpo: this is a fault of the program, not of its input; please report it with the lines above\n"
+    )
+
+
+@pytest.mark.parametrize(("error", "status"), [(InputError("no such file"), 2), (KeyboardInterrupt(), 130)])
+def test_what_is_no_crash_shows_no_traceback(error, status, monkeypatch, capsys):
+    monkeypatch.setattr("nemo_longpo.doctor.render", raising(error))
+    assert cli.main(["doctor"]) == status
+    assert "Traceback" not in capsys.readouterr().err
