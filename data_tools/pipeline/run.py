@@ -12,6 +12,7 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.json_input import read_json_object
 from nemo_longpo.terminal import note, printable_lines
 
+from ..runner.progress import TenthsBar, shares_of_parts
 from ..runner.rows import REPAIR, SETTINGS_NAME
 from .config import Pipeline, StageRun
 from .launch import make_executor, run_processes
@@ -40,9 +41,13 @@ def _run(pipeline: Pipeline, stage: StageRun, executor: Any, poll_seconds: float
         if attempt:
             note(f"{stage.name}: processes were lost; starting again what is missing")
         with _PartsBar(pipeline, stage) as bar:
-            logs = run_processes(
-                stage, words, executor, pipeline.output / "runs", bar.refresh, poll_seconds=poll_seconds
-            )
+            try:
+                logs = run_processes(
+                    stage, words, executor, pipeline.output / "runs", bar.refresh, poll_seconds=poll_seconds
+                )
+            except KeyboardInterrupt:
+                tqdm.write(f"{stage.name}: stopped; {bar.finished()} finished parts are kept", file=sys.stderr)
+                raise
         said = [_tail(folder) for folder in logs]
         for text in said:
             if "longpo: error: " in text:
@@ -68,11 +73,11 @@ def _check(pipeline: Pipeline, stage: StageRun) -> dict[str, int]:
 
 
 class _PartsBar:
-    """A bar over the parts of a stage as they appear, whoever makes them."""
+    """A bar over the parts of a stage, whoever makes them, with the shares that are done of unfinished ones."""
 
     def __init__(self, pipeline: Pipeline, stage: StageRun):
         self._output = pipeline.output_of(stage)
-        self._bar = tqdm(desc=stage.name, unit="part")
+        self._bar = TenthsBar(desc=stage.name, unit="part", miniters=0)
 
     def __enter__(self) -> "_PartsBar":
         self.refresh()
@@ -82,11 +87,19 @@ class _PartsBar:
         self.refresh()
         self._bar.close()
 
+    def __str__(self) -> str:
+        """The bar as it stands there."""
+        return str(self._bar)
+
+    def finished(self) -> int:
+        return len(list(self._output.glob("part-*.jsonl")))
+
     def refresh(self) -> None:
         settings = self._output / SETTINGS_NAME
-        if settings.is_file():
-            self._bar.total = read_json_object(settings, REPAIR)["parts"]
-            self._bar.update(len(list(self._output.glob("part-*.jsonl"))) - self._bar.n)
+        shares, parts = shares_of_parts(self._output)
+        self._bar.total = read_json_object(settings, REPAIR)["parts"] if settings.is_file() else parts
+        if self._bar.total is not None:
+            self._bar.update(min(self.finished() + shares, self._bar.total) - self._bar.n)
         if sys.stderr.isatty():
             self._bar.refresh()  # the seconds go on between two parts
 

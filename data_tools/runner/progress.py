@@ -1,9 +1,13 @@
 """What is to be seen of a stage at work: documents of all its processes, requests and tokens of this one."""
 
+import os
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -11,9 +15,11 @@ from tqdm import tqdm
 from ..engines.base import Usage
 from .kept import Kept
 
+_SILENCE = 600  # seconds after which a process that said nothing of its part counts as lost
 
-class _Bar(tqdm):
-    """Shows a tenth of a document, and no more digits."""
+
+class TenthsBar(tqdm):
+    """Shows a tenth of a document or of a part, and no more digits."""
 
     @property
     def format_dict(self) -> dict[str, Any]:
@@ -26,20 +32,30 @@ class Progress:
     """A bar over the documents of all parts, whoever makes them; within a part it moves with every finished request.
 
     A context manager. `finished` says which parts are there; `position` is the bar's line on the terminal. Called with
-    what finished requests took. What is kept of the part at hand is in `kept`.
+    what finished requests took. What is kept of the part at hand is in `kept`. Once a second the part's share that is
+    done goes to a hidden file of this process in `output`, for `shares_of_parts`.
     """
 
     kept: Kept
 
-    def __init__(self, name: str, rows_in_parts: Sequence[int], finished: Callable[[], set[int]], position: int = 0):
+    def __init__(
+        self,
+        name: str,
+        rows_in_parts: Sequence[int],
+        finished: Callable[[], set[int]],
+        output: Path,
+        position: int = 0,
+    ):
         self._rows, self._finished = rows_in_parts, finished
+        self._file = output / f".progress-{socket.gethostname()}.{os.getpid()}"
+        self._published = 0.0
         self._done = self._finished_rows()
         self._part_rows, self._expected = 0, 0
         self._part: Counter[str] = Counter()
         self._total: Counter[str] = Counter()
         self._since = time.monotonic()
         # Without `miniters` tqdm would adapt to quick requests, and then leave out slow ones.
-        self._bar = _Bar(
+        self._bar = TenthsBar(
             total=sum(rows_in_parts), initial=self._done, desc=name, unit="doc", position=position, miniters=0
         )
 
@@ -48,6 +64,7 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
+        self._file.unlink(missing_ok=True)
 
     def __str__(self) -> str:
         """The bar as it stands there."""
@@ -68,6 +85,10 @@ class Progress:
             counter.update(asdict(usage))
         share = min(self._part["requests"] / self._expected, 1.0) if self._expected else 0.0
         self._move(self._done + share * self._part_rows)
+        if time.monotonic() - self._published >= 1:
+            self._published = time.monotonic()
+            with suppress(OSError):  # it is only for the eye; what must be written says when there is no room
+                self._file.write_text(f"{share:.3f} {len(self._rows)}")
 
     def usage(self) -> Counter[str]:
         """What the part at hand took so far."""
@@ -75,6 +96,7 @@ class Progress:
 
     def end(self) -> None:
         """The part at hand is there, and others may be."""
+        self._file.unlink(missing_ok=True)
         self._done = self._finished_rows()
         self._move(self._done)
         self._bar.refresh()
@@ -92,3 +114,24 @@ class Progress:
             said.append(f"{total['cached_prompt_tokens'] / total['prompt_tokens']:.0%} cached")
         self._bar.set_postfix_str(", ".join(said), refresh=False)
         self._bar.update(documents - self._bar.n)
+
+
+def shares_of_parts(output: Path) -> tuple[float, int | None]:
+    """(parts that the shares add up to which living processes have done of unfinished ones, the number of all parts).
+
+    The number is None where no process has said it.
+    """
+    done, parts = 0.0, None
+    for path in output.glob(".progress-*"):
+        # A file may go, or be half written, while one looks.
+        with suppress(OSError, ValueError):
+            if time.time() - path.stat().st_mtime < _SILENCE:
+                share, count = path.read_text().split()
+                done, parts = done + float(share), int(count)
+    return done, parts
+
+
+def remove_shares(output: Path) -> None:
+    """Clear what killed processes left behind, once all parts are there."""
+    for path in output.glob(".progress-*"):
+        path.unlink(missing_ok=True)

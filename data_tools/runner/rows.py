@@ -50,7 +50,7 @@ def open_parts(stage: str, path: Path, placement: Placement) -> "PartsSource":
     """The input of a stage, in the parts that it has, or else in those of the placement. Says which settings count for
     nothing, because the input has parts. Raises InputError."""
     source = PartsSource(path, rows_per_part=placement.part_size, bytes_per_part=placement.part_bytes)
-    idle = [f"--{name.replace('_', '-')}" for name in _PART_SETTINGS if _is_given(placement, name)]
+    idle = [f"--{name.replace('_', '-')}" for name in _PART_SETTINGS if is_given(placement, name)]
     if source.has_parts and idle and placement.rank == 0:
         print(
             f"{stage}: {' and '.join(idle)} without effect: {path} has {len(source.rows_in_parts)} parts, which stay "
@@ -63,7 +63,8 @@ def open_parts(stage: str, path: Path, placement: Placement) -> "PartsSource":
 _PART_SETTINGS = ("part_size", "part_bytes")
 
 
-def _is_given(placement: Placement, name: str) -> bool:
+def is_given(placement: Placement, name: str) -> bool:
+    """Whether a setting differs from its default."""
     return any(item.name == name and getattr(placement, name) != item.default for item in fields(placement))
 
 

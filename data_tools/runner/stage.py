@@ -30,7 +30,7 @@ from .claims import Claims, remove_claims
 from .files import commit, remove_partial_files
 from .kept import Kept, remove_kept
 from .placement import resolve_placement
-from .progress import Progress
+from .progress import Progress, remove_shares
 from .rows import REPAIR, SETTINGS_NAME, Row, Source
 
 REPORT_NAME = "report.json"
@@ -127,7 +127,7 @@ def _make_parts(stage: Stage, description: dict[str, Any], position: int = 0) ->
     parts = stage.source.rows_in_parts
     stage.output.mkdir(parents=True, exist_ok=True)
     try:
-        with Claims(stage.output) as claims, Progress(stage.name, parts, stage.finished, position) as progress:
+        with Claims(stage.output) as claims, _progress(stage, position) as progress:
             for own in (True, False):
                 for number, rows in stage.source.parts(_Wanted(stage, claims, own)):
                     process = process or stage.make_process()
@@ -147,6 +147,10 @@ def _make_parts(stage: Stage, description: dict[str, Any], position: int = 0) ->
         # A directory that got no part does not stay.
         with suppress(OSError):
             stage.output.rmdir()
+
+
+def _progress(stage: Stage, position: int) -> Progress:
+    return Progress(stage.name, stage.source.rows_in_parts, stage.finished, stage.output, position)
 
 
 def _work(process: Process, rows: list[Row], progress: Progress) -> PartResult:
@@ -231,5 +235,6 @@ def _report(stage: Stage) -> dict[str, int]:
     commit(path, json.dumps(report, indent=2) + "\n")
     remove_claims(stage.output)
     remove_kept(stage.output)
+    remove_shares(stage.output)
     remove_partial_files(stage.output)
     return report

@@ -19,7 +19,7 @@ from ..imported.ledger import Ledger, Refusal
 from ..imported.source import PublishedSource
 from ..imported.template import TemplateIds, template_ids
 from ..model import load_chat, tokenizer_identity
-from ..runner.rows import Row
+from ..runner.rows import Row, is_given
 from ..runner.stage import PartResult, Process, Stage, run_stage
 from ..settings import CpuPlacement, ImportSettings
 
@@ -28,6 +28,8 @@ def run_import_hf(
     inputs: list[str], model: Path, output: Path, settings: ImportSettings, placement: CpuPlacement
 ) -> dict[str, int]:
     """Write tokenised records (see tokenised.py) for `score`. Raises InputError."""
+    if is_given(placement, "part_bytes"):
+        raise InputError("import-hf does not know a row's length before it reads it; give part_size, not part_bytes")
     source = PublishedSource(
         inputs, split=settings.split, id_field=settings.id_field, rows_per_part=placement.part_size
     )

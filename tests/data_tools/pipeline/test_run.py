@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nemo_longpo.data_tools.pipeline.config import LaunchSettings, Pipeline, StageRun
 from nemo_longpo.data_tools.pipeline.launch import make_executor
+from nemo_longpo.data_tools.pipeline.run import _PartsBar
 from nemo_longpo.errors import InputError
 
 STAGES = {
@@ -91,6 +93,24 @@ def test_a_killed_process_is_replaced(tmp_path, corpus, model_dir):
     assert "instruct: processes were lost; starting again what is missing" in err
     assert len([*(tmp_path / "work" / "instruct").glob("part-*.jsonl")]) == 4
     assert not [*(tmp_path / "work" / "instruct").glob(".*")]
+
+
+def test_the_bar_moves_before_the_first_part_is_there(tmp_path):
+    """A process says how far it is with its part, and of how many."""
+    output = tmp_path / "respond"
+    output.mkdir()
+    pipeline = Pipeline((), tmp_path, tmp_path, None, {}, ())
+    with _PartsBar(pipeline, StageRun("respond", {}, LaunchSettings(), {})) as bar:
+        (output / ".progress-host.1").write_text("0.300 2")
+        bar.refresh()
+        assert " 0.3/2 " in str(bar)
+        (output / ".progress-host.1").write_text("0.900 2")
+        (output / "part-00000.jsonl").touch()
+        bar.refresh()
+        assert " 1.9/2 " in str(bar)
+        (output / "part-00001.jsonl").touch()
+        bar.refresh()
+        assert " 2/2 " in str(bar)
 
 
 def test_what_a_process_refuses_is_said_once(longpo, tmp_path, corpus, model_dir):

@@ -1,10 +1,12 @@
 """The bar moves with every request, and says what the model reads and writes."""
 
+import os
 import re
+import time
 
 from nemo_longpo.data_tools.engines.base import Usage
 from nemo_longpo.data_tools.runner.kept import Kept
-from nemo_longpo.data_tools.runner.progress import Progress
+from nemo_longpo.data_tools.runner.progress import Progress, remove_shares, shares_of_parts
 
 
 def tokens_per_second(bar, what):
@@ -14,7 +16,7 @@ def tokens_per_second(bar, what):
 
 def test_documents_move_with_requests_of_their_part(tmp_path):
     finished = set()
-    with Progress("respond", [4, 4, 3], lambda: finished) as progress:
+    with Progress("respond", [4, 4, 3], lambda: finished, tmp_path) as progress:
         assert " 0/11 " in str(progress)
         progress.begin(1, Kept(tmp_path, 1, "x"))
         progress.expect(16)
@@ -31,7 +33,7 @@ def test_documents_move_with_requests_of_their_part(tmp_path):
 
 
 def test_what_is_read_counts_and_what_was_cached_does_not(tmp_path):
-    with Progress("score", [1], set) as progress:
+    with Progress("score", [1], set, tmp_path) as progress:
         progress.begin(0, Kept(tmp_path, 0, "x"))
         progress(Usage(1, 1_000_000, 200_000))
         assert tokens_per_second(progress, "read") > 10_000
@@ -42,5 +44,24 @@ def test_what_is_read_counts_and_what_was_cached_does_not(tmp_path):
 
 
 def test_a_resumed_stage_begins_where_it_was(tmp_path):
-    with Progress("respond", [4, 4], lambda: {0}) as progress:
+    with Progress("respond", [4, 4], lambda: {0}, tmp_path) as progress:
         assert " 4/8 " in str(progress)
+
+
+def test_others_see_the_share_of_a_part_that_is_done(tmp_path):
+    with Progress("respond", [4, 4, 3], set, tmp_path) as progress:
+        assert shares_of_parts(tmp_path) == (0, None)
+        progress.begin(1, Kept(tmp_path, 1, "x"))
+        progress.expect(4)
+        progress(Usage(1, 10))
+        assert shares_of_parts(tmp_path) == (0.25, 3)
+        (tmp_path / ".progress-other.1").write_text("0.500 3")
+        assert shares_of_parts(tmp_path) == (0.75, 3)
+        progress.end()
+        assert shares_of_parts(tmp_path) == (0.5, 3)
+    (tmp_path / ".progress-other.2").write_text("")  # at the moment of its writing
+    long_ago = time.time() - 3600
+    os.utime(tmp_path / ".progress-other.1", (long_ago, long_ago))
+    assert shares_of_parts(tmp_path) == (0, None)
+    remove_shares(tmp_path)
+    assert list(tmp_path.iterdir()) == []

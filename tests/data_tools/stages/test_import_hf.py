@@ -81,6 +81,12 @@ def test_same_shards_as_from_the_text(longpo, model, chat, pad, tmp_path, ref_co
     assert found.manifest.generation["import-hf"]["split"] == "train"
 
 
+def test_parts_of_tables_are_cut_by_rows_alone(longpo, model, tmp_path):
+    words = ("import-hf", "--input", tmp_path, "--model", model, "--output", tmp_path / "out", "--part-bytes", 5)
+    status, _, err = longpo(*words)
+    assert (status, err.endswith("give part_size, not part_bytes")) == (2, True)
+
+
 def test_refused_documents_are_listed(longpo, model, chat, tmp_path):
     rows = [published_row(chat, text_pair(index)) for index in (1, 2, 3)]
     rows[1]["chosen_labels"] = [IGNORED] * 5
