@@ -34,6 +34,7 @@ class InstructSettings(Settings):
     """`pool_size` instructions are asked for in one request; with 1, the whole answer is the instruction."""
 
     pool_size: int = setting(4, "instructions to draw one from", minimum=1)
+    structured_output: bool = setting(True, "hold the answer to a JSON list, where the engine can (vllm, server)")
     check_requests: bool = setting(True, "leave out what is no request, or none that a whole document can answer")
     max_new_tokens: int = setting(512, "longest answer", minimum=1)
     temperature: float = setting(0.7, "0 is greedy", minimum=0)

@@ -13,7 +13,7 @@ from ..quality.asking import language
 from ..quality.pointing import names_text
 from ..quality.text import needs_space, script, words
 
-_PLACEHOLDER = re.compile(r"\{(document|instruction|count)\}")
+_PLACEHOLDER = re.compile(r"\{(document|instruction|count|form)\}")
 
 _LEAD_INS = (
     "Based on the document:",
@@ -66,7 +66,8 @@ _LEAD_INS = (
 @dataclass(frozen=True)
 class Prompts:
     """`ask` joins a document (or a chunk of it) and an instruction to one user message; `write_instruction` makes the
-    model write several instructions about a chunk, `write_one_instruction` a single one. `lead_ins` point back to the
+    model write several instructions about a chunk, `write_one_instruction` a single one. At {form} in the former stands
+    `as_json` for an engine that holds answers to JSON, else `as_list`. `lead_ins` point back to the
     text in front of some instructions; each reads on into any question or command, in its own language."""
 
     ask: str = "{document}\n\n{instruction}"
@@ -76,8 +77,10 @@ class Prompts:
         "answerable from the passage alone, must make sense to someone who holds a much longer text that contains the "
         'passage, and so must name the people, things or ideas it is about instead of saying "the passage". Mix '
         "questions about details, about reasons and connections, and tasks such as summing up or comparing.\n"
-        "Write them as a numbered list, one request per line, and nothing else."
+        "{form}"
     )
+    as_list: str = "Write them as a numbered list, one request per line, and nothing else."
+    as_json: str = "Write them as a JSON list of {count} strings, one request per string, and nothing else."
     write_one_instruction: str = (
         "Below is a passage.\n\n<passage>\n{document}\n</passage>\n\n"
         "Think of one request that a careful reader could make about this passage. It must be answerable from the "
@@ -96,9 +99,14 @@ class Prompts:
         before, _, _ = self.ask.partition("{document}")
         return len(_fill(before, {"instruction": instruction}))
 
-    def request_instructions(self, document: str, count: int) -> str:
+    def may_ask_for_json(self, count: int) -> bool:
+        """Whether the wording leaves the form of the answer open."""
+        return count > 1 and "{form}" in self.write_instruction
+
+    def request_instructions(self, document: str, count: int, *, as_json: bool = False) -> str:
         template = self.write_one_instruction if count == 1 else self.write_instruction
-        return _fill(template, {"document": document, "count": str(count)})
+        form = _fill(self.as_json if as_json else self.as_list, {"count": str(count)})
+        return _fill(template, {"document": document, "count": str(count), "form": form})
 
     def with_lead_in(self, instruction: str, rng: random.Random) -> str:
         """A drawn lead-in and the instruction; the instruction alone where none fits.
@@ -130,12 +138,14 @@ _REQUIRED = {
     "ask": ("{document}", "{instruction}"),
     "write_instruction": ("{document}",),
     "write_one_instruction": ("{document}",),
+    "as_list": (),
+    "as_json": (),
 }
 
 
 def load_prompts(path: str | Path | None) -> Prompts:
-    """Prompts from a JSON object with the keys "ask", "write_instruction", "write_one_instruction" (texts) and
-    "lead_ins" (a list of texts).
+    """Prompts from a JSON object with the texts "ask", "write_instruction", "write_one_instruction", "as_list" and
+    "as_json", and the list of texts "lead_ins".
 
     What the file leaves out, or None instead of a file, is the built-in wording. Raises InputError for an unknown key,
     a value of the wrong kind, or a missing placeholder.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -24,12 +24,14 @@ Tick = Callable[[Usage], None]
 
 @dataclass(frozen=True)
 class Sampling:
-    """Temperature 0 is greedy. `stop_ids` end an answer and are not part of it."""
+    """Temperature 0 is greedy. `stop_ids` end an answer and are not part of it. With `json_schema` an answer is JSON
+    of that schema, as far as it goes; only for an engine that `writes_json`."""
 
     max_new_tokens: int
     stop_ids: frozenset[int]
     temperature: float = 0.0
     top_p: float = 1.0
+    json_schema: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,10 @@ class Engine(Protocol):
     @property
     def dtype(self) -> str:
         """The dtype that the model runs in, such as "float32"."""
+
+    @property
+    def writes_json(self) -> bool:
+        """Whether answers can be held to a JSON schema while they are written."""
 
     def batches(self, lengths: Sequence[int]) -> list[list[int]]:
         """Requests of so many tokens, answers included, as lists of indices: those that are worked on together. What a

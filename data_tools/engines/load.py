@@ -41,12 +41,13 @@ class EngineOptions:
             settings_from(ServerSettings, values),
         )
 
-    def load(self, model: Path) -> Engine:
-        """Raises InputError if the library is missing or the model cannot be loaded."""
+    def load(self, model: Path, *, writes_json: bool = False) -> Engine:
+        """An engine that writes JSON if that is asked for and it can. Raises InputError if the library is missing or
+        the model cannot be loaded."""
         if self.common.engine == "vllm":
             from .vllm import VllmEngine
 
-            return VllmEngine(model, self.common, self.vllm)
+            return VllmEngine(model, self.common, self.vllm, writes_json=writes_json)
         if self.common.engine == "server":
             from .server import ServerEngine
 

@@ -31,7 +31,7 @@ class ResumingEngine:
     def __init__(self, engine: Engine, keeper: Keeper, expect: Callable[[int], None]):
         self._engine, self._keeper, self._expect = engine, keeper, expect
         self.context_length, self.max_length = engine.context_length, engine.max_length
-        self.vocab_size, self.dtype = engine.vocab_size, engine.dtype
+        self.vocab_size, self.dtype, self.writes_json = engine.vocab_size, engine.dtype, engine.writes_json
 
     def batches(self, lengths: Sequence[int]) -> list[list[int]]:
         return self._engine.batches(lengths)

@@ -30,6 +30,8 @@ class ServerEngine:
     request. Raises InputError if a server cannot be reached or does not do what is needed.
     """
 
+    writes_json = True  # if it was started with a tokenizer, as it is by default
+
     def __init__(
         self, directory: str | Path, common: EngineSettings, own: ServerSettings, pauses: Pauses | None = None
     ):
@@ -68,7 +70,14 @@ class ServerEngine:
         def read(index: int, choice: dict[str, Any], url: str) -> Completion:
             return _read_completion(choice, url, bodies[index]["prompt"], sampling, self.vocab_size)
 
-        return asyncio.run(self._all(bodies, read, tick))
+        try:
+            return asyncio.run(self._all(bodies, read, tick))
+        except InputError as error:
+            if sampling.json_schema is None or "refuses the request" not in str(error):
+                raise
+            raise InputError(
+                f"{error}; it was asked for JSON: start the server with a tokenizer, or give --no-structured-output"
+            ) from error
 
     def score(
         self, sequences: Sequence[Sequence[int]], spans: Sequence[Sequence[Span]], tick: Tick
@@ -111,6 +120,7 @@ class ServerEngine:
 
 def _sampling_fields(sampling: Sampling) -> dict[str, Any]:
     """Everything that shapes an answer, so that no default of the server does."""
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": sampling.json_schema}}
     return {
         "max_tokens": sampling.max_new_tokens,
         "stop_token_ids": sorted(sampling.stop_ids),
@@ -123,7 +133,7 @@ def _sampling_fields(sampling: Sampling) -> dict[str, Any]:
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
         "return_token_ids": True,
-    }
+    } | ({"response_format": form} if sampling.json_schema else {})
 
 
 def _read_completion(

@@ -30,6 +30,7 @@ class TransformersEngine:
     """
 
     max_length = None
+    writes_json = False
 
     def __init__(self, directory: str | Path, common: EngineSettings, own: TransformersSettings):
         wanted = ("cuda" if torch.cuda.is_available() else "cpu") if own.device == "auto" else own.device

@@ -31,16 +31,20 @@ _CPU_ENVIRONMENT = {
 class VllmEngine:
     """Requests go in sorted, so that prompts with the same beginning follow each other and share it in the cache.
 
-    Of the model's files only weights and config.json count: neither its tokenizer nor its generation_config is read.
+    Of the model's files only weights and config.json count; its tokenizer is read for `writes_json` alone, and its
+    generation_config never.
     A draw depends on prompt and seed, except that a logit may round differently beside other requests. Raises
     InputError if vLLM is not installed, if the model cannot be loaded, or if it does not run with the lengths and the
     RoPE base asked for.
     """
 
-    def __init__(self, directory: str | Path, common: EngineSettings, own: VllmSettings):
+    def __init__(self, directory: str | Path, common: EngineSettings, own: VllmSettings, *, writes_json: bool = False):
         config = read_model_config(directory)
         on_cpu = not torch.accelerator.is_available()
         arguments = engine_arguments(Path(directory), config, common, own, on_cpu=on_cpu)
+        self.writes_json = writes_json
+        if writes_json:
+            arguments |= _writes_json()
         self._engine = _start(arguments, on_cpu=on_cpu)
         self.context_length: int = config["max_position_embeddings"]
         self.max_length: int = arguments["max_model_len"]
@@ -57,7 +61,7 @@ class VllmEngine:
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], tick: Tick
     ) -> list[Completion]:
         from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         self._check_lengths([len(prompt) + sampling.max_new_tokens for prompt in prompts])
         if sampling.temperature > 0 and not self._can_sample:
@@ -75,6 +79,9 @@ class VllmEngine:
                 ignore_eos=True,  # only `stop_token_ids` end an answer
                 detokenize=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
+                structured_outputs=(
+                    None if sampling.json_schema is None else StructuredOutputsParams(json=sampling.json_schema)
+                ),
             )
             for seed in seeds
         ]
@@ -144,6 +151,17 @@ def _start(arguments: dict[str, Any], *, on_cpu: bool) -> Any:
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"vLLM cannot run {arguments['model']}: {reason}") from error
+
+
+def _writes_json() -> dict[str, Any]:
+    """What the engine is started with to hold answers to a schema: the tokenizer says which tokens may come next.
+
+    Without free white space, of which a model may write until the limit.
+    """
+    from vllm.config import StructuredOutputsConfig
+
+    chosen = StructuredOutputsConfig(backend="xgrammar", disable_any_whitespace=True)
+    return {"skip_tokenizer_init": False, "structured_outputs_config": chosen}
 
 
 def _completion(output: Any) -> Completion:

@@ -22,6 +22,9 @@ _TELLING_TURNS = 8  # so many answers without one instruction: the next ones wil
 _KEPT_CHARACTERS, _KEPT_ITEM_CHARACTERS = 4000, 400  # of an answer and of an item, for people to judge
 
 
+_LONGEST_REQUEST = 400  # characters, where the form of an answer can be prescribed
+
+
 @dataclass(frozen=True)
 class _Answer:
     """What the model wrote about one chunk, and the requests in it."""
@@ -40,7 +43,10 @@ def run_instruct(settings: InstructSettings, where: ModelStage) -> dict[str, int
     without a usable one. Raises InputError."""
     unread: list[_Answer] = []
     work = partial(_instruct_rows, settings=settings, unread=unread)
-    report = run_with_model("instruct", where, settings, work, check=lambda row, _: chunks_of(row))
+    writes_json = settings.structured_output and settings.pool_size > 1
+    report = run_with_model(
+        "instruct", where, settings, work, check=lambda row, _: chunks_of(row), writes_json=writes_json
+    )
     if report and not report.get("turns_out"):
         counts = {name: count for name, count in report.items() if name.startswith("rejected_")}
         first = unread[0].text if unread else ""
@@ -53,17 +59,21 @@ def _instruct_rows(
 ) -> PartResult:
     """Adds to `unread` the answers in which there was no instruction."""
     chat = bench.chat
+    as_json = settings.structured_output and bench.engine.writes_json
+    as_json = as_json and bench.prompts.may_ask_for_json(settings.pool_size)
+    ask = partial(bench.prompts.request_instructions, count=settings.pool_size, as_json=as_json)
     chunks, requests, seeds = [], [], []
     for row in rows:
         for index, chunk in enumerate(chunks_of(row)):
-            prompt = chat.prompt(bench.prompts.request_instructions(chunk, settings.pool_size))
+            prompt = chat.prompt(ask(chunk))
             check_short(bench.engine, prompt, settings.max_new_tokens, row.where)
             chunks.append(chunk)
             requests.append(prompt)
             seeds.append(seed_for(settings.seed, "instruct", row.record["doc_id"], index))
-    sampling = Sampling(settings.max_new_tokens, chat.stop_ids, settings.temperature, settings.top_p)
+    schema = _list_of_requests(settings.pool_size) if as_json else None
+    sampling = Sampling(settings.max_new_tokens, chat.stop_ids, settings.temperature, settings.top_p, schema)
     completions = bench.engine.generate(requests, sampling, seeds, tick)
-    wording = Wording(bench.prompts.request_instructions("", settings.pool_size))
+    wording = Wording(ask(""))
     answers = []
     for done, chunk in zip(completions, chunks, strict=True):
         text, cut = _text(done, chat), done.finish_reason == "length"
@@ -89,6 +99,12 @@ def _part(
     counts["dropped_no_instruction"] = len(without)
     counts["turns_out"] = len(answers) - len(without)
     return PartResult(records, counts + rejected)
+
+
+def _list_of_requests(count: int) -> dict[str, Any]:
+    """The JSON schema of an answer."""
+    request = {"type": "string", "minLength": 1, "maxLength": _LONGEST_REQUEST}
+    return {"type": "array", "items": request, "minItems": count, "maxItems": count}
 
 
 def _text(completion: Completion, chat: ChatFormat) -> str:

@@ -55,10 +55,12 @@ def run_with_model(
     settings: Settings,
     work: WorkOnRows,
     check: Callable[[Row, ChatFormat], object],
+    writes_json: bool = False,
 ) -> dict[str, int]:
     """Run stage `name`: `work` on every part of the input, after `check` on every row of an input made by hand.
 
-    The engine is loaded for the first part that is missing, so a finished stage costs nothing. Raises InputError.
+    The engine is loaded for the first part that is missing, so a finished stage costs nothing. With `writes_json` it
+    can hold answers to JSON, if it can at all. Raises InputError.
     """
     source = open_parts(name, where.input, where.placement)
     chat = load_chat(where.model, _chat_day(where, source.history()))
@@ -70,7 +72,7 @@ def run_with_model(
     prompts = choose_prompts(where.prompts_file, source.history())
 
     def make_process() -> Process:
-        engine = where.engine.load(where.model)
+        engine = where.engine.load(where.model, writes_json=writes_json)
 
         def process(rows: list[Row], progress: Progress) -> PartResult:
             return work(rows, progress, Bench(chat, ResumingEngine(engine, progress.kept, progress.expect), prompts))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from nemo_longpo.data_tools.engines.base import Sampling, Usage
 from nemo_longpo.data_tools.engines.vllm import VllmEngine
+from nemo_longpo.data_tools.model import load_chat
 from nemo_longpo.data_tools.settings import EngineSettings, VllmSettings
 from nemo_longpo.errors import InputError
 
@@ -187,3 +189,29 @@ def test_what_cannot_be_loaded_is_refused(mistral, tmp_path):
     with pytest.raises(InputError, match=r"vLLM cannot run .* max_num_batched_tokens \(3\)") as refusal:
         load(mistral, own={"max_num_batched_tokens": 3})
     assert "\n" not in str(refusal.value)
+
+
+def test_answers_are_held_to_a_json_schema(mistral):
+    """At any temperature, by a model that knows no JSON; an answer that is cut is the beginning of one."""
+    chat = load_chat(mistral)
+    engine = VllmEngine(mistral, EngineSettings(), VllmSettings(kv_cache_memory_bytes=CACHE_BYTES), writes_json=True)
+    assert engine.writes_json
+    schema = {
+        "type": "array",
+        "items": {"type": "string", "minLength": 1, "maxLength": 30},
+        "minItems": 3,
+        "maxItems": 3,
+    }
+    prompts = [chat.prompt(f"Boat {number}.") for number in range(4)]
+    sampling = Sampling(600, chat.stop_ids, 1.0, 0.95, schema)
+    found = engine.generate(prompts, sampling, range(4), ignore)
+    for completion in found:
+        assert completion.finish_reason == "stop"
+        items = json.loads(chat.text(completion.ids), strict=False)
+        assert len(items) == 3
+        assert all(1 <= len(item) <= 30 for item in items)
+    assert engine.generate(prompts[2:3], sampling, [2], ignore) == found[2:3]
+    (cut,) = engine.generate(prompts[:1], replace(sampling, max_new_tokens=12), [0], ignore)
+    assert (cut.ids, cut.finish_reason) == (found[0].ids[:12], "length")
+    free = engine.generate(prompts[:1], replace(sampling, json_schema=None), [0], ignore)
+    assert free != found[:1]

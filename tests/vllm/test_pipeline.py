@@ -61,6 +61,22 @@ def test_documents_to_shards(longpo, corpus, request, tmp_path, family, dtype):
     assert summary["counts"]["turns"] == filtered["turns_out"]
 
 
+def test_instructions_come_as_json(longpo, corpus, mistral, tmp_path):
+    """A model of random numbers writes four strings, which are told apart because they are JSON."""
+    chunk = ("chunk", "--input", corpus, "--model", mistral, "--chunk-tokens", 128, "--output", tmp_path / "chunk")
+    longpo(*chunk, "--chunks-per-document", 1)
+    words = ("--temperature", 1, "--max-new-tokens", 2000, "--kv-cache-memory-bytes", 128 << 20)
+    report = longpo(
+        *("instruct", "--input", tmp_path / "chunk", "--output", tmp_path / "instruct", "--model", mistral),
+        *("--engine", "vllm", *words, "--no-check-requests", "--lead-in-probability", 0),
+    )["report"]
+    assert report["turns_out"] == 5
+    for line in (tmp_path / "instruct" / "part-00000.jsonl").read_text().strip().split("\n"):
+        (turn,) = json.loads(line)["turns"]
+        assert turn["instruction_answer"].startswith('["')
+        assert len(turn["instruction_pool"]) == 4
+
+
 def test_what_exceeds_max_model_len_is_refused_with_its_place(mistral, tmp_path, capsys):
     turn = {"chunk": "A small boat.", "instruction": "Who?", "chosen": "The old clock", "rejected": "One letter"}
     pairs = tmp_path / "pairs.jsonl"

@@ -15,6 +15,7 @@ from small_corpus import make_document
 from nemo_longpo.cli import main
 from nemo_longpo.data_tools.engines.base import Sampling, Usage
 from nemo_longpo.data_tools.engines.server import ServerEngine
+from nemo_longpo.data_tools.model import load_chat
 from nemo_longpo.data_tools.settings import EngineSettings, ServerSettings
 
 DOCUMENTS, TURNS, DOCUMENTS_PER_PART = 12, 3, 6
@@ -63,6 +64,18 @@ def test_what_is_drawn_depends_on_the_prompt_and_its_seed_alone(engine):
     assert together == backwards
     assert alone == together[4:5]
     assert engine.generate(prompts[4:5], sampling, [5], ignore) != alone
+
+
+def test_answers_are_held_to_a_json_schema(mistral, engine):
+    chat = load_chat(mistral)
+    schema = {"type": "array", "items": {"type": "string", "maxLength": 20}, "minItems": 2, "maxItems": 2}
+    sampling = Sampling(300, chat.stop_ids, temperature=1.0, json_schema=schema)
+    for completion in engine.generate([chat.prompt(f"Boat {n}.") for n in range(3)], sampling, range(3), ignore):
+        # The server leaves white space free, so an answer may use up its length with that.
+        if completion.finish_reason == "stop":
+            items = json.loads(chat.text(completion.ids), strict=False)
+            assert [isinstance(item, str) for item in items] == [True, True]
+        assert chat.text(completion.ids).startswith("[")
 
 
 def respond(pairs, model, output, server):

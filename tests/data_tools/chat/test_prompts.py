@@ -96,6 +96,20 @@ def test_one_request_is_asked_for_in_the_singular():
     assert not re.search(r"\d|different|requests|numbered|\blist\b", one)
 
 
+def test_the_form_of_several_requests_is_a_list_or_json():
+    listed = Prompts().request_instructions("TEXT", 3)
+    assert listed.endswith("comparing.\nWrite them as a numbered list, one request per line, and nothing else.")
+    as_json = Prompts().request_instructions("TEXT", 3, as_json=True)
+    assert as_json.endswith(
+        "comparing.\nWrite them as a JSON list of 3 strings, one request per string, and nothing else."
+    )
+    assert [Prompts().may_ask_for_json(count) for count in (1, 2)] == [False, True]
+    own = prompts_from_dict({"write_instruction": "{document} Ask! {form}", "as_json": "JSON: {count}."}, "file")
+    assert own.may_ask_for_json(2)
+    assert own.request_instructions("T", 2, as_json=True) == "T Ask! JSON: 2."
+    assert not prompts_from_dict({"write_instruction": "{document} Ask!"}, "file").may_ask_for_json(2)
+
+
 def test_own_words_for_several_instructions_serve_for_one():
     own = prompts_from_dict({"write_instruction": "{document} Write {count}."}, "file")
     assert own.request_instructions("TEXT", 1) == "TEXT Write 1."

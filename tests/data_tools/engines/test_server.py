@@ -4,6 +4,7 @@ import json
 import random
 import time
 from base64 import b64encode
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 
@@ -122,6 +123,21 @@ def test_nothing_is_left_to_the_defaults_of_a_server(servers, load):
         "ignore_eos": True,
         "return_token_ids": True,
     }
+
+
+def test_json_is_asked_for_by_its_schema(servers, load):
+    (server,) = servers()
+    engine = load(server)
+    assert engine.writes_json
+    schema = {"type": "array", "items": {"type": "string"}}
+    generate(engine, PROMPTS[:1], replace(GREEDY, json_schema=schema))
+    generate(engine, PROMPTS[:1])
+    held, free = server.bodies
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    assert held == free | {"response_format": form}
+    server.faults.append(Fault(status=400))
+    with pytest.raises(InputError, match=r"status 400\): the server's own words; .* give --no-structured-output$"):
+        generate(engine, PROMPTS[:1], replace(GREEDY, json_schema=schema))
 
 
 def test_the_turns_of_a_document_share_a_server_and_follow_each_other(servers, load):

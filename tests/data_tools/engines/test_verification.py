@@ -68,7 +68,7 @@ class Options(EngineOptions):
 
     kind: type = TransformersEngine
 
-    def load(self, model):
+    def load(self, model, *, writes_json=False):
         return self.kind(model, self.common, self.transformers)
 
 

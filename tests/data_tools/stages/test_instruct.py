@@ -24,10 +24,13 @@ class Parrot:
     context_length: int = 4096
     max_length: int | None = None
     finish_reason: str = "stop"
+    writes_json: bool = False
+    schemas: list = field(default_factory=list)
     prompts: list[list[int]] = field(default_factory=list)
 
     def generate(self, prompts, sampling, seeds, tick):
         self.prompts += prompts
+        self.schemas.append(sampling.json_schema)
         answers = [self.answers[index % len(self.answers)] for index in range(len(prompts))]
         return [Completion(self.chat.response_ids(answer), self.finish_reason) for answer in answers]
 
@@ -100,6 +103,47 @@ def test_turns_without_an_instruction_are_left_out(chat):
     assert [len(record["turns"]) for record in result.records] == [1, 1]
     result = instruct(chat, ["1. Who ran?", "Hm:", "Hm:", "Hm:"], documents=2, lead_in_probability=0.0)
     assert [record["doc_id"] for record in result.records] == ["d1"]
+
+
+def ask(chat, answers, *, writes_json=True, prompts=None, finish_reason="stop", **settings):
+    """(the pool, the text that was asked, the schema that the answer was held to) for one chunk."""
+    parrot = Parrot(chat, answers, finish_reason=finish_reason, writes_json=writes_json)
+    row = Row({"doc_id": "d", "document": "A boat.", "turns": [{"chunk": "A boat."}]}, "in.jsonl, line 1")
+    result = _instruct_rows([row], print, Bench(chat, parrot, prompts or Prompts()), InstructSettings(**settings), [])
+    (record,) = result.records
+    return record["turns"][0]["instruction_pool"], chat.text(parrot.prompts[0]), parrot.schemas[0]
+
+
+THREE = ["Who ran?", "Why did he run?", "Where did he run?"]
+SCHEMA = {"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": 400}, "minItems": 3, "maxItems": 3}
+
+
+def test_json_is_asked_for_where_the_engine_can_write_it(chat):
+    pool, asked, schema = ask(chat, [json.dumps(THREE)], pool_size=3)
+    assert (pool, schema) == (THREE, SCHEMA)
+    assert "a JSON list of 3 strings" in asked
+    assert "numbered" not in asked
+    plain = {
+        "an engine that cannot": {"writes_json": False},
+        "not wanted": {"structured_output": False},
+        "own words with a form of their own": {"prompts": Prompts(write_instruction="{document} List {count}.")},
+    }
+    for case, options in plain.items():
+        pool, asked, schema = ask(chat, ["\n".join(f"- {text}" for text in THREE)], pool_size=3, **options)
+        assert (pool, schema) == (THREE, None), case
+        assert "JSON" not in asked, case
+    assert ask(chat, ["Who ran?"], pool_size=1)[2] is None
+
+
+def test_what_is_not_whole_json_is_read_as_any_answer(chat):
+    cut = json.dumps(THREE)[:-6]
+    assert ask(chat, [cut], pool_size=3, finish_reason="length")[0] == THREE[:2]
+    assert ask(chat, ["\n".join(f"{n}. {text}" for n, text in enumerate(THREE, 1))], pool_size=3)[0] == THREE
+
+
+def test_an_echo_of_the_json_prompt_is_known(chat):
+    answer = json.dumps(["Write them as a JSON list of 3 strings", *THREE[:2]])
+    assert ask(chat, [answer], pool_size=3)[0] == THREE[:2]
 
 
 def test_what_is_left_out_is_counted_and_kept_for_people_to_judge(chat):
