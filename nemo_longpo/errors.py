@@ -22,11 +22,12 @@ def one_line(error: BaseException) -> str:
     return message if message and for_people else f"{type(error).__name__}: {message}"
 
 
-_NO_ROOM = {
+NO_ROOM = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "a file may not become that large here",
 }
+"""What the operating system's codes for "no room" mean."""
 
 
 @contextmanager
@@ -35,8 +36,8 @@ def explain_full_disk(path: Path, kept: str = "finished parts are kept") -> Iter
     try:
         yield
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if error.errno not in NO_ROOM:
             raise
         raise InputError(
-            f"{path} cannot be written: {_NO_ROOM[error.errno]}; make room and run the same command again, {kept}"
+            f"{path} cannot be written: {NO_ROOM[error.errno]}; make room and run the same command again, {kept}"
         ) from error

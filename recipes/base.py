@@ -12,6 +12,7 @@ from megatron.core.optimizer import OptimizerConfig
 from nemo import lightning as nl
 from nemo.collections import llm
 
+from nemo_longpo.megatron.checkpoint_callback import LongPOCheckpoint
 from nemo_longpo.megatron.data import LongPODataModule
 from nemo_longpo.megatron.metrics import MetricsCallback
 from nemo_longpo.megatron.model import LongPOModel
@@ -145,7 +146,7 @@ def _log(save_every_n_steps: int) -> run.Config[nl.NeMoLogger]:
         use_datetime_version=False,
         tensorboard=run.Config(TensorBoardLogger, save_dir="tb_logs", name="longpo"),
         ckpt=run.Config(
-            nl.ModelCheckpoint,
+            LongPOCheckpoint,
             save_last="link",
             save_top_k=1,
             # NeMo looks the monitored name up in the whole path, so a plain "step" would be too common.

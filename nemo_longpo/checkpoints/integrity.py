@@ -175,6 +175,16 @@ def check(checkpoint: Path, *, hashes: bool) -> None:
             raise InputError(changed)
 
 
+def check_context(checkpoint: Path, *, hashes: bool) -> None:
+    """Like `check`, for the small files under `context/` alone, which every rank reads. Raises InputError."""
+    record = read_record(checkpoint) or {}
+    context = {name: recorded for name, recorded in record.items() if name.startswith("context/")}
+    check_sizes(checkpoint, context)
+    changed = find_changed(checkpoint, context) if hashes else None
+    if changed:
+        raise InputError(changed)
+
+
 @contextmanager
 def show_progress(title: str, files: Mapping[str, RecordedFile]) -> Iterator[Progress]:
     """A bar over the bytes of the files, for what takes longer than two seconds."""

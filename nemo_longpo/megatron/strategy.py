@@ -1,19 +1,27 @@
 """NeMo's Megatron strategy, at home on machines with and without an accelerator."""
 
+import signal
+from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
 import lightning.pytorch as pl
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
 from megatron.core.transformer import TransformerConfig
 from nemo import lightning as nl
+from nemo.lightning.resume import AdapterPath
+from torch.distributed.checkpoint.api import CheckpointException
 
 from nemo_longpo.backends import cpu
 from nemo_longpo.errors import InputError
 from nemo_longpo.parallel.communication import CpCommType
 
 from .activations import ActivationSettings
+from .checkpoint_callback import GOES_ON
+from .checkpoint_checks import check_together, checkpoint_of
 from .communication import set_communication
+from .full_disk import no_room
 
 
 class LongPOStrategy(nl.MegatronStrategy):
@@ -64,6 +72,7 @@ class LongPOStrategy(nl.MegatronStrategy):
         self.activations = ActivationSettings(
             recompute_granularity, recompute_method, recompute_num_layers, recompute_modules, cpu_offloading_num_layers
         )
+        self.check_hashes = True
         self.cp_comm_type = cp_comm_type
         self.hierarchical_context_parallel_sizes = hierarchical_context_parallel_sizes
 
@@ -91,6 +100,36 @@ class LongPOStrategy(nl.MegatronStrategy):
         if cpu.is_active():
             model.optim.config.use_distributed_optimizer = False  # type: ignore[union-attr]
         super().connect(model)
+
+    def load_checkpoint(self, checkpoint_path: str | Path, selective_restore: bool = False) -> dict[str, Any]:
+        """Of the run itself, or (`selective_restore`) the one that a run starts from; whole, or InputError."""
+        base = checkpoint_path.base_model_path if isinstance(checkpoint_path, AdapterPath) else None
+        for path in filter(None, (checkpoint_path, base)):
+            check_together(checkpoint_of(path), hashes=self.check_hashes)
+        return super().load_checkpoint(checkpoint_path, selective_restore)
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Name a full disk, and end the processes that would wait for this one."""
+        super().on_exception(exception)
+        refusal = exception if isinstance(exception, InputError) else self._full_disk(exception)
+        if refusal is None:
+            return
+        if isinstance(self.launcher, _SubprocessScriptLauncher):
+            self.launcher.kill(signal.SIGKILL)
+            self.launcher.procs.clear()  # else their watcher ends this process before it has spoken
+        if refusal is not exception:
+            raise refusal from exception
+
+    def _full_disk(self, exception: BaseException) -> InputError | None:
+        reason = no_room(exception)
+        if isinstance(exception, CheckpointException):
+            # All ranks get one, and only the first is told why.
+            reason = self.broadcast(reason)
+        if reason is None:
+            return None
+        named = exception.filename if isinstance(exception, OSError) else None
+        place = named or self.trainer.checkpoint_callback.dirpath or self.trainer.default_root_dir
+        return InputError(f"{place} cannot be written: {reason}; make room and run the same command again, {GOES_ON}")
 
 
 def check_parallel_sizes(

@@ -8,6 +8,8 @@ import pairs
 import pytest
 import tiny
 
+from nemo_longpo.checkpoints.integrity import RECORD
+
 pytestmark = [pytest.mark.distributed, pytest.mark.parametrize("workbench", ["mistral"], indirect=True)]
 
 
@@ -89,7 +91,7 @@ def test_missing_checkpoint(workers, workbench, tmp_path):
 
 
 def test_checkpoint_of_another_architecture(workers, workbench, tmp_path):
-    checkpoint = shutil.copytree(workbench.checkpoint, tmp_path / "checkpoint")
+    checkpoint = shutil.copytree(workbench.checkpoint, tmp_path / "checkpoint", ignore=lambda *_: {RECORD})
     context = checkpoint / "context" / "io.json"
     llama = context.read_text().replace("model.mistral", "model.llama").replace("MistralConfig7B", "Llama4Config")
     context.write_text(llama)
@@ -98,7 +100,7 @@ def test_checkpoint_of_another_architecture(workers, workbench, tmp_path):
 
 
 def test_sliding_window_of_a_stock_checkpoint(workers, workbench, tmp_path):
-    checkpoint = shutil.copytree(workbench.checkpoint, tmp_path / "checkpoint")
+    checkpoint = shutil.copytree(workbench.checkpoint, tmp_path / "checkpoint", ignore=lambda *_: {RECORD})
     context = checkpoint / "context" / "io.json"
     none = """window_size')", {"type": "leaf", "value": null"""
     assert none in context.read_text()

@@ -1,0 +1,50 @@
+"""A full disk, in whatever exception it reaches the trainer."""
+
+import re
+from collections.abc import Iterator
+
+from torch.distributed.checkpoint.api import CheckpointException
+
+from nemo_longpo.errors import NO_ROOM
+
+_CODE = re.compile(r"\[Errno (\d+)\]")
+_TORCH_WRITER = re.compile(r"unexpected pos \d+ vs \d+|PytorchStreamWriter failed writing|basic_ios::clear")
+"""PyTorch's zip writer, which does not pass on what the operating system said."""
+
+
+def no_room(error: BaseException) -> str | None:
+    """Why the disk took no more, if that is at the bottom of an exception; else None.
+
+    Megatron's writers run in processes and threads of their own, which hand back other exceptions with the text of the
+    first one, and wraps those of all ranks in one.
+    """
+    reasons = [reason for each in _chain(error) if (reason := _reason(each))]
+    return next((reason for reason in reasons if reason != _UNKNOWN), _UNKNOWN if reasons else None)
+
+
+_UNKNOWN = "the disk took no more"
+
+
+def _reason(error: BaseException) -> str | None:
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return NO_ROOM[error.errno]
+    if isinstance(error, CheckpointException):  # its own text is that of its failures
+        return None
+    text = str(error)
+    named = [NO_ROOM[int(code)] for code in _CODE.findall(text) if int(code) in NO_ROOM]
+    return named[0] if named else _UNKNOWN if _TORCH_WRITER.search(text) else None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The exception, those of other ranks in it, and those that it came from."""
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        each = waiting.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        yield each
+        waiting += [each.__cause__, each.__context__]
+        if isinstance(each, CheckpointException):
+            waiting += [failure for failure, _ in each.failures.values()]

@@ -1,0 +1,60 @@
+"""A full disk is recognised in every exception that training has been seen to end with, and in no other."""
+
+import errno
+import os
+
+import pytest
+from torch.distributed.checkpoint.api import CheckpointException, _wrap_exception
+
+from nemo_longpo.errors import NO_ROOM
+from nemo_longpo.megatron.full_disk import no_room
+
+FULL = "the disk is full"
+NO_MORE = "the disk took no more"
+SHORT_ARCHIVE = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")
+
+
+def wrapped(**failures: Exception) -> CheckpointException:
+    return CheckpointException("write", {rank: _wrap_exception(error) for rank, error in enumerate(failures.values())})
+
+
+def caused(error: BaseException, cause: BaseException) -> BaseException:
+    error.__cause__ = cause
+    return error
+
+
+def as_context(error: BaseException, context: BaseException) -> BaseException:
+    error.__context__ = context
+    return error
+
+
+CASES = {
+    "written by Python": (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), FULL),
+    "quota": (OSError(errno.EDQUOT, "Disk quota exceeded"), "the disk quota is used up"),
+    "limit": (OSError(errno.EFBIG, "File too large"), "a file may not become that large here"),
+    "as a cause": (caused(ValueError("x"), OSError(errno.ENOSPC, "")), FULL),
+    "as the context": (as_context(SHORT_ARCHIVE, OSError(errno.ENOSPC, "")), FULL),
+    "a writer's text": (wrapped(a=RuntimeError("Worker failure: [Errno 28] No space left on device")), FULL),
+    "PyTorch's writer alone": (wrapped(a=RuntimeError(f"Worker failure: {SHORT_ARCHIVE}")), NO_MORE),
+    "a stream": (RuntimeError("basic_ios::clear: iostream error"), NO_MORE),
+    "the better of two": (wrapped(a=RuntimeError(str(SHORT_ARCHIVE)), b=RuntimeError("[Errno 28] No space")), FULL),
+    "the other of two": (wrapped(a=RuntimeError("[Errno 28] No space"), b=RuntimeError(str(SHORT_ARCHIVE))), FULL),
+    "another rank's": (wrapped(), None),
+    "no permission": (PermissionError(errno.EACCES, "Permission denied"), None),
+    "another code": (wrapped(a=RuntimeError("[Errno 5] Input/output error")), None),
+    "reading": (RuntimeError("PytorchStreamReader failed reading zip archive: not a ZIP archive"), None),
+    "a number": (ValueError("28 tokens"), None),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_reason(case):
+    error, expected = CASES[case]
+    assert no_room(error) == expected
+
+
+def test_circles_end():
+    first, second = ValueError("a"), ValueError("b")
+    first.__context__, second.__cause__ = second, first
+    assert no_room(first) is None
+    assert NO_ROOM[errno.ENOSPC] == FULL
