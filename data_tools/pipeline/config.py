@@ -63,7 +63,8 @@ class Pipeline:
         position = self.stages.index(stage)
         sources = self.input if position == 0 else (str(self.output_of(self.stages[position - 1])),)
         words = ["data", stage.name, "--pairs" if stage.name in ("score", "pack") else "--input", *sources]
-        if stage.name != "filter":
+        # Pairs of one's own are held to the model's special tokens; what `respond` wrote is already.
+        if stage.name != "filter" or position == 0:
             words += ["--model", str(self.model)]
         if self.prompts is not None and stage.name in ("instruct", "respond", "score"):
             words += ["--prompts", str(self.prompts)]

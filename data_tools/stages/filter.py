@@ -114,7 +114,7 @@ def drop_reason(
     """
     if is_empty(turn, "chosen") or is_empty(turn, "rejected"):
         return "empty"
-    if any(raw.get(f"{name}_special_tokens") for name in ("chosen", "rejected")):
+    if raw.get("chosen_cut_at") or any(raw.get(f"{name}_special_tokens") for name in ("chosen", "rejected")):
         return "special_token"
     if any(_is_loop(getattr(turn, name), settings) for name in _BRANCHES[settings.drop_loops]):
         return "loop"

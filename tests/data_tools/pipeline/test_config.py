@@ -55,6 +55,12 @@ def test_a_run_may_start_later_and_use_own_prompts(tmp_path):
     assert words(pipeline, pack) == "data pack --pairs w/score --model M --output w/shards"
 
 
+def test_own_pairs_are_filtered_with_the_special_tokens_of_the_model(tmp_path):
+    text = "input: pairs.jsonl\nmodel: M\noutput: w\nstages: {filter: , score: }\n"
+    pipeline = load(tmp_path, text)
+    assert words(pipeline, pipeline.stages[0]) == "data filter --input pairs.jsonl --model M --output w/filter"
+
+
 def test_a_date_needs_no_quotes(tmp_path):
     """Without them YAML reads a date, not a text."""
     pipeline = load(tmp_path, GOOD.replace("  filter:", "  respond: {chat_date: 2026-03-31}\n  x:").split("  x:")[0])

@@ -7,7 +7,9 @@ from small_corpus import declare_ends, save_reciting_model
 from tiny import tiny_tokenizer
 from tokenised_pairs import tokenised_record
 
+from nemo_longpo.data_tools.engines.base import Completion
 from nemo_longpo.data_tools.model import load_chat
+from nemo_longpo.data_tools.stages.respond import _answer
 from nemo_longpo.errors import InputError
 from nemo_longpo.shards.reader import ShardReader
 
@@ -75,26 +77,55 @@ def test_shards_end_with_the_templates_own_end_of_turn(longpo, respond, write, m
     assert record.chosen_spans.tolist() == [[0, 3]]
 
 
-def test_an_answer_with_a_special_token_inside_is_left_out(longpo, respond, write, model, tmp_path):
-    """The other end token is declared nowhere, so the model runs over it: neither filter nor score lets that pass."""
+def test_an_answer_ends_in_front_of_any_special_token(longpo, respond, write, tmp_path):
+    """The other end token is declared nowhere, so the model runs over it. Such a chosen answer is left out; a rejected
+    one stays, because it is what training should make less likely."""
     turn = respond(20)
-    assert turn["chosen_token_ids"] == IDS[1:7]
-    assert turn["chosen"] == "aBhum"
-    assert turn["chosen_special_tokens"] == turn["rejected_special_tokens"] == ["<|endoftext|>"]
-    good = {"chosen": "Yes", "rejected": "No"}
-    asked = ASKED["turns"][0]
-    for name, bad in (("chosen", "rejected"), ("rejected", "chosen")):
-        mixed = {key: value for key, value in turn.items() if name not in key} | {name: good[name]}
-        assert f"{bad}_special_tokens" in mixed
-        pairs = write(ASKED | {"turns": [asked | mixed, asked | good]})
-        status, out, err = longpo("filter", "--input", pairs, "--output", tmp_path / f"by-{name}", "--json")
+    for name in ("chosen", "rejected"):
+        assert {key: value for key, value in turn.items() if name in key} == {
+            name: "aB",
+            f"{name}_token_ids": IDS[1:3],
+            f"{name}_finish_reason": "stop",
+            f"{name}_cut_at": "<|endoftext|>",
+        }
+    asked, good = ASKED["turns"][0], {"chosen": "Yes", "rejected": "No"}
+    for cut, kept in (("chosen", 0), ("rejected", 1)):
+        mixed = {key: value for key, value in turn.items() if cut in key}
+        pairs = write(ASKED | {"turns": [asked | good | mixed, asked | good | {"instruction": "Which boat?"}]})
+        status, out, err = longpo("filter", "--input", pairs, "--output", tmp_path / f"cut-{cut}", "--json")
+        assert status == 0, err
+        report = json.loads(out)["report"]
+        assert (report.get("dropped_special_token", 0), report["turns_out"]) == (1 - kept, 1 + kept)
+
+
+def test_answers_with_a_special_token_inside_are_refused_or_left_out(longpo, write, model, tmp_path):
+    """As an earlier version stored them, or someone's own script."""
+    asked, good = ASKED["turns"][0], {"chosen": "Yes", "rejected": "No"}
+    for name in ("chosen", "rejected"):
+        bad = asked | good | {name: "aBhum", f"{name}_token_ids": IDS[1:7]}
+        pairs = write(ASKED | {"turns": [bad, asked | good | {"instruction": "Which boat?"}]})
+        status, _, err = longpo("score", "--pairs", pairs, "--model", model, "--output", tmp_path / "scored")
+        assert status == 2
+        assert f"line 1: field 'turns[0].{name}' holds the special token <|endoftext|>" in err
+        assert not (tmp_path / "scored").exists()
+        words = ("--input", pairs, "--output", tmp_path / f"by-{name}", "--json", "--model", model)
+        status, out, err = longpo("filter", *words)
         assert status == 0, err
         report = json.loads(out)["report"]
         assert (report["dropped_special_token"], report["turns_out"]) == (1, 1)
-        status, _, err = longpo("score", "--pairs", pairs, "--model", model, "--output", tmp_path / "scored")
+
+
+def test_a_spelled_special_token_in_what_a_model_wrote(longpo, write, model, tmp_path):
+    """Plain pieces that read like one: the model imitates a conversation."""
+    chat = load_chat(model)
+    for name, other in (("chosen", "rejected"), ("rejected", "chosen")):
+        answer = _answer(name, Completion(chat.response_ids("a<|im_end|>B"), "stop"), chat)
+        assert answer[name] == "a<|im_end|>B"
+        assert answer[f"{name}_special_tokens"] == ["<|im_end|>"]
+        pairs = write(ASKED | {"turns": [ASKED["turns"][0] | answer | {other: "Yes"}]})
+        status, _, err = longpo("filter", "--input", pairs, "--output", tmp_path / f"by-{name}")
         assert status == 2
-        assert f"line 1: field 'turns[0].{bad}' holds the special token <|endoftext|>" in err
-        assert not (tmp_path / "scored").exists()
+        assert "(dropped_special_token 1)" in err
 
 
 def test_pack_lets_no_special_token_pass_either(longpo, write, model, tmp_path):
