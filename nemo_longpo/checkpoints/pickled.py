@@ -31,7 +31,7 @@ _COUNTS = {
 }
 """How pickletools marks an argument with a count in front → bytes of the count."""
 
-_NEVER_WRITTEN = {"INST", "EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER"}
+_NEVER_WRITTEN = {"INST", "DUP", "EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER"}
 """Beside instructions whose argument is a line of text: what `pickle.dump` and `torch.save` do not write."""
 
 

@@ -8,12 +8,14 @@ import dataclasses
 import importlib
 import io
 import json
+import pickle
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 from exploits import Payload, call, reference
+from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter, save
 
 from nemo_longpo.checkpoints import trust
 from nemo_longpo.checkpoints.trust import check_context, check_tokenizer_files, check_weights
@@ -164,20 +166,19 @@ def saved(value: object, **options: bool) -> bytes:
     return content.getvalue()
 
 
-@pytest.fixture
-def weights(nemo_weights: Path) -> Path:
-    return nemo_weights
+def write(weights: Path, extra_state: object) -> Path:
+    """A tensor, and an object that Transformer Engine would take, in the form that Megatron's have."""
+    state = {"weight": torch.ones(2), "layer._extra_state": [extra_state]}
+    writer, planner = FileSystemWriter(weights, overwrite=True), DefaultSavePlanner(flatten_state_dict=False)
+    save(state, storage_writer=writer, planner=planner, no_dist=True)
+    (weights / "metadata.json").write_text('{"sharded_backend": "torch_dist"}')
+    torch.save({"step": 1, "best": Path("x"), "lr": torch.ones(1)}, weights / "common.pt")
+    return weights
 
 
 @pytest.fixture
-def nemo_weights(tmp_path: Path) -> Path:
-    """A distributed checkpoint of one tensor, in the form that Megatron's has."""
-    from torch.distributed.checkpoint import FileSystemWriter, save
-
-    save({"weight": torch.ones(2)}, storage_writer=FileSystemWriter(tmp_path / "weights"), no_dist=True)
-    (tmp_path / "weights" / "metadata.json").write_text('{"sharded_backend": "torch_dist"}')
-    torch.save({"step": 1, "best": Path("x"), "lr": torch.ones(1)}, tmp_path / "weights" / "common.pt")
-    return tmp_path / "weights"
+def weights(tmp_path: Path) -> Path:
+    return write(tmp_path / "weights", torch.empty(0, dtype=torch.uint8))
 
 
 def program() -> bytes:
@@ -208,6 +209,20 @@ def test_state_that_is_not_plain(content, message, weights):
     (weights / "common.pt").write_bytes(content)
     with pytest.raises(InputError, match=message):
         check_weights(weights)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (torch.frombuffer(bytearray(pickle.dumps(Payload(Path("trap")))), dtype=torch.uint8), "holds a state of FP8"),
+        (io.BytesIO(pickle.dumps(Payload(Path("trap")))), r"asks for _io\.BytesIO, which a checkpoint does not need"),
+        (Payload(Path("trap")), r"_extra_state asks for posix\.mkdir"),
+    ],
+)
+def test_pickles_that_transformer_engine_would_open(state, message, tmp_path):
+    check_weights(write(tmp_path, None))
+    with pytest.raises(InputError, match=message):
+        check_weights(write(tmp_path, state))
 
 
 def test_another_format(weights):

@@ -19,6 +19,7 @@ from megatron_side import LEARNING_RATE
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from nemo_longpo.checkpoints.trust import check_context, check_weights
 from nemo_longpo.conversion.checkpoint.reader import DistCheckpoint
 from nemo_longpo.conversion.exporter import export_checkpoint
 from nemo_longpo.conversion.importer import import_checkpoint
@@ -102,6 +103,17 @@ def test_older_is_older(sides):
     if OLDER in sides:
         assert json.loads((sides[OLDER].wait() / "asked.json").read_text())["version"].startswith("2.6.")
     assert json.loads((sides[LOCAL].wait() / "asked.json").read_text())["version"].startswith("2.7.")
+
+
+def test_all_that_they_write_may_be_loaded(side, nemo_checkpoints):
+    """By the lists of what a checkpoint may name: stock imports, runs of NeMo and of ours, ours saved again."""
+    written = {path.parents[1] for path in side.wait().rglob("weights/metadata.json")}
+    assert len(written) > 5
+    for checkpoint in written | set(nemo_checkpoints.values()):
+        check_weights(checkpoint / "weights")
+        if (checkpoint / "context").is_dir():
+            check_context(checkpoint / "context", "model.config")
+            check_context(checkpoint / "context", "model.tokenizer")
 
 
 @pytest.mark.parametrize("case", CASES)
