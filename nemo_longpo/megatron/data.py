@@ -21,7 +21,10 @@ from nemo_longpo.shards.fingerprint import tokenizer_fingerprint
 from nemo_longpo.shards.reader import ShardReader
 from nemo_longpo.shards.schema import PairRecord
 
+from .run_inputs import inputs_directory
 from .shape import model_shape
+from .shard_hashes import CHECKED_SHARDS, check_hashes
+from .together import gather_from_all, raise_first
 from .topology import current_topology
 
 ORDER_SETTINGS = ("global_batch_size", "length_window", "seed")  # what the order of the records depends on
@@ -74,6 +77,8 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
             so that their work is equal, which changes neither batch nor gradient, but leaves no choice where a rank
             gets one pair. More makes the batches of so many steps at a time from pairs of similar length: equal work
             there too, at the price of batches that are not random samples. Documents per epoch stay the same.
+        check_hashes: hold every file to its hash in the manifest, once for each run on each machine, so that no byte
+            changed since the shards were written; without, only what the bytes still mean is looked at.
         tokenizer: set by NeMo from the model's checkpoint, and checked against the shards'.
     """
 
@@ -88,6 +93,7 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
         length_window: int = 1,
         seed: int = 1234,
         num_workers: int = 0,
+        check_hashes: bool = True,
         tokenizer: TokenizerSpec | None = None,
     ):
         super().__init__()
@@ -102,6 +108,7 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
         self.length_window = length_window
         self.seed = seed
         self.num_workers = num_workers
+        self.check_hashes = check_hashes
         self.tokenizer = tokenizer
         self.init_global_step = 0
         self.data_sampler = MegatronDataSampler(
@@ -109,12 +116,32 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
         )
 
     def setup(self, stage: str = "fit") -> None:
-        """Open the shards; refuse those of another tokenizer or schema, and what `Demands` says."""
+        """Open the shards; refuse those of another tokenizer or schema, what `Demands` says, and changed bytes.
+
+        Raises:
+            InputError: on all ranks the same, whichever machine's files are at fault.
+        """
+        problem = None
+        try:
+            self._open()
+        except InputError as error:
+            problem = str(error)
+        raise_first(gather_from_all(problem))
+        if self.check_hashes:
+            memory = inputs_directory()
+            check_hashes(
+                self.readers,
+                None if memory is None else memory / CHECKED_SHARDS,
+                local_rank=self.trainer.local_rank,
+                first=self.trainer.is_global_zero,
+            )
+
+    def _open(self) -> None:
         if not self.paths:
             raise InputError("data.paths is not set; give a shard directory, data.paths=SHARDS.")
         fingerprint = tokenizer_fingerprint(self.tokenizer.tokenizer) if self.tokenizer is not None else None
         self.readers = [ShardReader(path, tokenizer_fingerprint=fingerprint) for path in self.paths]
-        lengths = [reader.lengths().reshape(-1, 3) for reader in self.readers]
+        lengths = [reader.lengths() for reader in self.readers]
         demands = self._demands()
         for reader, trunk_chosen_rejected in zip(self.readers, lengths, strict=True):
             demands.check(reader, trunk_chosen_rejected)

@@ -74,12 +74,17 @@ def model_fingerprint(directory: str | Path, *, dtype: str | None = None) -> Ref
     """
     directory = Path(directory)
     config = read_model_config(directory)
+    weights = weights_fingerprint(directory)
+    rope = {key: config[key] for key in _ROPE_KEYS if config.get(key) is not None}
+    return ReferenceModel(weights, rope, dtype or str(config.get("dtype") or config.get("torch_dtype") or "float32"))
+
+
+def weights_fingerprint(directory: Path) -> str:
+    """sha256 over names and hashes of all safetensors files. Raises InputError if there are none."""
     files = sorted(directory.glob("*.safetensors"))
     if not files:
         raise InputError(f"{directory} holds no .safetensors file; save the model with `safe_serialization=True`")
-    weights = _digest([(path.name, _hash_unless_known(path, *_state(path))) for path in files])
-    rope = {key: config[key] for key in _ROPE_KEYS if config.get(key) is not None}
-    return ReferenceModel(weights, rope, dtype or str(config.get("dtype") or config.get("torch_dtype") or "float32"))
+    return _digest([(path.name, _hash_unless_known(path, *_state(path))) for path in files])
 
 
 def _state(path: Path) -> tuple[int, int]:

@@ -83,6 +83,11 @@ class Manifest:
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
 
+    @property
+    def fingerprint(self) -> str:
+        """A sha256 that changes with the records, their order, and everything that is said of them."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
 
 def length_bucket(tokens: int) -> str:
     """The histogram key of a length: the next power of two at or above it, as text (JSON keys are text)."""

