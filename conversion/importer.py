@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from nemo_longpo.checkpoints.integrity import write_record
+from nemo_longpo.checkpoints.origin import write_origin
+from nemo_longpo.shards.fingerprint import weights_fingerprint
 from nemo_longpo.terminal import note
 
 from .checkpoint import context, writer
@@ -42,9 +44,10 @@ def import_checkpoint(
 ) -> Path:
     """Convert a Hugging Face directory to a NeMo checkpoint directory (`weights/` and `context/`).
 
-    The weights keep their dtype and bits, and a record holds size and hash of every file. `rope_theta`, `rope_scaling`
-    and `max_length` set the policy's rotary base, its scaling and the number of positions; all stay with the checkpoint
-    and come out again on export. A new base under an old scaling needs a decision about the scaling. Raises InputError
+    The weights keep their dtype and bits, a record holds size and hash of every file, and a note says which weights
+    they were, so that training can tell whether they scored its shards. `rope_theta`, `rope_scaling` and `max_length`
+    set the policy's rotary base, its scaling and the number of positions; all stay with the checkpoint and come out
+    again on export. A new base under an old scaling needs a decision about the scaling. Raises InputError
     before anything is written when the input cannot be converted.
     """
     require_apart(output, model)
@@ -70,6 +73,8 @@ def import_checkpoint(
     with new_directory(output, overwrite=overwrite, size=size) as partial_output:
         _write_context(partial_output / "context", source, config, family, weights)
         writer.write(partial_output / "weights", chunks, extra_states(geometry), workers=workers)
+        if any(source.path.glob("*.safetensors")):  # pickles score no shards, so nobody asks for their name
+            write_origin(partial_output / "context", weights_fingerprint(source.path))
         write_record(partial_output)
     if not_finite.names:
         note(f"import: {not_finite}")

@@ -142,10 +142,10 @@ def leave_process_group() -> None:
     torch.manual_seed(0)
 
 
-def refusal(overrides: dict[str, Any]) -> str:
+def refusal(overrides: dict[str, Any], **job: Any) -> str:
     """The sentence with which `finetune` refuses bad input."""
     try:
-        finetune(overrides)
+        finetune(overrides, **job)
     except (InputError, AssertionError) as error:
         return str(error)
     raise AssertionError("the run was not refused")

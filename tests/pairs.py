@@ -68,10 +68,14 @@ def _random_branch(rng: np.random.Generator, vocab_size: int, instructions: list
 
 
 def write_shards(
-    directory: Path, records: list[PairRecord], tokenizer: PreTrainedTokenizerBase, vocab_size: int
+    directory: Path,
+    records: list[PairRecord],
+    tokenizer: PreTrainedTokenizerBase,
+    vocab_size: int,
+    weights_sha256: str = "0" * 64,
 ) -> Path:
-    """A shard directory for `tokenizer`, whose reference is nobody in particular."""
-    reference = ReferenceModel(weights_sha256="0" * 64, rope={}, dtype="float32")
+    """A shard directory for `tokenizer`, whose reference is by default nobody in particular."""
+    reference = ReferenceModel(weights_sha256, rope={}, dtype="float32")
     provenance = Provenance(
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
         chat_template_hash="0" * 64,

@@ -52,6 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {
         "nemo_longpo.attention",
         "nemo_longpo.checkpoints",
+        "nemo_longpo.shards",  # the name that shards have for the weights that scored them
         "nemo_longpo.model_directory",
         "nemo_longpo.conversion.verification",
     },

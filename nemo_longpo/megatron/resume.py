@@ -22,6 +22,7 @@ from nemo_longpo.json_input import read_json_object
 
 from .checkpoint_checks import checkpoint_of
 from .model import ArchitectureFromCheckpoint, LongPOModel
+from .run_inputs import KeepInputs
 from .strategy import LongPOStrategy
 
 
@@ -111,10 +112,12 @@ class LongPOResume(AutoResume):
         trust_checkpoint: build and unpickle whatever checkpoints name, also what is not known to run no code.
         check_hashes: hold the files of a checkpoint that has a record to their hashes before they are loaded, not to
             their sizes alone. Costs 0.6 s of a core per GB, shared by all ranks.
+        accept_changes: let a resumed run go on with other shards, or another `restore_config.path`, than it began with.
     """
 
     trust_checkpoint: bool = False
     check_hashes: bool = True
+    accept_changes: bool = False
 
     def setup(self, trainer: pl.Trainer, model: LongPOModel) -> None:
         origin = Path(self.restore_config.path) if self.restore_config and self.restore_config.path else None
@@ -131,6 +134,7 @@ class LongPOResume(AutoResume):
         super().setup(trainer, model)
         if isinstance(trainer.strategy, LongPOStrategy):
             trainer.strategy.check_hashes = self.check_hashes
+        trainer.callbacks.insert(0, KeepInputs(origin, self.accept_changes))  # type: ignore[attr-defined]
         if trainer.ckpt_path and origin and self.restore_config.load_artifacts:
             _take_tokenizer(model, origin, self.trust_checkpoint)
 

@@ -1,0 +1,106 @@
+"""A run knows the shards and the checkpoint that it began with, by content, and says what is another one now."""
+
+import shutil
+from pathlib import Path
+
+import pairs
+import pytest
+import tiny
+
+from nemo_longpo.conversion.importer import import_checkpoint
+from nemo_longpo.shards.fingerprint import weights_fingerprint
+
+pytestmark = [pytest.mark.distributed, pytest.mark.parametrize("workbench", ["mistral"], indirect=True)]
+
+
+def _settings(workbench, run: Path, **overrides) -> dict:
+    return {
+        "data.paths": str(workbench.shards),
+        "data.global_batch_size": 2,
+        "resume.restore_config.path": str(workbench.checkpoint),
+        "log.log_dir": str(run),
+        "trainer.max_steps": 1,
+        **{name.replace("__", "."): value for name, value in overrides.items()},
+    }
+
+
+def _train(workers, workbench, run: Path, **overrides) -> str:
+    """The first rank's log."""
+    saving = {"log__ckpt__every_n_train_steps": 1, "log__ckpt__save_optim_on_train_end": True}
+    settings = _settings(workbench, run, **saving, **overrides)
+    workers.run("megatron_jobs", "finetune", 1, overrides=settings, checkpoints=True)
+    return "".join(path.read_text() for path in (run / "longpo").rglob("nemo_log*.txt"))
+
+
+def _shards(directory: Path, workbench, weights: str) -> Path:
+    tokenizer = tiny.tiny_tokenizer(tiny.DEFAULT_STYLE["mistral"])
+    return pairs.write_shards(directory, workbench.records, tokenizer, len(tokenizer), weights_sha256=weights)
+
+
+def test_a_resumed_run_wants_what_it_began_with(workers, workbench, tmp_path):
+    run = tmp_path / "run"
+    _train(workers, workbench, run)
+    others = {
+        "data__paths": _shards(tmp_path / "other-shards", workbench, "1" * 64),
+        "resume__restore_config__path": import_checkpoint(
+            tiny.save_tiny(tmp_path / "hf", "mistral", seed=5), tmp_path / "other-start"
+        ),
+    }
+    for setting, path in others.items():
+        settings = _settings(workbench, run, **{setting: str(path)}, trainer__max_steps=2)
+        (message,) = workers.run("megatron_jobs", "refusal", 1, overrides=settings, checkpoints=True)
+        assert str(path) in message
+        assert setting.replace("__", ".") in message
+        assert "resume.accept_changes=True if it is meant" in message
+    moved = {
+        "data__paths": str(shutil.copytree(workbench.shards, tmp_path / "moved-shards")),
+        "resume__restore_config__path": str(shutil.copytree(workbench.checkpoint, tmp_path / "moved-start")),
+    }
+    log = _train(workers, workbench, run, **moved, model__objective__beta=0.2, trainer__max_steps=2)
+    assert "This run goes on with model.objective.beta=0.2 instead of 0.1" in log
+    log = _train(
+        workers, workbench, run, **{setting: str(path) for setting, path in others.items()},
+        resume__accept_changes=True, trainer__max_steps=3,
+    )  # fmt: skip
+    assert "other-shards; resume.accept_changes=True says that it is meant" in log
+    assert len((run / "tb_logs" / "longpo" / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_the_weights_that_scored_the_shards(workers, workbench, tmp_path):
+    """A start that is not those is meant in later rounds, so it is one line and no refusal."""
+    weights = weights_fingerprint(workbench.hf)
+    same, other = (
+        _shards(tmp_path / name, workbench, name_of) for name, name_of in (("same", weights), ("other", "2" * 64))
+    )
+    warning = "Training starts from other weights than those that scored the shards"
+    assert warning not in _train(workers, workbench, tmp_path / "first", data__paths=[str(same)])
+    log = _train(workers, workbench, tmp_path / "second", data__paths=[str(same), str(other)])
+    (line,) = (line for line in log.splitlines() if warning in line)
+    assert f"{other} by 222222222222" in line
+    assert str(same) not in line
+
+
+def test_a_changed_byte_of_a_shard_stops_all_ranks(workers, workbench, tmp_path):
+    """A token became another one that exists, so that only the hash tells. Whoever began with the file knew it."""
+    shards = shutil.copytree(workbench.shards, tmp_path / "shards")
+    (file,) = shards.glob("*.arrow")
+    content = bytearray(file.read_bytes())
+    position = bytes(content).index(workbench.records[0].trunk_ids.tobytes())
+    content[position] ^= 1
+    parallel = {"trainer__devices": 2, "trainer__strategy__context_parallel_size": 2, "data__paths": str(shards)}
+    two_ranks = _settings(workbench, tmp_path / "run", **parallel)
+    workers.run("megatron_jobs", "finetune", 2, overrides=two_ranks)
+    memory = tmp_path / "run" / "longpo" / "inputs" / "checked_shards.json"
+    assert str(file) in memory.read_text()
+    file.write_bytes(content)
+    first, second = workers.run("megatron_jobs", "refusal", 2, overrides=two_ranks)
+    assert first == second
+    assert first.startswith(f"{file} has sha256")
+    (message,) = workers.run(
+        "megatron_jobs", "refusal", 1, overrides=_settings(workbench, tmp_path / "new", data__paths=str(shards))
+    )
+    assert message == first
+    workers.run(
+        "megatron_jobs", "finetune", 1,
+        overrides=_settings(workbench, tmp_path / "new", data__paths=str(shards), data__check_hashes=False),
+    )  # fmt: skip
