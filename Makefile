@@ -2,6 +2,7 @@
 #   make demo    documents in, trained and exported long-context model out, in demo_output/
 #   make test    all tests: first those of one process, then those that start several gloo processes
 #   make lint    ruff and mypy
+#   make fuzz    40 times as many damaged files as in `make test`, other ones each time (FUZZ_FACTOR=400 for more)
 #   make env     only the environment
 #   make nemo26  NeMo 2.6 beside it, for the tests of what must work there too
 #   make vllm-env, make test-vllm   the second environment (vLLM cannot live beside NeMo), and the tests that need it
@@ -24,7 +25,7 @@ TRL_VENV := .venv-trl
 TRL_PIP := $(TRL_VENV)/bin/python -m pip --disable-pip-version-check -qq
 SOURCES := nemo_longpo recipes conversion data_tools
 
-.PHONY: demo test test-fast test-distributed test-vllm lint env nemo26 vllm-env trl-env clean
+.PHONY: demo test test-fast test-distributed test-vllm fuzz lint env nemo26 vllm-env trl-env clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/project.stamp
@@ -41,6 +42,9 @@ test-distributed: env | test-fast
 
 test-vllm: vllm-env $(VLLM_VENV)/models.stamp
 	$(VLLM_BIN)/python -m pytest tests/vllm
+
+fuzz: env
+	FUZZ_FACTOR=$(or $(FUZZ_FACTOR),40) $(BIN)/python -m pytest tests/fuzz
 
 lint: env
 	$(BIN)/ruff check .

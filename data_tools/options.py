@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Mapping
 from dataclasses import Field, field, fields
+from reprlib import repr as short_repr
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -83,16 +84,18 @@ def _check(item: Field, value: Any) -> None:
     base = _base_type(item)
     if get_origin(base) is Literal:
         if value not in get_args(base):
-            raise InputError(f"{item.name} {value!r} is not known; use one of {', '.join(map(str, get_args(base)))}")
+            raise InputError(
+                f"{item.name} {short_repr(value)} is not known; use one of {', '.join(map(str, get_args(base)))}"
+            )
         return
     if get_origin(base) is tuple:
         element = get_args(base)[0]
         if not isinstance(value, tuple) or not all(isinstance(entry, element) for entry in value):
-            raise InputError(f"{item.name} must be a list of {element.__name__} values, not {value!r}")
+            raise InputError(f"{item.name} must be a list of {element.__name__} values, not {short_repr(value)}")
         return
     wanted = (int, float) if base is float else base
     if not isinstance(value, wanted) or (isinstance(value, bool) and base is not bool):
-        raise InputError(f"{item.name} must be of type {base.__name__}, not {value!r}")
+        raise InputError(f"{item.name} must be of type {base.__name__}, not {short_repr(value)}")
     _check_limits(item, value)
 
 

@@ -110,8 +110,8 @@ def without_spelled_ends(chat: ChatFormat, pair: Pair) -> tuple[Pair, int]:
 def read_logps(row: Row, record: dict[str, Any], name: str, prefix: str) -> np.ndarray:
     """float32 reference log-probs that `score` stored. Raises InputError naming the field."""
     values = read_field(row, record, name, list, prefix)
-    if not set(map(type, values)) <= {int, float}:
-        raise InputError(f"{row.where}: field '{prefix}{name}' must be numbers; run `longpo data score` again")
+    if not set(map(type, values)) <= {int, float} or not all(abs(value) < 1e30 for value in values):
+        raise InputError(f"{row.where}: field '{prefix}{name}' must be finite numbers; run `longpo data score` again")
     return np.asarray(values, dtype=np.float32)
 
 

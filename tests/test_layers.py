@@ -32,9 +32,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nemo_longpo.checkpoints": set(),
     # What the data tools, training and conversion all ask of a model directory before a library reads it.
     "nemo_longpo.model_directory": set(),
+    "nemo_longpo.yaml_input": set(),
     **dict.fromkeys(PURE, PURE),
     "nemo_longpo.shards": PURE | {"nemo_longpo.model_directory"},
-    "nemo_longpo.planning": {"nemo_longpo.model_directory"},
+    "nemo_longpo.planning": {"nemo_longpo.model_directory", "nemo_longpo.yaml_input"},
     **{unit: LAYOUTS | PURE | {"nemo_longpo.shards"} for unit in LAYOUTS},
     "nemo_longpo.backends": LAYOUTS | PURE,
     "nemo_longpo.megatron": {
@@ -42,6 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "nemo_longpo.checkpoints",
         "nemo_longpo.shards",
         "nemo_longpo.planning",
+        "nemo_longpo.yaml_input",
     }
     | LAYOUTS
     | PURE,
@@ -54,6 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "nemo_longpo.checkpoints",
         "nemo_longpo.shards",  # the name that shards have for the weights that scored them
         "nemo_longpo.model_directory",
+        "nemo_longpo.yaml_input",
         "nemo_longpo.conversion.verification",
     },
     # Computes logits as training does.
@@ -61,7 +64,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | ADAPTER
     | LAYOUTS
     | PURE,
-    "nemo_longpo.data_tools": {"nemo_longpo.shards", "nemo_longpo.model_directory"} | PURE,
+    "nemo_longpo.data_tools": {"nemo_longpo.shards", "nemo_longpo.model_directory", "nemo_longpo.yaml_input"} | PURE,
     "nemo_longpo.doctor": set(),
     "nemo_longpo.cli": TOOLS | {"nemo_longpo.planning"},
 }

@@ -18,6 +18,7 @@ from nemo_longpo.conversion.families.family import Family
 from nemo_longpo.conversion.huggingface import config as hf_config
 from nemo_longpo.conversion.huggingface.rope import rope_settings
 from nemo_longpo.errors import InputError
+from nemo_longpo.yaml_input import read_yaml_mapping
 
 ARTIFACTS = "hf"
 """Directory inside `context/`. NeMo keeps the last component of the tokenizer's path."""
@@ -100,18 +101,11 @@ def read_model(context: Path) -> dict[str, Any]:
 
     NeMo writes this file beside `io.json` from the same object. Plain YAML runs no code, and reading it needs no NeMo.
     """
-    import yaml
-
     path = context / "model.yaml"
     if context.is_dir():
         require_files(context, CONTEXT_FILES)
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{path} does not exist; {context.parent} is not a NeMo 2 checkpoint") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not readable YAML: {error}") from error
-    if not isinstance(value, dict) or not isinstance(value.get("config"), dict):
+    value = read_yaml_mapping(path, f"{context.parent} is not a NeMo 2 checkpoint")
+    if not isinstance(value.get("config"), dict):
         raise InputError(f"{path} holds no model configuration; {context.parent} is not a NeMo 2 language model")
     return value
 

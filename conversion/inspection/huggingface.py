@@ -44,7 +44,7 @@ def describe(path: Path, advice: Advice, headers_only: bool) -> dict[str, Any]:
         "weights": _describe_weights(weights, not_finite) if weights else None,
         "sizes": sizes(config, family),
         "positions": positions(config, family),
-        "tokenizer": describe_tokenizer(path, config, advice),
+        "tokenizer": describe_tokenizer(path, config, advice, "import"),
         "nemo": None,
     }
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_longpo.model_directory.json_files import read_model_json
-from nemo_longpo.model_directory.tokenizer_files import TOKENIZERS
+from nemo_longpo.model_directory.tokenizer_files import TOKENIZERS, check_tokenizer_files
 
 from .advice import Advice
 
@@ -14,11 +14,14 @@ SPECIAL = ("bos", "eos", "pad")
 TEMPLATE_FILE = "chat_template.jinja"
 
 
-def describe_tokenizer(directory: Path, config: Mapping[str, Any], advice: Advice) -> dict[str, Any]:
+def describe_tokenizer(
+    directory: Path, config: Mapping[str, Any], advice: Advice, purpose: str = "tokenizer"
+) -> dict[str, Any]:
     """`special_ids` has, per special token, what each file says: an id, or several that all end a text."""
-    settings = _optional(directory / "tokenizer_config.json", advice)
+    usable = advice.attempt(purpose, lambda: _is_usable(directory))
+    settings = _optional(directory / "tokenizer_config.json", advice) if usable else {}
     generation = _optional(directory / "generation_config.json", advice)
-    ids = token_ids(directory, settings, advice)
+    ids = token_ids(directory, settings, advice) if usable else {}
     special = {
         name: {
             "config": config.get(f"{name}_token_id"),
@@ -35,10 +38,16 @@ def describe_tokenizer(directory: Path, config: Mapping[str, Any], advice: Advic
     return {
         "class": settings.get("tokenizer_class"),
         "files": [name for name in TOKENIZERS if (directory / name).is_file()],
-        "tokens": len(set(ids.values())) if _is_listed(directory) else None,
+        "tokens": len(set(ids.values())) if usable and _is_listed(directory) else None,
         "chat_template": template,
         "special_ids": special,
     }
+
+
+def _is_usable(directory: Path) -> bool:
+    """True; raises InputError if it is not."""
+    check_tokenizer_files(directory, transformers=4)
+    return True
 
 
 def token_ids(directory: Path, settings: Mapping[str, Any], advice: Advice) -> dict[str, int]:
@@ -50,7 +59,8 @@ def token_ids(directory: Path, settings: Mapping[str, Any], advice: Advice) -> d
     if isinstance(vocabulary, list):  # a unigram model: pairs of token and score, in the order of the ids
         vocabulary = {token: number for number, (token, _) in enumerate(vocabulary)}
     added = {token["content"]: token["id"] for token in whole.get("added_tokens") or []}
-    return {**vocabulary, **_optional(directory / "added_tokens.json", advice), **named, **added}
+    found = {**vocabulary, **_optional(directory / "added_tokens.json", advice), **named, **added}
+    return {token: number for token, number in found.items() if type(number) is int}
 
 
 def _is_listed(directory: Path) -> bool:
@@ -75,8 +85,8 @@ def _template(directory: Path, settings: Mapping[str, Any]) -> str | None:
 
 def _check(special: Mapping[str, Mapping[str, Any]], template: str | None, advice: Advice) -> None:
     for name, places in special.items():
-        found = {place: {*value} if isinstance(value, list) else {value} for place, value in places.items()}
-        known = [ids for ids in found.values() if ids != {None}]
+        found = [{*map(json.dumps, value if isinstance(value, list) else [value])} for value in places.values()]
+        known = [ids for ids in found if ids != {"null"}]
         if known and not set.intersection(*known):
             shown = ", ".join(f"{place} {json.dumps(value)}" for place, value in places.items() if value is not None)
             advice.note(f"tokenizer: the files disagree on {name}_token_id: {shown}")

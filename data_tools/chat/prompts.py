@@ -167,6 +167,8 @@ def choose_prompts(path: str | None, history: dict[str, Any]) -> Prompts:
 
 def prompts_from_dict(content: dict, where: str) -> Prompts:
     """Raises InputError naming `where` and the key."""
+    if not isinstance(content, dict):
+        raise InputError(f"{where}: prompts must be an object with texts, not a {type(content).__name__}")
     known = [field.name for field in fields(Prompts)]
     for key, value in content.items():
         if key not in known:

@@ -1,6 +1,6 @@
 """What every kind of file gives: rows with "doc_id" and "document", each with the mark from which it can be read."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -56,7 +56,17 @@ def check_columns(columns: list[str], where: str, fields: Fields) -> list[str]:
             f"{where} has no column {fields.text!r} (it has {', '.join(columns)}); name the column that holds the text "
             "with --text-field"
         )
+    refuse_two_of_one_name(columns, (fields.id, fields.text), where)
     return [name for name in dict.fromkeys((fields.id, fields.text)) if name in columns]
+
+
+def refuse_two_of_one_name(columns: list[str], wanted: Iterable[str], where: str) -> None:
+    """Parquet allows it. Raises InputError if one of the wanted columns is not the only one of its name."""
+    for name in wanted:
+        if columns.count(name) > 1:
+            raise InputError(
+                f"{where} has {columns.count(name)} columns {name!r}; rename all but the one that is meant"
+            )
 
 
 def _check_characters(text: str, field: str, where: str) -> None:

@@ -140,7 +140,7 @@ class ParquetReader:
     def _next_batch(self) -> None:
         try:
             self._batch = next(self._batches)
-        except self._errors as error:
+        except (StopIteration, *self._errors) as error:
             raise self._corrupt(error) from error
         self._batch_start, self._batch_end = self._batch_end, self._batch_end + self._batch.num_rows
 

@@ -10,8 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from nemo_longpo.errors import InputError
+from nemo_longpo.errors import InputError, one_line
 
+from ..corpus.documents import refuse_two_of_one_name
 from ..jsonl import DECOMPRESSION_ERRORS, open_lines, parse_line
 
 Load = Callable[[], list[dict[str, Any]]]
@@ -82,6 +83,14 @@ class ParquetTable:
         return (partial(self._load, start, min(start + rows, self.rows)) for start in range(0, self.rows, rows))
 
     def _load(self, start: int, stop: int) -> list[dict[str, Any]]:
+        import pyarrow as pa
+
+        try:
+            return self._read(start, stop)
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise _unreadable(self.path, error) from error
+
+    def _read(self, start: int, stop: int) -> list[dict[str, Any]]:
         """From the row groups that hold some of the rows, a few rows at a time: a group can be larger than memory."""
         file = _open_parquet(self.path)
         records: list[dict[str, Any]] = []
@@ -130,6 +139,7 @@ def choose_columns(found: list[str], wanted: tuple[str, ...], required: tuple[st
             f"{name} has no column {missing[0]!r} (it has {', '.join(found)}); a tokenised LongPO dataset has "
             f"{', '.join(required)}"
         )
+    refuse_two_of_one_name(found, wanted, name)
     return [column for column in wanted if column in found]
 
 
@@ -154,8 +164,12 @@ def _open_parquet(path: Path) -> Any:
 
     try:
         return pyarrow.parquet.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path} is not a readable Parquet file ({error}); download it again") from error
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path} is not a readable Parquet file ({one_line(error)}); download it again")
 
 
 def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:

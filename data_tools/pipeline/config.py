@@ -6,9 +6,11 @@ from dataclasses import dataclass, fields
 from datetime import date
 from difflib import get_close_matches
 from pathlib import Path
+from reprlib import repr as short_repr
 from typing import Any
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.yaml_input import read_yaml_mapping
 
 from ..engines.load import EngineOptions
 from ..options import Settings, setting, settings_from
@@ -79,32 +81,36 @@ def load_pipeline(path: Path) -> Pipeline:
 
     Raises InputError naming the file and the key: unknown keys, values out of range, stages without the one before.
     """
-    import yaml
-
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; give a YAML file (see `longpo data run --help`)")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold a mapping with the keys {', '.join(_TOP_KEYS)}")
+    content = read_yaml_mapping(path, f"give a YAML file with the keys {', '.join(_TOP_KEYS)}")
     # Keys in x-… are free for YAML anchors.
     content = {key: value for key, value in content.items() if not str(key).startswith("x-")}
     _refuse_unknown(content, _TOP_KEYS, f"{path}:")
     for key in ("input", "model", "output", "stages"):
         if not content.get(key):
             raise InputError(f"{path}: key {key!r} is missing")
-    inputs = content["input"]
-    executors = {"local": {"type": "LocalExecutor"}} | (content.get("executors") or {})
+    inputs = content["input"] if isinstance(content["input"], list) else [content["input"]]
+    executors = content.get("executors") or {}
+    if not isinstance(executors, dict):
+        raise InputError(f"{path}: key 'executors' must be a mapping from names to executors, not a list or a text")
+    executors = {"local": {"type": "LocalExecutor"}} | executors
     return Pipeline(
-        input=tuple(map(str, inputs if isinstance(inputs, list) else [inputs])),
-        model=Path(str(content["model"])),
-        output=Path(str(content["output"])),
-        prompts=Path(str(content["prompts"])) if content.get("prompts") else None,
+        input=tuple(_text(value, f"{path}: key 'input'") for value in inputs),
+        model=Path(_text(content["model"], f"{path}: key 'model'")),
+        output=Path(_text(content["output"], f"{path}: key 'output'")),
+        prompts=Path(_text(content["prompts"], f"{path}: key 'prompts'")) if content.get("prompts") else None,
         executors=_executors(executors, path),
         stages=_stages(content["stages"], executors, path),
     )
+
+
+def _text(value: Any, where: str) -> str:
+    """A path or word; a number or a date is one, too, because YAML reads 2024 and 2024-01-01 as such."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float | date):
+        raise InputError(f"{where} must be text, not {short_repr(value)}; put it in quotes if it is")
+    text = str(value)
+    if "\0" in text:
+        raise InputError(f"{where} holds a zero byte, which no path and no setting can")
+    return text
 
 
 def _executors(executors: Any, path: Path) -> dict[str, dict[str, Any]]:
@@ -150,7 +156,7 @@ def _stage(name: str, values: Any, executors: Mapping[str, Any], where: str) -> 
     env = values.get("env") or {}
     if not isinstance(env, dict):
         raise InputError(f"{where}: env must be a mapping from names to values")
-    return StageRun(name, own, launch, {str(key): str(value) for key, value in env.items()})
+    return StageRun(name, own, launch, {_text(key, f"{where}: env"): _text(env[key], f"{where}: env") for key in env})
 
 
 def _refuse_passwords(addresses: tuple[str, ...]) -> None:
@@ -171,7 +177,7 @@ def _refuse_unknown(values: Mapping[str, Any], known: tuple[str, ...], where: st
         if key not in known:
             close = get_close_matches(str(key), known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(known)}"
-            raise InputError(f"{where} unknown key {key!r}; {hint}")
+            raise InputError(f"{where} unknown key {short_repr(key)}; {hint}")
 
 
 def _flag(name: str, value: Any) -> list[str]:

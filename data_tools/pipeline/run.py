@@ -9,11 +9,10 @@ from typing import Any
 from tqdm import tqdm
 
 from nemo_longpo.errors import InputError
-from nemo_longpo.json_input import read_json_object
 from nemo_longpo.terminal import note, printable_lines
 
 from ..runner.progress import TenthsBar, shares_of_parts
-from ..runner.rows import REPAIR, SETTINGS_NAME
+from ..runner.rows import read_stage_settings
 from .config import Pipeline, StageRun
 from .launch import make_executor, run_processes
 
@@ -95,9 +94,9 @@ class _PartsBar:
         return len(list(self._output.glob("part-*.jsonl")))
 
     def refresh(self) -> None:
-        settings = self._output / SETTINGS_NAME
+        settings = read_stage_settings(self._output)
         shares, parts = shares_of_parts(self._output)
-        self._bar.total = read_json_object(settings, REPAIR)["parts"] if settings.is_file() else parts
+        self._bar.total = parts if settings is None else settings["parts"]
         if self._bar.total is not None:
             self._bar.update(min(self.finished() + shares, self._bar.total) - self._bar.n)
         if sys.stderr.isatty():

@@ -20,6 +20,28 @@ REPAIR = "remove the directory and run its stage again"
 """What to do about a damaged file of a stage's output."""
 
 
+def read_stage_settings(directory: Path) -> dict[str, Any] | None:
+    """What a stage wrote about the directory that it made; None if none made it. Raises InputError if it is damaged."""
+    path = directory / SETTINGS_NAME
+    if not path.is_file():
+        return None
+    found = read_json_object(path, REPAIR)
+    for name, kind in {"stage": str, "parts": int, "settings": dict, "history": dict}.items():
+        if type(found.get(name)) is not kind:
+            raise InputError(f"{path}: field {name!r} is missing or of another kind; {REPAIR}")
+    if not all(isinstance(settings, dict) for settings in found["history"].values()):
+        raise InputError(f"{path}: field 'history' holds something else than the settings of stages; {REPAIR}")
+    return found
+
+
+def read_counts(path: Path) -> dict[str, int]:
+    """What a stage counted. Raises InputError if the file is not there or damaged."""
+    found = read_json_object(path, REPAIR)
+    if not all(type(count) is int for count in found.values()):
+        raise InputError(f"{path} holds something else than whole numbers; {REPAIR}")
+    return found
+
+
 @dataclass(frozen=True)
 class Row:
     """One record and where it stands, for messages: "pairs.jsonl, line 12"."""
@@ -110,7 +132,7 @@ class PartsSource:
         self.path = Path(path)
         if not self.path.exists():
             raise InputError(f"{self.path} does not exist; give a .jsonl file or the directory of an earlier stage")
-        self._settings = self._read_settings() if self.path.is_dir() else None
+        self._settings = read_stage_settings(self.path)
         files = sorted(self.path.glob("*.jsonl")) if self.path.is_dir() else [self.path]
         if self._settings is not None and len(files) != self._settings["parts"]:
             stage = self._settings["stage"]
@@ -147,10 +169,6 @@ class PartsSource:
     def rows(self) -> Iterator[Row]:
         """All records, one at a time."""
         return (row for block in self._blocks for row in _read(block))
-
-    def _read_settings(self) -> dict[str, Any] | None:
-        path = self.path / SETTINGS_NAME
-        return read_json_object(path, REPAIR) if path.is_file() else None
 
 
 def _index(path: Path, limits: PartLimits | None) -> Iterator[_Block]:

@@ -31,7 +31,7 @@ from .files import commit, remove_partial_files
 from .kept import Kept, remove_kept
 from .placement import resolve_placement
 from .progress import Progress, remove_shares
-from .rows import REPAIR, SETTINGS_NAME, Row, Source
+from .rows import REPAIR, SETTINGS_NAME, Row, Source, read_counts
 
 REPORT_NAME = "report.json"
 
@@ -227,10 +227,10 @@ def _report(stage: Stage) -> dict[str, int]:
         return {}
     path = stage.output / REPORT_NAME
     if path.is_file():
-        return read_json_object(path, REPAIR)
+        return read_counts(path)
     total: Counter[str] = Counter()
     for number in range(len(stage.source.rows_in_parts)):
-        total.update(read_json_object(stage.counts(number), REPAIR))
+        total.update(read_counts(stage.counts(number)))
     report = dict(sorted(total.items()))
     commit(path, json.dumps(report, indent=2) + "\n")
     remove_claims(stage.output)

@@ -11,6 +11,7 @@ from nemo_longpo.shards.fingerprint import read_model_config
 from nemo_longpo.shards.manifest import MANIFEST_NAME, Provenance, ReferenceModel
 from nemo_longpo.shards.reader import ShardReader
 from nemo_longpo.shards.schema import PairRecord
+from nemo_longpo.shards.typed_fields import build
 from nemo_longpo.shards.writer import ShardWriter
 
 from ..chat.format import as_ids, as_spans
@@ -19,7 +20,7 @@ from ..encoded import EncodedPair, PairEncoder
 from ..jsonl import differences
 from ..model import load_chat, model_identity, rendering_identity, tokenizer_identity
 from ..options import settings_from
-from ..runner.rows import PartsSource
+from ..runner.rows import REPAIR, SETTINGS_NAME, PartsSource
 from ..settings import EngineSettings, PackSettings, TemplateSettings
 
 
@@ -32,16 +33,19 @@ def run_pack(pairs: Path, model: Path, output: Path, settings: PackSettings) -> 
     history = source.history()
     if next(reversed(history), None) != "score":
         raise InputError(f"{pairs} was not written by `longpo data score`; score the pairs first, then pack them")
-    scored = history["score"]
+    scored, where = history["score"], str(pairs / SETTINGS_NAME)
+    for name, kind in _RECORDED.items():
+        if not isinstance(scored.get(name), kind):
+            raise InputError(f"{where}: field 'settings.{name}' is missing or of another kind; {REPAIR}")
     chat = load_chat(model, settings_from(TemplateSettings, scored).day())
-    engine = EngineSettings(**scored["engine"])
+    engine = settings_from(EngineSettings, scored["engine"])
     found = tokenizer_identity(chat) | rendering_identity(chat) | {"model": model_identity(model, engine)}
     _check_same(scored, found, model)
     provenance = Provenance(
         tokenizer_fingerprint=scored["tokenizer_fingerprint"],
         chat_template_hash=scored["chat_template_hash"],
         vocab_size=read_model_config(model)["vocab_size"],
-        reference=ReferenceModel(**scored["model"]),
+        reference=build(ReferenceModel, scored["model"], where, REPAIR),
         ref_context=scored["ref_context"],
         generation=history | {"pack": settings.recorded()},
     )
@@ -50,7 +54,7 @@ def run_pack(pairs: Path, model: Path, output: Path, settings: PackSettings) -> 
         return documents
     if settings.dry_run:
         return 0
-    prompts = prompts_from_dict(scored["prompts"], f"{pairs}/settings.json")
+    prompts = prompts_from_dict(scored["prompts"], where)
     encoder = PairEncoder(chat, prompts, provenance.vocab_size)
     with (
         ShardWriter(output, provenance, **settings.recorded()) as writer,
@@ -60,6 +64,17 @@ def run_pack(pairs: Path, model: Path, output: Path, settings: PackSettings) -> 
             writer.add(_record(encoder.encode(row), provenance.ref_context), where=row.where)
             bar.update()
     return documents
+
+
+_RECORDED = {
+    "engine": dict,
+    "prompts": dict,
+    "model": dict,
+    "tokenizer_fingerprint": str,
+    "chat_template_hash": str,
+    "ref_context": str,
+}
+"""What `score` records and packing needs."""
 
 
 def _holds(output: Path, provenance: Provenance, documents: int) -> bool:

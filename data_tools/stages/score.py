@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 
 from nemo_longpo.errors import InputError
-from nemo_longpo.json_input import read_json_object
 
 from ..encoded import EncodedPair, PairEncoder, check_row
 from ..engines.base import Engine, Span, Tick
 from ..engines.verification import Scored, Verification
 from ..model import load_chat, tokenizer_identity
 from ..pairs import BRANCHES
-from ..runner.rows import REPAIR, SETTINGS_NAME, Row
+from ..runner.rows import Row, read_stage_settings
 from ..runner.stage import PartResult
 from ..settings import ScoreSettings
 from .with_model import Bench, ModelStage, check_long, check_short, run_with_model
@@ -104,11 +103,10 @@ def _check_lengths(requests: list[_Request], engine: Engine, settings: ScoreSett
 
 def _check_imported(pairs: Path, model: Path) -> None:
     """Imported ids mean something only to the tokenizer that they were checked with."""
-    path = pairs / SETTINGS_NAME
-    stage = read_json_object(path, REPAIR) if path.is_file() else {}
-    if stage.get("stage") != "import-hf":
+    stage = read_stage_settings(pairs)
+    if stage is None or stage["stage"] != "import-hf":
         return
-    imported, found = stage["settings"]["tokenizer_fingerprint"], tokenizer_identity(load_chat(model))
+    imported, found = stage["settings"].get("tokenizer_fingerprint"), tokenizer_identity(load_chat(model))
     if imported != found["tokenizer_fingerprint"]:
         raise InputError(
             f"{pairs} was imported with tokenizer {imported}, but {model} has {found['tokenizer_fingerprint']}; give "

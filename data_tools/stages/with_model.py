@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from nemo_longpo.errors import InputError
-from nemo_longpo.json_input import read_json_object
 
 from ..chat.format import ChatFormat
 from ..chat.prompts import Prompts, choose_prompts
@@ -18,7 +17,7 @@ from ..engines.resuming import ResumingEngine
 from ..model import load_chat, model_identity, rendering_identity, tokenizer_identity
 from ..options import Settings, settings_from
 from ..runner.progress import Progress
-from ..runner.rows import REPAIR, SETTINGS_NAME, Row, open_parts
+from ..runner.rows import Row, open_parts, read_stage_settings
 from ..runner.stage import PartResult, Process, Stage, run_stage
 from ..settings import Placement, TemplateSettings
 
@@ -100,8 +99,7 @@ def _chat_day(where: ModelStage, history: dict[str, Any]) -> date:
 
     So a stage that is started again after midnight goes on with its prompts, and all stages use the same.
     """
-    path = where.output / SETTINGS_NAME
-    begun = read_json_object(path, REPAIR).get("settings") if path.is_file() else None
+    begun = (read_stage_settings(where.output) or {}).get("settings")
     for found in (begun, *reversed(history.values())):
         if where.template.chat_date is None and isinstance(found, dict) and "chat_date" in found:
             return settings_from(TemplateSettings, found).day() or date.today()

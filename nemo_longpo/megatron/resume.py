@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import fiddle as fdl
 import lightning.pytorch as pl
-import yaml
 from nemo.collections import llm
 from nemo.collections.llm.gpt.model.llama import Llama4Config
 from nemo.lightning import AutoResume, io
@@ -19,6 +18,7 @@ from nemo_longpo.checkpoints.completeness import require_complete
 from nemo_longpo.checkpoints.trust import TRAINED_HERE, check_context, check_weights
 from nemo_longpo.errors import InputError
 from nemo_longpo.json_input import read_json_object
+from nemo_longpo.yaml_input import read_yaml_mapping
 
 from .checkpoint_checks import checkpoint_of
 from .model import ArchitectureFromCheckpoint, LongPOModel
@@ -95,7 +95,7 @@ def load_rope_scaling(checkpoint: Path) -> dict[str, Any] | None:
         raise InputError(
             f"{record} does not exist, so the checkpoint is incomplete; take another one, or import again."
         )
-    model = yaml.safe_load(record.read_text(encoding="utf-8"))
+    model = read_yaml_mapping(record, "take another checkpoint, or import again")
     if "rope_scaling" in model:
         return model["rope_scaling"]
     hf_config = checkpoint / "context" / "hf" / "config.json"

@@ -4,6 +4,7 @@ Checked when the file is read, so that everything after it works with values of 
 ones a model needs, and which values of the right kind are supported, is decided elsewhere.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,14 @@ def _is_token(value: Any) -> bool:
     return isinstance(value.get("content") if isinstance(value, dict) else value, str)
 
 
+def _is_decoder(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and all(re.fullmatch("[0-9]{1,9}", key) for key in value)
+        and all(_is_token(token) for token in value.values())
+    )
+
+
 SIZE = Kind(f"a whole number from 1 to {LARGEST}", _is_size)
 COUNT = Kind(f"a whole number from 0 to {LARGEST}", lambda value: value == 0 or _is_size(value))
 NUMBER = Kind("a number from 0 to 1e300", _is_number)
@@ -45,6 +54,7 @@ SWITCH = Kind("true or false", lambda value: isinstance(value, bool))
 NAME = Kind("a string", lambda value: isinstance(value, str))
 NAMES = Kind("a list of strings", _is_names)
 OBJECT = Kind("an object", lambda value: isinstance(value, dict))
+DECODER = Kind("an object of ids and tokens", _is_decoder)
 TOKEN = Kind("a string, or an object with a string as its content", _is_token)
 
 FIELDS = {
@@ -88,7 +98,7 @@ TOKENIZER_FIELDS = {
     "padding_side": NAME,
     "truncation_side": NAME,
     "model_input_names": NAMES,
-    "added_tokens_decoder": OBJECT,
+    "added_tokens_decoder": DECODER,
     **{f"{name}_token": TOKEN for name in ("bos", "eos", "unk", "pad", "sep", "cls", "mask")},
 }
 """Of a `tokenizer_config.json`; null says no more than leaving the field out."""

@@ -3,13 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as short_repr
 from typing import Any
 
 from nemo_longpo.errors import InputError
-from nemo_longpo.model_directory.config_fields import check_fields
+from nemo_longpo.model_directory.config_fields import LARGEST, check_fields
 from nemo_longpo.model_directory.defaults import with_defaults
 from nemo_longpo.model_directory.downloads import cache_hint
 from nemo_longpo.model_directory.json_files import read_model_json
+from nemo_longpo.yaml_input import read_yaml_mapping
 
 
 @dataclass(frozen=True)
@@ -113,13 +115,7 @@ def load_shape(name_or_path: str) -> ModelShape:
 
 
 def _from_nemo(file: Path) -> ModelShape:
-    import yaml
-
-    try:
-        recorded = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{file} is not readable YAML: {error}.") from error
-    config = recorded.get("config") if isinstance(recorded, dict) else None
+    config = read_yaml_mapping(file, "give a NeMo checkpoint of a language model").get("config")
     if not isinstance(config, dict):
         raise InputError(f"{file} holds no model configuration; give a NeMo checkpoint of a language model.")
     tied, bias = "share_embeddings_and_output_weights", bool(config.get("add_qkv_bias"))
@@ -147,6 +143,6 @@ def _shape(
 
 def _whole(config: Mapping[str, Any], name: str, where: str) -> int:
     value = config.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InputError(f"{where}: {name} is {value!r}, not a whole number of at least 1.")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST:
+        raise InputError(f"{where}: {name} is {short_repr(value)}, not a whole number from 1 to {LARGEST}.")
     return value

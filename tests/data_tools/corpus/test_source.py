@@ -318,3 +318,13 @@ def test_damaged_dataset_and_missing_library(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError, match="saved needs the library of Hugging Face datasets: pip install datasets"):
         read(tmp_path / "saved")
+
+
+def test_two_columns_of_one_name(tmp_path):
+    table = pa.table([["a"], ["b"], ["c"]], names=["text", "text", "other"])
+    pa.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a\.parquet has 2 columns 'text'; rename all but"):
+        read(tmp_path / "a.parquet")
+    other = pa.table([["a"], ["b"], ["c"]], names=["text", "other", "other"])
+    pa.parquet.write_table(other, tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet")[0][1][0]["document"] == "a"

@@ -98,7 +98,14 @@ def test_published_pairs_are_scored_and_packed(tmp_path):
         (("  chunk: {chunk_tokens: 100}", "  import-hf:"), "'import-hf' makes pairs itself; remove the stages up to"),
         (("  chunk: {chunk_tokens: 100}", "  score:\n  pack: {processes: 2}"), "stages.pack: .*in one process"),
         (("  chunk: {chunk_tokens: 100}", "  chunk: 7"), "stages.chunk must be a mapping of settings"),
-        (("stages:", "stages: ["), "not valid YAML"),
+        (("stages:", "stages: ["), "not readable YAML"),
+        (
+            ("executors:\n  gpu: {type: SlurmExecutor, account: team}", "executors: [gpu]"),
+            "key 'executors' must be a map",
+        ),
+        (("input: [books, papers.jsonl]", "input: [{a: b}]"), "key 'input' must be text, not {'a': 'b'}"),
+        (("model: MODEL", "model: [MODEL]"), r"key 'model' must be text, not \['MODEL'\]"),
+        (('"{rank}"}}', "[1]}}"), r"stages.respond: env must be text, not \[1\]"),
     ],
 )
 def test_bad_files(tmp_path, change, message):

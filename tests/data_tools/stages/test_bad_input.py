@@ -194,3 +194,25 @@ def test_a_document_id_that_stands_twice_is_refused_before_the_work(
     first, second = pairs / "a.jsonl", pairs / "b.jsonl"
     assert err.startswith(f"{second}, line 2: document id 'same' was already used by {first}, line 2; give every")
     assert outputs() == {"a.jsonl", "b.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"parts": None}, "settings.json: field 'parts' is missing or of another kind; remove the directory"),
+        ({"settings": []}, "settings.json: field 'settings' is missing or of another kind"),
+        (
+            {"history": {"respond": 3}},
+            "settings.json: field 'history' holds something else than the settings of",
+        ),
+        ({"settings": {}}, "settings.json: field 'settings.engine' is missing or of another kind"),
+    ],
+)
+def test_damaged_settings_of_a_stage(longpo, model_dir, tmp_path, change, message):
+    pairs = tmp_path / "scored"
+    pairs.mkdir()
+    (pairs / "part-00000.jsonl").write_text(json.dumps(PAIR) + "\n")
+    content = {"stage": "score", "parts": 1, "settings": {}, "input": {}, "history": {}} | change
+    (pairs / "settings.json").write_text(json.dumps(content))
+    status, _, err = longpo("pack", "--pairs", pairs, "--model", model_dir, "--output", tmp_path / "shards")
+    assert (status, message in err) == (2, True), err

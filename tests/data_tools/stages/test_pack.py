@@ -72,7 +72,7 @@ def test_shards_say_which_tokens_hold_a_turn_s_chunk(longpo, model_dir, tmp_path
         (lambda record: record.pop("ref_chosen_logps"), "line 2: field 'ref_chosen_logps' is missing"),
         (lambda record: record["ref_chosen_logps"].pop(), "'ref_chosen_logps' has 1 turns, but there are 2"),
         (lambda record: record["ref_rejected_logps"][1].pop(), "'ref_rejected_logps' has"),
-        (lambda record: record["ref_rejected_logps"][1].append("x"), "'ref_rejected_logps[1]' must be numbers"),
+        (lambda record: record["ref_rejected_logps"][1].append("x"), "'ref_rejected_logps[1]' must be finite numbers"),
         (lambda record: record["ref_rejected_logps"].insert(0, 1.0), "'ref_rejected_logps[0]' must be a list"),
     ],
 )
