@@ -1,9 +1,10 @@
 """Documents to shards through the command line with `--engine vllm`."""
 
 import json
+import shutil
 
 import pytest
-from small_corpus import make_document
+from small_corpus import declare_ends, make_document
 
 from nemo_longpo.cli import main
 
@@ -33,7 +34,10 @@ def longpo(capfd):
 
 @pytest.mark.parametrize(("family", "dtype"), [("mistral", "float32"), ("qwen2", "bfloat16")])
 def test_documents_to_shards(longpo, corpus, request, tmp_path, family, dtype):
-    model = request.getfixturevalue(family)
+    model = shutil.copytree(request.getfixturevalue(family), tmp_path / "model")
+    own_end = json.loads((model / "generation_config.json").read_text())["eos_token_id"]
+    ends = [own_end, *range(100, 110)]
+    declare_ends(model, ends)
     engine = ("--model", model, "--engine", "vllm", "--dtype", dtype, "--kv-cache-memory-bytes", 128 << 20)
     sampling = ("--temperature", 1, "--max-new-tokens")
 
@@ -45,6 +49,16 @@ def test_documents_to_shards(longpo, corpus, request, tmp_path, family, dtype):
     stage("instruct", "chunk", *engine, "--pool-size", 1, *sampling, 20, "--no-check-requests")
     responded = stage("respond", "instruct", *engine, *sampling, 200)
     assert responded["requests"] == 2 * responded["turns_out"]
+    answers = [
+        (turn[f"{name}_token_ids"], turn[f"{name}_finish_reason"])
+        for path in sorted((tmp_path / "respond").glob("part-*"))
+        for line in path.read_text().splitlines()
+        for turn in json.loads(line)["turns"]
+        for name in ("chosen", "rejected")
+    ]
+    assert all(not set(ids) & set(ends) for ids, _ in answers)
+    assert any(reason == "stop" for _, reason in answers)
+    assert all(len(ids) == 200 for ids, reason in answers if reason == "length")
     # The whole document is the same for all of its turns.
     assert responded["cached_prompt_tokens"] > responded["prompt_tokens"] / 5
     filtered = stage("filter", "respond")
