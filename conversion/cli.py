@@ -22,8 +22,9 @@ bits. Supported: Mistral, Qwen2.5 and Llama 3, as safetensors (see --allow-pickl
 libraries print while they load is shown with LONGPO_VERBOSE=1."""
 
 EXPORT_EXAMPLE = """example:
-  longpo convert export --checkpoint results/checkpoints/last --output models/mistral-longpo
+  longpo convert export --checkpoint results --output models/mistral-longpo
 
+Of a run's directory (its `log.log_dir`) the newest complete checkpoint is taken.
 The configuration, tokenizer, chat template and generation settings are those of the imported model; rotary base
 and scaling of training are written to config.json. Tensors get the dtype they had before the import, unless --dtype is
 given. Checkpoints that `nemo llm import` started are taken too: what they do not record is said, or asked for.
@@ -31,7 +32,7 @@ Checkpoints of LoRA adapters (`peft=lora`) are exported as whole models."""
 
 INSPECT_EXAMPLE = """example:
   longpo convert inspect models/Mistral-7B-Instruct-v0.2
-  longpo convert inspect --json results/checkpoints/last
+  longpo convert inspect --json results
 
 Needs no NeMo. Every weight is read once, in search of NaN and infinities; with --headers-only nothing but headers and
 small files is, which takes a moment whatever the model's size. The last lines say what would stop an import, an export
@@ -100,7 +101,9 @@ def _register_import(commands: "argparse._SubParsersAction[argparse.ArgumentPars
 
 def _register_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = _leaf(commands, "export", "turn a NeMo checkpoint into a Hugging Face directory", EXPORT_EXAMPLE)
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="NEMO_DIR", help="NeMo checkpoint directory")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="NEMO_DIR", help="NeMo checkpoint, or a run's directory"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="HF_DIR", help="model directory to write")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="convert all weights to this type")
     parser.add_argument(
@@ -125,7 +128,7 @@ def _register_export(commands: "argparse._SubParsersAction[argparse.ArgumentPars
 
 def _register_inspect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = _leaf(commands, "inspect", "say what a model directory holds, on either side", INSPECT_EXAMPLE)
-    parser.add_argument("path", type=Path, metavar="DIR", help="Hugging Face directory or NeMo checkpoint")
+    parser.add_argument("path", type=Path, metavar="DIR", help="Hugging Face directory, NeMo checkpoint or run")
     parser.add_argument(
         "--headers-only", action="store_true", help="do not read the weights themselves, so NaN in them is not found"
     )

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from nemo_longpo.checkpoints.run_directory import find_checkpoint
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.json_files import read_model_json
 from nemo_longpo.terminal import note
@@ -45,7 +46,7 @@ def export_checkpoint(
     overwrite: bool = False,
     workers: int = DEFAULT_WORKERS,
 ) -> Path:
-    """Convert a NeMo checkpoint directory to a Hugging Face one.
+    """Convert a NeMo checkpoint, or the newest complete one of a run's directory, to a Hugging Face directory.
 
     Everything but the weights comes from the model that was imported (kept in `context/hf`), or from `base`. The rotary
     base and its scaling are those the NeMo model was trained with. Tensors get the dtype they had before the import, or
@@ -53,6 +54,9 @@ def export_checkpoint(
     `base_checkpoint` or else of the checkpoint that they name. Files are held to their record: sizes, and with
     `check_hashes` hashes. Peak memory: a few times the largest tensor per worker.
     """
+    given, checkpoint = checkpoint, find_checkpoint(checkpoint)
+    if checkpoint != given:
+        note(f"export: takes {checkpoint}, the newest complete checkpoint of {given}")
     require_apart(output, *filter(None, (checkpoint, base)))
     require_free(output, overwrite=overwrite)
     source = NemoCheckpoint.open(checkpoint, base, base_checkpoint, check_hashes=check_hashes)

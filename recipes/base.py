@@ -138,7 +138,8 @@ def _optimizer(
 
 
 def _log(save_every_n_steps: int) -> run.Config[nl.NeMoLogger]:
-    """One run directory under `log_dir`; the newest checkpoint is kept, and linked as `…-last`."""
+    """One run directory under `log_dir`; the newest checkpoint is kept, with all that resuming needs, and linked as
+    `…-last`."""
     return run.Config(
         nl.NeMoLogger,
         log_dir="nemo_experiments",
@@ -154,5 +155,7 @@ def _log(save_every_n_steps: int) -> run.Config[nl.NeMoLogger]:
             mode="max",
             filename="{global_step:.0f}",
             every_n_train_steps=save_every_n_steps,
+            save_optim_on_train_end=True,  # a finished run may be given more steps
+            enable_version_counter=False,
         ),
     )

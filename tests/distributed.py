@@ -20,6 +20,8 @@ def _serve(rank: int, connection) -> None:
     import torch
 
     torch.set_num_threads(1)
+    # As in a process that trains; by spawn, as this one was started, workers that load data would import NeMo first.
+    multiprocessing.set_start_method("fork", force=True)
     while (job := connection.recv()) is not None:
         module, function, world_size, port, kwargs = job
         os.environ |= {

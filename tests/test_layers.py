@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nemo_longpo.yaml_input": set(),
     **dict.fromkeys(PURE, PURE),
     "nemo_longpo.shards": PURE | {"nemo_longpo.model_directory"},
-    "nemo_longpo.planning": {"nemo_longpo.model_directory", "nemo_longpo.yaml_input"},
+    "nemo_longpo.planning": {"nemo_longpo.checkpoints", "nemo_longpo.model_directory", "nemo_longpo.yaml_input"},
     **{unit: LAYOUTS | PURE | {"nemo_longpo.shards"} for unit in LAYOUTS},
     "nemo_longpo.backends": LAYOUTS | PURE,
     "nemo_longpo.megatron": {
@@ -49,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | PURE,
     "nemo_longpo.recipes": {"nemo_longpo.shards", "nemo_longpo.planning"} | ADAPTER | LAYOUTS | PURE,
     # The demo calls everything else through the public commands, as a user would.
-    "nemo_longpo.recipes.demo": {"nemo_longpo.shards"} | PURE,
+    "nemo_longpo.recipes.demo": {"nemo_longpo.shards", "nemo_longpo.checkpoints"} | PURE,
     "nemo_longpo.conversion": PURE
     | {
         "nemo_longpo.attention",

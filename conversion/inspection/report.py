@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from nemo_longpo.checkpoints.run_directory import find_checkpoint
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.downloads import cache_hint
 
@@ -11,13 +12,14 @@ from .advice import Advice
 
 
 def inspect_model(path: Path, *, headers_only: bool = False) -> dict[str, Any]:
-    """Describe a Hugging Face model or a NeMo checkpoint.
+    """Describe a Hugging Face model or a NeMo checkpoint, or the newest complete one of a run's directory.
 
     What is not there or not known is null. `advice` lists what would stop an import, an export or training, and what is
     likely to be a mistake; it is empty where all is well. Every weight is read, to find NaN and infinities, unless
     `headers_only`.
     """
     advice = Advice()
+    path = find_checkpoint(path)
     if (path / "context").is_dir():
         # Reading distributed checkpoints takes a part of PyTorch that is a second in the importing.
         from . import nemo

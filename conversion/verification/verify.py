@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 import torch
 from tqdm import tqdm
 
+from nemo_longpo.checkpoints.run_directory import find_checkpoint
 from nemo_longpo.checkpoints.trust import check_tokenizer_files
 from nemo_longpo.conversion.huggingface.rope import rope_settings
 from nemo_longpo.conversion.sources import NOTHING_ELSE, Access, Source, open_source
@@ -48,12 +49,13 @@ def verify(
     allow: Collection[str] = (),
     strict: bool = False,
 ) -> Report:
-    """Compare two models, Hugging Face directories or NeMo checkpoints in any combination.
+    """Compare two models, Hugging Face directories, NeMo checkpoints or directories of runs in any combination.
 
     Differences of fields that options of import and export change, and of dtype, are reported and allowed, unless
     `strict`; `allow` names further fields or files. Without questions no logits are computed, and NeMo is not needed.
     Raises InputError if a side is not a complete model.
     """
+    a, b = find_checkpoint(a), find_checkpoint(b)
     if a.resolve() == b.resolve():
         raise InputError(f"both sides are {a}; give two models")
     ours, theirs = open_source(a, access), open_source(b, access)

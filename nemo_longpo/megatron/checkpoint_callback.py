@@ -1,10 +1,9 @@
-"""When a run saves, and what makes a checkpoint complete."""
+"""What makes a checkpoint complete, and the record of its files."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import lightning.pytorch as pl
-from nemo import lightning as nl
 from nemo.lightning.ckpt_utils import ckpt_to_dir
 from nemo.lightning.io.pl import TrainerContext
 from nemo.utils import logging
@@ -12,11 +11,13 @@ from nemo.utils import logging
 from nemo_longpo.checkpoints.recorder import Recorder
 from nemo_longpo.errors import InputError, explain_full_disk
 
+from .checkpointing import RunCheckpoint
+
 GOES_ON = "and it goes on from the newest complete checkpoint"
 
 
-class LongPOCheckpoint(nl.ModelCheckpoint):
-    """NeMo's checkpoint callback, which also records sizes and hashes of the files.
+class LongPOCheckpoint(RunCheckpoint):
+    """The checkpoints of a run, with a record of the sizes and hashes of their files.
 
     A checkpoint is complete when its weights and its context are written; only then its mark as unfinished goes. NeMo
     writes the context with a warning for every failure, a full disk too, and takes the checkpoint for complete. Here it

@@ -7,14 +7,19 @@ from typing import Any, Literal
 
 import fiddle as fdl
 import lightning.pytorch as pl
+from nemo import lightning as nl
 from nemo.collections import llm
 from nemo.collections.llm.gpt.model.llama import Llama4Config
 from nemo.lightning import AutoResume, io
+from nemo.utils import logging
+from nemo.utils.app_state import AppState
 
 from nemo_longpo.attention.rope_config import nemo_scaling_settings, scaling_of, scaling_settings
 from nemo_longpo.backends import cpu
 from nemo_longpo.checkpoints import integrity
 from nemo_longpo.checkpoints.completeness import require_complete
+from nemo_longpo.checkpoints.resuming import describe_left_out, find_resume_point, refuse_to_start_beside
+from nemo_longpo.checkpoints.run_directory import CHECKPOINTS, find_checkpoint, list_checkpoints
 from nemo_longpo.checkpoints.trust import TRAINED_HERE, check_context, check_weights
 from nemo_longpo.errors import InputError
 from nemo_longpo.json_input import read_json_object
@@ -108,6 +113,9 @@ def load_rope_scaling(checkpoint: Path) -> dict[str, Any] | None:
 class LongPOResume(AutoResume):
     """NeMo's resume, which also gives a model without a config the architecture of `restore_config.path`.
 
+    It goes on from the newest complete checkpoint of the run, whatever links lie beside it, and refuses to start over
+    beside one. `restore_config.path` and `resume_from_path` may be the directory of another run.
+
     Args:
         trust_checkpoint: build and unpickle whatever checkpoints name, also what is not known to run no code.
         check_hashes: hold the files of a checkpoint that has a record to their hashes before they are loaded, not to
@@ -115,11 +123,13 @@ class LongPOResume(AutoResume):
         accept_changes: let a resumed run go on with other shards, or another `restore_config.path`, than it began with.
     """
 
+    resume_from_path: str | None = None
     trust_checkpoint: bool = False
     check_hashes: bool = True
     accept_changes: bool = False
 
     def setup(self, trainer: pl.Trainer, model: LongPOModel) -> None:
+        self._take_checkpoints_of_runs()
         origin = Path(self.restore_config.path) if self.restore_config and self.restore_config.path else None
         if isinstance(model.config, ArchitectureFromCheckpoint):
             if origin is None:
@@ -127,6 +137,7 @@ class LongPOResume(AutoResume):
             if (origin / "context").is_dir():
                 self._check_files(origin)
             model.adopt_architecture(load_architecture(origin, self.trust_checkpoint), load_rope_scaling(origin))
+        self._check_beside(trainer, model)
         if resumed := self.get_trainer_ckpt_path(model):
             self._check_files(checkpoint_of(resumed))
         if not self.trust_checkpoint:
@@ -137,6 +148,15 @@ class LongPOResume(AutoResume):
         trainer.callbacks.insert(0, KeepInputs(origin, self.accept_changes))  # type: ignore[attr-defined]
         if trainer.ckpt_path and origin and self.restore_config.load_artifacts:
             _take_tokenizer(model, origin, self.trust_checkpoint)
+
+    def _check_beside(self, trainer: pl.Trainer, model: LongPOModel) -> None:
+        if not isinstance(trainer.checkpoint_callback, nl.ModelCheckpoint):
+            return
+        start = self.get_trainer_ckpt_path(model)
+        folder = Path(str(trainer.checkpoint_callback.dirpath))
+        refuse_to_start_beside(folder, Path(start) if start else None)
+        for line in describe_left_out(list_checkpoints(folder)):
+            logging.warning(line)
 
     def _check_what_loads(self, model: LongPOModel, origin: Path | None) -> None:
         """NeMo takes the tokenizer of the checkpoint that a run goes on from, or of where it began; its weights; and of
@@ -155,6 +175,30 @@ class LongPOResume(AutoResume):
         """What every rank reads now; the weights are looked at when all ranks are there to share the work."""
         integrity.check_context(checkpoint, hashes=self.check_hashes)
         require_complete(checkpoint)
+
+    def _take_checkpoints_of_runs(self) -> None:
+        if self.restore_config and self.restore_config.path:
+            self.restore_config.path = _take_checkpoint(self.restore_config.path, "resume.restore_config.path")
+        if self.resume_from_path:
+            self.resume_from_path = _take_checkpoint(self.resume_from_path, "resume.resume_from_path")
+
+    def _find_trainer_ckpt_path(self) -> Path | None:
+        """Instead of NeMo's, which knows links to checkpoints only."""
+        place = self.resume_from_directory or Path(AppState().log_dir, CHECKPOINTS)
+        if "://" in str(place):
+            return super()._find_trainer_ckpt_path()
+        newest = find_resume_point(Path(place))
+        if newest is None and not self.resume_ignore_no_checkpoint and not self.restore_config:
+            raise InputError(f"{place} holds no checkpoint, and resume.resume_ignore_no_checkpoint is False; set it.")
+        return newest
+
+
+def _take_checkpoint(path: str, setting: str) -> str:
+    """Of a run's directory, the checkpoint that is meant; other paths, and addresses, as they are."""
+    taken = path if "://" in path else str(find_checkpoint(Path(path)))
+    if Path(taken) != Path(path):
+        logging.info(f"{setting} is a run's directory; takes its newest complete checkpoint, {taken}")
+    return taken
 
 
 def _take_tokenizer(model: LongPOModel, origin: Path, trusted: bool) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from reprlib import repr as short_repr
 from typing import Any
 
+from nemo_longpo.checkpoints.run_directory import find_checkpoint
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.config_fields import LARGEST, check_fields
 from nemo_longpo.model_directory.defaults import with_defaults
@@ -90,14 +91,14 @@ _NEMO = {
 
 
 def load_shape(name_or_path: str) -> ModelShape:
-    """A built-in name, a Hugging Face directory or its config.json, or a NeMo checkpoint.
+    """A built-in name, a Hugging Face directory or its config.json, a NeMo checkpoint or a run's directory.
 
     Raises:
         InputError: nothing of the kind there, or a file without one of the numbers.
     """
     if name_or_path in MODELS:
         return MODELS[name_or_path]
-    path = Path(name_or_path)
+    path = find_checkpoint(Path(name_or_path))
     nemo = path / "context" / "model.yaml"
     if nemo.is_file():
         return _from_nemo(nemo)

@@ -5,11 +5,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from nemo_longpo.checkpoints.run_directory import find_checkpoint
 from nemo_longpo.errors import InputError
 
 from .plots import plot_accuracy, plot_rewards
 from .runner import run_stages
-from .stages import BASE_LENGTH, DemoSettings, demo_stages, metrics_file, trained_checkpoint
+from .stages import BASE_LENGTH, DemoSettings, demo_stages, metrics_file, training_directory
 
 
 def run_demo(settings: DemoSettings) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
             "pairs": str(output / "data" / "filter"),
             "shards": str(output / "data" / "shards"),
             "metrics": str(metrics_file(output)),
-            "checkpoint": str(trained_checkpoint(output)),
+            "checkpoint": str(find_checkpoint(training_directory(output))),
             "model": str(output / "model"),
             "plots": [str(output / "accuracy.png"), str(output / "rewards.png")],
         },

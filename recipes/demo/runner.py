@@ -40,8 +40,7 @@ def _run(stage: Stage, label: str, log: Path) -> float:
     if stage.function is not None:
         stage.function()
     if stage.command is not None:
-        command = stage.command if isinstance(stage.command, tuple) else stage.command()
-        _run_command(stage, command, label, log)
+        _run_command(stage, stage.command, label, log)
     elapsed = time.monotonic() - started
     _show(f"{label}: {elapsed:.0f} s", last=True)
     return elapsed

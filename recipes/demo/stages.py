@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from nemo_longpo.checkpoints import run_directory
 from nemo_longpo.errors import InputError
 
 from .corpus import write_corpus
@@ -46,13 +47,13 @@ Command = tuple[str, ...]
 class Stage:
     """One step of the demo: a command, or a function that writes a file itself.
 
-    `command` is a function where it depends on what earlier stages wrote. `threads` bounds each process's threads; None
+    `threads` bounds each process's threads; None
     leaves all cores to it. `progress` says how far the running stage is.
     """
 
     name: str
     title: str
-    command: Command | Callable[[], Command] | None = None
+    command: Command | None = None
     function: Callable[[], None] | None = None
     threads: int | None = None
     progress: Callable[[], str] | None = None
@@ -70,16 +71,12 @@ def public_command(name: str) -> str:
 
 def metrics_file(output: Path) -> Path:
     """Where the training writes one line of metrics per step."""
-    return output / "training" / "tb_logs" / "longpo" / "metrics.jsonl"
+    return run_directory.metrics_file(training_directory(output))
 
 
-def trained_checkpoint(output: Path) -> Path:
-    """The checkpoint that the training wrote at its end."""
-    folder = output / "training" / "longpo" / "checkpoints"
-    last = sorted(folder.glob("*-last"), key=lambda path: path.stat().st_mtime)
-    if not last:
-        raise InputError(f"{folder} holds no checkpoint that ends in -last; see {output / 'logs' / 'train.log'}.")
-    return last[-1]
+def training_directory(output: Path) -> Path:
+    """The run's directory, which export takes as a whole."""
+    return output / "training"
 
 
 def training_progress(metrics: Path, steps: int) -> str:
@@ -159,13 +156,10 @@ def _model_stages(settings: DemoSettings) -> list[Stage]:
         f"model.objective.beta={settings.beta}",
         f"optim.config.lr={settings.learning_rate}",
         "optim.lr_scheduler.warmup_ratio=0.1",
-        f"log.log_dir={output / 'training'}",
+        f"log.log_dir={training_directory(output)}",
     )
 
-    def export() -> Command:
-        checkpoint = str(trained_checkpoint(output))
-        command = (longpo, "convert", "export", "--checkpoint", checkpoint, "--output", str(output / "model"))
-        return (*command, "--overwrite")
+    export = (longpo, "convert", "export", "--checkpoint", str(training_directory(output)), "--output")
 
     def progress() -> str:
         return training_progress(metrics_file(output), settings.steps)
@@ -173,7 +167,7 @@ def _model_stages(settings: DemoSettings) -> list[Stage]:
     return [
         Stage("import", "convert the base model to NeMo", (*convert, "--rope-theta", str(settings.rope_theta))),
         Stage("train", "train with context parallelism over two processes", train, threads=1, progress=progress),
-        Stage("export", "convert the trained model to Hugging Face", export),
+        Stage("export", "convert the trained model to Hugging Face", (*export, str(output / "model"), "--overwrite")),
     ]
 
 

@@ -10,6 +10,8 @@ from distributed import WorkerPool
 from torch.distributed.checkpoint import FileSystemReader, load
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from nemo_longpo.checkpoints.run_directory import find_checkpoint
+
 pytestmark = pytest.mark.distributed
 
 
@@ -36,17 +38,18 @@ def _metrics(run: Path) -> list[dict]:
     return [{name: line[name] for name in line if name not in timed} for line in lines]
 
 
-def _last(run: Path) -> Path:
-    (last,) = (run / "longpo" / "checkpoints").glob("*last")
-    return last
+def _left_over(run: Path) -> set[str]:
+    """What lies in the folder of checkpoints; links with their targets."""
+    folder = run / "longpo" / "checkpoints"
+    return {f"{path.name} -> {path.readlink()}" if path.is_symlink() else path.name for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("workbench", ["mistral"], indirect=True)
 def test_killed_again_and_again_equals_undisturbed(workbench, workers, tmp_path):
     """With two context ranks, a decaying learning rate, and three of eight records a step, of similar length.
 
-    One end is a SIGKILL, the others leave the same behind; where one process loads the records, another run has
-    workers for it.
+    One end is a SIGKILL, one falls into the removal of a checkpoint, and once the run goes on in another place. Where
+    one process loads the records of the undisturbed run, the other has workers for it.
     """
 
     def settings(run: str, **more) -> dict:
@@ -57,7 +60,6 @@ def test_killed_again_and_again_equals_undisturbed(workbench, workers, tmp_path)
             "resume.restore_config.path": str(workbench.checkpoint),
             "log.log_dir": str(tmp_path / run),
             "log.ckpt.every_n_train_steps": 2,
-            "log.ckpt.save_optim_on_train_end": True,
             "optim.config.lr": 1e-2,
             "trainer.devices": 2,
             "trainer.max_steps": 7,
@@ -65,35 +67,70 @@ def test_killed_again_and_again_equals_undisturbed(workbench, workers, tmp_path)
             **more,
         }
 
-    workers.run("megatron_jobs", "finetune", 2, overrides=settings("straight"), checkpoints=True)
+    saved, _ = workers.run("resume_jobs", "count_saves", 2, overrides=settings("straight"))
+    assert saved == [2, 4, 6, 7]
     killed = settings("killed", **{"data.num_workers": 1})
     with pytest.raises(AssertionError, match="was killed"):
         WorkerPool(2).run("megatron_jobs", "finetune", 2, overrides=killed, checkpoints=True, kill_after=3)
     assert [line["step"] for line in _metrics(tmp_path / "killed")] == [1, 2, 3]
-    for step, saved in ((4, 2), (5, 4)):
-        workers.run("resume_jobs", "finetune_until", 2, overrides=killed, step=step)
-        assert _consumed(_last(tmp_path / "killed")) == saved * 3
-    workers.run("megatron_jobs", "finetune", 2, overrides=killed, checkpoints=True)
+    workers.run("resume_jobs", "finetune_until_removal", 2, overrides=killed)
+    assert _left_over(tmp_path / "killed") == {
+        "global_step=2",
+        "global_step=2-last -> global_step=2",
+        "global_step=2-unfinished",
+        "global_step=4",
+    }
+    assert _consumed(find_checkpoint(tmp_path / "killed")) == 4 * 3
+    workers.run("resume_jobs", "finetune_until", 2, overrides=killed, step=5)
+    (tmp_path / "killed").rename(tmp_path / "moved")
+    moved = settings("moved", **{"data.num_workers": 1})
+    workers.run("megatron_jobs", "finetune", 2, overrides=moved, checkpoints=True)
 
-    straight, resumed = _metrics(tmp_path / "straight"), _metrics(tmp_path / "killed")
+    straight, resumed = _metrics(tmp_path / "straight"), _metrics(tmp_path / "moved")
     assert [line["step"] for line in resumed] == [1, 2, 3, 4, 5, 6, 7]
     assert resumed == straight
-    assert _consumed(_last(tmp_path / "killed")) == 7 * 3
-    expected, found = _tensors(_last(tmp_path / "straight")), _tensors(_last(tmp_path / "killed"))
+    checkpoints = [find_checkpoint(tmp_path / run) for run in ("straight", "moved")]
+    assert [_consumed(checkpoint) for checkpoint in checkpoints] == [7 * 3, 7 * 3]
+    expected, found = map(_tensors, checkpoints)
     assert any("exp_avg_sq" in name for name in expected), "the checkpoint holds no optimizer state"
     assert found.keys() == expected.keys()
     unequal = [name for name in expected if not torch.equal(found[name], expected[name])]
     assert not unequal
+    for run in ("straight", "moved"):
+        assert _left_over(tmp_path / run) == {"global_step=7", "global_step=7-last -> global_step=7"}
 
-    workers.run("megatron_jobs", "finetune", 2, overrides=killed, checkpoints=True)
-    assert _metrics(tmp_path / "killed") == straight, "a finished run has nothing to do"
     more = {"trainer.max_steps": 9}
-    for run in ("straight", "killed"):
+    for run in ("straight", "moved"):
         workers.run("megatron_jobs", "finetune", 2, overrides=settings(run, **more), checkpoints=True)
-    longer, resumed = _metrics(tmp_path / "straight"), _metrics(tmp_path / "killed")
+    longer, resumed = _metrics(tmp_path / "straight"), _metrics(tmp_path / "moved")
     assert longer[:7] == straight
     assert resumed == longer
     assert [line["step"] for line in longer[7:]] == [8, 9]
     expected_rates = [1e-2 * (1 + math.cos(math.pi * step / 9)) / 2 for step in (7, 8)]
     assert [line["lr"] for line in longer[7:]] == pytest.approx(expected_rates, rel=1e-6)
-    assert _consumed(_last(tmp_path / "killed")) == 9 * 3
+    assert _consumed(find_checkpoint(tmp_path / "moved")) == 9 * 3
+
+
+@pytest.mark.parametrize("workbench", ["mistral"], indirect=True)
+def test_the_last_step_is_saved_once(workbench, workers, tmp_path):
+    """Of a run of one step, of one that is given another, and of none that has nothing left to do."""
+    settings = {
+        "data.paths": str(workbench.shards),
+        "data.global_batch_size": 2,
+        "resume.restore_config.path": str(workbench.checkpoint),
+        "log.log_dir": str(tmp_path),
+        "log.ckpt.every_n_train_steps": 2,
+        "trainer.max_steps": 1,
+    }
+    assert workers.run("resume_jobs", "count_saves", 1, overrides=settings) == [[1]]
+    assert _left_over(tmp_path) == {"global_step=1", "global_step=1-last -> global_step=1"}
+    metrics = _metrics(tmp_path)
+    assert workers.run("resume_jobs", "count_saves", 1, overrides=settings) == [[]]
+    assert _metrics(tmp_path) == metrics
+    settings["trainer.max_steps"] = 2
+    assert workers.run("resume_jobs", "count_saves", 1, overrides=settings) == [[2]]
+    assert _left_over(tmp_path) == {"global_step=2", "global_step=2-last -> global_step=2"}
+
+    settings["resume.resume_if_exists"] = False
+    (message,) = workers.run("megatron_jobs", "refusal", 1, overrides=settings, checkpoints=True)
+    assert "holds checkpoints already (global_step=2), and this run would start over beside them" in message

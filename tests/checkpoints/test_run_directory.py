@@ -1,0 +1,154 @@
+"""The newest complete checkpoint of a run is found, whatever a kill, a copy or a move left beside it."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from nemo_longpo.checkpoints.run_directory import (
+    find_checkpoint,
+    list_checkpoints,
+    missing_part,
+    point_last_link,
+)
+from nemo_longpo.errors import InputError
+
+SMALL = ("weights/common.pt", "weights/.metadata", "weights/metadata.json", "context/io.json", "context/model.yaml")
+PARTS = (*SMALL, "weights/__0_0.distcp")
+
+
+def save(folder: Path, name: str) -> Path:
+    checkpoint = folder / name
+    for part in PARTS:
+        (checkpoint / part).parent.mkdir(parents=True, exist_ok=True)
+        (checkpoint / part).write_text(part)
+    return checkpoint
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Of a run that was killed while its checkpoint of step 8 replaced that of step 6, which the link still names."""
+    folder = tmp_path / "run" / "longpo" / "checkpoints"
+    old, _ = save(folder, "global_step=6"), save(folder, "global_step=8")
+    (folder / "global_step=6-last").symlink_to(old.name)
+    (folder / "global_step=6-unfinished").touch()
+    (old / "weights" / ".metadata").unlink()
+    return folder
+
+
+def test_the_new_one_while_the_old_one_is_being_removed(folder):
+    assert list_checkpoints(folder).newest == folder / "global_step=8"
+    assert list_checkpoints(folder).unfinished == [folder / "global_step=6"]
+
+
+def test_the_new_one_when_the_link_dangles_or_is_gone(folder):
+    shutil.rmtree(folder / "global_step=6")
+    assert list_checkpoints(folder).newest == folder / "global_step=8"
+    (folder / "global_step=6-last").unlink()
+    assert list_checkpoints(folder).newest == folder / "global_step=8"
+
+
+def test_the_old_one_while_the_new_one_is_being_written(folder):
+    save(folder, "global_step=6")
+    (folder / "global_step=6-unfinished").rename(folder / "global_step=8-unfinished")
+    assert list_checkpoints(folder).newest == folder / "global_step=6"
+
+
+def test_steps_are_numbers_and_age_is_not_that_of_the_files(folder):
+    newest = save(folder, "global_step=10")
+    for part in (newest / "weights").iterdir():
+        os.utime(part, (0, 0))
+    assert list_checkpoints(folder).newest == newest
+
+
+def test_without_a_step_in_the_name_the_files_tell_the_age(tmp_path):
+    checkpoints = [save(tmp_path / "checkpoints", name) for name in ("b", "a")]
+    for seconds, checkpoint in enumerate(checkpoints):
+        os.utime(checkpoint / "weights" / "metadata.json", (seconds, seconds))
+    assert list_checkpoints(tmp_path / "checkpoints").complete == checkpoints
+
+
+@pytest.mark.parametrize("part", [*SMALL, "weights/*.distcp"])
+def test_a_checkpoint_that_lacks_a_part_is_damaged(folder, part):
+    damaged = save(folder, "global_step=10")
+    for file in damaged.glob(part):
+        file.unlink()
+    found = list_checkpoints(folder)
+    assert (found.newest, found.damaged_later) == (folder / "global_step=8", [damaged])
+    assert missing_part(damaged) == part
+
+
+def test_copied_links_are_checkpoints(folder, tmp_path):
+    """As `cp -rL` leaves them."""
+    shutil.rmtree(folder / "global_step=6")
+    point_last_link(folder / "global_step=8")
+    copied = shutil.copytree(folder, tmp_path / "copy" / "checkpoints")
+    assert not any(path.is_symlink() for path in copied.iterdir())
+    assert list_checkpoints(copied).newest in (copied / "global_step=8", copied / "global_step=8-last")
+
+
+def test_one_relative_link_to_the_newest(folder, tmp_path):
+    point_last_link(folder / "global_step=8")
+    point_last_link(folder / "global_step=8")
+    assert [path.name for path in folder.iterdir() if path.is_symlink()] == ["global_step=8-last"]
+    moved = folder.parents[1].rename(tmp_path / "moved") / "longpo" / "checkpoints"
+    assert (moved / "global_step=8-last").resolve() == (moved / "global_step=8").resolve()
+
+
+@pytest.mark.parametrize("place", [".", "longpo", "longpo/checkpoints", "longpo/checkpoints/global_step=8"])
+def test_whatever_of_a_run_is_given(folder, place):
+    run = folder.parents[1]
+    (run / "tb_logs" / "longpo").mkdir(parents=True)
+    assert find_checkpoint(run / place) == folder / "global_step=8"
+
+
+def test_checkpoints_in_a_folder_of_another_name(folder, tmp_path):
+    """`log.ckpt.dirpath` may be anything, and so may a copy."""
+    copy = shutil.copytree(folder, tmp_path / "kept", symlinks=True)
+    assert find_checkpoint(copy) == copy / "global_step=8"
+
+
+def test_a_run_with_a_version(tmp_path):
+    newest = save(tmp_path / "longpo" / "2026-01-01_00-00-00" / "checkpoints", "global_step=1")
+    assert find_checkpoint(tmp_path) == newest
+
+
+def test_several_runs_are_told_apart_by_the_user(folder, tmp_path):
+    save(folder.parents[1] / "second" / "checkpoints", "global_step=2")
+    with pytest.raises(InputError, match=r"several runs \(longpo, second\); give one of them"):
+        find_checkpoint(folder.parents[1])
+
+
+def test_models_and_other_paths_stay_what_they_are(folder, tmp_path):
+    imported = save(tmp_path, "start")
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").touch()
+    for path in (imported, tmp_path, tmp_path / "hf", tmp_path / "nowhere"):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        assert find_checkpoint(path) == path
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("global_step=6", "global_step=6 is not finished: .* give the run's directory instead"),
+        ("global_step=6-last", "global_step=6 is not finished"),
+        ("gone-last", "gone-last is a link to gone, which is not there; give the run's directory instead"),
+    ],
+)
+def test_checkpoints_that_are_none_are_refused(folder, place, message):
+    (folder / "gone-last").symlink_to("gone")
+    with pytest.raises(InputError, match=message):
+        find_checkpoint(folder / place)
+
+
+def test_a_run_without_a_complete_checkpoint(folder):
+    shutil.rmtree(folder / "global_step=8")
+    with pytest.raises(InputError, match="holds no complete checkpoint: global_step=6 was not finished"):
+        find_checkpoint(folder.parents[1])
+    (folder / "global_step=6-unfinished").unlink()
+    with pytest.raises(
+        InputError, match=r"holds no complete checkpoint: .*global_step=6/weights/.metadata is missing or empty"
+    ):
+        find_checkpoint(folder.parents[1])

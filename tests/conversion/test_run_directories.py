@@ -1,0 +1,49 @@
+"""The commands that read a checkpoint take a run's directory, and say which of its checkpoints they took."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from nemo_longpo.cli import main
+
+
+@pytest.fixture
+def run(nemo_checkpoints, tmp_path) -> Path:
+    """Killed while the checkpoint of step 2 was removed, which its link still names; moved since."""
+    folder = tmp_path / "there" / "longpo" / "checkpoints"
+    shutil.copytree(nemo_checkpoints["mistral"], folder / "global_step=4")
+    (folder / "global_step=2" / "weights").mkdir(parents=True)
+    (folder / "global_step=2-unfinished").touch()
+    (folder / "global_step=2-last").symlink_to(folder / "global_step=2")
+    return (tmp_path / "there").rename(tmp_path / "run")
+
+
+@pytest.mark.parametrize("place", [".", "longpo", "longpo/checkpoints"])
+def test_export(run, place, hf_models, tmp_path, capsys):
+    assert main(["convert", "export", "--checkpoint", str(run / place), "--output", str(tmp_path / "model")]) == 0
+    taken = run / "longpo" / "checkpoints" / "global_step=4"
+    assert f"export: takes {taken}, the newest complete checkpoint of {run / place}" in capsys.readouterr().err
+    model = (hf_models["mistral"] / "model.safetensors").read_bytes()
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == model
+
+
+def test_inspect(run, capsys):
+    assert main(["convert", "inspect", "--json", str(run)]) == 0
+    assert json.loads(capsys.readouterr().out)["path"] == str(run / "longpo" / "checkpoints" / "global_step=4")
+
+
+def test_verify(run, hf_models, capsys):
+    assert main(["convert", "verify", str(run), str(hf_models["mistral"]), "--no-logits", "--json"]) == 0
+    assert "global_step=4" in json.loads(capsys.readouterr().out)["a"]["path"]
+
+
+def test_plan(run, capsys):
+    assert main(["plan", "--model", str(run), "--length", "1024", "--gpus", "1"]) == 0
+
+
+def test_a_link_that_a_move_left_behind_is_told(run, tmp_path, capsys):
+    link = run / "longpo" / "checkpoints" / "global_step=2-last"
+    assert main(["convert", "export", "--checkpoint", str(link), "--output", str(tmp_path / "model")]) == 2
+    assert "which is not there; give the run's directory instead" in capsys.readouterr().err
