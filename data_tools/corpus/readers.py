@@ -101,7 +101,7 @@ class ParquetReader:
         self._path = path
         self._name = name
         self._fields = fields
-        self._errors = (pa.ArrowException, OSError)
+        self._errors = (pa.ArrowException, OSError, UnicodeDecodeError)
         try:
             # The buffer keeps a column from being read in one piece per row group.
             self._parquet = pyarrow.parquet.ParquetFile(path, buffer_size=_BUFFER, page_checksum_verification=True)

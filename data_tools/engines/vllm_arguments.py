@@ -93,7 +93,7 @@ def _rope_settings(config: dict[str, Any]) -> dict[str, Any]:
 def _check_rope_changes(directory: Path, config: dict[str, Any], rope_theta: float | None, length: int) -> None:
     found = _rope_settings(config)
     several = any(isinstance(value, dict) for value in found.values())
-    kind = "several" if several else found.get("rope_type", found.get("type", "default"))
+    kind = "several" if several else str(found.get("rope_type", found.get("type", "default")))
     if rope_theta is not None and kind not in _CHANGEABLE_BASE:
         raise InputError(
             f"{directory} has RoPE settings of type {kind!r}, whose base cannot change; leave out rope_theta"

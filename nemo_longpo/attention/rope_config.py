@@ -33,7 +33,7 @@ def parse_scaling(
     given = {name: value for name, value in (settings or {}).items() if value is not None}
     kind = given.get("rope_type") or given.get("type") or "default"
     given = {name: value for name, value in given.items() if name not in _NOT_ABOUT_SCALING}
-    if kind not in {*SCALINGS, "default"}:
+    if not isinstance(kind, str) or kind not in {*SCALINGS, "default"}:
         raise InputError(
             f"{where}: rope scaling of type {kind} is not supported; choose {', '.join(SCALINGS)} or none "
             "(`longpo convert import --rope-scaling`)"

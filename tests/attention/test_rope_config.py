@@ -49,6 +49,7 @@ def test_both_dialects(config, scaling):
             {"rope_type": "dynamic"},
             "rope scaling of type dynamic is not supported; choose linear, yarn, llama3 or none",
         ),
+        ({"rope_type": ["yarn"]}, "rope scaling of type ['yarn'] is not supported"),
         ({"rope_type": "longrope"}, "rope scaling of type longrope is not supported"),
         ({"rope_type": "default"}, "rope scaling of type default has no setting factor, original_max_position_embed"),
         ({"beta_fas": 16}, "rope scaling of type yarn has no setting beta_fas; remove it"),
