@@ -163,3 +163,12 @@ def test_the_fingerprint_is_that_of_the_content(checkpoint, tmp_path):
         if recorded:
             write_record(other)
         assert fingerprint(other) != fingerprint(checkpoint)
+
+
+def test_other_weights_of_the_same_sizes_have_another_fingerprint_without_a_record(tmp_path):
+    """Large files are sampled; two models of one architecture differ everywhere."""
+    for name, value in (("one", b"\0"), ("same", b"\0"), ("other", b"\1")):
+        (tmp_path / name / "weights").mkdir(parents=True)
+        (tmp_path / name / "weights" / "__0_0.distcp").write_bytes(value * (1 << 24))
+    assert fingerprint(tmp_path / "one") == fingerprint(tmp_path / "same")
+    assert fingerprint(tmp_path / "one") != fingerprint(tmp_path / "other")
