@@ -1,6 +1,7 @@
 """What makes a checkpoint complete, and the record of its files."""
 
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -31,7 +32,11 @@ class LongPOCheckpoint(RunCheckpoint):
     def setup(self, trainer: pl.Trainer, *args, **kwargs) -> None:
         super().setup(trainer, *args, **kwargs)
         self.always_save_context = self.save_context_on_train_end = False
-        self._recorder = Recorder()
+
+    @cached_property
+    def _recorder(self) -> Recorder:
+        """Asked for by a run that is refused before `setup`, too."""
+        return Recorder()
 
     def _get_finalize_save_checkpoint_callback(
         self, trainer: pl.Trainer, filepath: str, global_step: int
