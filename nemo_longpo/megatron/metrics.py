@@ -9,8 +9,11 @@ import torch
 import torch.distributed as dist
 from nemo.lightning import io
 from nemo.lightning.megatron_parallel import MegatronStep
+from nemo.utils import logging
 from torch import Tensor
 
+from nemo_longpo.checkpoints.metrics_log import keep_steps
+from nemo_longpo.checkpoints.run_directory import METRICS as METRICS_FILE
 from nemo_longpo.objective import METRICS
 from nemo_longpo.planning.gpus import peak_of_device
 
@@ -28,16 +31,14 @@ class MetricsCallback(pl.Callback, io.IOMixin):
     trained again are dropped.
     """
 
-    def __init__(self, filename: str = "metrics.jsonl"):
+    def __init__(self, filename: str = METRICS_FILE):
         self.filename = filename
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Not NeMo's own log_dir: a resumed run moves the files it finds there out of the way.
         self._path = Path(trainer.log_dir or trainer.default_root_dir) / self.filename
-        if trainer.is_global_zero and self._path.exists():
-            lines = self._path.read_text().splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= trainer.global_step]
-            self._path.write_text("".join(f"{line}\n" for line in kept))
+        if trainer.is_global_zero and (unreadable := keep_steps(self._path, trainer.global_step)):
+            logging.warning(f"{self._path}: dropped {unreadable} torn or foreign line(s)")
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args) -> None:
         self._started = time.perf_counter()

@@ -125,10 +125,13 @@ def test_the_last_step_is_saved_once(workbench, workers, tmp_path):
     assert workers.run("resume_jobs", "count_saves", 1, overrides=settings) == [[1]]
     assert _left_over(tmp_path) == {"global_step=1", "global_step=1-last -> global_step=1"}
     metrics = _metrics(tmp_path)
+    with (tmp_path / "tb_logs" / "longpo" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "lo')
     assert workers.run("resume_jobs", "count_saves", 1, overrides=settings) == [[]]
-    assert _metrics(tmp_path) == metrics
     settings["trainer.max_steps"] = 2
     assert workers.run("resume_jobs", "count_saves", 1, overrides=settings) == [[2]]
+    assert _metrics(tmp_path)[:1] == metrics
+    assert [line["step"] for line in _metrics(tmp_path)] == [1, 2]
     assert _left_over(tmp_path) == {"global_step=2", "global_step=2-last -> global_step=2"}
 
     settings["resume.resume_if_exists"] = False

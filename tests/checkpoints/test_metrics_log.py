@@ -1,0 +1,66 @@
+"""What a kill, a full disk or a loss of power leaves in `metrics.jsonl` does not stop a run from going on."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nemo_longpo.checkpoints.metrics_log import keep_steps
+
+LINES = [json.dumps({"step": step, "loss": 0.5}).encode() + b"\n" for step in (1, 2, 3, 4)]
+
+
+def test_steps_that_will_be_trained_again_go(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"".join(LINES))
+    assert keep_steps(path, 2) == 0
+    assert path.read_bytes() == b"".join(LINES[:2])
+
+
+@pytest.mark.parametrize(
+    "torn",
+    [
+        LINES[2][:-9],
+        LINES[2][:-1],  # whole but for its end: the next line would be appended to it
+        b"\0" * 4096,
+        b"\xff\xfe\n",
+        b"[]\n",
+        b"7\n",
+        b'{"loss": 0.5}\n',
+        b'{"step": "3"}\n',
+        b"[" * 100_000 + b"\n",
+        b"\n",
+    ],
+    ids=["cut", "without its end", "zeros", "bytes", "a list", "a number", "no step", "a text", "deep", "empty"],
+)
+def test_a_torn_line_is_dropped(tmp_path, torn):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"".join(LINES[:2]) + torn)
+    assert keep_steps(path, 3) == 1
+    assert path.read_bytes() == b"".join(LINES[:2])
+
+
+def test_nothing_is_written_where_nothing_changes(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert keep_steps(path, 0) == 0
+    assert not path.exists()
+    path.write_bytes(b"".join(LINES))
+    before = path.stat()
+    assert keep_steps(path, 4) == 0
+    assert path.stat().st_ino == before.st_ino
+
+
+def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"".join(LINES))
+
+    def killed(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.fsync", killed)
+    with pytest.raises(KeyboardInterrupt):
+        keep_steps(path, 2)
+    assert path.read_bytes() == b"".join(LINES)
+    monkeypatch.undo()
+    assert keep_steps(path, 2) == 0
+    assert list(Path(tmp_path).iterdir()) == [path]
