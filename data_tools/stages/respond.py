@@ -57,12 +57,11 @@ def _respond_rows(rows: list[Row], tick: Tick, bench: Bench, settings: RespondSe
 
 def _answer(name: str, completion: Completion, chat: ChatFormat) -> dict[str, Any]:
     """An answer ends in front of its first special token, which is named beside it: what the model wrote behind that is
-    no answer. Those that it spelled out are named too."""
+    no answer, though it counts for the finish reason. Special tokens that it spelled out are named too."""
     written = chat.generated_response(completion.ids)
     ids = chat.special.in_front_of(written)
     text, cut = chat.text(ids), len(ids) < len(written)
-    reason = "stop" if cut else completion.finish_reason
-    answer = {name: text, f"{name}_token_ids": ids, f"{name}_finish_reason": reason}
+    answer = {name: text, f"{name}_token_ids": ids, f"{name}_finish_reason": completion.finish_reason}
     if cut:
         answer[f"{name}_cut_at"] = chat.tokenizer.convert_ids_to_tokens(written[len(ids)])
     if spelled := chat.special.within(ids, text):

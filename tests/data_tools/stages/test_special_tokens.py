@@ -88,6 +88,8 @@ def test_an_answer_ends_in_front_of_any_special_token(longpo, respond, write, tm
             f"{name}_finish_reason": "stop",
             f"{name}_cut_at": "<|endoftext|>",
         }
+    limited = respond(5)
+    assert (limited["rejected_token_ids"], limited["rejected_finish_reason"]) == (IDS[1:3], "length")
     asked, good = ASKED["turns"][0], {"chosen": "Yes", "rejected": "No"}
     for cut, kept in (("chosen", 0), ("rejected", 1)):
         mixed = {key: value for key, value in turn.items() if cut in key}
