@@ -13,8 +13,7 @@ from nemo_longpo.checkpoints.recorder import Recorder
 from nemo_longpo.errors import InputError, explain_full_disk
 
 from .checkpointing import RunCheckpoint
-
-GOES_ON = "and it goes on from the newest complete checkpoint"
+from .full_disk import GOES_ON
 
 
 class LongPOCheckpoint(RunCheckpoint):

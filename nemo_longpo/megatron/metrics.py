@@ -14,9 +14,11 @@ from torch import Tensor
 
 from nemo_longpo.checkpoints.metrics_log import keep_steps
 from nemo_longpo.checkpoints.run_directory import METRICS as METRICS_FILE
+from nemo_longpo.errors import explain_full_disk
 from nemo_longpo.objective import METRICS
 from nemo_longpo.planning.gpus import peak_of_device
 
+from .full_disk import GOES_ON
 from .loss import WORK
 from .topology import current_topology
 
@@ -72,7 +74,7 @@ class MetricsCallback(pl.Callback, io.IOMixin):
         shown = {name: value for name, value in record.items() if name not in ("step", "grad_norm")}
         pl_module.log_dict(shown, batch_size=1)
         if trainer.is_global_zero:
-            with self._path.open("a") as file:
+            with explain_full_disk(self._path, GOES_ON), self._path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
 
 

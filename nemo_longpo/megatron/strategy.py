@@ -18,10 +18,9 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.parallel.communication import CpCommType
 
 from .activations import ActivationSettings
-from .checkpoint_callback import GOES_ON
 from .checkpoint_checks import check_together, checkpoint_of
 from .communication import set_communication
-from .full_disk import no_room
+from .full_disk import GOES_ON, no_room
 
 
 class LongPOStrategy(nl.MegatronStrategy):
@@ -127,8 +126,9 @@ class LongPOStrategy(nl.MegatronStrategy):
             reason = self.broadcast(reason)
         if reason is None:
             return None
-        named = exception.filename if isinstance(exception, OSError) else None
-        place = named or self.trainer.checkpoint_callback.dirpath or self.trainer.default_root_dir
+        place = self.trainer.checkpoint_callback.dirpath or self.trainer.default_root_dir
+        if isinstance(exception, OSError):  # a file that is written piece by piece is not named: events, logs
+            place = exception.filename or f"a file of the run with {place}"
         return InputError(f"{place} cannot be written: {reason}; make room and run the same command again, {GOES_ON}")
 
 

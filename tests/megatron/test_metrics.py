@@ -1,8 +1,13 @@
-"""How fast a run says it is."""
+"""How fast a run says it is, and what it says when that cannot be written."""
+
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from nemo_longpo.megatron.metrics import compute_speed
+from nemo_longpo.errors import InputError
+from nemo_longpo.megatron.loss import WORK
+from nemo_longpo.megatron.metrics import MetricsCallback, compute_speed
 
 
 def test_utilisation_only_where_the_peak_is_known():
@@ -11,3 +16,19 @@ def test_utilisation_only_where_the_peak_is_known():
     )
     for device in (None, "NVIDIA GeForce 256"):
         assert compute_speed(400e12, device) == {"tflops_per_device": 400.0}
+
+
+def test_a_full_disk_is_named():
+    callback = MetricsCallback()
+    callback._path = Path("/dev/full")
+    callback._started = 0.0
+    callback._values = dict.fromkeys((*WORK, "loss"), 1.0)
+    trainer = SimpleNamespace(
+        datamodule=SimpleNamespace(global_batch_size=1),
+        global_step=1,
+        callback_metrics={},
+        world_size=1,
+        is_global_zero=True,
+    )
+    with pytest.raises(InputError, match="/dev/full cannot be written: the disk is full; make room and run the same"):
+        callback.on_train_batch_end(trainer, SimpleNamespace(log_dict=lambda *args, **named: None))
