@@ -1,6 +1,8 @@
 """A full disk, in whatever exception it reaches the trainer."""
 
+import logging
 import re
+import threading
 from collections.abc import Iterator
 
 from torch.distributed.checkpoint.api import CheckpointException
@@ -25,6 +27,20 @@ def no_room(error: BaseException) -> str | None:
 
 
 _UNKNOWN = "the disk took no more"
+
+
+def leave_to_main_thread() -> None:
+    """Spare a full disk the tracebacks of what writes on the side.
+
+    TensorBoard's thread hands its error to the main thread, and handlers of log records print one for each record.
+    """
+    logging.raiseExceptions = False
+    threading.excepthook = _tell_unless_full
+
+
+def _tell_unless_full(ended: threading.ExceptHookArgs) -> None:
+    if ended.exc_value is None or no_room(ended.exc_value) is None:
+        threading.__excepthook__(ended)
 
 
 def _reason(error: BaseException) -> str | None:

@@ -20,7 +20,7 @@ from nemo_longpo.parallel.communication import CpCommType
 from .activations import ActivationSettings
 from .checkpoint_checks import check_together, checkpoint_of
 from .communication import set_communication
-from .full_disk import GOES_ON, no_room
+from .full_disk import GOES_ON, leave_to_main_thread, no_room
 
 
 class LongPOStrategy(nl.MegatronStrategy):
@@ -60,6 +60,7 @@ class LongPOStrategy(nl.MegatronStrategy):
         hierarchical_context_parallel_sizes: Optional[list[int]] = None,  # noqa: UP045
         **kwargs: Any,
     ):
+        leave_to_main_thread()
         if cpu.activate():
             kwargs |= {
                 "process_group_backend": "gloo",

@@ -1,13 +1,15 @@
 """A full disk is recognised in every exception that training has been seen to end with, and in no other."""
 
 import errno
+import logging
 import os
+import threading
 
 import pytest
 from torch.distributed.checkpoint.api import CheckpointException, _wrap_exception
 
 from nemo_longpo.errors import NO_ROOM
-from nemo_longpo.megatron.full_disk import no_room
+from nemo_longpo.megatron.full_disk import leave_to_main_thread, no_room
 
 FULL = "the disk is full"
 NO_MORE = "the disk took no more"
@@ -51,6 +53,23 @@ CASES = {
 def test_reason(case):
     error, expected = CASES[case]
     assert no_room(error) == expected
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_thread_tells_all_but_a_full_disk(full, monkeypatch, capsys):
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    monkeypatch.setattr(logging, "raiseExceptions", True)
+    leave_to_main_thread()
+
+    def fail():
+        raise OSError(errno.ENOSPC if full else errno.EIO, "no")
+
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
+    handler = logging.FileHandler("/dev/full")
+    handler.emit(logging.LogRecord("name", logging.INFO, "file", 1, "text", None, None))
+    assert ("Traceback" in capsys.readouterr().err) == (not full)
 
 
 def test_circles_end():
