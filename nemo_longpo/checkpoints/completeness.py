@@ -1,10 +1,12 @@
 """Whether all files of a checkpoint are there, as far as that shows without a record of them."""
 
+import lzma
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
-from nemo_longpo.errors import InputError
+from nemo_longpo.errors import InputError, one_line
 
 from .integrity import COPY_AGAIN
 
@@ -13,6 +15,13 @@ CONTEXT_FILES = ("io.json", "model.yaml")
 
 WEIGHT_FILES = (".metadata", "metadata.json", "common.pt")
 """In `weights/` of every Megatron `torch_dist` checkpoint, beside those with the tensors."""
+
+_ZIP_ERRORS = (
+    *(BadZipFile, EOFError, OSError, ValueError, RuntimeError, ArithmeticError),
+    *(zlib.error, lzma.LZMAError),
+)
+"""What zipfile raises over changed bytes: beside its own errors, for names that are no text, places outside the file,
+and members that pass for encrypted or compressed."""
 
 
 def require_files(directory: Path, names: Iterable[str]) -> None:
@@ -41,8 +50,8 @@ def require_whole_archive(path: Path) -> None:
     try:
         with ZipFile(path) as archive:
             wrong = archive.testzip()
-    except (BadZipFile, EOFError, NotImplementedError, OSError) as error:
-        raise InputError(f"{path} is damaged: {error}; {COPY_AGAIN}") from error
+    except _ZIP_ERRORS as error:
+        raise InputError(f"{path} is damaged: {one_line(error)}; {COPY_AGAIN}") from error
     if wrong is not None:
         raise InputError(f"{path} is damaged in {wrong}; {COPY_AGAIN}")
 

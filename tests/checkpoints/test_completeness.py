@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nemo_longpo.checkpoints.completeness import require_complete, require_sizes
+from nemo_longpo.checkpoints.completeness import require_complete, require_sizes, require_whole_archive
 from nemo_longpo.errors import InputError
 
 FILES = ("context/io.json", "context/model.yaml", "weights/.metadata", "weights/metadata.json", "weights/common.pt")
@@ -51,6 +51,22 @@ def test_a_cut_or_changed_archive_is_named(checkpoint):
         require_complete(checkpoint)
 
 
+def test_whatever_byte_of_an_archive_changes_the_end_is_a_sentence(checkpoint):
+    """A member then passes for encrypted or compressed, a name for other text, a place for one outside the file."""
+    path = checkpoint / "weights" / "common.pt"
+    content, refused = path.read_bytes(), 0
+    listing = content.index(b"PK\x01\x02")
+    for place in range(listing, len(content)):
+        for value in {1, 8, 14, 99, 255} - {content[place]}:
+            path.write_bytes(content[:place] + bytes([value]) + content[place + 1 :])
+            try:
+                require_whole_archive(path)
+            except InputError as error:
+                assert "common.pt is damaged" in str(error)  # noqa: PT017  # most changes are refused, not all
+                refused += 1
+    assert refused > 1000
+
+
 def test_short_files_are_named(checkpoint):
     weights = checkpoint / "weights"
     (weights / "__0_0.distcp").write_bytes(bytes(10))
@@ -59,3 +75,6 @@ def test_short_files_are_named(checkpoint):
         require_sizes(weights, {"__0_0.distcp": 11})
     with pytest.raises(InputError, match=r"__1_0\.distcp is missing from the checkpoint; "):
         require_sizes(weights, {"__0_0.distcp": 10, "__1_0.distcp": 1})
+    (weights / "__1_0.distcp").mkdir()
+    with pytest.raises(InputError, match=r"__1_0\.distcp is missing from the checkpoint; "):
+        require_sizes(weights, {"__1_0.distcp": 1})

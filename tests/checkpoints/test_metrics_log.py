@@ -1,11 +1,13 @@
 """What a kill, a full disk or a loss of power leaves in `metrics.jsonl` does not stop a run from going on."""
 
+import errno
 import json
 from pathlib import Path
 
 import pytest
 
 from nemo_longpo.checkpoints.metrics_log import keep_steps
+from nemo_longpo.errors import InputError
 
 LINES = [json.dumps({"step": step, "loss": 0.5}).encode() + b"\n" for step in (1, 2, 3, 4)]
 
@@ -28,10 +30,23 @@ def test_steps_that_will_be_trained_again_go(tmp_path):
         b"7\n",
         b'{"loss": 0.5}\n',
         b'{"step": "3"}\n',
+        b'{"step": true}\n',
         b"[" * 100_000 + b"\n",
         b"\n",
     ],
-    ids=["cut", "without its end", "zeros", "bytes", "a list", "a number", "no step", "a text", "deep", "empty"],
+    ids=[
+        "cut",
+        "without its end",
+        "zeros",
+        "bytes",
+        "a list",
+        "a number",
+        "no step",
+        "a text",
+        "a truth",
+        "deep",
+        "empty",
+    ],
 )
 def test_a_torn_line_is_dropped(tmp_path, torn):
     path = tmp_path / "metrics.jsonl"
@@ -64,3 +79,16 @@ def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert keep_steps(path, 2) == 0
     assert list(Path(tmp_path).iterdir()) == [path]
+
+
+def test_no_room_is_one_sentence_and_loses_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"".join(LINES))
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(InputError, match=r"metrics\.jsonl cannot be written: the disk is full.*nothing is lost"):
+        keep_steps(path, 2)
+    assert path.read_bytes() == b"".join(LINES)

@@ -87,3 +87,23 @@ def test_a_full_disk_is_told_when_collected(checkpoints, monkeypatch):
         recorder.collect(wait=True)
     recorder.collect(wait=True)
     assert read_record(checkpoints[0]) is None
+
+
+def test_forgetting_waits_for_the_end_of_the_work(checkpoints, monkeypatch):
+    begun, ended = threading.Event(), threading.Event()
+
+    def write(checkpoint, progress):
+        begun.set()
+        try:
+            while True:
+                progress(0)
+        finally:
+            time.sleep(0.05)
+            ended.set()
+
+    monkeypatch.setattr(recorders, "write_record", write)
+    recorder = Recorder()
+    recorder.record(checkpoints[0])
+    assert begun.wait(10)
+    recorder.forget(checkpoints[0])
+    assert ended.is_set()

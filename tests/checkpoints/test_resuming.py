@@ -63,8 +63,12 @@ def test_nothing_but_damaged_ones_is_no_new_run(folder):
         InputError, match=r"global_step=4/weights/.metadata is missing or empty, and .* to start the run over"
     ):
         find_resume_point(folder)
-    with pytest.raises(InputError, match="would start over"):
+    with pytest.raises(InputError, match=r"global_step=4\), and this run would start over"):
         refuse_to_start_beside(folder, None)
+    (folder / "global_step=6-unfinished").touch()
+    (folder / "global_step=6").mkdir()
+    with pytest.raises(InputError, match="to start the run over"):
+        find_resume_point(folder)
 
 
 def test_a_run_killed_in_its_first_save_begins_again(folder):
@@ -73,3 +77,23 @@ def test_a_run_killed_in_its_first_save_begins_again(folder):
     assert find_resume_point(folder) is None
     refuse_to_start_beside(folder, None)
     assert len(describe_left_out(list_checkpoints(folder))) == 2
+
+
+def test_a_kill_in_a_later_save_needs_no_word(folder):
+    (folder / "global_step=4-unfinished").touch()
+    assert find_resume_point(folder) == folder / "global_step=2"
+    assert describe_left_out(list_checkpoints(folder)) == []
+
+
+def test_a_run_directory_behind_a_link(folder, tmp_path_factory):
+    link = tmp_path_factory.mktemp("elsewhere") / "run"
+    link.symlink_to(folder)
+    refuse_to_start_beside(link, folder / "global_step=4" / "weights")
+    with pytest.raises(InputError, match="would go back to"):
+        refuse_to_start_beside(link, link / "global_step=2" / "weights")
+
+
+def test_going_back_to_a_damaged_one_is_going_back(folder):
+    (folder / "global_step=2" / "context" / "model.yaml").unlink()
+    with pytest.raises(InputError, match=r"would go back to .*global_step=2 although .*global_step=4 is newer"):
+        refuse_to_start_beside(folder, folder / "global_step=2" / "weights")

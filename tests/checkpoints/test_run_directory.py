@@ -152,3 +152,71 @@ def test_a_run_without_a_complete_checkpoint(folder):
         InputError, match=r"holds no complete checkpoint: .*global_step=6/weights/.metadata is missing or empty"
     ):
         find_checkpoint(folder.parents[1])
+
+
+@pytest.mark.parametrize("part", SMALL)
+def test_a_part_without_content_is_as_good_as_none(folder, part):
+    damaged = save(folder, "global_step=10")
+    (damaged / part).write_bytes(b"")
+    assert list_checkpoints(folder).damaged == [damaged]
+    (damaged / part).unlink()
+    (damaged / part).mkdir()
+    assert missing_part(damaged) == part
+
+
+def test_what_counts_as_a_damaged_checkpoint(tmp_path):
+    """Either half of one, or a name with a step."""
+    for name in ("a/weights", "b/context", "consumed_samples=7", "notes"):
+        (tmp_path / name).mkdir(parents=True)
+    assert {path.name for path in list_checkpoints(tmp_path).damaged} == {"a", "b", "consumed_samples=7"}
+
+
+def test_a_name_with_a_step_is_newer_than_one_without(tmp_path):
+    for name in ("consumed_samples=12", "consumed_samples=8", "imported"):
+        save(tmp_path, name)
+    assert [path.name for path in list_checkpoints(tmp_path).complete] == [
+        "imported",
+        "consumed_samples=8",
+        "consumed_samples=12",
+    ]
+
+
+def test_a_model_that_holds_a_run_is_that_model(folder, tmp_path):
+    (tmp_path / "run" / "config.json").touch()
+    assert find_checkpoint(tmp_path / "run") == tmp_path / "run"
+    for part in ("weights", "context"):
+        (tmp_path / part).mkdir()
+        assert find_checkpoint(tmp_path) == tmp_path
+        (tmp_path / part).rmdir()
+
+
+def test_files_are_neither_checkpoints_nor_folders_of_them(folder):
+    run = folder.parents[1]
+    (run / "loss_step=8.png").touch()
+    (run / "checkpoints").touch()
+    assert find_checkpoint(run) == folder / "global_step=8"
+
+
+def test_without_a_complete_one_the_newest_is_named(tmp_path):
+    for step in (9, 10):
+        (save(tmp_path, f"step={step}") / "weights" / "common.pt").unlink()
+    with pytest.raises(InputError, match=r"step=10/weights/common.pt is missing or empty"):
+        find_checkpoint(tmp_path)
+    for step in (9, 10):
+        (tmp_path / f"step={step}-unfinished").touch()
+    with pytest.raises(InputError, match="step=10 was not finished"):
+        find_checkpoint(tmp_path)
+
+
+def test_copied_links_stay(folder):
+    copies = [save(folder, f"global_step={step}-last") for step in (7, 8)]
+    point_last_link(folder / "global_step=8")
+    point_last_link(copies[1])
+    assert not any(path.is_symlink() for path in folder.iterdir())
+    assert all(path.is_dir() for path in copies)
+
+
+def test_a_kill_between_link_and_name_does_not_matter(folder):
+    (folder / ".global_step=8-last.partial").symlink_to("global_step=6")
+    point_last_link(folder / "global_step=8")
+    assert [path.readlink() for path in folder.iterdir() if path.is_symlink()] == [Path("global_step=8")]

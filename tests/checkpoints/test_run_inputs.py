@@ -1,5 +1,6 @@
 """A run's inputs are told apart by content and order, and never by where they lie."""
 
+import errno
 from dataclasses import replace
 
 import pytest
@@ -39,6 +40,11 @@ BEGUN = RunInputs(
         ),
         ({"shards": BEGUN.shards[:1]}, ["data.paths lacks shards that this run began with, then in two"]),
         (
+            {"shards": (*BEGUN.shards, Given("three", "3" * 64))},
+            ["data.paths holds shards that this run did not begin with, in three"],
+        ),
+        ({"start": None}, []),
+        (
             {"shards": (*BEGUN.shards, BEGUN.shards[0])},
             ["data.paths repeats other shards than this run began with (one, two)"],
         ),
@@ -54,6 +60,22 @@ def test_another_loss_is_named_apart():
     assert list(now.loss_changes_from(BEGUN)) == ["model.objective.beta=0.2 instead of 0.1"]
 
 
+def test_a_run_that_began_without_a_start_checkpoint():
+    assert list(BEGUN.changes_from(replace(BEGUN, start=None))) == []
+
+
+def test_no_room_leaves_what_was_recorded(tmp_path, monkeypatch):
+    write_inputs(tmp_path, BEGUN)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(InputError, match=r"given\.json cannot be written: the disk is full.*nothing is lost"):
+        write_inputs(tmp_path, replace(BEGUN, start=None))
+    assert read_inputs(tmp_path) == BEGUN
+
+
 def test_what_was_written_is_read(tmp_path):
     assert read_inputs(tmp_path / "inputs") is None
     for inputs in (BEGUN, replace(BEGUN, start=None)):
@@ -63,7 +85,16 @@ def test_what_was_written_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"version": 2}', '{"version": 1, "start": 3, "shards": [], "loss": {}}']
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"version": 2, "start": null, "shards": [], "loss": {}}',
+        '{"version": 1, "start": 3, "shards": [], "loss": {}}',
+        '{"version": 1, "start": null, "shards": [], "loss": []}',
+        '{"version": 1, "start": null, "shards": 3, "loss": {}}',
+    ],
 )
 def test_a_damaged_record_is_one_sentence(tmp_path, content):
     (tmp_path / FILE).write_text(content)

@@ -229,3 +229,91 @@ def test_another_format(weights):
     (weights / "metadata.json").write_text('{"sharded_backend": "zarr"}')
     with pytest.raises(InputError, match="of another format than torch_dist"):
         check_weights(weights)
+
+
+def test_the_lists_of_configurations_and_tokenizers_are_two(tmp_path):
+    for config in (call(*AUTO, pretrained_model_name="hf"), call(*MISTRAL, num_layers=call(*AUTO))):
+        with pytest.raises(InputError, match=r"AutoTokenizer built for model\.config, which is not on the list"):
+            check_context(context(tmp_path, config), "model.config")
+
+
+def test_what_fields_may_hold_is_no_configuration(tmp_path):
+    with pytest.raises(InputError, match=r"io\.json records no model\.config"):
+        check_context(context(tmp_path, call("torch.nn.init", "normal_")), "model.config")
+
+
+def in_mapping(value: object) -> dict[str, object]:
+    return {"type": reference("builtins", "dict"), "items": [["", value]], "metadata": ["key"]}
+
+
+@pytest.mark.parametrize("wrap", [lambda value: value, lambda value: [value], in_mapping])
+def test_files_elsewhere_within_a_configuration(wrap, tmp_path):
+    reading = call("nemo.lightning.io.artifact.hf_auto", "from_pretrained", pretrained_model_name_or_path="/etc")
+    with pytest.raises(InputError, match=r"pretrained_model_name_or_path '/etc' leads out of "):
+        check_context(context(tmp_path, call(*MISTRAL, generation_config=wrap(reading))), "model.config")
+
+
+@pytest.mark.parametrize("value", [1, "no", [], None])
+def test_anything_but_false_trusts_code_from_the_hub(value, tmp_path):
+    trusting = call(*AUTO, pretrained_model_name=leaf("someone/model"), trust_remote_code=leaf(value))
+    with pytest.raises(InputError, match="records a tokenizer with trust_remote_code and without files"):
+        check_context(context(tmp_path, tokenizer=trusting), "model.tokenizer")
+
+
+def test_code_of_a_tokenizer_in_a_directory_that_the_user_has(tmp_path):
+    hf = tmp_path / "hf"
+    hf.mkdir()
+    (hf / "config.json").write_text('{"auto_map": {"AutoTokenizer": "own.Own"}}')
+    where = call("nemo.lightning.io.artifact.file", "DirOrStringArtifact", attr=str(hf), skip=True)
+    directory = context(tmp_path / "context", tokenizer=call(*AUTO, pretrained_model_name=where))
+    with pytest.raises(InputError, match=r"config\.json: auto_map names code"):
+        check_context(directory, "model.tokenizer")
+
+
+def with_target(target: object, names: list[str]) -> dict[str, object]:
+    made = call(*MISTRAL, num_layers=2)
+    made["metadata"]["items"][:2] = [["", target], ["", names]]
+    return made
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        with_target(leaf("os.system"), ["num_layers"]),
+        with_target(reference(*MISTRAL), ["num_layers", "one_more"]),
+        with_target(reference(*MISTRAL), []),
+        call(*MISTRAL, num_layers=2) | {"type": reference("fiddle._src.config", "Config") | {"type": "leaf"}},
+    ],
+)
+def test_a_damaged_call(config, tmp_path):
+    with pytest.raises(InputError, match=r"io\.json is damaged \("):
+        check_context(context(tmp_path, config), "model.config")
+
+
+def test_objects_among_the_tensors(weights):
+    writer, planner = FileSystemWriter(weights, overwrite=True), DefaultSavePlanner(flatten_state_dict=False)
+    for value, message in ((Path("x"), None), (Payload(Path("trap")), r"rng asks for posix\.mkdir")):
+        save({"best": [1], "rng": [value]}, storage_writer=writer, planner=planner, no_dist=True)
+        if message is None:
+            check_weights(weights)
+            continue
+        with pytest.raises(InputError, match=message):
+            check_weights(weights)
+
+
+@pytest.mark.parametrize(("state", "message"), [(Path("x"), r"asks for pathlib.*\.PosixPath"), (3, "a state of FP8")])
+def test_a_state_of_transformer_engine_is_a_tensor_or_nothing(state, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        check_weights(write(tmp_path, state))
+
+
+def test_another_format_of_the_common_state(weights):
+    (weights / "metadata.json").write_text('{"sharded_backend": "torch_dist", "common_backend": "pickle"}')
+    with pytest.raises(InputError, match="of another format than torch_dist"):
+        check_weights(weights)
+
+
+def test_a_file_that_is_missing(weights):
+    (weights / "common.pt").unlink()
+    with pytest.raises(InputError, match=r"common\.pt is missing"):
+        check_weights(weights)

@@ -1,0 +1,71 @@
+"""A pickle is held to its list by module and name together, and to its own length, before Python reads it."""
+
+import collections
+import pickle
+
+import pytest
+
+from nemo_longpo.checkpoints.pickled import check_claims, check_names
+from nemo_longpo.errors import InputError
+
+ALLOWED = {("collections", "OrderedDict"), ("builtins", "set"), ("os", "eval")}
+
+
+def length(size: int, width: int) -> bytes:
+    return size.to_bytes(width, "little")
+
+
+@pytest.mark.parametrize("protocol", range(3, 6))
+def test_what_is_listed_passes(protocol):
+    value = {"a": [1, -1, 2.5, "é" * 300, b"x" * 300, 10**400, None, True], "b": (set(), collections.OrderedDict(a=1))}
+    check_names(pickle.dumps(value, protocol), ALLOWED, "it", "do")
+
+
+@pytest.mark.parametrize("name", ["collections\nCounter", "builtins\neval", "os\nOrderedDict"])
+def test_a_name_is_listed_with_its_module(name):
+    for content in (
+        b"c" + name.encode() + b"\n.",
+        b"\x80\x04" + b"".join(b"\x8c" + length(len(part), 1) + part.encode() for part in name.split("\n")) + b"\x93.",
+    ):
+        with pytest.raises(InputError, match=f"it asks for {name.replace(chr(10), '.')}, .* nothing of it was run; do"):
+            check_names(content, ALLOWED, "it", "do")
+
+
+def test_what_lies_outside_is_for_files_of_torch_alone():
+    content = b"\x80\x02X" + length(1, 4) + b"0Q."
+    check_names(content, ALLOWED, "it", "do", storages=True)
+    with pytest.raises(InputError, match="it refers to something outside"):
+        check_names(content, ALLOWED, "it", "do")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"X" + length(4, 4) + b"abc.", "it ends early"),
+        (b"X" + length(5, 4) + b"abc.", "byte 0: a value longer than the file"),
+        (b"\x80\x04\x8e" + b"\xff" * 7 + b"\0.", "byte 2: a value longer than the file"),
+        (b"\x95" + length(2, 8) + b".", "byte 0: a frame longer than the file"),
+        (b"Nr" + length(8, 4) + b".", "byte 1: a place in memory beyond"),
+        (b"cos\nsystem", "byte 0: a name without an end"),
+        (b"N", "byte 1: it ends early"),
+        (b"", "byte 0: it ends early"),
+        (b"ios\nsystem\n.", "byte 0: 0x69 is no instruction of a pickle"),
+        (b"N2.", "byte 1: 0x32 is no instruction of a pickle"),
+        (b"\x82\x01.", "byte 0: 0x82 is no instruction of a pickle"),
+        (b"I1\n.", "byte 0: 0x49 is no instruction of a pickle"),
+    ],
+)
+def test_what_cannot_be_read_safely(content, reason):
+    for check in (lambda: check_claims(content, "it"), lambda: check_names(content, ALLOWED, "it", "do")):
+        with pytest.raises(InputError, match=reason):
+            check()
+
+
+@pytest.mark.parametrize("content", [b"X" + length(3, 4) + b"abc.", b"\x95" + length(2, 8) + b"N.", b"Nr\0\0\0\0."])
+def test_what_fits_passes(content):
+    check_claims(content, "it")
+    check_names(content, (), "it", "do")
+
+
+def test_what_follows_the_end_is_not_read():
+    check_claims(b"N.\xff\xff", "it")
