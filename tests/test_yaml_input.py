@@ -45,5 +45,8 @@ def test_unreadable(tmp_path, content, reason):
 def test_no_file(tmp_path):
     with pytest.raises(InputError, match=r"nowhere.yaml does not exist; do$"):
         read_yaml_mapping(tmp_path / "nowhere.yaml", "do")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file/data.yaml does not exist; do$"):
+        read_yaml_mapping(tmp_path / "file" / "data.yaml", "do")
     with pytest.raises(InputError, match=r"cannot be read: Is a directory; do$"):
         read_yaml_mapping(tmp_path, "do")

@@ -47,3 +47,35 @@ def test_machines_add_to_what_is_known(shard):
     assert all(is_known(read_known(memory), machine, shard, "a" * 64) for machine in ("here", "there"))
     memory.write_text("{")
     assert read_known(memory) == {}
+
+
+def test_what_is_compared_and_under_which_path(shard, tmp_path, monkeypatch):
+    """Each figure for itself: file systems differ in which of them a copy or a restored backup changes."""
+    stat = shard.stat()
+    assert HashedFile.of(shard, "a") == HashedFile(stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, "a")
+    known = read_known(_remember(shard))
+    monkeypatch.chdir(tmp_path)
+    assert is_known(known, "here", Path(shard.name), "a" * 64)
+
+
+def test_files_of_a_machine_add_up_whole_or_not_at_all(shard, tmp_path, monkeypatch):
+    other = tmp_path / "shard-00001.arrow"
+    other.write_bytes(b"more")
+    _remember(shard)
+    memory = _remember(other)
+    known = read_known(memory)
+    assert all(is_known(known, "here", path, "a" * 64) for path in (shard, other))
+
+    def killed(*paths: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_known(memory, {}, {})
+    assert read_known(memory) == known
+
+
+def test_a_machine_without_files_is_none(shard):
+    memory = _remember(shard)
+    memory.write_text('{"here": 3}')
+    assert not is_known(read_known(memory), "here", shard, "a" * 64)
