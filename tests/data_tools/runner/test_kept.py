@@ -11,6 +11,7 @@ def test_values_outlive_their_process_and_not_their_part(tmp_path):
     again = Kept(tmp_path, 3, "abc")
     assert (again.get("a"), again.get("b"), again.get("c")) == ([1, 0.1], {"ids": [1]}, None)
     assert Kept(tmp_path, 3, "other settings").get("a") is None
+    assert Kept(tmp_path, 3, "ab").get("a") is None
     assert Kept(tmp_path, 4, "abc").get("a") is None
     again.drop()
     assert list(tmp_path.iterdir()) == []
