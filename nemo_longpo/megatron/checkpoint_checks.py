@@ -8,6 +8,8 @@ from nemo_longpo.checkpoints.completeness import require_complete
 from nemo_longpo.checkpoints.integrity import check_sizes, find_changed, read_record, share_of, show_progress
 from nemo_longpo.errors import InputError
 
+from .together import gather_from_all, raise_first
+
 
 def checkpoint_of(path: str | Path) -> Path:
     """The checkpoint's directory, of a path as NeMo hands them on: that itself, or the `weights` in it."""
@@ -15,7 +17,7 @@ def checkpoint_of(path: str | Path) -> Path:
 
 
 def check_together(checkpoint: Path, *, hashes: bool) -> None:
-    """Called by every rank of the default process group; the files lie where all of them see them.
+    """Called by every rank of the job; the files lie where all of them see them.
 
     Rank 0 looks at names and sizes. With `hashes` every file is read by one rank, which costs 0.6 s of a core per GB,
     divided by the number of ranks as far as the number of files allows.
@@ -23,11 +25,9 @@ def check_together(checkpoint: Path, *, hashes: bool) -> None:
     Raises:
         InputError: on all ranks the same, if any of them found a file that is missing or damaged.
     """
-    problem = _tell_all(_find_missing(checkpoint) if dist.get_rank() == 0 else None)
-    if problem is None and hashes:
-        problem = _tell_all(_find_changed_of_share(checkpoint))
-    if problem is not None:
-        raise InputError(problem)
+    raise_first(gather_from_all(_find_missing(checkpoint) if dist.get_rank() == 0 else None))
+    if hashes:
+        raise_first(gather_from_all(_find_changed_of_share(checkpoint)))
 
 
 def _find_missing(checkpoint: Path) -> str | None:
@@ -46,10 +46,3 @@ def _find_changed_of_share(checkpoint: Path) -> str | None:
         return find_changed(checkpoint, share)
     with show_progress(f"hashes of {checkpoint.name}, first rank's share", share) as progress:
         return find_changed(checkpoint, share, progress)
-
-
-def _tell_all(problem: str | None) -> str | None:
-    """The first rank's problem, of those that have one."""
-    problems: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(problems, problem)
-    return next((each for each in problems if each is not None), None)

@@ -7,13 +7,14 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
 from nemo import lightning as nl
 from nemo.lightning.ckpt_utils import ckpt_to_dir
 from torch import Tensor
 
 from nemo_longpo.checkpoints.run_directory import LAST, list_checkpoints, point_last_link
 from nemo_longpo.errors import InputError
+
+from .together import gather_from_all
 
 
 class RunCheckpoint(nl.ModelCheckpoint):
@@ -70,10 +71,7 @@ class RunCheckpoint(nl.ModelCheckpoint):
 
 def _require_one_choice(choice: str) -> None:
     """Every rank looked into the run's directory on its own. Raises InputError if they saw different things."""
-    if not dist.is_initialized():
-        return
-    choices: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(choices, choice)
+    choices = gather_from_all(choice)
     other = next((rank for rank, chosen in enumerate(choices) if chosen != choices[0]), None)
     if other is not None:
         raise InputError(
