@@ -38,11 +38,18 @@ def _serve(rank: int, connection) -> None:
 
 
 class WorkerPool:
-    """`size` processes; `run` gives a job to the first of them. A worker that fails or hangs ends the pool."""
+    """`size` processes; `run` gives a job to the first of them.
+
+    A worker that fails or hangs ends them all; the next job then starts others.
+    """
 
     def __init__(self, size: int):
+        self._size = size
+        self._start()
+
+    def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
-        pipes = [context.Pipe() for _ in range(size)]
+        pipes = [context.Pipe() for _ in range(self._size)]
         self._connections = [ours for ours, _ in pipes]
         self._processes = [
             context.Process(target=_serve, args=(rank, theirs)) for rank, (_, theirs) in enumerate(pipes)
@@ -58,6 +65,8 @@ class WorkerPool:
         Raises:
             AssertionError: with the first failing rank's traceback, or because a rank was killed or did not answer.
         """
+        if not self._processes:
+            self._start()
         port, ranks = free_port(), range(world_size)
         for rank in ranks:
             self._connections[rank].send((module, function, world_size, port, kwargs))
@@ -84,3 +93,4 @@ class WorkerPool:
         for process in self._processes:
             process.kill()
             process.join()
+        self._processes = []

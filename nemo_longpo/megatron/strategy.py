@@ -118,6 +118,9 @@ class LongPOStrategy(nl.MegatronStrategy):
             self.launcher.kill(signal.SIGKILL)
             self.launcher.procs.clear()  # else their watcher ends this process before it has spoken
         if refusal is not exception:
+            # Lightning does not come to its clean-up then; what NeMo changed is a class, which outlives the run.
+            if (parallel := getattr(self, "megatron_parallel", None)) is not None:  # as NeMo's own clean-up asks
+                parallel.teardown_ddp()
             raise refusal from exception
 
     def _full_disk(self, exception: BaseException) -> InputError | None:
