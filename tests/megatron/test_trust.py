@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from exploits import EXPLOITS
 
+from nemo_longpo.checkpoints.integrity import write_record
+
 pytestmark = [pytest.mark.distributed, pytest.mark.parametrize("workbench", ["mistral"], indirect=True)]
 
 
@@ -23,8 +25,14 @@ def settings(workbench, tmp_path) -> dict[str, object]:
 
 def harmful(source: Path, target: Path, exploit: str, trap: Path) -> str:
     """A copy that springs the trap; returns what its refusal says."""
+    return plant_in(shutil.copytree(source, target), exploit, trap)
+
+
+def plant_in(checkpoint: Path, exploit: str, trap: Path) -> str:
+    """Whoever plants it makes the hashes fit, too."""
     plant, sentence = EXPLOITS[exploit]
-    plant(shutil.copytree(source, target), trap)
+    plant(checkpoint, trap)
+    write_record(checkpoint)
     return sentence
 
 
@@ -55,8 +63,7 @@ def test_a_run_that_would_go_on_with_code(exploit, workbench, settings, workers,
     workers.run("megatron_jobs", "finetune", 1, overrides=trained, checkpoints=True)
     (last,) = (tmp_path / "run" / "longpo" / "checkpoints").glob("*-last")
     trap = tmp_path / "trap"
-    plant, sentence = EXPLOITS[exploit]
-    plant(last, trap)
+    sentence = plant_in(last.resolve(), exploit, trap)
     (message,) = workers.run("megatron_jobs", "refusal", 1, overrides=settings)
     assert sentence in message
     assert not trap.exists()

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import get_args
 
+import numpy as np
 import pytest
 from small_shards import PROVENANCE, make_record
 
@@ -50,6 +51,13 @@ def test_loss_and_reference_fit(shards_of, loss_type, ref_context):
 def test_more_tokens_than_the_model_has_rows(shards_of):
     with pytest.raises(InputError, match="short was written for a vocabulary of 100, but the model has 99 rows"):
         check(shards_of("short"), replace(DEMANDS, vocabulary_rows=99))
+
+
+@pytest.mark.parametrize("branches", [(2, 7), (7, 2)], ids=["rejected is longer", "chosen is longer"])
+def test_the_longer_answer_counts(shards_of, branches):
+    lengths = np.array([[10, 2, 2], [10, *branches], [10, 2, 2]])
+    with pytest.raises(InputError, match=r"record 1.* has 17 tokens, more than data\.seq_length=16"):
+        DEMANDS.check(ShardReader(shards_of("short")), lengths)
 
 
 @pytest.mark.parametrize(
