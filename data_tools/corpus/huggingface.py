@@ -62,12 +62,20 @@ def is_saved(path: Path) -> bool:
 
 def saved_splits(path: Path, name: str) -> list[DatasetSplit]:
     """The dataset in a directory, or all splits of it. Raises InputError if it cannot be read."""
+    return _splits(load_saved(path), name, str(path))
+
+
+_DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError, RecursionError)
+"""What the library raises for descriptions that it has not written: it does not look at them before it uses them."""
+
+
+def load_saved(path: Path) -> Any:
+    """A `Dataset` or `DatasetDict` that `save_to_disk` has made. Raises InputError if it is damaged."""
     datasets = _library(str(path))
     try:
-        found = datasets.load_from_disk(str(path))
-    except (OSError, ValueError, KeyError) as error:
+        return datasets.load_from_disk(str(path))
+    except _DAMAGE as error:
         raise InputError(f"{path} is not a readable dataset ({one_line(error)}); copy or save it again") from error
-    return _splits(found, name, str(path))
 
 
 def named_splits(spec: str) -> list[DatasetSplit]:

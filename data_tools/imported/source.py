@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from nemo_longpo.errors import InputError
+from nemo_longpo.errors import InputError, one_line
 
+from ..corpus.huggingface import load_saved
 from ..runner.rows import Row
 from .document import OPTIONAL, REQUIRED
 from .tables import JsonlTable, ParquetTable, SavedTable, Table, choose_columns
@@ -88,15 +89,22 @@ def _open_dataset(text: str, split: str, wanted: tuple[str, ...]) -> Table:
 
     saved = Path(text).is_dir()
     name = text.removeprefix("hf:")
-    try:
-        found = datasets.load_from_disk(text) if saved else datasets.load_dataset(name)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        way = "save it to disk again" if saved else "check the name, or download it and give its directory"
-        raise InputError(f"{text} cannot be loaded as a dataset ({reason}); {way}") from error
+    found = load_saved(Path(text)) if saved else _load_named(text)
     if isinstance(found, datasets.DatasetDict):
         if split not in found:
             raise InputError(f"{text} has no split {split!r}; choose one of {', '.join(found)} with --split")
         found = found[split]
     name = Path(text).name if saved else name
     return SavedTable(name, found, choose_columns(found.column_names, wanted, REQUIRED, name))
+
+
+def _load_named(text: str) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(text.removeprefix("hf:"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{text} cannot be loaded as a dataset ({one_line(error)}); check the name, or download it and give its "
+            "directory"
+        ) from error

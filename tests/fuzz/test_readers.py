@@ -7,6 +7,7 @@ import os
 import warnings
 
 import pytest
+from fuzz_checkpoints import CHECKPOINT_READERS
 from fuzz_readers import READERS, Workshop
 from hypothesis import HealthCheck, given, settings
 
@@ -37,7 +38,7 @@ def error_of(read, content):
     return None
 
 
-@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
+@pytest.mark.parametrize("reader", [*READERS, *CHECKPOINT_READERS], ids=lambda reader: reader.name)
 def test_anything_but_the_documented_error_is_a_fault(reader, workshop):
     contents, read = reader.prepare(workshop)
     cases = max(10, int(FACTOR * CHEAP_CASES / max(1, reader.cost / 3)))
