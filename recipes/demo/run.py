@@ -7,9 +7,10 @@ from typing import Any
 
 from nemo_longpo.checkpoints.run_directory import find_checkpoint
 from nemo_longpo.errors import InputError
+from nemo_longpo.json_input import read_json_object
 
 from .plots import plot_accuracy, plot_rewards
-from .runner import run_stages
+from .runner import run_stages, write_json
 from .stages import BASE_LENGTH, DemoSettings, demo_stages, metrics_file, training_directory
 
 
@@ -43,7 +44,7 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
             "plots": [str(output / "accuracy.png"), str(output / "rewards.png")],
         },
     }
-    (output / "summary.json").write_text(json.dumps(summary, indent=1))
+    write_json(output / "summary.json", summary)
     return summary
 
 
@@ -67,9 +68,9 @@ def _read_accuracy(path: Path) -> dict[int, float]:
 def refuse_other_settings(path: Path, settings: dict[str, Any]) -> None:
     """Finished stages are only reused for the settings that they were run with."""
     if not path.exists():
-        path.write_text(json.dumps(settings, indent=1))
+        write_json(path, settings)
         return
-    stored = json.loads(path.read_text())
+    stored = read_json_object(path, "remove it with all that lies beside it, or give another --output")
     changed = [
         f"{name} {stored.get(name)} (now {value})" for name, value in settings.items() if stored.get(name) != value
     ]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from nemo_longpo.errors import InputError
 
@@ -31,7 +32,7 @@ def run_stages(stages: list[Stage], output: Path) -> dict[str, float]:
             print(f"{label}: already done", flush=True)
             continue
         seconds[stage.name] = round(_run(stage, label, output / "logs" / f"{stage.name}.log"), 1)
-        _write(finished, seconds)
+        write_json(finished, seconds)
     return seconds
 
 
@@ -98,7 +99,8 @@ def _show(text: str, last: bool = False) -> None:
         print(text, flush=True)
 
 
-def _write(path: Path, content: dict[str, float]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content, indent=1))
     partial.replace(path)

@@ -53,6 +53,9 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"steps 40 \(now 20\)"):
         refuse_other_settings(path, {"steps": 20, "seed": 0})
     assert json.loads(path.read_text())["steps"] == 40
+    path.write_text("{")
+    with pytest.raises(InputError, match=r"settings.json is not readable JSON: .*give another --output"):
+        refuse_other_settings(path, {"steps": 40, "seed": 0})
 
 
 def test_every_stage_reads_what_an_earlier_one_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
