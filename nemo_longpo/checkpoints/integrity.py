@@ -14,8 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from nemo_longpo.errors import InputError, explain_full_disk
+from nemo_longpo.errors import InputError
 from nemo_longpo.json_input import read_json_object
+
+from .whole_files import write_whole
 
 RECORD = "integrity.json"
 """In the checkpoint's directory, beside `weights` and `context`."""
@@ -28,7 +30,6 @@ _ON_PURPOSE = f"{COPY_AGAIN} (if it was changed on purpose, remove {RECORD})"
 _VERSION = 1
 _BLOCK = 1 << 22
 _THREADS = min(4, os.cpu_count() or 1)
-_PARTIAL = f".{RECORD}.partial"
 
 Progress = Callable[[int], object]
 """Told how many bytes were read since it was last called; one call at a time."""
@@ -94,16 +95,7 @@ def write_record(checkpoint: Path, progress: Progress = _ignore) -> None:
     hashes = hash_files(checkpoint, sizes, progress)
     files = {name: {"size": sizes[name], ALGORITHM: hashes[name]} for name in sizes}
     content = json.dumps({"version": _VERSION, "files": files}, indent=1) + "\n"
-    partial = checkpoint / _PARTIAL
-    try:
-        with explain_full_disk(checkpoint / RECORD, "the checkpoint itself is complete"):
-            with partial.open("w", encoding="utf-8") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(checkpoint / RECORD)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(checkpoint / RECORD, content.encode(), "the checkpoint itself is complete")
 
 
 def read_record(checkpoint: Path) -> dict[str, RecordedFile] | None:

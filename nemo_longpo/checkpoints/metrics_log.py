@@ -1,10 +1,11 @@
 """The lines of `metrics.jsonl`: appended while a run trains, sorted out when it is resumed."""
 
-import os
 from pathlib import Path
 
-from nemo_longpo.errors import InputError, explain_full_disk
+from nemo_longpo.errors import InputError
 from nemo_longpo.json_input import parse_json_object
+
+from .whole_files import write_whole
 
 
 def keep_steps(path: Path, last: int) -> int:
@@ -26,13 +27,7 @@ def keep_steps(path: Path, last: int) -> int:
     steps = [_step(line) for line in lines]
     kept = b"".join(line for line, step in zip(lines, steps, strict=True) if step is not None and step <= last)
     if kept != content:
-        partial = path.with_name(f".{path.name}.partial")
-        with explain_full_disk(path, "nothing is lost"):
-            with partial.open("wb") as file:
-                file.write(kept)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
+        write_whole(path, kept, "nothing is lost")
     return steps.count(None)
 
 

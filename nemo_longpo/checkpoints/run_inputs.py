@@ -5,7 +5,6 @@ things; the same content may lie elsewhere when the run goes on.
 """
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Any
 
 from nemo_longpo.errors import InputError, explain_full_disk
 from nemo_longpo.json_input import read_json_object
+
+from .whole_files import write_whole
 
 FILE = "given.json"
 _VERSION = 1
@@ -66,14 +67,10 @@ class RunInputs:
 
 def write_inputs(directory: Path, inputs: RunInputs) -> None:
     """Whole or not at all. Raises InputError if there is no room."""
-    path, partial = directory / FILE, directory / f".{FILE}.partial"
-    with explain_full_disk(path, "nothing is lost"):
+    content = json.dumps({"version": _VERSION} | asdict(inputs), indent=1) + "\n"
+    with explain_full_disk(directory, "nothing is lost"):
         directory.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(json.dumps({"version": _VERSION} | asdict(inputs), indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+    write_whole(directory / FILE, content.encode(), "nothing is lost")
 
 
 def read_inputs(directory: Path) -> RunInputs | None:
