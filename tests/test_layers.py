@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nemo_longpo.errors": set(),
     "nemo_longpo.json_input": set(),
     "nemo_longpo.terminal": set(),
+    "nemo_longpo.typed_fields": set(),
     "nemo_longpo.checkpoints": set(),
     # What the data tools, training and conversion all ask of a model directory before a library reads it.
     "nemo_longpo.model_directory": set(),
@@ -74,6 +75,7 @@ OPEN_TO_ALL = {
     "nemo_longpo.errors",
     "nemo_longpo.json_input",
     "nemo_longpo.terminal",
+    "nemo_longpo.typed_fields",
 }
 
 TRAINER = {"nemo", "nemo_run", "megatron", "lightning", "pytorch_lightning", "transformer_engine", "modelopt", "apex"}

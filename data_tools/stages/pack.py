@@ -11,7 +11,7 @@ from nemo_longpo.shards.fingerprint import read_model_config
 from nemo_longpo.shards.manifest import MANIFEST_NAME, Provenance, ReferenceModel
 from nemo_longpo.shards.reader import ShardReader
 from nemo_longpo.shards.schema import PairRecord
-from nemo_longpo.shards.typed_fields import build
+from nemo_longpo.typed_fields import build
 from nemo_longpo.shards.writer import ShardWriter
 
 from ..chat.format import as_ids, as_spans

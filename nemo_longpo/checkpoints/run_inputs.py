@@ -12,6 +12,7 @@ from typing import Any
 
 from nemo_longpo.errors import InputError, explain_full_disk
 from nemo_longpo.json_input import read_json_object
+from nemo_longpo.typed_fields import build
 
 from .whole_files import write_whole
 
@@ -80,11 +81,7 @@ def read_inputs(directory: Path) -> RunInputs | None:
         return None
     advice = "remove it if the run is to go on with whatever is given now"
     content = read_json_object(path, advice)
-    try:
-        if content["version"] != _VERSION:
-            raise InputError(f"{path} is of version {content['version']!r}, which is not known here; {advice}")
-        start = None if content["start"] is None else Given(**content["start"])
-        loss = {str(name): value for name, value in content["loss"].items()}
-        return RunInputs(start, tuple(Given(**shard) for shard in content["shards"]), loss)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is not what a run records of its inputs; {advice}") from error
+    version = content.pop("version", None)
+    if version != _VERSION:
+        raise InputError(f"{path} is of version {version!r}, which is not known here; {advice}")
+    return build(RunInputs, content, str(path), advice)

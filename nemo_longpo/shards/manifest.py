@@ -14,7 +14,7 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.json_input import read_json_object
 
 from .schema import ARROW_SCHEMAS, REF_CONTEXTS
-from .typed_fields import build
+from nemo_longpo.typed_fields import build
 
 MANIFEST_NAME = "manifest.json"
 _ADVICE = "copy it again, or rebuild the shards with `longpo data pack`"

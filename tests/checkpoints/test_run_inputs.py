@@ -98,5 +98,5 @@ def test_what_was_written_is_read(tmp_path):
 )
 def test_a_damaged_record_is_one_sentence(tmp_path, content):
     (tmp_path / FILE).write_text(content)
-    with pytest.raises(InputError, match=r"given\.json .*remove it"):
+    with pytest.raises(InputError, match=r"given\.json.*; remove it"):
         read_inputs(tmp_path)

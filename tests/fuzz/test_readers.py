@@ -10,6 +10,8 @@ import pytest
 from fuzz_checkpoints import CHECKPOINT_READERS
 from fuzz_readers import READERS, Workshop
 from hypothesis import HealthCheck, given, settings
+from hypothesis.internal.conjecture import providers
+from hypothesis.internal.constants_ast import Constants
 
 from nemo_longpo.errors import InputError
 from nemo_longpo.terminal import printable
@@ -36,6 +38,12 @@ def error_of(read, content):
     except BaseException as error:
         raise AssertionError(f"{type(error).__name__}: {str(error)[:300]} from {content[:SHOWN]!r}") from error
     return None
+
+
+@pytest.fixture(autouse=True)
+def nothing_of_the_project_in_the_inputs(monkeypatch):
+    """Hypothesis mixes in constants of the files that it takes for the project's, which depends on where that lies."""
+    monkeypatch.setattr(providers, "_get_local_constants", Constants)
 
 
 @pytest.mark.parametrize("reader", [*READERS, *CHECKPOINT_READERS], ids=lambda reader: reader.name)

@@ -2,6 +2,7 @@
 
 from dataclasses import fields, is_dataclass
 from reprlib import repr as short_repr
+from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from nemo_longpo.errors import InputError
@@ -12,7 +13,9 @@ _KINDS = {int: "a whole number from 0", str: "text", dict: "an object", tuple: "
 
 
 def build(kind: type[Built], content: Any, where: str, advice: str) -> Built:
-    """Make a dataclass of `content`, as `parse_json` returns it; fields may be dataclasses, and tuples of them.
+    """Make a dataclass of `content`, as `parse_json` returns it.
+
+    Fields may be dataclasses, tuples of them, and `X | None`.
 
     Whole numbers are those that count something: from 0, and of 64 bits. `where` names the file.
 
@@ -38,6 +41,9 @@ class _Reader:
         return kind(**{name: self.value(hints[name], content[name], _join(path, name)) for name in content})
 
     def value(self, kind: Any, content: Any, path: str) -> Any:
+        if get_origin(kind) is UnionType:  # X | None
+            kind, _ = get_args(kind)
+            return None if content is None else self.value(kind, content, path)
         if is_dataclass(kind):
             return self.object(kind, content, path)  # type: ignore[arg-type]
         plain = get_origin(kind) or kind
