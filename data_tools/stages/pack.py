@@ -11,8 +11,8 @@ from nemo_longpo.shards.fingerprint import read_model_config
 from nemo_longpo.shards.manifest import MANIFEST_NAME, Provenance, ReferenceModel
 from nemo_longpo.shards.reader import ShardReader
 from nemo_longpo.shards.schema import PairRecord
-from nemo_longpo.typed_fields import build
 from nemo_longpo.shards.writer import ShardWriter
+from nemo_longpo.typed_fields import build
 
 from ..chat.format import as_ids, as_spans
 from ..chat.prompts import prompts_from_dict

@@ -12,9 +12,9 @@ from typing import Any
 
 from nemo_longpo.errors import InputError
 from nemo_longpo.json_input import read_json_object
+from nemo_longpo.typed_fields import build
 
 from .schema import ARROW_SCHEMAS, REF_CONTEXTS
-from nemo_longpo.typed_fields import build
 
 MANIFEST_NAME = "manifest.json"
 _ADVICE = "copy it again, or rebuild the shards with `longpo data pack`"
