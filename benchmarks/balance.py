@@ -14,9 +14,9 @@ import platform
 import numpy as np
 from generated import write_results
 
+from nemo_longpo.costs.flops import pair_flops
+from nemo_longpo.costs.model_shape import MODELS
 from nemo_longpo.parallel.sampling import RecordOrder, epoch_order
-from nemo_longpo.planning.flops import pair_flops
-from nemo_longpo.planning.shape import MODELS
 
 DOCUMENTS, BRANCH = 2048, 4500
 LENGTHS = {"64K–128K": (2**16, 2**17), "64K–512K": (2**16, 2**19)}

@@ -32,8 +32,8 @@ from random_pairs import random_pair, save_model, tokenizer, write_shards
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from nemo_longpo.conversion.importer import import_checkpoint
+from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.objective import Objective
-from nemo_longpo.planning.shape import ModelShape
 from nemo_longpo.shards.schema import PairRecord
 
 SHAPE = ModelShape(layers=4, hidden=256, ffn=704, heads=4, kv_heads=2, head_size=64, vocab=32_768)

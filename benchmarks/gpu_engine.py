@@ -31,10 +31,10 @@ from gpu_stack import Share, Stack
 from torch import Tensor
 
 from nemo_longpo.attention.branches import branch_attention
+from nemo_longpo.costs.devices import peak_of_device
+from nemo_longpo.costs.flops import PairLayout, layers_flops, output_flops
+from nemo_longpo.costs.model_shape import MODELS, ModelShape
 from nemo_longpo.logprobs import rows_within, token_logprobs
-from nemo_longpo.planning.flops import PairLayout, layers_flops, output_flops
-from nemo_longpo.planning.gpus import peak_of_device
-from nemo_longpo.planning.shape import MODELS, ModelShape
 
 RESULTS = Path(__file__).resolve().parent / "results"
 # The paper's own figures for the same model: (tokens per second, A800 GPUs) by length.

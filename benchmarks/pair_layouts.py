@@ -5,7 +5,7 @@
 A small Mistral (fp32, random weights) trains through the whole recipe on one process, one pair per optimizer step: a
 document of so many tokens, and two answers of 256. Every measurement is a fresh process that first takes a step on a
 short pair; layouts follow each other in turn. Memory is the peak during a step above the process with all libraries
-loaded and no model. The FLOP ratio is that of `nemo_longpo.planning.flops` for this model, output layer included.
+loaded and no model. The FLOP ratio is that of `nemo_longpo.costs.flops` for this model, output layer included.
 CPU seconds stand beside the wall clock because other work on the machine does not count in them.
 """
 
@@ -21,8 +21,8 @@ from generated import RESULTS, origin, write_results
 from random_pairs import random_pair, save_model, tokenizer, write_shards
 
 from nemo_longpo.conversion.importer import import_checkpoint
-from nemo_longpo.planning.flops import executed_flops
-from nemo_longpo.planning.shape import ModelShape
+from nemo_longpo.costs.flops import executed_flops
+from nemo_longpo.costs.model_shape import ModelShape
 
 SHAPE = ModelShape(layers=2, hidden=256, ffn=704, heads=4, kv_heads=2, head_size=64, vocab=2048)
 LAYOUTS = ("concatenated", "shared_prefix")

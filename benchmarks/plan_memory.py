@@ -22,10 +22,10 @@ from generated import RESULTS, origin, write_results
 from random_pairs import random_pair, save_model, tokenizer, write_shards
 
 from nemo_longpo.conversion.importer import import_checkpoint
-from nemo_longpo.planning.flops import PairLayout
+from nemo_longpo.costs.flops import PairLayout
+from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.planning.job import FP32, Job, Setup
 from nemo_longpo.planning.memory import estimate_memory
-from nemo_longpo.planning.shape import ModelShape
 
 SHAPE = ModelShape(layers=6, hidden=512, ffn=1536, heads=8, kv_heads=2, head_size=64, vocab=8192)
 BRANCH = 512

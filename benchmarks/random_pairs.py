@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from pairs import write_shards  # noqa: E402, F401 (for the benchmarks)
 
-from nemo_longpo.planning.shape import ModelShape  # noqa: E402
+from nemo_longpo.costs.model_shape import ModelShape  # noqa: E402
 from nemo_longpo.shards.schema import PairRecord  # noqa: E402
 
 BEGIN, END = "<s>", "</s>"

@@ -17,9 +17,9 @@ import numpy as np
 from generated import origin, write_results
 
 from nemo_longpo.data_tools.engines.base import Engine, Sampling, Span
-from nemo_longpo.data_tools.engines.transformers import TransformersEngine
+from nemo_longpo.data_tools.engines.hf_engine import TransformersEngine
 from nemo_longpo.data_tools.engines.verification import allowed_mean, compare
-from nemo_longpo.data_tools.engines.vllm import VllmEngine
+from nemo_longpo.data_tools.engines.vllm_engine import VllmEngine
 from nemo_longpo.data_tools.settings import EngineSettings, ScoreSettings, TransformersSettings, VllmSettings
 
 ANSWER_TOKENS = 64

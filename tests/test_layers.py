@@ -36,19 +36,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nemo_longpo.yaml_input": set(),
     **dict.fromkeys(PURE, PURE),
     "nemo_longpo.shards": PURE | {"nemo_longpo.model_directory"},
-    "nemo_longpo.planning": {"nemo_longpo.checkpoints", "nemo_longpo.model_directory", "nemo_longpo.yaml_input"},
+    # What training and planning both count.
+    "nemo_longpo.costs": {"nemo_longpo.checkpoints", "nemo_longpo.model_directory", "nemo_longpo.yaml_input"},
+    "nemo_longpo.planning": {"nemo_longpo.costs"},
     **{unit: LAYOUTS | PURE | {"nemo_longpo.shards"} for unit in LAYOUTS},
     "nemo_longpo.backends": LAYOUTS | PURE,
     "nemo_longpo.megatron": {
         "nemo_longpo.backends",
         "nemo_longpo.checkpoints",
         "nemo_longpo.shards",
-        "nemo_longpo.planning",
+        "nemo_longpo.costs",
         "nemo_longpo.yaml_input",
     }
     | LAYOUTS
     | PURE,
-    "nemo_longpo.recipes": {"nemo_longpo.shards", "nemo_longpo.planning"} | ADAPTER | LAYOUTS | PURE,
+    "nemo_longpo.recipes": {"nemo_longpo.shards", "nemo_longpo.costs"} | ADAPTER | LAYOUTS | PURE,
     # The demo calls everything else through the public commands, as a user would.
     "nemo_longpo.recipes.demo": {"nemo_longpo.shards", "nemo_longpo.checkpoints"} | PURE,
     "nemo_longpo.conversion": PURE

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from nemo_longpo.conversion.families.family import Family, Piece
-from nemo_longpo.conversion.families.layouts import Geometry
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.json_files import read_model_json
 
+from ..families.family import Family, Piece
+from ..families.layouts import Geometry
 from .names import KEY_PREFIX
 from .reader import DistCheckpoint
 

@@ -14,11 +14,12 @@ from typing import Any
 
 from nemo_longpo.attention.rope import LinearScaling, Llama3Scaling
 from nemo_longpo.checkpoints.completeness import CONTEXT_FILES, require_files
-from nemo_longpo.conversion.families.family import Family
-from nemo_longpo.conversion.huggingface import config as hf_config
-from nemo_longpo.conversion.huggingface.rope import rope_settings
 from nemo_longpo.errors import InputError
 from nemo_longpo.yaml_input import read_yaml_mapping
+
+from ..families.family import Family
+from ..huggingface import config as hf_config
+from ..huggingface.rope import rope_settings
 
 ARTIFACTS = "hf"
 """Directory inside `context/`. NeMo keeps the last component of the tokenizer's path."""

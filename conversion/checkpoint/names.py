@@ -2,7 +2,7 @@
 
 import torch
 
-from nemo_longpo.conversion.families.layouts import Geometry
+from ..families.layouts import Geometry
 
 KEY_PREFIX = "module."
 """NeMo's LightningModule holds the Megatron model as `module`."""

@@ -7,14 +7,14 @@ from typing import Any
 
 from nemo_longpo.attention.rope_config import parse_scaling, scaling_of
 from nemo_longpo.checkpoints import integrity
-from nemo_longpo.conversion.families.family import Family
-from nemo_longpo.conversion.families.known import family_of
-from nemo_longpo.conversion.families.layouts import Geometry
-from nemo_longpo.conversion.huggingface.config import check_supported
-from nemo_longpo.conversion.huggingface.directory import HfDirectory
-from nemo_longpo.conversion.huggingface.rope import with_rope_scaling, with_rope_theta
 from nemo_longpo.errors import InputError
 
+from ..families.family import Family
+from ..families.known import family_of
+from ..families.layouts import Geometry
+from ..huggingface.config import check_supported
+from ..huggingface.directory import HfDirectory
+from ..huggingface.rope import with_rope_scaling, with_rope_theta
 from .adapters import Adapters, MergedWeights
 from .context import read_model
 from .names import KEY_PREFIX

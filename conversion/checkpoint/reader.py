@@ -14,9 +14,9 @@ from torch.distributed.checkpoint.utils import _create_file_view
 
 from nemo_longpo.checkpoints.completeness import WEIGHT_FILES, require_files
 from nemo_longpo.checkpoints.metadata import read_metadata
-from nemo_longpo.conversion.families.family import Piece
 from nemo_longpo.errors import InputError
 
+from ..families.family import Piece
 from .names import KEY_PREFIX
 
 DAMAGE = (RuntimeError, pickle.UnpicklingError, ValueError, LookupError, TypeError, AttributeError, EOFError)

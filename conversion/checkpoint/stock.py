@@ -11,13 +11,13 @@ from typing import Any
 
 from nemo_longpo.attention.rope_config import nemo_scaling_settings
 from nemo_longpo.checkpoints.trust import check_tokenizer_files
-from nemo_longpo.conversion.families.family import Family
-from nemo_longpo.conversion.families.known import FAMILIES
-from nemo_longpo.conversion.huggingface.directory import HfDirectory
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.json_files import read_model_json
 from nemo_longpo.model_directory.tokenizer_files import TOKENIZERS
 
+from ..families.family import Family
+from ..families.known import FAMILIES
+from ..huggingface.directory import HfDirectory
 from .names import KEY_PREFIX
 from .reader import DistCheckpoint
 

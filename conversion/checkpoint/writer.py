@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from nemo_longpo.conversion.workers import work_through
+from ..workers import work_through
 
 BACKEND = {
     "sharded_backend": "torch_dist",

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from nemo_longpo.conversion.families.family import Family
-from nemo_longpo.conversion.families.known import family_of
 from nemo_longpo.errors import InputError
 
+from ..families.family import Family
+from ..families.known import family_of
 from .rope import ScalingChoice, rope_settings, with_max_length, with_rope
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}

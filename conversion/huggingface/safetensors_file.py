@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from nemo_longpo.conversion.values import to_dtype
 from nemo_longpo.errors import InputError
 from nemo_longpo.json_input import parse_json_object
+
+from ..values import to_dtype
 
 TORCH_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """In the order in which the library sorts them within a file."""

@@ -6,10 +6,10 @@ from typing import Protocol
 
 import torch
 
-from nemo_longpo.conversion.families.family import Family, Piece
-from nemo_longpo.conversion.families.layouts import Geometry
 from nemo_longpo.errors import InputError
 
+from ..families.family import Family, Piece
+from ..families.layouts import Geometry
 from .directory import HfDirectory
 from .pickles import PickleReader
 from .safetensors_file import TORCH_DTYPES, SafetensorsReader, plain_header

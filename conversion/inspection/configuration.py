@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from nemo_longpo.conversion.families.family import Family
-from nemo_longpo.conversion.families.layouts import Geometry
-from nemo_longpo.conversion.huggingface.config import active_window
-from nemo_longpo.conversion.huggingface.rope import rope_theta
+from ..families.family import Family
+from ..families.layouts import Geometry
+from ..huggingface.config import active_window
+from ..huggingface.rope import rope_theta
 
 
 def sizes(config: Mapping[str, Any], family: Family | None) -> dict[str, Any]:

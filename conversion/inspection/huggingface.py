@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nemo_longpo.conversion.families.known import family_of
-from nemo_longpo.conversion.families.layouts import Geometry
-from nemo_longpo.conversion.huggingface.config import check_supported, for_import
-from nemo_longpo.conversion.huggingface.directory import HfDirectory
-from nemo_longpo.conversion.huggingface.rope import rope_theta, with_rope
-from nemo_longpo.conversion.huggingface.safetensors_file import TORCH_DTYPES
-from nemo_longpo.conversion.huggingface.weights import IGNORED_SUFFIX, HfWeights, check_tensors
-
+from ..families.known import family_of
+from ..families.layouts import Geometry
+from ..huggingface.config import check_supported, for_import
+from ..huggingface.directory import HfDirectory
+from ..huggingface.rope import rope_theta, with_rope
+from ..huggingface.safetensors_file import TORCH_DTYPES
+from ..huggingface.weights import IGNORED_SUFFIX, HfWeights, check_tensors
 from .advice import Advice
 from .configuration import parameters, positions, sizes
 from .tokenizer import describe_tokenizer

@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 
-from nemo_longpo.conversion.checkpoint.adapters import Adapters
-from nemo_longpo.conversion.checkpoint.context import read_model
-from nemo_longpo.conversion.checkpoint.names import KEY_PREFIX
-from nemo_longpo.conversion.checkpoint.nemo_checkpoint import NemoCheckpoint
-from nemo_longpo.conversion.checkpoint.reader import DistCheckpoint
-
+from ..checkpoint.adapters import Adapters
+from ..checkpoint.context import read_model
+from ..checkpoint.names import KEY_PREFIX
+from ..checkpoint.nemo_checkpoint import NemoCheckpoint
+from ..checkpoint.reader import DistCheckpoint
 from .advice import Advice
 from .configuration import parameters, positions, sizes
 from .tokenizer import describe_tokenizer

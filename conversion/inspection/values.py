@@ -5,13 +5,12 @@ from typing import TypeVar
 
 import torch
 
-from nemo_longpo.conversion.checkpoint.nemo_checkpoint import NemoCheckpoint
-from nemo_longpo.conversion.families.family import Piece
-from nemo_longpo.conversion.huggingface.safetensors_file import TORCH_DTYPES
-from nemo_longpo.conversion.huggingface.weights import HfWeights
-from nemo_longpo.conversion.values import NotFinite
-from nemo_longpo.conversion.workers import DEFAULT_WORKERS, work_through
-
+from ..checkpoint.nemo_checkpoint import NemoCheckpoint
+from ..families.family import Piece
+from ..huggingface.safetensors_file import TORCH_DTYPES
+from ..huggingface.weights import HfWeights
+from ..values import NotFinite
+from ..workers import DEFAULT_WORKERS, work_through
 from .advice import Advice
 
 Item = TypeVar("Item")

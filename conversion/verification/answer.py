@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from nemo_longpo.conversion.sources import open_source
 from nemo_longpo.errors import InputError
 
+from ..sources import open_source
 from .forward import Forward
 from .jobs import Job
 

@@ -77,8 +77,7 @@ def add_hashes_option(parser: argparse.ArgumentParser) -> None:
 
 
 def run_verify(arguments: argparse.Namespace) -> int:
-    from nemo_longpo.conversion.sources import Access
-
+    from ..sources import Access
     from .text import format_report
     from .verify import Questions, verify
 

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from nemo_longpo.attention.rope_config import scaling_settings
-from nemo_longpo.conversion.checkpoint.context import HEADERS, WEIGHT_LIST
-from nemo_longpo.conversion.huggingface.config import dtype
-from nemo_longpo.conversion.huggingface.directory import INDEX
-from nemo_longpo.conversion.huggingface.rope import rope_settings
-from nemo_longpo.conversion.sources import Source
+
+from ..checkpoint.context import HEADERS, WEIGHT_LIST
+from ..huggingface.config import dtype
+from ..huggingface.directory import INDEX
+from ..huggingface.rope import rope_settings
+from ..sources import Source
 
 SET_BY_OPTIONS = frozenset(
     {

@@ -16,8 +16,9 @@ from typing import Any
 
 from nemo_longpo.attention.rope import RopeSettings
 from nemo_longpo.attention.rope_config import parse_scaling, scaling_settings
-from nemo_longpo.conversion.sources import NOTHING_ELSE, Access
 from nemo_longpo.errors import InputError
+
+from ..sources import NOTHING_ELSE, Access
 
 
 @dataclass(frozen=True)

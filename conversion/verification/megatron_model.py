@@ -12,14 +12,14 @@ from nemo_longpo.attention.rope import RopeSettings
 from nemo_longpo.attention.rope_config import parse_scaling
 from nemo_longpo.backends import cpu
 from nemo_longpo.checkpoints.trust import check_weights
-from nemo_longpo.conversion.checkpoint.adapters import MergedWeights
-from nemo_longpo.conversion.checkpoint.names import KEY_PREFIX
-from nemo_longpo.conversion.sources import Source
 from nemo_longpo.errors import InputError
 from nemo_longpo.megatron.gpt import LogprobGPTModel, build_gpt
 from nemo_longpo.megatron.resume import load_architecture, load_rope_scaling
 from nemo_longpo.megatron.topology import become_single_process
 
+from ..checkpoint.adapters import MergedWeights
+from ..checkpoint.names import KEY_PREFIX
+from ..sources import Source
 from .forward import Forward
 
 _ONE_PROCESS_FP32 = {

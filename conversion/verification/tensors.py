@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nemo_longpo.conversion.families.family import Piece
-from nemo_longpo.conversion.sources import Source
-from nemo_longpo.conversion.values import BLOCK
+from ..families.family import Piece
+from ..sources import Source
+from ..values import BLOCK
 
 Verdict = Literal["exact", "rounded", "different", "only in A", "only in B"]
 

@@ -7,9 +7,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from nemo_longpo.attention.rope import RopeSettings
 from nemo_longpo.attention.rope_config import scaling_settings
-from nemo_longpo.conversion.huggingface.rope import rope_settings
-from nemo_longpo.conversion.sources import Source
 
+from ..huggingface.rope import rope_settings
+from ..sources import Source
 from .forward import Forward
 
 

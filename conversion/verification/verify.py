@@ -12,11 +12,11 @@ from tqdm import tqdm
 
 from nemo_longpo.checkpoints.run_directory import find_checkpoint
 from nemo_longpo.checkpoints.trust import check_tokenizer_files
-from nemo_longpo.conversion.huggingface.rope import rope_settings
-from nemo_longpo.conversion.sources import NOTHING_ELSE, Access, Source, open_source
 from nemo_longpo.errors import InputError
 from nemo_longpo.terminal import note
 
+from ..huggingface.rope import rope_settings
+from ..sources import NOTHING_ELSE, Access, Source, open_source
 from .configuration import PROVENANCE, SET_BY_OPTIONS, compare_configs, compare_files
 from .jobs import Job, compute
 from .logits import LogitsComparison, compare_answers

@@ -45,13 +45,13 @@ class EngineOptions:
         """An engine that writes JSON if that is asked for and it can. Raises InputError if the library is missing or
         the model cannot be loaded."""
         if self.common.engine == "vllm":
-            from .vllm import VllmEngine
+            from .vllm_engine import VllmEngine
 
             return VllmEngine(model, self.common, self.vllm, writes_json=writes_json)
         if self.common.engine == "server":
             from .server import ServerEngine
 
             return ServerEngine(model, self.common, self.server)
-        from .transformers import TransformersEngine
+        from .hf_engine import TransformersEngine
 
         return TransformersEngine(model, self.common, self.transformers)

@@ -18,7 +18,7 @@ from ..runner.files import commit
 from ..runner.rows import SETTINGS_NAME
 from ..settings import EngineSettings, ScoreSettings
 from .base import Engine, Span
-from .transformers import load_model
+from .hf_engine import load_model
 
 REPORT_NAME = "verification.json"
 # A longer sequence would take a float32 forward on a CPU too long.

@@ -7,7 +7,7 @@ from typing import Any
 from nemo_longpo.errors import InputError
 
 from ..settings import EngineSettings, VllmSettings
-from .transformers import DTYPES, set_rope_theta
+from .hf_engine import DTYPES, set_rope_theta
 
 _CPU_KV_CACHE_BYTES = 4 << 30
 

@@ -13,12 +13,12 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.shards.fingerprint import read_model_config
 
 from ..engines.base import Tick
-from ..imported.document import Limits, read_document
-from ..imported.faults import Refused
-from ..imported.ledger import Ledger, Refusal
-from ..imported.source import PublishedSource
-from ..imported.template import TemplateIds, template_ids
 from ..model import load_chat, tokenizer_identity
+from ..published.document import Limits, read_document
+from ..published.faults import Refused
+from ..published.ledger import Ledger, Refusal
+from ..published.source import PublishedSource
+from ..published.template import TemplateIds, template_ids
 from ..runner.rows import Row, is_given
 from ..runner.stage import PartResult, Process, Stage, run_stage
 from ..settings import CpuPlacement, ImportSettings

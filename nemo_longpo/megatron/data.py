@@ -13,9 +13,9 @@ from nemo.lightning.pytorch.plugins import MegatronDataSampler
 from torch.utils.data import DataLoader, Dataset
 
 from nemo_longpo.attention.rope_config import parse_scaling, usable_positions
+from nemo_longpo.costs.flops import pair_flops
 from nemo_longpo.errors import InputError
 from nemo_longpo.parallel.sampling import RecordOrder
-from nemo_longpo.planning.flops import pair_flops
 from nemo_longpo.shards.demands import Demands
 from nemo_longpo.shards.fingerprint import tokenizer_fingerprint
 from nemo_longpo.shards.reader import ShardReader

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from nemo_longpo.checkpoints.metrics_log import keep_steps
 from nemo_longpo.checkpoints.run_directory import METRICS as METRICS_FILE
+from nemo_longpo.costs.devices import peak_of_device
 from nemo_longpo.errors import explain_full_disk
 from nemo_longpo.objective import METRICS
-from nemo_longpo.planning.gpus import peak_of_device
 
 from .full_disk import GOES_ON
 from .loss import WORK

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from nemo_longpo.attention.rope import RopeSettings
 from nemo_longpo.attention.rope_config import parse_scaling
+from nemo_longpo.costs.flops import training_flops
 from nemo_longpo.errors import InputError
 from nemo_longpo.objective import Objective
 from nemo_longpo.parallel.layout import PairLayout, PairRows, lay_out_pair
-from nemo_longpo.planning.flops import training_flops
 
 from .data import next_record
 from .gpt import build_gpt

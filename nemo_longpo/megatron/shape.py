@@ -2,7 +2,7 @@
 
 from nemo.collections.llm.gpt.model.base import GPTConfig
 
-from nemo_longpo.planning.shape import ModelShape
+from nemo_longpo.costs.model_shape import ModelShape
 
 
 def model_shape(config: GPTConfig) -> ModelShape:

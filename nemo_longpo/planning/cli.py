@@ -6,15 +6,15 @@ from dataclasses import replace
 from typing import get_args
 
 from nemo_longpo.arguments import positive_number, whole_number
+from nemo_longpo.costs.devices import GIB, GPUS, find_gpu
+from nemo_longpo.costs.flops import PairLayout
+from nemo_longpo.costs.model_shape import MODELS, load_shape
 from nemo_longpo.errors import InputError
 from nemo_longpo.terminal import note, show
 
-from .flops import PairLayout
-from .gpus import GIB, GPUS, find_gpu
 from .job import BF16, Job, Recompute
 from .report import as_json, nothing_fits, render
 from .search import MARGIN, Wishes, search
-from .shape import MODELS, load_shape
 from .speed import Machine
 
 EXAMPLE = """examples:

@@ -8,8 +8,9 @@ of this pipeline stage, b bytes of an activation. Everything below is in bytes.
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from nemo_longpo.costs.devices import GIB
+
 from .activations import attention_moment, feed_forward_moment, kept_activations, per_gpu
-from .gpus import GIB
 from .job import Job, Setup
 
 Stage = Literal["only", "first", "last"]

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from .flops import layers_flops, pair_flops
-from .gpus import GIB
+from nemo_longpo.costs.devices import GIB
+from nemo_longpo.costs.flops import layers_flops, pair_flops
+
 from .job import Job
 from .memory import Memory
 from .overrides import overrides

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from .gpus import GIB
+from nemo_longpo.costs.devices import GIB
+
 from .job import BF16, Job, Precision, Recompute, Setup
 from .memory import Memory, estimate_memory
 from .speed import Machine, Speed, estimate_speed

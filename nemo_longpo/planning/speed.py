@@ -15,8 +15,9 @@ twice.
 
 from dataclasses import dataclass
 
-from .flops import causal_flops, executed_flops, layers_flops, linear_flops, training_flops
-from .gpus import Gpu
+from nemo_longpo.costs.devices import Gpu
+from nemo_longpo.costs.flops import causal_flops, executed_flops, layers_flops, linear_flops, training_flops
+
 from .job import Job, Setup
 from .memory import parameters_per_gpu
 

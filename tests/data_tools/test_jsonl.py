@@ -6,8 +6,8 @@ import json
 import pytest
 
 from nemo_longpo.data_tools.corpus.source import CorpusSource
-from nemo_longpo.data_tools.imported.document import REQUIRED
-from nemo_longpo.data_tools.imported.source import PublishedSource
+from nemo_longpo.data_tools.published.document import REQUIRED
+from nemo_longpo.data_tools.published.source import PublishedSource
 from nemo_longpo.data_tools.runner.rows import PartsSource
 from nemo_longpo.errors import InputError
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from nemo_longpo.planning.flops import training_flops
-from nemo_longpo.planning.shape import load_shape
+from nemo_longpo.costs.flops import training_flops
+from nemo_longpo.costs.model_shape import load_shape
 from nemo_longpo.recipes.factories import RECIPES
 
 pytestmark = pytest.mark.distributed

@@ -7,10 +7,10 @@ import shlex
 import pytest
 
 from nemo_longpo.cli import main
-from nemo_longpo.planning.gpus import GPUS, peak_of_device
+from nemo_longpo.costs.devices import GPUS, peak_of_device
+from nemo_longpo.costs.model_shape import MODELS
 from nemo_longpo.planning.job import Job, Setup
 from nemo_longpo.planning.overrides import overrides
-from nemo_longpo.planning.shape import MODELS
 from nemo_longpo.planning.speed import Machine
 
 COMMAND = ["plan", "--model", "mistral-7b", "--length", "131072", "--gpus", "8"]

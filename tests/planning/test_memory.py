@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from nemo_longpo.costs.model_shape import MODELS, ModelShape
 from nemo_longpo.planning.activations import (
     branch_bytes,
     feed_forward_moment,
@@ -13,7 +14,6 @@ from nemo_longpo.planning.activations import (
 )
 from nemo_longpo.planning.job import BF16, FP32, Job, Setup
 from nemo_longpo.planning.memory import estimate_memory, logprob_moment, parameters_per_gpu
-from nemo_longpo.planning.shape import MODELS, ModelShape
 
 GIB = 2**30
 SMALL = ModelShape(layers=4, hidden=8, ffn=20, heads=4, kv_heads=2, head_size=2, vocab=100)

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from nemo_longpo.attention.branches import bytes_sent
-from nemo_longpo.planning.gpus import GIB, GPUS
+from nemo_longpo.costs.devices import GIB, GPUS
+from nemo_longpo.costs.model_shape import MODELS, ModelShape
 from nemo_longpo.planning.job import Job, Setup
 from nemo_longpo.planning.search import Wishes, impossible, search
-from nemo_longpo.planning.shape import MODELS, ModelShape
 from nemo_longpo.planning.speed import Machine, estimate_speed, layer_communication, recomputed_share
 
 MISTRAL, QWEN = MODELS["mistral-7b"], MODELS["qwen2.5-7b"]

@@ -6,10 +6,10 @@ import pytest
 from nemo.collections import llm
 from nemo_run.cli.cli_parser import parse_cli_args
 
-from nemo_longpo.planning.gpus import find_gpu
+from nemo_longpo.costs.devices import find_gpu
+from nemo_longpo.costs.model_shape import load_shape
 from nemo_longpo.planning.job import BF16, Job, Precision, Setup
 from nemo_longpo.planning.overrides import overrides
-from nemo_longpo.planning.shape import load_shape
 from nemo_longpo.planning.speed import Machine
 from nemo_longpo.recipes.factories import RECIPES
 

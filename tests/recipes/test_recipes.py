@@ -9,13 +9,13 @@ from nemo.collections import llm
 from nemo.lightning import MegatronMixedPrecision
 
 from nemo_longpo.backends import cpu
+from nemo_longpo.costs.devices import find_gpu
+from nemo_longpo.costs.model_shape import load_shape
 from nemo_longpo.errors import InputError
 from nemo_longpo.megatron.schedule import WarmupCosine
-from nemo_longpo.planning.gpus import find_gpu
 from nemo_longpo.planning.job import Job, Setup
 from nemo_longpo.planning.memory import estimate_memory
 from nemo_longpo.planning.search import impossible
-from nemo_longpo.planning.shape import load_shape
 from nemo_longpo.planning.speed import Machine
 from nemo_longpo.recipes.factories import RECIPES, lora
 from nemo_longpo.recipes.long_context import BRANCH_TOKENS

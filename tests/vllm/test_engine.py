@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nemo_longpo.data_tools.engines.base import Sampling, Usage
-from nemo_longpo.data_tools.engines.vllm import VllmEngine
+from nemo_longpo.data_tools.engines.vllm_engine import VllmEngine
 from nemo_longpo.data_tools.model import load_chat
 from nemo_longpo.data_tools.settings import EngineSettings, VllmSettings
 from nemo_longpo.errors import InputError

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nemo_longpo.data_tools.engines.base import Sampling
-from nemo_longpo.data_tools.engines.vllm import VllmEngine
+from nemo_longpo.data_tools.engines.vllm_engine import VllmEngine
 from nemo_longpo.data_tools.settings import EngineSettings, VllmSettings
 
 MODELS = ("mistral-two-iterations", "mistral-of-transformers-5", "qwen2-yarn", "llama-kept-scaling")

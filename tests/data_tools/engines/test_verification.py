@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from small_corpus import save_stopping_model
 
+from nemo_longpo.data_tools.engines.hf_engine import TransformersEngine
 from nemo_longpo.data_tools.engines.load import EngineOptions
-from nemo_longpo.data_tools.engines.transformers import TransformersEngine
 from nemo_longpo.data_tools.engines.verification import (
     REPORT_NAME,
     Difference,

@@ -5,7 +5,7 @@ import json
 import pytest
 from published import text_pair
 
-from nemo_longpo.data_tools.engines.transformers import TransformersEngine
+from nemo_longpo.data_tools.engines.hf_engine import TransformersEngine
 
 TURNS = (1, 3, 2, 4, 2, 3)
 

@@ -18,7 +18,7 @@ The output layer scores the same rows in both: the chosen sequence and the rejec
 
 from typing import Literal
 
-from .shape import ModelShape
+from .model_shape import ModelShape
 
 PairLayout = Literal["shared_prefix", "concatenated"]
 

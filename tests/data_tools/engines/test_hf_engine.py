@@ -9,7 +9,7 @@ import torch
 from tiny import save_tiny, tiny_tokenizer
 
 from nemo_longpo.data_tools.engines.base import Sampling, Usage
-from nemo_longpo.data_tools.engines.transformers import TransformersEngine, _pick
+from nemo_longpo.data_tools.engines.hf_engine import TransformersEngine, _pick
 from nemo_longpo.data_tools.settings import EngineSettings, TransformersSettings
 from nemo_longpo.errors import InputError
 

@@ -9,9 +9,9 @@ from published import IGNORED, labelled_spans, published_row, text_pair
 from tiny import tiny_tokenizer
 
 from nemo_longpo.data_tools.chat.format import ChatFormat
-from nemo_longpo.data_tools.imported.document import Limits, read_document
-from nemo_longpo.data_tools.imported.faults import Refused
-from nemo_longpo.data_tools.imported.template import template_ids
+from nemo_longpo.data_tools.published.document import Limits, read_document
+from nemo_longpo.data_tools.published.faults import Refused
+from nemo_longpo.data_tools.published.template import template_ids
 
 UNLIMITED = Limits(conversation=None, reference=10_000)
 

@@ -9,8 +9,8 @@ import datasets
 import pytest
 from published import published_row, text_pair
 
-from nemo_longpo.data_tools.imported.source import PublishedSource
 from nemo_longpo.data_tools.model import load_chat
+from nemo_longpo.data_tools.published.source import PublishedSource
 
 
 def write_jsonl(path, records):

@@ -4,16 +4,9 @@ from typing import get_args
 
 import pytest
 
+from nemo_longpo.costs.flops import PairLayout, executed_flops, layers_flops, output_flops, pair_flops, training_flops
+from nemo_longpo.costs.model_shape import MODELS, ModelShape
 from nemo_longpo.parallel import layout
-from nemo_longpo.planning.flops import (
-    PairLayout,
-    executed_flops,
-    layers_flops,
-    output_flops,
-    pair_flops,
-    training_flops,
-)
-from nemo_longpo.planning.shape import MODELS, ModelShape
 
 MISTRAL = MODELS["mistral-7b"]
 

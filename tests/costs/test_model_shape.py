@@ -5,8 +5,8 @@ import json
 import pytest
 from transformers import LlamaConfig, MistralConfig, Qwen2Config
 
+from nemo_longpo.costs.model_shape import MODELS, ModelShape, load_shape
 from nemo_longpo.errors import InputError
-from nemo_longpo.planning.shape import MODELS, ModelShape, load_shape
 
 HUGGING_FACE = {
     "model_type": "qwen2",
