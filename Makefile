@@ -110,10 +110,10 @@ $(TRL_VENV)/packages.stamp: requirements/trl.txt
 	@touch $@
 
 # Written by the first environment: transformers 4 cannot read what transformers 5 writes, but not the other way round.
-$(VLLM_VENV)/models.stamp: tests/vllm/make_models.py tests/vllm/exported_models.py tests/tiny.py \
-		tests/data_tools/small_corpus.py $(wildcard conversion/*.py conversion/*/*.py) \
+$(VLLM_VENV)/models.stamp: tests/support/make_models.py tests/support/exported_models.py tests/support/tiny_models.py \
+		tests/support/small_corpus.py $(wildcard conversion/*.py conversion/*/*.py) \
 		$(VENV)/project.stamp $(VLLM_VENV)/packages.stamp
-	$(BIN)/python tests/vllm/make_models.py $(VLLM_VENV)/models
+	$(BIN)/python tests/support/make_models.py $(VLLM_VENV)/models
 	@touch $@
 
 clean:

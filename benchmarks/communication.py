@@ -16,7 +16,7 @@ from typing import Any
 from generated import origin, write_results  # also makes the tests' helpers importable
 
 # isort: split
-from distributed import WorkerPool
+from support.worker_pool import WorkerPool
 
 from nemo_longpo.attention.branches import bytes_sent
 

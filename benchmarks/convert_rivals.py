@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests" / "megatron")]
+sys.path.insert(0, str(ROOT / "tests"))
 
 
 def main(tool: str, family: str, source: str, target: Path) -> None:
@@ -31,7 +31,7 @@ def load_and_save(source: str, target: Path) -> None:
 
 def run_nemo(tool: str, family: str, source: str, target: Path, scratch: Path) -> None:
     """`nemo-import` or `nemo-export`, as `llm.import_ckpt` and `llm.export_ckpt` call it."""
-    import te_stand_in
+    from support import te_stand_in
 
     te_stand_in.install(scratch / "transformer_engine")
     import torch

@@ -27,9 +27,9 @@ import psutil
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "data_tools")]
+sys.path.insert(0, str(ROOT / "tests"))
 
-from small_corpus import make_document, save_stopping_model  # noqa: E402
+from support.small_corpus import make_document, save_stopping_model  # noqa: E402
 
 STAGES = {
     "chunk": {"chunk_tokens": 96, "chunks_per_document": 2, "part_size": 2},

@@ -15,9 +15,9 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerF
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "data_tools")]
+sys.path.insert(0, str(ROOT / "tests"))
 
-from tiny import TEMPLATES  # noqa: E402
+from support.tiny_models import TEMPLATES  # noqa: E402
 
 VOCABULARY = 32_768
 SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"

@@ -21,7 +21,7 @@ from transformers import (
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from pairs import write_shards  # noqa: E402, F401 (for the benchmarks)
+from support.training_pairs import write_shards  # noqa: E402, F401 (for the benchmarks)
 
 from nemo_longpo.costs.model_shape import ModelShape  # noqa: E402
 from nemo_longpo.shards.schema import PairRecord  # noqa: E402

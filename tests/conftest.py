@@ -7,7 +7,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
-from distributed import WorkerPool
+from support.worker_pool import WorkerPool
 
 
 @pytest.fixture(scope="session")

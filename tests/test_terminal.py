@@ -5,7 +5,7 @@ import os
 import shutil
 
 import pytest
-from tiny import save_tiny
+from support.tiny_models import save_tiny
 
 from nemo_longpo.cli import main
 from nemo_longpo.terminal import printable, printable_lines

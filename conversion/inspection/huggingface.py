@@ -33,8 +33,9 @@ def describe(path: Path, advice: Advice, headers_only: bool) -> dict[str, Any]:
     weights = advice.attempt("import", lambda: HfWeights(directory))
     if family and geometry and weights:
         advice.attempt("import", lambda: check_tensors(weights, family, geometry))
-    look = weights is not None and not headers_only
-    not_finite = advice.attempt("import", lambda: look_at_huggingface(weights, advice)) if look else None
+    not_finite = None
+    if weights and not headers_only:
+        not_finite = advice.attempt("import", lambda: look_at_huggingface(weights, advice))
     return {
         "kind": "huggingface",
         "architecture": ", ".join(config.get("architectures") or []) or None,

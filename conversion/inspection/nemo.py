@@ -52,8 +52,9 @@ def describe(path: Path, advice: Advice, headers_only: bool) -> dict[str, Any]:
         advice.note("training: attention is limited to a sliding window; import the model with --full-attention")
     family = opened.family if opened else None
     weights = [name for name in stored.tensor_names() if name.startswith(KEY_PREFIX)] if stored else []
-    look = opened is not None and not headers_only
-    not_finite = advice.attempt("export", lambda: look_at_nemo(opened, advice)) if look else None
+    not_finite = None
+    if opened and not headers_only:
+        not_finite = advice.attempt("export", lambda: look_at_nemo(opened, advice))
     return {
         "kind": "nemo adapters" if adapters else "nemo",
         "architecture": family.architecture if family else None,

@@ -51,8 +51,8 @@ class Job:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Job":
         rope = value["rope"] and RopeSettings(value["rope"][0], parse_scaling(value["rope"][1], "rope"))
-        paths = (path and Path(path) for path in value["access"])
-        access = Access(*paths, value["allow_pickle"], trust_checkpoint=value["trust_checkpoint"])
+        base, base_checkpoint = (path and Path(path) for path in value["access"])
+        access = Access(base, base_checkpoint, value["allow_pickle"], trust_checkpoint=value["trust_checkpoint"])
         return cls(Path(value["model"]), Path(value["output"]), value["sequences"], access, rope, value["round_to"])
 
 

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from branch_jobs import branch_problem
-from fake_cuda import fake_cuda
+from support.fake_cuda import fake_cuda
+from support.jobs.branch_jobs import branch_problem
 
 from nemo_longpo.attention.branches import branch_attention
 from nemo_longpo.attention.kernels import (

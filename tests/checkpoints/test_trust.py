@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from exploits import Payload, call, reference
+from support.exploits import Payload, call, reference
 from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter, save
 
 from nemo_longpo.checkpoints import trust

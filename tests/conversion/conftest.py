@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from conversion_cases import CASES
-from tiny import save_tiny
+from support.conversion_cases import CASES
+from support.tiny_models import save_tiny
 
 from nemo_longpo.checkpoints.integrity import RECORD
 from nemo_longpo.conversion.importer import import_checkpoint

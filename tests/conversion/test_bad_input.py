@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from damage import LFS_POINTER, WEB_PAGE, Fault, assert_damage_refused, assert_refused, edit_json, truncate
+from support.damage import LFS_POINTER, WEB_PAGE, Fault, assert_damage_refused, assert_refused, edit_json, truncate
 
 from nemo_longpo.cli import main
 

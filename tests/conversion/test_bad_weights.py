@@ -7,16 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from damage import (
-    LFS_POINTER,
-    QUERY,
-    WEB_PAGE,
-    Fault,
-    assert_damage_refused,
-    edit_json,
-    edit_tensors,
-    truncate,
-)
+from support.damage import LFS_POINTER, QUERY, WEB_PAGE, Fault, assert_damage_refused, edit_json, edit_tensors, truncate
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from damage import assert_refused
+from support.damage import assert_refused
 
 from nemo_longpo.checkpoints.integrity import RECORD, write_record
 from nemo_longpo.cli import main

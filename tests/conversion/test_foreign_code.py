@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from damage import assert_refused, edit_json
-from exploits import EXPLOITS, Payload
 from safetensors.torch import load_file
+from support.damage import assert_refused, edit_json
+from support.exploits import EXPLOITS, Payload
 
 from nemo_longpo.cli import main
 from nemo_longpo.conversion.exporter import export_checkpoint

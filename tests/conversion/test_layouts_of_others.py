@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conversion_cases import files
 from safetensors import safe_open
 from safetensors.torch import load_file
+from support.conversion_cases import files
 
 from nemo_longpo.conversion.checkpoint.context import HEADERS
 from nemo_longpo.conversion.exporter import export_checkpoint

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conversion_cases import CASES, files, read_config
-from megatron_side import LEARNING_RATE
 from safetensors.torch import load_file
+from support.conversion_cases import CASES, files, read_config
+from support.megatron_side import LEARNING_RATE
 from transformers import AutoModelForCausalLM
 
 from nemo_longpo.checkpoints.trust import check_context, check_weights
@@ -49,13 +49,13 @@ class Side:
 
 def start(output: Path, script: str, *arguments: Path, overlay: Path | None = None) -> Side:
     output.mkdir()
-    path = [*filter(None, [overlay]), TESTS, TESTS / "megatron"]
+    path = [*filter(None, [overlay]), TESTS]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(map(str, path)),
         "TORCH_COMPILE_DISABLE": "1",  # a compiler's run for what Megatron's Python would fuse
     }
-    command = [sys.executable, Path(__file__).with_name(script), *arguments, output]
+    command = [sys.executable, TESTS / "support" / script, *arguments, output]
     with (output / "log").open("w") as log:
         return Side(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT), output)
 

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from small_corpus import make_document
+from support.small_corpus import make_document
 
 from nemo_longpo.cli import main
 from nemo_longpo.conversion.exporter import export_checkpoint

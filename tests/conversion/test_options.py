@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from conversion_cases import edit_config, files, read_config, write_config
 from safetensors.torch import load_file
+from support.conversion_cases import edit_config, files, read_config, write_config
 from transformers import AutoModelForCausalLM
 
 from nemo_longpo.conversion.checkpoint.context import read_model

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from damage import assert_refused
+from support.damage import assert_refused
 
 from nemo_longpo.cli import main
 from nemo_longpo.conversion.outputs import new_directory, require_free

@@ -5,11 +5,11 @@ That one import computes the same losses and gradients under every kind of sizes
 
 from pathlib import Path
 
-import pairs
 import pytest
-import tiny
-from conversion_cases import CASES, files, read_config
 from safetensors.torch import load_file
+from support import tiny_models as tiny
+from support import training_pairs as pairs
+from support.conversion_cases import CASES, files, read_config
 
 from nemo_longpo.conversion.checkpoint.reader import DistCheckpoint
 from nemo_longpo.conversion.exporter import export_checkpoint
@@ -52,7 +52,7 @@ def train(
         "trainer.max_steps": steps,
         **{f"trainer.strategy.{name}": value for name, value in sizes.items()},
     }
-    workers.run("megatron_jobs", "finetune", ranks, overrides=overrides, checkpoints=True)
+    workers.run("support.jobs.megatron_jobs", "finetune", ranks, overrides=overrides, checkpoints=True)
     (last,) = (run / "longpo" / "checkpoints").glob("*last")
     return last
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conversion_cases import CASES, SHAPES, config_changes, edit_config, files, read_config
 from safetensors.torch import load_file, save_file
-from tiny import save_tiny
+from support.conversion_cases import CASES, SHAPES, config_changes, edit_config, files, read_config
+from support.tiny_models import save_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemo_longpo.conversion.checkpoint import writer

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 import torch
-from conversion_cases import files
 from safetensors.torch import load_file
+from support.conversion_cases import files
 from transformers import AutoModelForCausalLM
 
 from nemo_longpo.conversion.exporter import export_checkpoint

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from damage import assert_refused, edit_tensors
 from safetensors.torch import load_file
+from support.damage import assert_refused, edit_tensors
 
 from nemo_longpo.cli import main
 from nemo_longpo.conversion.importer import import_checkpoint

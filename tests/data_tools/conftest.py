@@ -1,7 +1,7 @@
 """A corpus, a model and the command line, for the stage tests."""
 
 import pytest
-from small_corpus import make_document, save_stopping_model
+from support.small_corpus import make_document, save_stopping_model
 
 
 @pytest.fixture(scope="session")

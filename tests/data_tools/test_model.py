@@ -5,8 +5,8 @@ import json
 import shutil
 
 import pytest
-from damage import LFS_POINTER, WEB_PAGE, edit_json, truncate
-from tiny import save_tiny, tiny_tokenizer
+from support.damage import LFS_POINTER, WEB_PAGE, edit_json, truncate
+from support.tiny_models import save_tiny, tiny_tokenizer
 
 from nemo_longpo.data_tools.model import load_chat, tokenizer_identity
 from nemo_longpo.errors import InputError

@@ -7,11 +7,11 @@ import os
 import warnings
 
 import pytest
-from fuzz_checkpoints import CHECKPOINT_READERS
-from fuzz_readers import READERS, Workshop
 from hypothesis import HealthCheck, given, settings
 from hypothesis.internal.conjecture import providers
 from hypothesis.internal.constants_ast import Constants
+from support.fuzz_checkpoints import CHECKPOINT_READERS
+from support.fuzz_readers import READERS, Workshop
 
 from nemo_longpo.errors import InputError
 from nemo_longpo.terminal import printable

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import pairs
 import pytest
-import tiny
+from support import tiny_models as tiny
+from support import training_pairs as pairs
 
 from nemo_longpo.conversion.importer import import_checkpoint
 from nemo_longpo.shards.schema import PairRecord

@@ -4,9 +4,9 @@ import dataclasses
 import shutil
 
 import numpy as np
-import pairs
 import pytest
-import tiny
+from support import tiny_models as tiny
+from support import training_pairs as pairs
 
 from nemo_longpo.checkpoints.integrity import RECORD
 
@@ -22,7 +22,7 @@ def _refusal(workers, workbench, tmp_path, **overrides) -> str:
         "trainer.max_steps": 1,
         **{name.replace("__", "."): value for name, value in overrides.items()},
     }
-    (message,) = workers.run("megatron_jobs", "refusal", 1, overrides=settings)
+    (message,) = workers.run("support.jobs.megatron_jobs", "refusal", 1, overrides=settings)
     assert not list((tmp_path / "run").rglob("checkpoints/*"))
     assert not list((tmp_path / "run").rglob("metrics.jsonl"))
     return message

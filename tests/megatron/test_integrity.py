@@ -40,7 +40,7 @@ def settings(workbench, run: Path, **more) -> dict:
 
 def outcome(workers, overrides: dict, **job) -> str | None:
     """What both ranks say."""
-    first, second = workers.run("integrity_jobs", "outcome", 2, overrides=overrides, **job)
+    first, second = workers.run("support.jobs.integrity_jobs", "outcome", 2, overrides=overrides, **job)
     assert first == second
     return first
 

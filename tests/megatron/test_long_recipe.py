@@ -2,10 +2,10 @@
 
 import json
 
-import pairs
 import pytest
 import torch
-from reference import longpo_step
+from support import training_pairs as pairs
+from support.reference import longpo_step
 from transformers import AutoModelForCausalLM
 
 from nemo_longpo.objective import METRICS
@@ -26,7 +26,7 @@ def _first_step(workbench, workers, run, **precision) -> dict[str, float]:
         "trainer.strategy.tensor_model_parallel_size": 2,  # the small model has two heads for keys and values
         **precision,
     }
-    workers.run("megatron_jobs", "finetune", 4, overrides=overrides, recipe_name="mistral_7b_longpo_128k")
+    workers.run("support.jobs.megatron_jobs", "finetune", 4, overrides=overrides, recipe_name="mistral_7b_longpo_128k")
     (line,) = (run / "tb_logs" / "longpo" / "metrics.jsonl").read_text().splitlines()
     return json.loads(line)
 

@@ -4,10 +4,10 @@ a run of adapters resumes."""
 import json
 from pathlib import Path
 
-import pairs
 import pytest
 import torch
-from reference import longpo_step
+from support import training_pairs as pairs
+from support.reference import longpo_step
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader, load
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -123,7 +123,14 @@ def test_adapter_gradients_equal_those_of_merged_weights(workbench, workers, tmp
     )
     # NeMo starts B at zero, where A would have no gradient.
     lora = {"dim": RANK, "alpha": ALPHA, "lora_B_init_method": "xavier"}
-    workers.run("lora_jobs", "train_adapters", cp * tp, overrides=overrides, lora=lora, save_to=str(tmp_path / "saved"))
+    workers.run(
+        "support.jobs.lora_jobs",
+        "train_adapters",
+        cp * tp,
+        overrides=overrides,
+        lora=lora,
+        save_to=str(tmp_path / "saved"),
+    )
 
     metrics, gradients, weights = _reference(workbench, _tensors(tmp_path / "saved" / "adapters"))
     (step,) = _metrics(tmp_path / "run")
@@ -164,7 +171,14 @@ def test_stopped_run_of_adapters_resumes(workbench, workers, tmp_path):
                 "trainer.strategy.context_parallel_size": 2,
             },
         )
-        workers.run("lora_jobs", "train_adapters", 2, overrides=overrides, lora={"dim": RANK}, stop_after=stop_after)
+        workers.run(
+            "support.jobs.lora_jobs",
+            "train_adapters",
+            2,
+            overrides=overrides,
+            lora={"dim": RANK},
+            stop_after=stop_after,
+        )
         kept = (*METRICS, "step", "lr", "grad_norm")
         return [{name: line[name] for name in kept} for line in _metrics(tmp_path / run)]
 

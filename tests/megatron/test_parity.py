@@ -4,11 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
-import pairs
 import pytest
 import torch
-from reference import longpo_step
 from safetensors.torch import load_file
+from support import training_pairs as pairs
+from support.reference import longpo_step
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -95,7 +95,11 @@ def train_one_step(workbench, workers, directory: Path, case) -> tuple[dict, dic
     }
     gradients = directory / "gradients"
     rows = workers.run(
-        "megatron_jobs", "finetune", cp * tp * pp * dp, overrides=overrides, gradients=str(gradients / "weights")
+        "support.jobs.megatron_jobs",
+        "finetune",
+        cp * tp * pp * dp,
+        overrides=overrides,
+        gradients=str(gradients / "weights"),
     )
     (line,) = (directory / "run" / "tb_logs" / "longpo" / "metrics.jsonl").read_text().splitlines()
     # Gradients were saved under their parameters' keys, so the exporter gives them Hugging Face's names and shapes.

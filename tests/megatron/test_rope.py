@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import pairs
 import pytest
-import tiny
+from support import tiny_models as tiny
+from support import training_pairs as pairs
 from test_parity import TOLERANCE, assert_equal_gradients, reference, train_one_step  # noqa: F401 (a fixture)
 
 from nemo_longpo.conversion.exporter import export_checkpoint
@@ -34,7 +34,7 @@ def saved_by_training(workbench, workers, directory: Path) -> Path:
         "optim.config.lr": 1e-2,
         "trainer.max_steps": 1,
     }
-    workers.run("megatron_jobs", "finetune", 1, overrides=overrides, checkpoints=True)
+    workers.run("support.jobs.megatron_jobs", "finetune", 1, overrides=overrides, checkpoints=True)
     (last,) = (directory / "longpo" / "checkpoints").glob("*last")
     return last
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from importlib.metadata import distribution
 from pathlib import Path
 
-import extract_te_signatures as te
 import pytest
+from support import extract_te_signatures as te
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ROOT / "nemo_longpo/megatron/te_attention.py"

@@ -5,12 +5,12 @@ from math import lcm
 from typing import NamedTuple, get_args
 
 import numpy as np
-import pairs
 import pytest
-import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import tiny_models as tiny
+from support import training_pairs as pairs
 
 from nemo_longpo.logprobs import IGNORE_LABEL
 from nemo_longpo.parallel.layout import PairLayout, PairRows, lay_out_pair, padded_length

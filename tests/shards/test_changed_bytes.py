@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from small_shards import make_record, write
+from support.small_shards import make_record, write
 
 from nemo_longpo.errors import InputError
 from nemo_longpo.shards.reader import ShardReader

@@ -5,7 +5,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from small_shards import PROVENANCE, make_record
+from support.small_shards import PROVENANCE, make_record
 
 from nemo_longpo.errors import InputError
 from nemo_longpo.objective import LossType

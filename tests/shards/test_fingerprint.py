@@ -4,7 +4,7 @@ import copy
 import json
 
 import pytest
-from tiny import STYLES, save_tiny, tiny_tokenizer
+from support.tiny_models import STYLES, save_tiny, tiny_tokenizer
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 

@@ -6,7 +6,7 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
-from small_shards import edit_manifest, make_record, write
+from support.small_shards import edit_manifest, make_record, write
 
 from nemo_longpo.errors import InputError
 from nemo_longpo.shards.manifest import load_manifest

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_shards import PROVENANCE, edit_manifest, make_record, write
+from support.small_shards import PROVENANCE, edit_manifest, make_record, write
 
 from nemo_longpo.errors import InputError
 from nemo_longpo.shards import schema, writer
@@ -243,7 +243,7 @@ WRITE_LARGE = """
 import resource, sys
 import numpy as np
 from nemo_longpo.errors import InputError
-from small_shards import PROVENANCE, make_record
+from support.small_shards import PROVENANCE, make_record
 from nemo_longpo.shards.writer import ShardWriter
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
 try:
@@ -258,6 +258,6 @@ except InputError as error:
 def test_no_room_on_the_disk_leaves_nothing(tmp_path):
     """The kernel refuses files of more than 64 KiB here, as a full disk would refuse at some byte."""
     command = [sys.executable, "-c", WRITE_LARGE, str(tmp_path / "shards")]
-    said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
+    said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
     assert "shards cannot be written: a file may not become that large here; make room" in said.stdout
     assert list(tmp_path.iterdir()) == []

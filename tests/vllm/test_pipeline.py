@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from small_corpus import declare_ends, make_document
+from support.small_corpus import declare_ends, make_document
 
 from nemo_longpo.cli import main
 

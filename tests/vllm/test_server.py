@@ -9,8 +9,8 @@ from threading import Thread
 import numpy as np
 import pytest
 import torch
-from server_process import ServerProcess
-from small_corpus import make_document
+from support.server_process import ServerProcess
+from support.small_corpus import make_document
 
 from nemo_longpo.cli import main
 from nemo_longpo.data_tools.engines.base import Sampling, Usage

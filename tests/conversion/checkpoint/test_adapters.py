@@ -12,8 +12,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapter_checkpoints import ALPHA, DIM, LINEAR, SETTINGS, describe, make_adapters, make_base, read, steps, write
 from safetensors.torch import load_file
+from support.adapter_checkpoints import (
+    ALPHA,
+    DIM,
+    LINEAR,
+    SETTINGS,
+    describe,
+    make_adapters,
+    make_base,
+    read,
+    steps,
+    write,
+)
 from torch import Tensor
 
 from nemo_longpo.cli import main

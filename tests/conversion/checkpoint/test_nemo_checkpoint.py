@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conversion_cases import files
+from support.conversion_cases import files
 
 from nemo_longpo.conversion.checkpoint import writer
 from nemo_longpo.conversion.checkpoint.nemo_checkpoint import NemoCheckpoint

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conversion_cases import read_config
+from support.conversion_cases import read_config
 
 from nemo_longpo.conversion.checkpoint import writer
 from nemo_longpo.conversion.checkpoint.nemo_checkpoint import NemoCheckpoint

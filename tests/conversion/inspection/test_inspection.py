@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from adapter_checkpoints import describe, make_adapters, read, write
-from conversion_cases import CASES
-from damage import edit_json
+from support.adapter_checkpoints import describe, make_adapters, read, write
+from support.conversion_cases import CASES
+from support.damage import edit_json
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemo_longpo.cli import main

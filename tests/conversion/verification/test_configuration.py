@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conversion_cases import edit_config, read_config, write_config
+from support.conversion_cases import edit_config, read_config, write_config
 
 from nemo_longpo.conversion.importer import import_checkpoint
 from nemo_longpo.conversion.sources import open_source

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conversion_cases import edit_config
 from safetensors.torch import load_file
+from support.conversion_cases import edit_config
 from transformers import AutoModelForCausalLM
 
 from nemo_longpo.attention.rope import LinearScaling, RopeSettings

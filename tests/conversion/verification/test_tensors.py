@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conversion_cases import CASES
 from safetensors.torch import load_file, save_file
+from support.conversion_cases import CASES
 
 from nemo_longpo.conversion.exporter import export_checkpoint
 from nemo_longpo.conversion.sources import open_source

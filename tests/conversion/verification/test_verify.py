@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conversion_cases import edit_config
 from safetensors.torch import load_file, save_file
+from support.conversion_cases import edit_config
 
 from nemo_longpo.cli import main
 from nemo_longpo.conversion.verification import verify as verify_module

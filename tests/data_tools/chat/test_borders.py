@@ -8,7 +8,7 @@ import copy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import STYLES, tiny_tokenizer
+from support.tiny_models import STYLES, tiny_tokenizer
 from tokenizers import AddedToken
 
 from nemo_longpo.data_tools.chat.format import ChatFormat

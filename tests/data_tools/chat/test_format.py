@@ -3,7 +3,7 @@
 import copy
 
 import pytest
-from tiny import STYLES, tiny_tokenizer
+from support.tiny_models import STYLES, tiny_tokenizer
 
 from nemo_longpo.data_tools.chat.format import ChatFormat
 from nemo_longpo.errors import InputError

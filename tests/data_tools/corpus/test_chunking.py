@@ -3,8 +3,8 @@
 import re
 
 import pytest
-from small_corpus import make_document
-from tiny import STYLES, tiny_tokenizer
+from support.small_corpus import make_document
+from support.tiny_models import STYLES, tiny_tokenizer
 
 from nemo_longpo.data_tools.chat.format import ChatFormat
 from nemo_longpo.data_tools.corpus.chunking import chunk_document, draw_chunks

@@ -1,7 +1,7 @@
 """What a document is, by its name or its text."""
 
 import pytest
-from small_corpus import make_document
+from support.small_corpus import make_document
 
 from nemo_longpo.data_tools.corpus.domains import domain_of
 

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from tiny import save_tiny, tiny_tokenizer
+from support.tiny_models import save_tiny, tiny_tokenizer
 
 from nemo_longpo.data_tools.engines.base import Sampling, Usage
 from nemo_longpo.data_tools.engines.hf_engine import TransformersEngine, _pick

@@ -10,7 +10,7 @@ from email.utils import format_datetime
 
 import numpy as np
 import pytest
-from fake_vllm import STOP, VOCAB_SIZE, FakeVllm, Fault, logp, written
+from support.fake_vllm import STOP, VOCAB_SIZE, FakeVllm, Fault, logp, written
 
 from nemo_longpo.data_tools.engines.base import Completion, Sampling, Usage
 from nemo_longpo.data_tools.engines.server import ServerEngine

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from small_corpus import save_stopping_model
+from support.small_corpus import save_stopping_model
 
 from nemo_longpo.data_tools.engines.hf_engine import TransformersEngine
 from nemo_longpo.data_tools.engines.load import EngineOptions

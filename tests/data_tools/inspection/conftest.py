@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny import save_tiny
-from told_shards import Told, write_told
+from support.tiny_models import save_tiny
+from support.told_shards import Told, write_told
 
 from nemo_longpo.data_tools.chat.format import ChatFormat
 from nemo_longpo.data_tools.model import load_chat

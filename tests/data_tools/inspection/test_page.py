@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tomllib
-from tiny import save_tiny
-from told_shards import Told, Turn
+from support.tiny_models import save_tiny
+from support.told_shards import Told, Turn
 
 from nemo_longpo.data_tools.inspection import plots
 from nemo_longpo.data_tools.inspection.numbers import signed

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from told_shards import GENERATION, Told, Turn
+from support.told_shards import GENERATION, Told, Turn
 
 from nemo_longpo.data_tools.inspection.numbers import number, size
 from nemo_longpo.data_tools.inspection.run import inspect_shards

@@ -1,7 +1,7 @@
 """Tokens read as the text they make, whatever the tokenizer does to spaces and characters."""
 
 import pytest
-from tiny import STYLES, tiny_tokenizer
+from support.tiny_models import STYLES, tiny_tokenizer
 
 from nemo_longpo.data_tools.inspection.tokens import Group, TokenText
 

@@ -3,10 +3,10 @@
 from copy import deepcopy
 from functools import partial
 
-import published_faults as faults
 import pytest
-from published import IGNORED, labelled_spans, published_row, text_pair
-from tiny import tiny_tokenizer
+from support import published_faults as faults
+from support.published_pairs import IGNORED, labelled_spans, published_row, text_pair
+from support.tiny_models import tiny_tokenizer
 
 from nemo_longpo.data_tools.chat.format import ChatFormat
 from nemo_longpo.data_tools.published.document import Limits, read_document

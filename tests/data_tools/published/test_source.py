@@ -7,7 +7,7 @@ import re
 
 import datasets
 import pytest
-from published import published_row, text_pair
+from support.published_pairs import published_row, text_pair
 
 from nemo_longpo.data_tools.model import load_chat
 from nemo_longpo.data_tools.published.source import PublishedSource

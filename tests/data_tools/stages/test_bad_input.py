@@ -5,8 +5,8 @@ import re
 import shutil
 
 import pytest
-from small_corpus import save_stopping_model
-from tiny import save_tiny
+from support.small_corpus import save_stopping_model
+from support.tiny_models import save_tiny
 
 from nemo_longpo.data_tools.engines.load import EngineOptions
 

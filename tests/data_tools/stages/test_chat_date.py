@@ -4,8 +4,8 @@ import json
 from datetime import date, datetime
 
 import pytest
-from small_corpus import save_reciting_model
-from tiny import TEMPLATES
+from support.small_corpus import save_reciting_model
+from support.tiny_models import TEMPLATES
 
 from nemo_longpo.data_tools.model import load_chat
 from nemo_longpo.errors import InputError

@@ -4,7 +4,7 @@ import gzip
 import json
 
 import pytest
-from small_corpus import make_document
+from support.small_corpus import make_document
 from transformers import AutoTokenizer
 
 from nemo_longpo.data_tools.runner.claims import Claims

@@ -5,8 +5,8 @@ import json
 import datasets
 import numpy as np
 import pytest
-from published import IGNORED, padded, published_row, text_pair
-from small_corpus import save_stopping_model
+from support.published_pairs import IGNORED, padded, published_row, text_pair
+from support.small_corpus import save_stopping_model
 
 from nemo_longpo.data_tools.model import load_chat
 from nemo_longpo.shards.reader import ShardReader

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from published import text_pair
+from support.published_pairs import text_pair
 
 from nemo_longpo.data_tools.engines.hf_engine import TransformersEngine
 

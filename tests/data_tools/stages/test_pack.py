@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from published import text_pair
-from tokenised_pairs import tokenised_record
+from support.published_pairs import text_pair
+from support.tokenised_pairs import tokenised_record
 
 from nemo_longpo.data_tools.model import load_chat
 from nemo_longpo.shards.reader import ShardReader

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from small_corpus import save_stopping_model
+from support.small_corpus import save_stopping_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemo_longpo.shards.fingerprint import tokenizer_fingerprint

@@ -4,8 +4,8 @@ import json
 import re
 
 import pytest
-from published import text_pair
-from tokenised_pairs import tokenised_record
+from support.published_pairs import text_pair
+from support.tokenised_pairs import tokenised_record
 
 from nemo_longpo.data_tools.model import load_chat
 

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from small_corpus import declare_ends, save_reciting_model
-from tiny import tiny_tokenizer
-from tokenised_pairs import tokenised_record
+from support.small_corpus import declare_ends, save_reciting_model
+from support.tiny_models import tiny_tokenizer
+from support.tokenised_pairs import tokenised_record
 
 from nemo_longpo.data_tools.engines.base import Completion
 from nemo_longpo.data_tools.model import load_chat

@@ -20,7 +20,7 @@ from types import ModuleType, SimpleNamespace
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from extract_te_signatures import SIGNATURES
+from support.extract_te_signatures import SIGNATURES
 from torch import Tensor
 
 _EXTRACTED = json.loads(SIGNATURES.read_text())

@@ -7,8 +7,8 @@ import lightning.pytorch as pl
 import nemo_run as run
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
-from megatron_jobs import finetune
 from nemo.collections import llm
+from support.jobs.megatron_jobs import finetune
 
 from nemo_longpo.megatron.metrics import MetricsCallback
 

@@ -1,7 +1,7 @@
 """Reads the signatures of Transformer Engine that training calls from a wheel's Python sources, without importing it.
 
     pip download --no-deps transformer_engine==2.9.0
-    python tests/megatron/extract_te_signatures.py transformer_engine-2.9.0-py3-none-any.whl
+    python tests/support/extract_te_signatures.py transformer_engine-2.9.0-py3-none-any.whl
 
 writes `te_signatures.json` beside this file: names and defaults of the parameters, nothing of the sources' text.
 """

@@ -4,10 +4,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path += [str(ROOT / "tests"), str(ROOT / "tests" / "data_tools")]
+sys.path.append(str(ROOT / "tests"))
 
-from exported_models import make_exported_models  # noqa: E402  # found through the lines above
-from small_corpus import save_stopping_model  # noqa: E402
+from support.exported_models import make_exported_models  # noqa: E402  # found through the lines above
+from support.small_corpus import save_stopping_model  # noqa: E402
 
 # vLLM's attention on CPU wants heads of at least 32 channels.
 SHAPE = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}

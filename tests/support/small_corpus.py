@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tiny import DEFAULT_STYLE, save_tiny, sentences, tiny_model, tiny_tokenizer
+from support.tiny_models import DEFAULT_STYLE, save_tiny, sentences, tiny_model, tiny_tokenizer
 
 
 def save_stopping_model(

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
-import pairs
-import tiny
 import torch
-from gloo_jobs import gloo_group
+from support import tiny_models as tiny
+from support import training_pairs as pairs
+from support.jobs.gloo_jobs import gloo_group
 
 from nemo_longpo.backends import cpu
 
@@ -193,7 +193,7 @@ def prepare_training(directory: str) -> None:
 
 def names_called_by_training(directory: str) -> set[str]:
     """Train for a step on two context ranks with recompute, and save: the redirections that this rank called."""
-    from megatron_jobs import finetune
+    from support.jobs.megatron_jobs import finetune
 
     overrides = {
         "data.paths": f"{directory}/shards",

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import te_stand_in
 import torch
-from gloo_jobs import gloo_group
+from support import te_stand_in
+from support.jobs.gloo_jobs import gloo_group
 
 HEADS, KV_HEADS, HEAD = 8, 4, 16
 SCALE = 0.3
@@ -113,7 +113,7 @@ def finetune(transformer_engine: bool, **job: Any) -> dict[str, int]:
 
     Returns how often each of Transformer Engine's functions was called.
     """
-    from megatron_jobs import finetune as run
+    from support.jobs.megatron_jobs import finetune as run
 
     from nemo_longpo.backends import cpu
     from nemo_longpo.megatron import gpt, layer_spec

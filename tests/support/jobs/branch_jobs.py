@@ -10,7 +10,7 @@ from unittest import mock
 import numpy as np
 import torch
 import torch.distributed as dist
-from gloo_jobs import gloo_group
+from support.jobs.gloo_jobs import gloo_group
 from torch import Tensor
 
 from nemo_longpo.attention.branches import branch_attention

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import torch
-from conversion_cases import CASES
+from support.conversion_cases import CASES
 
 LEARNING_RATE = 1e-2
 
@@ -83,9 +83,9 @@ def examine(nemo_root: Path, output: Path) -> None:
 
 def train(checkpoint: Path, output: Path, steps: int) -> None:
     """Our recipe on pairs for the tiny Mistral; a run that is there already in `output/longpo` goes on."""
-    import pairs
-    from megatron_jobs import finetune
-    from tiny import DEFAULT_STYLE, tiny_tokenizer
+    from support import training_pairs as pairs
+    from support.jobs.megatron_jobs import finetune
+    from support.tiny_models import DEFAULT_STYLE, tiny_tokenizer
 
     from nemo_longpo.conversion.checkpoint.nemo_checkpoint import NemoCheckpoint
 

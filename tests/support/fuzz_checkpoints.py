@@ -8,11 +8,11 @@ from typing import Any
 
 import datasets
 import yaml
-from exploits import call
-from fuzz_readers import Prepared, Reader, Workshop, read_corpus, read_published, write_and
-from mutations import mutated_bytes, mutated_json, mutated_lines
-from published import published_row, text_pair
-from small_corpus import make_document
+from support.exploits import call
+from support.fuzz_readers import Prepared, Reader, Workshop, read_corpus, read_published, write_and
+from support.mutations import mutated_bytes, mutated_json, mutated_lines
+from support.published_pairs import published_row, text_pair
+from support.small_corpus import make_document
 
 from nemo_longpo.checkpoints import integrity, origin, run_inputs
 from nemo_longpo.checkpoints.metrics_log import keep_steps

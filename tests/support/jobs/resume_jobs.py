@@ -6,8 +6,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
-from megatron_jobs import finetune
 from nemo.lightning import MegatronStrategy
+from support.jobs.megatron_jobs import finetune
 
 
 class Interrupted(BaseException):

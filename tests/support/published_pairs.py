@@ -3,7 +3,7 @@
 from itertools import pairwise
 from typing import Any
 
-from small_corpus import make_document
+from support.small_corpus import make_document
 
 from nemo_longpo.data_tools.chat.format import ChatFormat
 

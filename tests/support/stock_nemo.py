@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
-import te_stand_in
-from megatron_side import LEARNING_RATE, examine, train
+from support import te_stand_in
+from support.megatron_side import LEARNING_RATE, examine, train
 
 CONVERTED = {"mistral": "Mistral", "qwen2-untied-bf16": "Qwen2", "llama": "Llama", "llama-tied-fp16": "Llama"}
 """Case → NeMo's classes."""
@@ -20,8 +20,8 @@ CONVERTED = {"mistral": "Mistral", "qwen2-untied-bf16": "Qwen2", "llama": "Llama
 
 def convert(case: str, hf: Path, nemo: Path, output: Path) -> None:
     """Both directions, by NeMo's own converters."""
-    from megatron_jobs import leave_process_group
     from nemo.collections import llm
+    from support.jobs.megatron_jobs import leave_process_group
 
     config = {"Mistral": llm.MistralConfig7B, "Qwen2": llm.Qwen2Config, "Llama": llm.LlamaConfig}[CONVERTED[case]]
     sizes = {"num_layers": 1, "hidden_size": 8, "ffn_hidden_size": 8, "num_attention_heads": 1}  # read from HF instead
@@ -35,10 +35,10 @@ def convert(case: str, hf: Path, nemo: Path, output: Path) -> None:
 def finetune(checkpoint: Path, output: Path) -> None:
     """One step of next-token training on random tokens, set up as NeMo's recipes do."""
     from megatron.core.optimizer import OptimizerConfig
-    from megatron_jobs import leave_process_group
     from nemo import lightning as nl
     from nemo.collections import llm
     from nemo.lightning.io import load_context
+    from support.jobs.megatron_jobs import leave_process_group
 
     config, tokenizer = (load_context(checkpoint, subpath=f"model.{part}") for part in ("config", "tokenizer"))
     llm.finetune(

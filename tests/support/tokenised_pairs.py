@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from published import text_pair
+from support.published_pairs import text_pair
 
 from nemo_longpo.data_tools.chat.format import ChatFormat
 

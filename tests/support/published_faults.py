@@ -1,6 +1,6 @@
 """What goes wrong in published rows. Every fault changes a clean row in place."""
 
-from published import IGNORED, labelled_spans, padded, published_row, text_pair
+from support.published_pairs import IGNORED, labelled_spans, padded, published_row, text_pair
 
 
 def shift(labels):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny import save_tiny
+from support.tiny_models import save_tiny
 from transformers import AutoTokenizer
 
 from nemo_longpo.conversion.exporter import export_checkpoint

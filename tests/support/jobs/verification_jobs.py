@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from megatron_jobs import leave_process_group
+from support.jobs.megatron_jobs import leave_process_group
 
 from nemo_longpo.conversion.verification.answer import answer
 from nemo_longpo.conversion.verification.jobs import Job

@@ -6,13 +6,13 @@ import nemo_run as run
 import numpy as np
 import torch
 import torch.distributed as dist
-from gloo_jobs import HIDDEN, gloo_group, logprob_problem
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.tensor_parallel import ColumnParallelLinear, VocabParallelEmbedding
 from megatron.core.transformer import TransformerConfig
-from megatron_jobs import refusal
 from nemo.collections import llm
+from support.jobs.gloo_jobs import HIDDEN, gloo_group, logprob_problem
+from support.jobs.megatron_jobs import refusal
 from torch.distributed.tensor.debug import CommDebugMode
 
 from nemo_longpo.backends import cpu

@@ -20,12 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 from hypothesis import strategies as st
-from mutations import dump, mutated_bytes, mutated_json, mutated_lines, mutated_value
-from published import published_row, text_pair
-from small_corpus import make_document, save_stopping_model
-from small_shards import make_record, write
-from tiny import save_tiny
-from tokenised_pairs import tokenised_record
+from support.mutations import dump, mutated_bytes, mutated_json, mutated_lines, mutated_value
+from support.published_pairs import published_row, text_pair
+from support.small_corpus import make_document, save_stopping_model
+from support.small_shards import make_record, write
+from support.tiny_models import save_tiny
+from support.tokenised_pairs import tokenised_record
 
 from nemo_longpo.checkpoints.metadata import read_metadata
 from nemo_longpo.conversion.inspection.report import inspect_model
