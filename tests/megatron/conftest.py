@@ -4,8 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from support import tiny_models as tiny
 from support import training_pairs as pairs
+from support.parity import BETA, WEIGHT
+from support.reference import longpo_step
+from transformers import AutoModelForCausalLM
 
 from nemo_longpo.conversion.importer import import_checkpoint
 from nemo_longpo.shards.schema import PairRecord
@@ -32,3 +36,12 @@ def workbench(request, tmp_path_factory) -> Workbench:
     records = [*pairs.uneven_records(vocab_size), *pairs.edge_records(vocab_size)]
     shards = pairs.write_shards(root / "shards", records, tokenizer, vocab_size)
     return Workbench(hf, import_checkpoint(hf, root / "nemo"), shards, records)
+
+
+@pytest.fixture(scope="module")
+def reference(workbench):
+    """Metrics and per-parameter gradients of the whole batch, by Hugging Face."""
+    model = AutoModelForCausalLM.from_pretrained(workbench.hf, dtype=torch.float32)
+    records = [pairs.plain_record(record) for record in workbench.records]
+    metrics = longpo_step(model, records, BETA, WEIGHT)
+    return metrics, {name: parameter.grad for name, parameter in model.named_parameters()}

@@ -1,24 +1,11 @@
 """One global batch through the real NeMo + Megatron-Core stack equals plain Hugging Face: loss, metrics, gradients."""
 
-import json
-import shutil
-from pathlib import Path
-
 import pytest
-import torch
-from safetensors.torch import load_file
-from support import training_pairs as pairs
-from support.reference import longpo_step
-from torch import Tensor
-from transformers import AutoModelForCausalLM
+from support.parity import TOLERANCE, assert_equal_gradients, train_one_step
 
-from nemo_longpo.conversion.exporter import export_checkpoint
 from nemo_longpo.objective import METRICS
 
 pytestmark = pytest.mark.distributed
-
-TOLERANCE = 1e-4
-BETA, WEIGHT = 0.1, 0.5
 
 FULL = {"trainer.strategy.recompute_granularity": "full"}
 BLOCK = {**FULL, "trainer.strategy.recompute_method": "block"}
@@ -65,58 +52,6 @@ CASES = [
     for family, cases in (("mistral", PARALLEL | MISTRAL), ("qwen2", PARALLEL | QWEN2), ("llama", LLAMA))
     for name, case in cases.items()
 ]
-
-
-@pytest.fixture(scope="module")
-def reference(workbench):
-    """Metrics and per-parameter gradients of the whole batch, by Hugging Face."""
-    model = AutoModelForCausalLM.from_pretrained(workbench.hf, dtype=torch.float32)
-    records = [pairs.plain_record(record) for record in workbench.records]
-    metrics = longpo_step(model, records, BETA, WEIGHT)
-    return metrics, {name: parameter.grad for name, parameter in model.named_parameters()}
-
-
-def train_one_step(workbench, workers, directory: Path, case) -> tuple[dict, dict[str, Tensor], list[list[int]]]:
-    """The step's metrics, its gradients under Hugging Face's names, and the rows of every rank's micro-batches."""
-    cp, tp, pp, dp, more = case
-    overrides = {
-        "data.paths": str(workbench.shards),
-        "data.global_batch_size": len(workbench.records),
-        "resume.restore_config.path": str(workbench.checkpoint),
-        "log.log_dir": str(directory / "run"),
-        "model.objective.beta": BETA,
-        "model.objective.preference_weight": WEIGHT,
-        "trainer.devices": cp * tp * pp * dp,
-        "trainer.max_steps": 1,
-        "trainer.strategy.context_parallel_size": cp,
-        "trainer.strategy.tensor_model_parallel_size": tp,
-        "trainer.strategy.pipeline_model_parallel_size": pp,
-        **more,
-    }
-    gradients = directory / "gradients"
-    rows = workers.run(
-        "support.jobs.megatron_jobs",
-        "finetune",
-        cp * tp * pp * dp,
-        overrides=overrides,
-        gradients=str(gradients / "weights"),
-    )
-    (line,) = (directory / "run" / "tb_logs" / "longpo" / "metrics.jsonl").read_text().splitlines()
-    # Gradients were saved under their parameters' keys, so the exporter gives them Hugging Face's names and shapes.
-    shutil.copytree(workbench.checkpoint / "context", gradients / "context")
-    return json.loads(line), load_file(export_checkpoint(gradients, directory / "hf") / "model.safetensors"), rows
-
-
-def assert_equal_gradients(found: dict[str, Tensor], expected: dict[str, Tensor]) -> Tensor:
-    """Each parameter's by the norm of the difference; returns the norm over all of them."""
-    assert set(found) == set(expected)
-    norm = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
-    for name, gradient in expected.items():
-        error = (found[name] - gradient).norm()
-        assert error <= TOLERANCE * max(float(gradient.norm()), 1e-3 * float(norm)), (
-            f"{name}: {error} of {gradient.norm()}"
-        )
-    return norm
 
 
 @pytest.mark.parametrize(("workbench", "case"), CASES, indirect=["workbench"])

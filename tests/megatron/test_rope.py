@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from support import tiny_models as tiny
 from support import training_pairs as pairs
-from test_parity import TOLERANCE, assert_equal_gradients, reference, train_one_step  # noqa: F401 (a fixture)
+from support.parity import TOLERANCE, assert_equal_gradients, train_one_step
 
 from nemo_longpo.conversion.exporter import export_checkpoint
 from nemo_longpo.conversion.importer import import_checkpoint
@@ -71,7 +71,7 @@ def workbench(request, workers, tmp_path_factory) -> SimpleNamespace:
     ],
     indirect=["workbench"],
 )
-def test_step_equals_hugging_face(workbench, reference, workers, tmp_path, case):  # noqa: F811
+def test_step_equals_hugging_face(workbench, reference, workers, tmp_path, case):
     step, gradients, _ = train_one_step(workbench, workers, tmp_path, case)
     expected_metrics, expected_gradients = reference
     for name in METRICS:
