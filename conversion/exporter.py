@@ -18,15 +18,15 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.json_files import read_model_json
 from nemo_longpo.terminal import note
 
-from .checkpoint.context import HEADERS, WEIGHT_LIST
-from .checkpoint.nemo_checkpoint import NemoCheckpoint
-from .checkpoint.stock import StockOrigin
 from .families.family import Family, Piece
-from .families.layouts import Geometry
+from .families.fusions import Geometry
 from .huggingface.config import with_dtype
 from .huggingface.directory import INDEX, SINGLE, HfDirectory, write_json
 from .huggingface.rope import is_read_by_4, with_max_length
 from .huggingface.safetensors_file import SafetensorsWriter, header_like
+from .nemo_checkpoint.context import HEADERS, WEIGHT_LIST
+from .nemo_checkpoint.opened import NemoCheckpoint
+from .nemo_checkpoint.stock import StockOrigin
 from .outputs import bytes_of, new_directory, require_apart, require_free
 from .sources import Weights
 from .targets import Target, original_headers, plan_targets

@@ -13,17 +13,17 @@ from nemo_longpo.checkpoints.origin import write_origin
 from nemo_longpo.shards.fingerprint import weights_fingerprint
 from nemo_longpo.terminal import note
 
-from .checkpoint import context, writer
-from .checkpoint.names import KEY_PREFIX, extra_states
-from .checkpoint.writer import Chunk
 from .families.family import Family, Piece
+from .families.fusions import Geometry
 from .families.known import family_of
-from .families.layouts import Geometry
 from .huggingface import config as hf_config
 from .huggingface.directory import HfDirectory, write_json
 from .huggingface.rope import ScalingChoice
 from .huggingface.safetensors_file import TORCH_DTYPES
 from .huggingface.weights import HfWeights, check_tensors
+from .nemo_checkpoint import context, writer
+from .nemo_checkpoint.names import KEY_PREFIX, extra_states
+from .nemo_checkpoint.writer import Chunk
 from .outputs import bytes_of, new_directory, require_apart, require_free
 from .quiet import quiet_libraries
 from .values import NotFinite

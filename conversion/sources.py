@@ -9,14 +9,14 @@ import torch
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.downloads import cache_hint
 
-from .checkpoint.adapters import RECORD as ADAPTERS_RECORD
-from .checkpoint.nemo_checkpoint import NemoCheckpoint
 from .families.family import Family, Piece
+from .families.fusions import Geometry
 from .families.known import family_of
-from .families.layouts import Geometry
 from .huggingface.config import check_supported
 from .huggingface.directory import HfDirectory
 from .huggingface.weights import HfWeights, check_tensors
+from .nemo_checkpoint.adapters import RECORD as ADAPTERS_RECORD
+from .nemo_checkpoint.opened import NemoCheckpoint
 
 
 class Weights(Protocol):

@@ -9,13 +9,13 @@ import torch
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.json_files import read_model_json
 
-from .checkpoint.context import HEADERS, WEIGHT_LIST
 from .families.family import Family
-from .families.layouts import Geometry
+from .families.fusions import Geometry
 from .huggingface import config as hf_config
 from .huggingface.directory import INDEX, SINGLE, HfDirectory
 from .huggingface.safetensors_file import TORCH_DTYPES
 from .huggingface.weights import HfWeights
+from .nemo_checkpoint.context import HEADERS, WEIGHT_LIST
 
 DEFAULT_FILE_BYTES = 5_000_000_000
 SUFFIX = ".safetensors"

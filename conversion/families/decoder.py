@@ -1,7 +1,7 @@
 """The name table of the decoder that Mistral, Qwen2 and Llama share."""
 
 from .family import Entry
-from .layouts import Layout
+from .fusions import Fusion
 
 PER_LAYER = "model.layers.{layer}."
 
@@ -14,7 +14,7 @@ def decoder_entries(*, qkv_bias: bool) -> tuple[Entry, ...]:
     bias = Entry(
         "decoder.layers.self_attention.linear_qkv.bias",
         {f"{attention}{name}.bias": (rows,) for name, rows in qkv_rows.items()},
-        Layout.QKV,
+        Fusion.QKV,
     )
     return (
         Entry("embedding.word_embeddings.weight", {"model.embed_tokens.weight": ("vocabulary", "hidden")}),
@@ -25,7 +25,7 @@ def decoder_entries(*, qkv_bias: bool) -> tuple[Entry, ...]:
         Entry(
             "decoder.layers.self_attention.linear_qkv.weight",
             {f"{attention}{name}.weight": (rows, "hidden") for name, rows in qkv_rows.items()},
-            Layout.QKV,
+            Fusion.QKV,
         ),
         *([bias] if qkv_bias else []),
         Entry("decoder.layers.self_attention.linear_proj.weight", {attention + "o_proj.weight": ("hidden", "query")}),
@@ -36,7 +36,7 @@ def decoder_entries(*, qkv_bias: bool) -> tuple[Entry, ...]:
         Entry(
             "decoder.layers.mlp.linear_fc1.weight",
             {f"{mlp}{name}.weight": ("feed_forward", "hidden") for name in ("gate_proj", "up_proj")},
-            Layout.ROWS,
+            Fusion.ROWS,
         ),
         Entry("decoder.layers.mlp.linear_fc2.weight", {mlp + "down_proj.weight": ("hidden", "feed_forward")}),
         Entry("decoder.final_layernorm.weight", {"model.norm.weight": ("hidden",)}),

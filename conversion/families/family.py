@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .layouts import Geometry, Layout, join, split
+from .fusions import Fusion, Geometry, join, split
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Entry:
 
     key: str
     parts: Mapping[str, tuple[str, ...]]
-    layout: Layout = Layout.SAME
+    fusion: Fusion = Fusion.SAME
     untied_only: bool = False
 
     @property
@@ -81,11 +81,11 @@ class Piece:
 
     def join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         """Hugging Face parts, in the order of `names`, → Megatron tensor."""
-        return join(self.entry.layout, parts, self.geometry)
+        return join(self.entry.fusion, parts, self.geometry)
 
     def split(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         """Megatron tensor → Hugging Face parts."""
-        return split(self.entry.layout, tensor, [shape[0] for shape in self.part_shapes], self.geometry)
+        return split(self.entry.fusion, tensor, [shape[0] for shape in self.part_shapes], self.geometry)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from nemo_longpo.errors import InputError
 
 from ..families.family import Family, Piece
-from ..families.layouts import Geometry
+from ..families.fusions import Geometry
 from .directory import HfDirectory
 from .pickles import PickleReader
 from .safetensors_file import TORCH_DTYPES, SafetensorsReader, plain_header

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..families.family import Family
-from ..families.layouts import Geometry
+from ..families.fusions import Geometry
 from ..huggingface.config import active_window
 from ..huggingface.rope import rope_theta
 

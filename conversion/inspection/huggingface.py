@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..families.fusions import Geometry
 from ..families.known import family_of
-from ..families.layouts import Geometry
 from ..huggingface.config import check_supported, for_import
 from ..huggingface.directory import HfDirectory
 from ..huggingface.rope import rope_theta, with_rope

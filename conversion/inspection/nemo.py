@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from ..checkpoint.adapters import Adapters
-from ..checkpoint.context import read_model
-from ..checkpoint.names import KEY_PREFIX
-from ..checkpoint.nemo_checkpoint import NemoCheckpoint
-from ..checkpoint.reader import DistCheckpoint
+from ..nemo_checkpoint.adapters import Adapters
+from ..nemo_checkpoint.context import read_model
+from ..nemo_checkpoint.names import KEY_PREFIX
+from ..nemo_checkpoint.opened import NemoCheckpoint
+from ..nemo_checkpoint.reader import DistCheckpoint
 from .advice import Advice
 from .configuration import parameters, positions, sizes
 from .tokenizer import describe_tokenizer

@@ -5,10 +5,10 @@ from typing import TypeVar
 
 import torch
 
-from ..checkpoint.nemo_checkpoint import NemoCheckpoint
 from ..families.family import Piece
 from ..huggingface.safetensors_file import TORCH_DTYPES
 from ..huggingface.weights import HfWeights
+from ..nemo_checkpoint.opened import NemoCheckpoint
 from ..values import NotFinite
 from ..workers import DEFAULT_WORKERS, work_through
 from .advice import Advice

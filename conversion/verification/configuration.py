@@ -8,10 +8,10 @@ from typing import Any
 
 from nemo_longpo.attention.rope_config import scaling_settings
 
-from ..checkpoint.context import HEADERS, WEIGHT_LIST
 from ..huggingface.config import dtype
 from ..huggingface.directory import INDEX
 from ..huggingface.rope import rope_settings
+from ..nemo_checkpoint.context import HEADERS, WEIGHT_LIST
 from ..sources import Source
 
 SET_BY_OPTIONS = frozenset(

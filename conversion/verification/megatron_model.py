@@ -17,8 +17,8 @@ from nemo_longpo.megatron.gpt import LogprobGPTModel, build_gpt
 from nemo_longpo.megatron.resume import load_architecture, load_rope_scaling
 from nemo_longpo.megatron.topology import become_single_process
 
-from ..checkpoint.adapters import MergedWeights
-from ..checkpoint.names import KEY_PREFIX
+from ..nemo_checkpoint.adapters import MergedWeights
+from ..nemo_checkpoint.names import KEY_PREFIX
 from ..sources import Source
 from .forward import Forward
 

@@ -11,10 +11,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from support.conversion_cases import files
 
-from nemo_longpo.conversion.checkpoint.context import HEADERS
 from nemo_longpo.conversion.exporter import export_checkpoint
 from nemo_longpo.conversion.huggingface.directory import INDEX, SINGLE
 from nemo_longpo.conversion.importer import import_checkpoint
+from nemo_longpo.conversion.nemo_checkpoint.context import HEADERS
 from nemo_longpo.errors import InputError
 
 SEVERAL = "qwen2-untied-bf16"

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from support.conversion_cases import edit_config, files, read_config, write_config
 from transformers import AutoModelForCausalLM
 
-from nemo_longpo.conversion.checkpoint.context import read_model
 from nemo_longpo.conversion.exporter import export_checkpoint
 from nemo_longpo.conversion.importer import import_checkpoint
+from nemo_longpo.conversion.nemo_checkpoint.context import read_model
 
 LINEAR = {"rope_type": "linear", "factor": 2.0}
 YARN = {"rope_type": "yarn", "factor": 4.0, "beta_fast": 24.0}

@@ -11,8 +11,8 @@ from support import tiny_models as tiny
 from support import training_pairs as pairs
 from support.conversion_cases import CASES, files, read_config
 
-from nemo_longpo.conversion.checkpoint.reader import DistCheckpoint
 from nemo_longpo.conversion.exporter import export_checkpoint
+from nemo_longpo.conversion.nemo_checkpoint.reader import DistCheckpoint
 
 pytestmark = pytest.mark.distributed
 

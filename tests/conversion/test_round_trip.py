@@ -12,11 +12,11 @@ from support.conversion_cases import CASES, SHAPES, config_changes, edit_config,
 from support.tiny_models import save_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nemo_longpo.conversion.checkpoint import writer
-from nemo_longpo.conversion.checkpoint.reader import DistCheckpoint
-from nemo_longpo.conversion.checkpoint.writer import Chunk
 from nemo_longpo.conversion.exporter import export_checkpoint
 from nemo_longpo.conversion.importer import import_checkpoint
+from nemo_longpo.conversion.nemo_checkpoint import writer
+from nemo_longpo.conversion.nemo_checkpoint.reader import DistCheckpoint
+from nemo_longpo.conversion.nemo_checkpoint.writer import Chunk
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from nemo_longpo.conversion.exporter import lay_out, write_weights
 from nemo_longpo.conversion.families.family import Piece
+from nemo_longpo.conversion.families.fusions import Geometry
 from nemo_longpo.conversion.families.known import FAMILIES
-from nemo_longpo.conversion.families.layouts import Geometry
 from nemo_longpo.conversion.targets import Target
 from nemo_longpo.conversion.workers import work_through
 

@@ -13,10 +13,10 @@ from torch.distributed.checkpoint import FileSystemReader, load
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from transformers import AutoModelForCausalLM
 
-from nemo_longpo.conversion.checkpoint.adapters import Adapters
-from nemo_longpo.conversion.checkpoint.nemo_checkpoint import NemoCheckpoint
 from nemo_longpo.conversion.exporter import export_checkpoint
 from nemo_longpo.conversion.inspection.report import inspect_model
+from nemo_longpo.conversion.nemo_checkpoint.adapters import Adapters
+from nemo_longpo.conversion.nemo_checkpoint.opened import NemoCheckpoint
 from nemo_longpo.objective import METRICS
 
 pytestmark = [pytest.mark.distributed, pytest.mark.parametrize("workbench", ["mistral"], indirect=True)]

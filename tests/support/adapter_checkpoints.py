@@ -8,9 +8,9 @@ import torch
 import yaml
 from torch import Tensor
 
-from nemo_longpo.conversion.checkpoint import writer
-from nemo_longpo.conversion.checkpoint.reader import DistCheckpoint
-from nemo_longpo.conversion.checkpoint.writer import Chunk
+from nemo_longpo.conversion.nemo_checkpoint import writer
+from nemo_longpo.conversion.nemo_checkpoint.reader import DistCheckpoint
+from nemo_longpo.conversion.nemo_checkpoint.writer import Chunk
 
 DIM, ALPHA = 4, 8
 SETTINGS = {"_target_": "nemo.collections.llm.peft.lora.LoRA", "dim": DIM, "alpha": ALPHA, "dropout": 0.1}

@@ -18,7 +18,7 @@ from nemo_longpo.checkpoints import integrity, origin, run_inputs
 from nemo_longpo.checkpoints.metrics_log import keep_steps
 from nemo_longpo.checkpoints.run_inputs import Given, RunInputs
 from nemo_longpo.checkpoints.trust import check_context
-from nemo_longpo.conversion.checkpoint.context import read_model
+from nemo_longpo.conversion.nemo_checkpoint.context import read_model
 from nemo_longpo.costs.model_shape import load_shape
 from nemo_longpo.shards.known_hashes import read_known, write_known
 

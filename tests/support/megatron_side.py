@@ -87,7 +87,7 @@ def train(checkpoint: Path, output: Path, steps: int) -> None:
     from support.jobs.megatron_jobs import finetune
     from support.tiny_models import DEFAULT_STYLE, tiny_tokenizer
 
-    from nemo_longpo.conversion.checkpoint.nemo_checkpoint import NemoCheckpoint
+    from nemo_longpo.conversion.nemo_checkpoint.opened import NemoCheckpoint
 
     rows = NemoCheckpoint.open(checkpoint).geometry.vocabulary
     shards = output / "shards"

@@ -1,6 +1,6 @@
 """The tables give the published models: number of parameters, from the sizes in their `config.json`.
 
-Shape letters as in `families/layouts.py`.
+Shape letters as in `families/fusions.py`.
 """
 
 import math
@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from nemo_longpo.conversion.families.fusions import Geometry
 from nemo_longpo.conversion.families.known import FAMILIES, family_of
-from nemo_longpo.conversion.families.layouts import Geometry
 from nemo_longpo.errors import InputError
 
 # Family, then layers, H, F, N, G, V, tied, parameters; the numbers of the model cards' safetensors.

@@ -17,9 +17,9 @@ from support.damage import edit_json
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemo_longpo.cli import main
-from nemo_longpo.conversion.checkpoint.reader import DistCheckpoint
 from nemo_longpo.conversion.huggingface.safetensors_file import SafetensorsReader
 from nemo_longpo.conversion.inspection.report import inspect_model
+from nemo_longpo.conversion.nemo_checkpoint.reader import DistCheckpoint
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..families.layouts import Geometry
+from ..families.fusions import Geometry
 
 KEY_PREFIX = "module."
 """NeMo's LightningModule holds the Megatron model as `module`."""

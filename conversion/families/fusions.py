@@ -56,7 +56,7 @@ class Geometry:
         }
 
 
-class Layout(Enum):
+class Fusion(Enum):
     """How the parts named on the Hugging Face side sit in the Megatron tensor."""
 
     SAME = "one part, unchanged"
@@ -64,27 +64,27 @@ class Layout(Enum):
     QKV = "query, key, value, interleaved by query group"
 
 
-def join(layout: Layout, parts: Sequence[torch.Tensor], geometry: Geometry) -> torch.Tensor:
+def join(fusion: Fusion, parts: Sequence[torch.Tensor], geometry: Geometry) -> torch.Tensor:
     """Hugging Face parts → Megatron tensor.
 
     QKV: Megatron cuts the projection by query group, so that tensor parallelism takes whole groups: group g holds its
     N/G query heads, then its key head, then its value head, each D rows. Works for weights `[rows, H]` and biases
     `[rows]`.
     """
-    if layout is Layout.SAME:
+    if fusion is Fusion.SAME:
         (part,) = parts
         return part
-    if layout is Layout.ROWS:
+    if fusion is Fusion.ROWS:
         return torch.cat(list(parts), dim=0)
     by_group = [part.reshape(geometry.groups, -1, *part.shape[1:]) for part in parts]
     return torch.cat(by_group, dim=1).reshape(-1, *parts[0].shape[1:])
 
 
-def split(layout: Layout, tensor: torch.Tensor, rows: Sequence[int], geometry: Geometry) -> list[torch.Tensor]:
+def split(fusion: Fusion, tensor: torch.Tensor, rows: Sequence[int], geometry: Geometry) -> list[torch.Tensor]:
     """Megatron tensor → Hugging Face parts of the given row counts; the inverse of `join`."""
-    if layout is Layout.SAME:
+    if fusion is Fusion.SAME:
         return [tensor]
-    if layout is Layout.ROWS:
+    if fusion is Fusion.ROWS:
         return [part.contiguous() for part in torch.split(tensor, list(rows), dim=0)]
     by_group = tensor.reshape(geometry.groups, -1, *tensor.shape[1:])
     parts = torch.split(by_group, [count // geometry.groups for count in rows], dim=1)

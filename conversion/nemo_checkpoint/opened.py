@@ -10,8 +10,8 @@ from nemo_longpo.checkpoints import integrity
 from nemo_longpo.errors import InputError
 
 from ..families.family import Family
+from ..families.fusions import Geometry
 from ..families.known import family_of
-from ..families.layouts import Geometry
 from ..huggingface.config import check_supported
 from ..huggingface.directory import HfDirectory
 from ..huggingface.rope import with_rope_scaling, with_rope_theta

@@ -8,11 +8,11 @@ import pytest
 import torch
 from support.conversion_cases import files
 
-from nemo_longpo.conversion.checkpoint import writer
-from nemo_longpo.conversion.checkpoint.nemo_checkpoint import NemoCheckpoint
-from nemo_longpo.conversion.checkpoint.reader import DistCheckpoint
-from nemo_longpo.conversion.checkpoint.writer import Chunk
 from nemo_longpo.conversion.exporter import export_checkpoint
+from nemo_longpo.conversion.nemo_checkpoint import writer
+from nemo_longpo.conversion.nemo_checkpoint.opened import NemoCheckpoint
+from nemo_longpo.conversion.nemo_checkpoint.reader import DistCheckpoint
+from nemo_longpo.conversion.nemo_checkpoint.writer import Chunk
 from nemo_longpo.errors import InputError
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nemo_longpo.conversion.families.layouts import Geometry, Layout, join, split
+from nemo_longpo.conversion.families.fusions import Fusion, Geometry, join, split
 
 GEOMETRY = Geometry(layers=1, hidden=5, feed_forward=7, heads=4, groups=2, head_size=3, vocabulary=11, tied=False)
 
@@ -11,19 +11,19 @@ def test_query_key_value_are_interleaved_by_group():
     query = torch.tensor([0, 1, 2, 3]).repeat_interleave(3)
     key = 100 + torch.tensor([0, 1]).repeat_interleave(3)
     value = 200 + torch.tensor([0, 1]).repeat_interleave(3)
-    joined = join(Layout.QKV, [query, key, value], GEOMETRY)
+    joined = join(Fusion.QKV, [query, key, value], GEOMETRY)
     assert joined[::3].tolist() == [0, 1, 100, 200, 2, 3, 101, 201]
 
 
 def test_rows_are_stacked_in_order():
-    assert join(Layout.ROWS, [torch.zeros(2), torch.ones(2)], GEOMETRY).tolist() == [0, 0, 1, 1]
+    assert join(Fusion.ROWS, [torch.zeros(2), torch.ones(2)], GEOMETRY).tolist() == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("trailing", [(), (5,)])
-@pytest.mark.parametrize(("layout", "rows"), [(Layout.QKV, (12, 6, 6)), (Layout.ROWS, (7, 7)), (Layout.SAME, (4,))])
-def test_split_undoes_join(layout: Layout, rows: tuple[int, ...], trailing: tuple[int, ...]):
+@pytest.mark.parametrize(("fusion", "rows"), [(Fusion.QKV, (12, 6, 6)), (Fusion.ROWS, (7, 7)), (Fusion.SAME, (4,))])
+def test_split_undoes_join(fusion: Fusion, rows: tuple[int, ...], trailing: tuple[int, ...]):
     parts = [torch.randn(count, *trailing) for count in rows]
-    back = split(layout, join(layout, parts, GEOMETRY), rows, GEOMETRY)
+    back = split(fusion, join(fusion, parts, GEOMETRY), rows, GEOMETRY)
     assert all(torch.equal(a, b) and b.is_contiguous() for a, b in zip(parts, back, strict=True))
 
 

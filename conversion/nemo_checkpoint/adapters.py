@@ -18,7 +18,7 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.json_files import read_model_json
 
 from ..families.family import Family, Piece
-from ..families.layouts import Geometry
+from ..families.fusions import Geometry
 from .names import KEY_PREFIX
 from .reader import DistCheckpoint
 

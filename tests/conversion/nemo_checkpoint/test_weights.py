@@ -9,9 +9,9 @@ import torch
 import torch.distributed
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 
-from nemo_longpo.conversion.checkpoint import writer
-from nemo_longpo.conversion.checkpoint.reader import DistCheckpoint
-from nemo_longpo.conversion.checkpoint.writer import Chunk
+from nemo_longpo.conversion.nemo_checkpoint import writer
+from nemo_longpo.conversion.nemo_checkpoint.reader import DistCheckpoint
+from nemo_longpo.conversion.nemo_checkpoint.writer import Chunk
 from nemo_longpo.errors import InputError
 
 SHAPE = (4, 6, 5)
