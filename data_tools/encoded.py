@@ -6,8 +6,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from .chat.format import ChatFormat, LongPair
-from .chat.prompts import Prompts
 from .pairs import BRANCHES, Pair, answer_ids, check_answers, parse_pair, read_logps, without_spelled_ends
+from .prompts import Prompts
 from .runner.rows import Row
 from .tokenised import parse_tokenised
 

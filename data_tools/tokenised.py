@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.shards.schema import Span
 
 from .chat.format import ChatFormat, LongPair
-from .engines.base import Span
 from .pairs import BRANCHES, read_field, read_ids, read_logps, read_text
 from .runner.rows import Row
 

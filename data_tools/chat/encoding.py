@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.shards.schema import Span
 
 Place = Literal["start", "after_special", "inside"]
-Span = tuple[int, int]  # [start, end)
 
 # Texts that end a word in every tokenizer, so that what follows is encoded as in the middle of a text.
 _ANCHORS = ("\n", "\t", "|", "~", "0")

@@ -4,15 +4,18 @@ A response is the same ids in the short reference prompt and in the long sequenc
 same segments. Nothing is ever searched in tokenised text.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 
-from .special import SpecialTokens
-from .template import ChatTemplate, Layout
+from nemo_longpo.shards.schema import Span
+
+from .template import ChatTemplate, TurnPieces
 
 
 @dataclass(frozen=True)
@@ -22,10 +25,44 @@ class LongPair:
     trunk_ids: list[int]
     chosen_ids: list[int]
     rejected_ids: list[int]
-    chosen_spans: list[tuple[int, int]]  # within chosen_ids, end-of-turn token included
-    rejected_spans: list[tuple[int, int]]
-    nll_ignore_spans: list[tuple[int, int]]  # within trunk_ids + chosen_ids: BOS, system prompt, template markers
-    chunk_spans: list[tuple[int, int]] | None = None  # within trunk_ids, one per turn; None if they are not known
+    chosen_spans: list[Span]  # within chosen_ids, end-of-turn token included
+    rejected_spans: list[Span]
+    nll_ignore_spans: list[Span]  # within trunk_ids + chosen_ids: BOS, system prompt, template markers
+    chunk_spans: list[Span] | None = None  # within trunk_ids, one per turn; None if they are not known
+
+
+class SpecialTokens:
+    """The special tokens of a Hugging Face tokenizer as ids, and as text those that end an answer or stand in the chat
+    template, which are the ones `written` in a conversation. The unknown token is a piece of text like others."""
+
+    def __init__(self, tokenizer: Any, end_ids: frozenset[int], template_ids: frozenset[int]):
+        added = tokenizer.added_tokens_decoder
+        special = {index for index, token in added.items() if token.special} | set(tokenizer.all_special_ids)
+        self.ids = (frozenset(special) | end_ids) - {tokenizer.unk_token_id}
+        self.written = self.ids & (end_ids | template_ids)
+        self._tokenizer = tokenizer
+        self._ends = tuple(added[index].content for index in sorted(end_ids) if index in added)
+        spelled = {added[index].content for index in self.written if index in added}
+        self._spelled = re.compile("|".join(sorted(map(re.escape, spelled), key=len, reverse=True)) or r"(?!)")
+
+    def within(self, ids: Sequence[int], text: str) -> list[str]:
+        """The special tokens among `ids`, and those that `text` spells out; each once."""
+        found = [self._tokenizer.convert_ids_to_tokens(token) for token in ids if token in self.ids]
+        return list(dict.fromkeys([*found, *self._spelled.findall(text)]))
+
+    def spelled_in(self, text: str) -> bool:
+        """Whether a text spells one out."""
+        return self._spelled.search(text) is not None
+
+    def in_front_of(self, ids: Sequence[int]) -> list[int]:
+        """The ids before the first special token."""
+        return list(takewhile(lambda token: token not in self.ids, ids))
+
+    def without_spelled_end(self, text: str) -> str:
+        """A text without the end tokens that are spelled out behind its last word, and the white space before them."""
+        while ended := next((end for end in self._ends if text.rstrip().endswith(end)), None):
+            text = text.rstrip().removesuffix(ended).rstrip()
+        return text
 
 
 class ChatFormat:
@@ -49,11 +86,11 @@ class ChatFormat:
 
     def template_ids(self, turns: int) -> list[list[int]]:
         """The 2n + 1 pieces that the template puts around and between the contents of n turns."""
-        return self._template.layout(turns).piece_ids
+        return self._template.turn_pieces(turns).piece_ids
 
     def prompt(self, user: str) -> list[int]:
         """One user message up to and including the assistant's opening: what the model answers."""
-        message = self._template.user_message(self._template.layout(1), 0, user)
+        message = self._template.user_message(self._template.turn_pieces(1), 0, user)
         return [*message.before, *message.ids, *message.after]
 
     def response_ids(self, text: str) -> list[int]:
@@ -76,7 +113,7 @@ class ChatFormat:
 
     def content_length(self, text: str) -> int:
         """Tokens of a text as the content of a user message."""
-        return len(self._template.user_message(self._template.layout(1), 0, text).ids)
+        return len(self._template.user_message(self._template.turn_pieces(1), 0, text).ids)
 
     def token_ends(self, text: str) -> list[int]:
         """Where each token of a text ends, as indices into the text."""
@@ -90,20 +127,20 @@ class ChatFormat:
         users: Sequence[str],
         chosen: Sequence[Sequence[int]],
         rejected: Sequence[Sequence[int]],
-        chunks: Sequence[tuple[int, int]] | None = None,
+        chunks: Sequence[Span] | None = None,
     ) -> LongPair:
         """The two full conversations of a document: user messages (the first one holds the document) and answers.
 
         Answers are token ids without the end of turn, one per user message. `chunks` are characters [start, end) of
         the first user message, (0, 0) for none; the pair's `chunk_spans` are the tokens that hold them.
         """
-        layout = self._template.layout(len(users))
-        first = self._template.user_message(layout, 0, users[0], chunks or ())
+        pieces = self._template.turn_pieces(len(users))
+        first = self._template.user_message(pieces, 0, users[0], chunks or ())
         opening = len(first.before)
         trunk = [*first.before, *first.ids, *first.after]
         ignored = [(0, opening), (opening + len(first.ids), len(trunk))]
-        chosen_ids, chosen_spans, chosen_ignored = self._branch(layout, users, chosen)
-        rejected_ids, rejected_spans, _ = self._branch(layout, users, rejected)
+        chosen_ids, chosen_spans, chosen_ignored = self._branch(pieces, users, chosen)
+        rejected_ids, rejected_spans, _ = self._branch(pieces, users, rejected)
         ignored += [(start + len(trunk), end + len(trunk)) for start, end in chosen_ignored]
         return LongPair(
             trunk_ids=trunk,
@@ -116,15 +153,15 @@ class ChatFormat:
         )
 
     def _branch(
-        self, layout: Layout, users: Sequence[str], answers: Sequence[Sequence[int]]
-    ) -> tuple[list[int], list[tuple[int, int]], list[tuple[int, int]]]:
+        self, pieces: TurnPieces, users: Sequence[str], answers: Sequence[Sequence[int]]
+    ) -> tuple[list[int], list[Span], list[Span]]:
         """(ids, response spans, template spans) of y_1 <eot> close, open, I_2, close, open, y_2 <eot> … y_n <eot>."""
         ids: list[int] = []
         spans, markers = [], []
         end = len(self.end_of_turn_ids)
         for turn, answer in enumerate(answers):
             if turn > 0:
-                user = self._template.user_message(layout, turn, users[turn])
+                user = self._template.user_message(pieces, turn, users[turn])
                 between = user.before[end:]
                 at = len(ids)
                 markers.append((at, at + len(between)))
@@ -136,7 +173,7 @@ class ChatFormat:
         return ids, spans, markers
 
 
-def _moved(span: tuple[int, int], by: int) -> tuple[int, int]:
+def _moved(span: Span, by: int) -> Span:
     """Empty spans stay (0, 0)."""
     start, end = span
     return (start + by, end + by) if start < end else (0, 0)
@@ -147,6 +184,6 @@ def as_ids(ids: Sequence[int]) -> np.ndarray:
     return np.asarray(ids, dtype=np.int32)
 
 
-def as_spans(spans: Sequence[tuple[int, int]]) -> np.ndarray:
+def as_spans(spans: Sequence[Span]) -> np.ndarray:
     """int32 [n, 2]"""
     return np.asarray(spans, dtype=np.int32).reshape(-1, 2)

@@ -8,7 +8,9 @@ together with what stands around it, up to the next special tokens. A token that
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .encoding import Place, Span, TextEncoder
+from nemo_longpo.shards.schema import Span
+
+from .encoding import Place, TextEncoder
 
 
 @dataclass(frozen=True)

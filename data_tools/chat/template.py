@@ -14,8 +14,9 @@ from typing import Any
 
 from nemo_longpo.errors import InputError, one_line
 from nemo_longpo.shards.fingerprint import chat_template
+from nemo_longpo.shards.schema import Span
 
-from .encoding import Place, Span, TextEncoder
+from .encoding import Place, TextEncoder
 from .message import Frame, Message, make_frame
 
 _PADDING = "\t\n\t"
@@ -26,7 +27,7 @@ _RENDERING_ERRORS = (TypeError, ValueError, LookupError, ArithmeticError, Attrib
 
 
 @dataclass(frozen=True)
-class Layout:
+class TurnPieces:
     """A conversation of n turns: 2n contents between 2n + 1 pieces."""
 
     piece_ids: list[list[int]]
@@ -49,13 +50,13 @@ class ChatTemplate:
         self.tokenizer = tokenizer
         self._day = day
         self._encoder = TextEncoder(tokenizer)
-        self._layouts: dict[int, Layout] = {}
+        self._made: dict[int, TurnPieces] = {}
         if self._pieces(1, "") != self._pieces(1, ""):
             raise InputError(
                 f"the chat template of {tokenizer.name_or_path} says something else each time it is used; use a "
                 "template without chance"
             )
-        closing = self.layout(1).piece_ids[2]
+        closing = self.turn_pieces(1).piece_ids[2]
         ends = [index for index, token in enumerate(closing) if token in self._encoder.special_ids]
         if not ends:
             raise InputError(
@@ -70,31 +71,33 @@ class ChatTemplate:
 
     def pieces_hash(self) -> str:
         """sha256 of what the template writes around the contents of two turns, and which of them it strips."""
-        content = [self._pieces(2, ""), self.layout(2).strips]
+        content = [self._pieces(2, ""), self.turn_pieces(2).strips]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
-    def user_message(self, layout: Layout, turn: int, text: str, stretches: Sequence[Span] = ()) -> Message:
+    def user_message(self, pieces: TurnPieces, turn: int, text: str, stretches: Sequence[Span] = ()) -> Message:
         """A user message with the pieces around it. `stretches` are characters [start, end) of the text."""
-        return layout.frames[turn].message(self._encoder, text, stretches)
+        return pieces.frames[turn].message(self._encoder, text, stretches)
 
     def answer_ids(self, text: str) -> list[int]:
         """Token ids of an answer, tokenised apart: a model has read its opening before it writes the first token."""
-        layout = self.layout(1)
-        left, right = layout.strips[1]
+        pieces = self.turn_pieces(1)
+        left, right = pieces.strips[1]
         text = text.lstrip() if left else text
         text = text.rstrip() if right else text
-        return self._encoder.encode(layout.spaces[1] + text, layout.places[1], content=True)
+        return self._encoder.encode(pieces.spaces[1] + text, pieces.places[1], content=True)
 
-    def layout(self, turns: int) -> Layout:
-        if turns not in self._layouts:
-            self._layouts[turns] = self._make_layout(turns)
-        return self._layouts[turns]
+    def turn_pieces(self, turns: int) -> TurnPieces:
+        if turns not in self._made:
+            self._made[turns] = self._make_pieces(turns)
+        return self._made[turns]
 
     def special_ids(self) -> frozenset[int]:
         """The added tokens that stand in the template's pieces."""
-        return frozenset(token for piece in self.layout(2).piece_ids for token in piece) & self._encoder.special_ids
+        return (
+            frozenset(token for piece in self.turn_pieces(2).piece_ids for token in piece) & self._encoder.special_ids
+        )
 
-    def _make_layout(self, turns: int) -> Layout:
+    def _make_pieces(self, turns: int) -> TurnPieces:
         pieces = self._pieces(turns, "")
         padded = self._pieces(turns, _PADDING)
         lefts = [not piece.endswith(_PADDING) for piece in padded[:-1]]
@@ -105,7 +108,7 @@ class ChatTemplate:
             self._encoder.encode(piece, "inside" if index else "start", content=False)
             for index, piece in enumerate(stripped)
         ]
-        layout = Layout(
+        made = TurnPieces(
             piece_ids=piece_ids,
             places=[self._place_after(piece_ids, index) for index in range(2 * turns)],
             spaces=spaces[:-1],
@@ -123,8 +126,8 @@ class ChatTemplate:
             ],
         )
         if turns > 1:
-            self._check_turn_ends(layout)
-        return layout
+            self._check_turn_ends(made)
+        return made
 
     def _place_after(self, piece_ids: list[list[int]], index: int) -> Place:
         if not piece_ids[index]:
@@ -158,9 +161,9 @@ class ChatTemplate:
                 f"the chat template of {self.tokenizer.name_or_path} {_what_failed(error, self._text)}"
             ) from error
 
-    def _check_turn_ends(self, layout: Layout) -> None:
+    def _check_turn_ends(self, pieces: TurnPieces) -> None:
         end = self.end_of_turn_ids
-        if any(piece[: len(end)] != end for piece in layout.piece_ids[2::2]):
+        if any(piece[: len(end)] != end for piece in pieces.piece_ids[2::2]):
             raise InputError(
                 f"the chat template of {self.tokenizer.name_or_path} ends an assistant's turn differently in the "
                 "middle and at the end of a conversation; use a template with one end-of-turn token"

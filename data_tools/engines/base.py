@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-Span = tuple[int, int]
+from nemo_longpo.shards.schema import Span
 
 
 @dataclass(frozen=True)

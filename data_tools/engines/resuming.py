@@ -8,7 +8,9 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from .base import Completion, Engine, Sampling, Span, Tick, Usage
+from nemo_longpo.shards.schema import Span
+
+from .base import Completion, Engine, Sampling, Tick, Usage
 
 Result = TypeVar("Result")
 

@@ -12,12 +12,13 @@ import torch
 from tqdm import tqdm
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.shards.schema import Span
 from nemo_longpo.terminal import printable
 
 from ..runner.files import commit
 from ..runner.rows import SETTINGS_NAME
 from ..settings import EngineSettings, ScoreSettings
-from .base import Engine, Span
+from .base import Engine
 from .hf_engine import load_model
 
 REPORT_NAME = "verification.json"

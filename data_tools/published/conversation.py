@@ -6,11 +6,22 @@ from typing import Any
 
 import numpy as np
 
-from ..engines.base import Span
-from .faults import Refused, Repairs
+from nemo_longpo.logprobs import IGNORE_LABEL
+from nemo_longpo.shards.schema import Span
+
 from .template import TemplateIds
 
-IGNORED = -100
+# The kinds of repairs in one document.
+Repairs = set[str]
+
+
+class Refused(Exception):
+    """This document cannot be trained on. `reason` is counted in the report, `detail` is for people."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
 
 
 @dataclass(frozen=True)
@@ -77,12 +88,12 @@ def flat(values: Any, repairs: Repairs) -> np.ndarray:
 def put_on_ids(ids: np.ndarray, labels: np.ndarray, repairs: Repairs) -> np.ndarray:
     """bool [S], true where a label stands: labels are the ids themselves, or those of the next position."""
     if len(labels) != len(ids):
-        if (labels[len(ids) :] != IGNORED).any():
+        if (labels[len(ids) :] != IGNORE_LABEL).any():
             raise Refused("label_lengths_differ", f"{len(labels)} labels for {len(ids)} ids")
         repairs.add("label_lengths")
-        missing = np.full(max(len(ids) - len(labels), 0), IGNORED, dtype=np.int64)
+        missing = np.full(max(len(ids) - len(labels), 0), IGNORE_LABEL, dtype=np.int64)
         labels = np.concatenate([labels[: len(ids)], missing])
-    standing = labels != IGNORED
+    standing = labels != IGNORE_LABEL
     if np.array_equal(labels[standing], ids[standing]):
         return standing
     moved = np.concatenate([[False], standing[:-1]])

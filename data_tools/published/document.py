@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..pairs import BRANCHES
-from .conversation import Columns, Conversation, read_conversation, runs
-from .faults import Refused, Repairs
+from .conversation import Columns, Conversation, Refused, Repairs, read_conversation, runs
 from .template import TemplateIds
 
 REQUIRED = (

@@ -7,7 +7,7 @@ language away. Lists like these are never complete: a text that no list knows ne
 import re
 from dataclasses import dataclass
 
-from .text import length_in_words, script, words
+from ..words import length_in_words, script, words
 
 
 @dataclass(frozen=True)

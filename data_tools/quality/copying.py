@@ -1,6 +1,6 @@
 """Recognise answers that copy their prompt instead of answering."""
 
-from .text import contained, words
+from ..words import contained, words
 
 _LEAST_REPEATED = 0.5  # of an instruction, for an answer that repeats it
 _BREAK = "\n"  # stands between and around words, and in none of them

@@ -9,12 +9,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+from ..words import length_in_words, needs_space
 from .asking import asks
 from .framing import clean
 from .marks import Line, ends_sentence, ends_with_colon, is_title, read_line, split_numbered
 from .markup import markup_items, plain_lines, without_thinking
 from .refusals import declines
-from .text import length_in_words, needs_space
 from .wording import CHATTER
 
 _LONGEST_WORDS = 200  # of what may be an item

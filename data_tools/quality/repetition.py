@@ -4,7 +4,7 @@ import zlib
 
 import numpy as np
 
-from .text import words
+from ..words import words
 
 _LEAST_REPEATS = 4
 _LONGEST_PERIOD = 200  # words

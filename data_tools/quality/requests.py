@@ -3,12 +3,12 @@
 from collections import Counter
 from dataclasses import dataclass
 
+from ..words import contained, length_in_words, words
 from .asking import asks, is_title, states
 from .copying import longest_copy, searchable
 from .framing import clean, is_answer, without_answer, without_frames
 from .instructions import is_remark, list_items
 from .pointing import points_at_passage
-from .text import contained, length_in_words, words
 
 LONGEST_WORDS = 60
 _ECHOED_WORDS = 5  # in a row, of the prompt's own wording

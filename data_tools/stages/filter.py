@@ -8,18 +8,18 @@ from typing import Any
 from nemo_longpo.errors import InputError
 
 from ..chat.format import ChatFormat
-from ..chat.prompts import Prompts, choose_prompts
 from ..doc_ids import check_own_rows
 from ..engines.base import Tick
 from ..model import load_chat, tokenizer_identity
 from ..pairs import Pair, Turn, is_empty, parse_pair, special_tokens, without_spelled_ends
+from ..prompts import Prompts, choose_prompts
 from ..quality.copying import longest_copy, repeats, searchable
 from ..quality.refusals import is_refusal
 from ..quality.repetition import compressed_share, longest_loop
-from ..quality.text import similarity, words
 from ..runner.rows import Row, open_parts
 from ..runner.stage import PartResult, Process, Stage, run_stage
 from ..settings import CpuPlacement, FilterSettings
+from ..words import similarity, words
 
 _BRANCHES: dict[str, tuple[str, ...]] = {"none": (), "chosen": ("chosen",), "both": ("chosen", "rejected")}
 

@@ -14,8 +14,8 @@ from nemo_longpo.shards.fingerprint import read_model_config
 
 from ..engines.base import Tick
 from ..model import load_chat, tokenizer_identity
+from ..published.conversation import Refused
 from ..published.document import Limits, read_document
-from ..published.faults import Refused
 from ..published.ledger import Ledger, Refusal
 from ..published.source import PublishedSource
 from ..published.template import TemplateIds, template_ids

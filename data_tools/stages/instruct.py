@@ -9,8 +9,8 @@ from typing import Any
 from nemo_longpo.errors import InputError
 
 from ..chat.format import ChatFormat
-from ..chat.prompts import Prompts
 from ..engines.base import Completion, Sampling, Tick
+from ..prompts import Prompts
 from ..quality.requests import Pool, Wording, read_requests
 from ..runner.rows import Row
 from ..runner.stage import PartResult

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.shards.schema import Span
 
 from ..encoded import EncodedPair, PairEncoder, check_row
-from ..engines.base import Engine, Span, Tick
+from ..engines.base import Engine, Tick
 from ..engines.verification import Scored, Verification
 from ..model import load_chat, tokenizer_identity
 from ..pairs import BRANCHES

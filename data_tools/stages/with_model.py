@@ -9,13 +9,13 @@ from typing import Any
 from nemo_longpo.errors import InputError
 
 from ..chat.format import ChatFormat
-from ..chat.prompts import Prompts, choose_prompts
 from ..doc_ids import check_own_rows
 from ..engines.base import Engine, Tick
 from ..engines.load import EngineOptions
 from ..engines.resuming import ResumingEngine
 from ..model import load_chat, model_identity, rendering_identity, tokenizer_identity
 from ..options import Settings, settings_from
+from ..prompts import Prompts, choose_prompts
 from ..runner.progress import Progress
 from ..runner.rows import Row, open_parts, read_stage_settings
 from ..runner.stage import PartResult, Process, Stage, run_stage

@@ -14,6 +14,8 @@ import pyarrow as pa
 
 SCHEMA_VERSION = 2  # what is written; version 1 had no chunk_spans and is read as well
 REF_CONTEXTS = ("short", "long")
+Span = tuple[int, int]
+"""[start, end) of token positions."""
 # A log-prob may round to just above zero where the model is certain.
 LOGP_TOLERANCE = 1e-4
 

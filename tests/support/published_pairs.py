@@ -6,8 +6,7 @@ from typing import Any
 from support.small_corpus import make_document
 
 from nemo_longpo.data_tools.chat.format import ChatFormat
-
-IGNORED = -100
+from nemo_longpo.logprobs import IGNORE_LABEL as IGNORED
 
 
 def text_pair(index: int, turns: int = 3) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_longpo.data_tools.chat.prompts import Prompts
+from nemo_longpo.data_tools.prompts import Prompts
 from nemo_longpo.data_tools.quality.requests import Wording, read_requests
 
 WORDING = Wording(Prompts().request_instructions("", 4))

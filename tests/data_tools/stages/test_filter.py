@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from nemo_longpo.data_tools.chat.prompts import Prompts
 from nemo_longpo.data_tools.pairs import Turn
+from nemo_longpo.data_tools.prompts import Prompts
 from nemo_longpo.data_tools.settings import FilterSettings
 from nemo_longpo.data_tools.stages.filter import drop_reason
 from nemo_longpo.errors import InputError

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from nemo_longpo.data_tools.chat.prompts import Prompts
 from nemo_longpo.data_tools.engines.base import Completion
 from nemo_longpo.data_tools.model import load_chat
+from nemo_longpo.data_tools.prompts import Prompts
 from nemo_longpo.data_tools.runner.rows import Row
 from nemo_longpo.data_tools.settings import InstructSettings
 from nemo_longpo.data_tools.stages.instruct import _instruct_rows

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from nemo_longpo.data_tools.chat.prompts import Prompts, load_prompts, prompts_from_dict
+from nemo_longpo.data_tools.prompts import Prompts, load_prompts, prompts_from_dict
 from nemo_longpo.data_tools.quality.asking import language
 from nemo_longpo.data_tools.quality.pointing import names_text, points_at_passage
 from nemo_longpo.errors import InputError
