@@ -6,7 +6,7 @@
 #   make env     only the environment
 #   make nemo26  NeMo 2.6 beside it, for the tests of what must work there too
 #   make vllm-env, make test-vllm   the second environment (vLLM cannot live beside NeMo), and the tests that need it
-#   make trl-env   a third one, for benchmarks/compare_trl.py
+#   make trl-env   a third one, for benchmarks/engine/compare_trl.py
 #   make clean   removes the environments and everything else that these commands wrote
 # Another interpreter: make PYTHON=/path/to/python3.11 test
 

@@ -2,7 +2,7 @@
 
 A process holds one part at a time: beyond what the libraries take, about 5 bytes per character of the part's documents
 (up to 20 if they hold characters beyond Latin-1, which Python stores wider) and 0.7 KB per token of one chunk, however
-large the corpus is. So `part_bytes`, or the longest document, bounds it; benchmarks/corpus_memory.py measures it.
+large the corpus is. So `part_bytes`, or the longest document, bounds it; benchmarks/data/corpus_memory.py measures it.
 """
 
 from collections import Counter

@@ -5,15 +5,13 @@ directory, runs the command once per number of workers, and writes OUTPUT/corpus
 is what the kernel noted for it (VmHWM); the total is the largest sum of all processes' resident memory, looked at ten
 times a second, in which pages that processes share count several times.
 
-    python benchmarks/corpus_memory.py --gigabytes 2 --workers 1 2
+    python -m benchmarks.data.corpus_memory --gigabytes 2 --workers 1 2
 """
 
-import argparse
 import json
 import os
 import platform
 import random
-import shlex
 import signal
 import subprocess
 import sys
@@ -24,11 +22,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from children import family
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from nemo_longpo.data_tools.corpus.source import CorpusSource
+
+from .. import RESULTS
+from ..common.processes import family
+from ..common.results import command, parser
 
 MB = 1e6
 TEMPLATE = (
@@ -226,18 +227,18 @@ def idle_memory(model: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--gigabytes", type=float, default=2.0, help="size of the corpus (default: %(default)s)")
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="runs (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, help="stop every run after so long; the peaks are those until then")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"), help="default: %(default)s")
-    arguments = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--gigabytes", type=float, default=2.0, help="size of the corpus (default: %(default)s)")
+    flags.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="runs (default: %(default)s)")
+    flags.add_argument("--minutes", type=float, help="stop every run after so long; the peaks are those until then")
+    flags.add_argument("--output", type=Path, default=RESULTS)
+    arguments = flags.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         corpus, model = Path(folder) / "corpus.jsonl", Path(folder) / "model"
         documents = write_corpus(corpus, int(arguments.gigabytes * 1e9))
         tokenizer = write_model(model)
         result = {
-            "command": shlex.join(["python", *sys.argv]),
+            "command": command(),
             "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
             "corpus": {"megabytes": corpus.stat().st_size / MB, "documents": documents},
             "tokenizer_alone": measure_tokenizer(corpus, tokenizer),

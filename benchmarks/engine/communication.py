@@ -1,6 +1,6 @@
 """How many bytes does context parallelism send per layer and rank? Counted, and held against closed formulas.
 
-    python benchmarks/communication.py --ranks 2 4 8
+    python -m benchmarks.engine.communication --ranks 2 4 8
 
 Runs one layer's attention, forward and backward, in that many gloo processes with the head counts of Mistral-7B in
 bf16, and counts what every rank gives to the collectives for other ranks: `branch_attention` of two branches, whose
@@ -10,10 +10,9 @@ the result is the same on every machine (two minutes on two cores). Writes commu
 benchmarks/results.
 """
 
-import argparse
 from typing import Any
 
-from generated import origin, write_results  # also makes the tests' helpers importable
+from ..common.results import origin, parser, write_results
 
 # isort: split
 from support.worker_pool import WorkerPool
@@ -31,9 +30,9 @@ Traffic = tuple[int, int]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4, 8], help="context-parallel sizes to count")
-    ranks = parser.parse_args().ranks
+    flags = parser(__doc__)
+    flags.add_argument("--ranks", type=int, nargs="+", default=[2, 4, 8], help="context-parallel sizes to count")
+    ranks = flags.parse_args().ranks
     pool = WorkerPool(max(ranks))
     try:
         counted = [count(pool, kind, size) for kind in COUNTED for size in ranks]

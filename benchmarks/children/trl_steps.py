@@ -1,6 +1,6 @@
 """Train on pairs in their order with TRL's DPOTrainer, one pair per optimizer step, and measure each step.
 
-    python benchmarks/trl_steps.py JOB.json
+    python -m benchmarks.children.trl_steps JOB.json
 
 Runs in TRL's own environment (requirements/trl.txt) and imports nothing of the project. The job names the Hugging Face
 directories `model` and `reference`, `pairs` (a JSONL file with prompt, chosen and rejected as text), `beta`, `weights`
@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from datasets import load_dataset
-from meter import Meter
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 from trl.kernels import chunked_logprob
+
+from ..common.meter import Meter
 
 
 class MeasuredSteps(TrainerCallback):

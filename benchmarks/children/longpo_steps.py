@@ -1,6 +1,6 @@
 """Train on the pairs of a shard directory in their order with the tiny recipe, one per step, and measure each step.
 
-    python benchmarks/longpo_steps.py JOB.json
+    python -m benchmarks.children.longpo_steps JOB.json
 
 The job names `checkpoint`, `shards`, `steps`, `overrides` of the recipe and a `folder` to write to; the last line of
 the output is a JSON list with one object per step: what `Meter` measures, and the step's metrics.
@@ -14,11 +14,12 @@ from typing import Any
 import fiddle as fdl
 import lightning.pytorch as pl
 import nemo_run as run
-from meter import Meter
 from nemo.lightning.data import WrappedDataLoader
 
 from nemo_longpo.megatron.data import LongPODataModule
 from nemo_longpo.recipes.tiny import tiny_longpo
+
+from ..common.meter import Meter
 
 
 class PairsInOrder(LongPODataModule):

@@ -1,13 +1,12 @@
 """Does generation survive a bad night? Kill its processes at random and compare the shards with an undisturbed run.
 
-    python benchmarks/fault_run.py --documents 50 --kills 20
+    python -m benchmarks.data.fault_run --documents 50 --kills 20
 
 Runs all stages of `longpo data run` on documents and a small model made on the spot, twice: undisturbed, and with
 SIGKILL sent at random moments to a random process of the run, every fifth time to the run itself with all that it
 started. Then it compares every file of the shards. Writes fault_run.json and fault_run.md into --results.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -25,11 +24,10 @@ from typing import Any
 
 import psutil
 import yaml
+from support.small_corpus import make_document, save_stopping_model
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-
-from support.small_corpus import make_document, save_stopping_model  # noqa: E402
+from .. import RESULTS
+from ..common.results import command, parser
 
 STAGES = {
     "chunk": {"chunk_tokens": 96, "chunks_per_document": 2, "part_size": 2},
@@ -49,12 +47,12 @@ STAGES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--documents", type=int, default=50)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
-    arguments = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--documents", type=int, default=50)
+    flags.add_argument("--kills", type=int, default=20)
+    flags.add_argument("--seed", type=int, default=0)
+    flags.add_argument("--results", type=Path, default=RESULTS)
+    arguments = flags.parse_args()
     work = Path(tempfile.mkdtemp(prefix="fault_run_"))
     try:
         prepare(work, arguments.documents)
@@ -64,7 +62,7 @@ def main() -> None:
         started = time.monotonic()
         kills = run_and_kill(work, arguments.kills, random.Random(arguments.seed))
         result = {
-            "command": " ".join(["python", "benchmarks/fault_run.py", *sys.argv[1:]]),
+            "command": command(),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
             "documents": arguments.documents,
             "kills": kills,

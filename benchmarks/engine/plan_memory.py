@@ -1,6 +1,6 @@
 """Does `longpo plan` predict how much memory a step takes? Real training steps on the CPU against the model's formulas.
 
-    python benchmarks/plan_memory.py
+    python -m benchmarks.engine.plan_memory
 
 Every case is a process of its own that trains a model of 6 layers and hidden size 512 in fp32 with the tiny recipe, one
 process, one pair per step, and measures the peak of its resident memory above what it held before there was a model.
@@ -8,7 +8,6 @@ The formulas are those of GPUs with the widths of the CPU's plain layers; what o
 distributed optimizers) is not covered. Writes a JSON file, and a table beside it.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -17,15 +16,18 @@ from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
-from children import measured_steps
-from generated import RESULTS, origin, write_results
-from random_pairs import random_pair, save_model, tokenizer, write_shards
+from support.training_pairs import write_shards
 
 from nemo_longpo.conversion.importer import import_checkpoint
 from nemo_longpo.costs.flops import PairLayout
 from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.planning.job import FP32, Job, Setup
 from nemo_longpo.planning.memory import estimate_memory
+
+from .. import RESULTS
+from ..common.processes import measured_steps
+from ..common.random_pairs import random_pair, save_model, tokenizer
+from ..common.results import origin, parser, write_results
 
 SHAPE = ModelShape(layers=6, hidden=512, ffn=1536, heads=8, kv_heads=2, head_size=64, vocab=8192)
 BRANCH = 512
@@ -41,10 +43,10 @@ ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "655
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trunks", type=int, nargs="+", default=[2048, 8192], help="default: %(default)s")
-    parser.add_argument("--output", type=Path, default=RESULTS / "plan_memory.json")
-    arguments = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--trunks", type=int, nargs="+", default=[2048, 8192], help="default: %(default)s")
+    flags.add_argument("--output", type=Path, default=RESULTS / "plan_memory.json")
+    arguments = flags.parse_args()
     os.environ |= ENVIRONMENT
     found = []
     with tempfile.TemporaryDirectory() as folder:
@@ -80,7 +82,7 @@ def measure(job: Job, recompute: str, checkpoint: Path, shards: Path) -> float:
     overrides = {"model.pair_layout": job.layout, "model.logprob_memory_gb": LOGPROB_BUFFER / 1e9}
     overrides |= {f"trainer.strategy.{name}": value for name, value in RECOMPUTE[recompute].items()}
     run = {"checkpoint": str(checkpoint), "shards": str(shards), "steps": STEPS, "overrides": overrides}
-    return max(step["peak_mb"] for step in measured_steps(sys.executable, "longpo_steps.py", run))
+    return max(step["peak_mb"] for step in measured_steps(sys.executable, "longpo_steps", run))
 
 
 def compare(job: Job, recompute: str, measured: float) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""One conversion by NeMo or by transformers: `convert_rivals.py TOOL FAMILY SOURCE TARGET`, in a process of its own.
+"""One conversion by NeMo or by transformers, in a process of its own.
+
+    python -m benchmarks.children.convert_rivals TOOL FAMILY SOURCE TARGET
 
 NeMo's importers and exporters run unchanged, on the names of Transformer Engine's layers, which are the only ones they
 know: on a machine without a GPU this takes the CPU backend and the tests' stand-in for Transformer Engine.
@@ -7,9 +9,6 @@ know: on a machine without a GPU this takes the CPU backend and the tests' stand
 import sys
 import tempfile
 from pathlib import Path
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
 
 
 def main(tool: str, family: str, source: str, target: Path) -> None:

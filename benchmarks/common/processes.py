@@ -11,26 +11,33 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import ROOT
+
 THREADS = 2
-ENVIRONMENT = {"OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": str(THREADS),
+    "HF_HUB_OFFLINE": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+}
 MB = 1e6
 WEIGHTS = (".safetensors", ".distcp")
 INTERVAL = 0.02  # seconds between two looks, more where a look takes long
 
 
-def measured_steps(python: str, script: str, job: dict[str, Any]) -> list[dict[str, Any]]:
-    """Run `script` of this folder on a job; returns the JSON of its last line, one object per training step.
+def measured_steps(python: str, child: str, job: dict[str, Any]) -> list[dict[str, Any]]:
+    """Run `benchmarks.children.CHILD` on a job; returns the JSON of its last line, one object per training step.
 
     Raises:
-        SystemExit: the script failed; with the end of what it wrote.
+        SystemExit: the child failed; with the end of what it wrote.
     """
     with tempfile.TemporaryDirectory(prefix="job_") as folder:
         file = Path(folder) / "job.json"
         file.write_text(json.dumps(job | {"folder": folder}))
-        command = [python, str(Path(__file__).with_name(script)), str(file)]
+        command = [python, "-m", f"benchmarks.children.{child}", str(file)]
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | ENVIRONMENT, cwd=folder)
     if done.returncode:
-        raise SystemExit(f"{script} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+        raise SystemExit(f"{child} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 

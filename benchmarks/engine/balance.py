@@ -1,6 +1,6 @@
 """How long does the mean data-parallel rank wait for the busiest one?
 
-    python benchmarks/balance.py
+    python -m benchmarks.engine.balance
 
 Simulated, so the numbers are the same on every machine: an epoch of documents whose lengths are drawn evenly on a
 logarithmic scale, both branches of 4,500 tokens, the cost of a pair its FLOPs on Mistral-7B with a shared prefix. Of
@@ -8,15 +8,15 @@ every optimizer step, the cost of the busiest rank over that of the mean rank, a
 which a step takes longer than with equal work. Writes balance.json and balance.md into benchmarks/results.
 """
 
-import argparse
 import platform
 
 import numpy as np
-from generated import write_results
 
 from nemo_longpo.costs.flops import pair_flops
 from nemo_longpo.costs.model_shape import MODELS
 from nemo_longpo.parallel.sampling import RecordOrder, epoch_order
+
+from ..common.results import command, parser, write_results
 
 DOCUMENTS, BRANCH = 2048, 4500
 LENGTHS = {"64K–128K": (2**16, 2**17), "64K–512K": (2**16, 2**19)}
@@ -24,7 +24,7 @@ BATCH_SIZES, DP_SIZES, WINDOWS = (8, 16), (2, 4, 8), (1, 4, 8)
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parser(__doc__).parse_args()
     rows = []
     for name, (shortest, longest) in LENGTHS.items():
         rng = np.random.default_rng(0)
@@ -48,7 +48,7 @@ def main() -> None:
     write_results(
         "balance",
         {
-            "command": "python benchmarks/balance.py",
+            "command": command(),
             "python": platform.python_version(),
             "versions": {"numpy": np.__version__},
             "machine": "any machine (simulated)",

@@ -1,20 +1,18 @@
 """How far are vLLM's log-probs from Hugging Face's in float32?
 
-    .venv-vllm/bin/python benchmarks/vllm_logprobs.py .venv-vllm/models --sequences 24 --prompt-tokens 1024
+    .venv-vllm/bin/python -m benchmarks.data.vllm_logprobs .venv-vllm/models --sequences 24 --prompt-tokens 1024
 
 Takes the models that `make test-vllm` writes. Each sequence is a prompt of random tokens and an answer of 64 that the
 model draws; its answer is scored by vLLM and by Hugging Face, each in float32 and bfloat16, and compared with Hugging
 Face in float32. Writes vllm_logprobs.json and vllm_logprobs.md into benchmarks/results.
 """
 
-import argparse
 import random
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from generated import origin, write_results
 
 from nemo_longpo.data_tools.engines.base import Engine, Sampling, Span
 from nemo_longpo.data_tools.engines.hf_engine import TransformersEngine
@@ -22,16 +20,18 @@ from nemo_longpo.data_tools.engines.verification import allowed_mean, compare
 from nemo_longpo.data_tools.engines.vllm_engine import VllmEngine
 from nemo_longpo.data_tools.settings import EngineSettings, ScoreSettings, TransformersSettings, VllmSettings
 
+from ..common.results import origin, parser, write_results
+
 ANSWER_TOKENS = 64
 DTYPES = ("float32", "bfloat16")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", type=Path, help="directory of model directories")
-    parser.add_argument("--sequences", type=int, default=24)
-    parser.add_argument("--prompt-tokens", type=int, default=1024, help="of the longest prompt; the others are shorter")
-    arguments = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("models", type=Path, help="directory of model directories")
+    flags.add_argument("--sequences", type=int, default=24)
+    flags.add_argument("--prompt-tokens", type=int, default=1024, help="of the longest prompt; the others are shorter")
+    arguments = flags.parse_args()
     lines = [
         f"{arguments.sequences} answers of {ANSWER_TOKENS} tokens behind prompts of up to {arguments.prompt_tokens:,} "
         "random tokens. Absolute differences from Hugging Face in float32, of log-probs and of their sums over an "

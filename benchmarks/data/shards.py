@@ -1,6 +1,6 @@
 """How fast is a record read from shards, and how large are shards beside the same pairs in the published layout?
 
-    python benchmarks/shards.py
+    python -m benchmarks.data.shards
 
 Reading: records of 512K tokens, in random order. Warm: their pages are in memory. Cold: the kernel was asked to drop
 the file's pages before every read, and the process's count of bytes that came from storage shows whether it did. A
@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from generated import origin, write_results
+from ..common.results import origin, parser, write_results
 
 import datasets  # isort: skip
 import numpy as np
@@ -37,12 +37,12 @@ TURNS, ANSWER, INSTRUCTION = 4, 512, 32
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--records", type=int, default=64, help="of 512K tokens, to read")
-    parser.add_argument("--documents", type=int, default=16, help="of 128K tokens, to compare sizes")
-    parser.add_argument("--chunk-tokens", type=int, default=8192, help="of each reference prompt")
-    parser.add_argument("--directory", type=Path, help="where to write for a while (default: the temp folder)")
-    arguments = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--records", type=int, default=64, help="of 512K tokens, to read")
+    flags.add_argument("--documents", type=int, default=16, help="of 128K tokens, to compare sizes")
+    flags.add_argument("--chunk-tokens", type=int, default=8192, help="of each reference prompt")
+    flags.add_argument("--directory", type=Path, help="where to write for a while (default: the temp folder)")
+    arguments = flags.parse_args()
     work = Path(tempfile.mkdtemp(prefix="shards_", dir=arguments.directory))
     try:
         reading = measure_reading(work / "read", arguments.records)

@@ -1,7 +1,7 @@
 """One optimizer step of ours beside one of TRL's DPOTrainer: same model, same token ids, same machine, one run.
 
     make trl-env
-    python benchmarks/compare_trl.py --output benchmarks/results/compare_trl.json
+    python -m benchmarks.engine.compare_trl --output benchmarks/results/compare_trl.json
 
 TRL lives in its own environment. Both sides start from the same Hugging Face weights in fp32 and have the same
 reference: another model, which sees the whole document. TRL keeps it in memory and asks it in every step, or asks it
@@ -15,7 +15,6 @@ turn. Memory is the peak during the step above the process with all libraries lo
 beside the wall clock because other work on the machine does not count in them.
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -26,15 +25,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from children import THREADS, measured_steps
-from generated import RESULTS, ROOT, origin, write_results
-from random_pairs import random_pair, save_model, tokenizer, write_shards
+from support.training_pairs import write_shards
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from nemo_longpo.conversion.importer import import_checkpoint
 from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.objective import Objective
 from nemo_longpo.shards.schema import PairRecord
+
+from .. import RESULTS, ROOT
+from ..common.processes import THREADS, measured_steps
+from ..common.random_pairs import random_pair, save_model, tokenizer
+from ..common.results import origin, parser, write_results
 
 SHAPE = ModelShape(layers=4, hidden=256, ffn=704, heads=4, kv_heads=2, head_size=64, vocab=32_768)
 OBJECTIVE = Objective()
@@ -63,14 +65,14 @@ CASES = [Case(2048, 512, 384), Case(8192, 512, 384), Case(8192, 448, 448)]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trl-python", default=str(ROOT / ".venv-trl" / "bin" / "python"), metavar="PATH")
-    parser.add_argument(
+    flags = parser(__doc__)
+    flags.add_argument("--trl-python", default=str(ROOT / ".venv-trl" / "bin" / "python"), metavar="PATH")
+    flags.add_argument(
         "--cases", nargs="+", default=[",".join(map(str, case)) for case in CASES], metavar="TRUNK,CHOSEN,REJECTED"
     )
-    parser.add_argument("--no-recompute", action="store_true", help="keep all activations, on both sides")
-    parser.add_argument("--output", type=Path, default=RESULTS / "compare_trl.json")
-    arguments = parser.parse_args()
+    flags.add_argument("--no-recompute", action="store_true", help="keep all activations, on both sides")
+    flags.add_argument("--output", type=Path, default=RESULTS / "compare_trl.json")
+    arguments = flags.parse_args()
     cases = [Case(*map(int, text.split(","))) for text in arguments.cases]
     with tempfile.TemporaryDirectory(prefix="compare_trl_") as folder:
         bench = Bench(Path(folder), arguments.trl_python, recompute=not arguments.no_recompute)
@@ -117,7 +119,7 @@ class Bench:
             if self.recompute:
                 overrides["trainer.strategy.recompute_granularity"] = "full"
             job = {"checkpoint": str(self.checkpoint), "shards": str(shards), "steps": len(pairs)}
-            return measured_steps(sys.executable, "longpo_steps.py", job | {"overrides": overrides})[-1]
+            return measured_steps(sys.executable, "longpo_steps", job | {"overrides": overrides})[-1]
 
     def trl(self, pairs: list[PairRecord], precompute: bool = False, tile_rows: int | None = None) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
@@ -134,7 +136,7 @@ class Bench:
                 "precompute": precompute,
                 "tile_rows": tile_rows,
             }
-            return measured_steps(self.trl_python, "trl_steps.py", job)[-1]
+            return measured_steps(self.trl_python, "trl_steps", job)[-1]
 
 
 def as_text(pair: PairRecord) -> dict[str, str]:

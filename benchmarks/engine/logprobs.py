@@ -1,6 +1,6 @@
 """What it takes to score every token, forward and backward: all logits at once, or a chunk of them at a time.
 
-    python benchmarks/logprobs.py
+    python -m benchmarks.engine.logprobs
 
 Random hidden states and labels, and an output weight with as many rows as Mistral's and Qwen2.5's vocabularies; fp32 on
 a CPU. Every measurement is a process of its own, in which the two ways take turns; both must find the same sum of
@@ -18,11 +18,13 @@ from statistics import median
 from typing import Any
 
 import torch
-from generated import RESULTS, origin, write_results
-from meter import Meter
 from torch import Tensor
 
 from nemo_longpo.logprobs import rows_within, token_logprobs
+
+from .. import RESULTS
+from ..common.meter import Meter
+from ..common.results import origin, parser, write_results
 
 VOCABULARIES = (32_768, 152_064)
 SEQUENCE, RANKS = 524_288, 8
@@ -30,14 +32,14 @@ TOLERANCE = 1e-4
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=4096, help="tokens")
-    parser.add_argument("--hidden", type=int, default=512, help="hidden size")
-    parser.add_argument("--memory-mb", type=float, default=250.0, help="budget of a chunk's logits, 10^6 bytes")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=RESULTS / "logprobs.json")
-    arguments = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--rows", type=int, default=4096, help="tokens")
+    flags.add_argument("--hidden", type=int, default=512, help="hidden size")
+    flags.add_argument("--memory-mb", type=float, default=250.0, help="budget of a chunk's logits, 10^6 bytes")
+    flags.add_argument("--rounds", type=int, default=3)
+    flags.add_argument("--threads", type=int, default=2)
+    flags.add_argument("--output", type=Path, default=RESULTS / "logprobs.json")
+    arguments = flags.parse_args()
     measured = [compare(vocab, arguments) for vocab in VOCABULARIES]
     lines = [
         f"{arguments.rows:,} rows, hidden size {arguments.hidden}, fp32, {arguments.threads} threads, chunks of "

@@ -1,7 +1,6 @@
 """Models, pairs and shards of any size, from random numbers: what they cost does not depend on what they say."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +17,8 @@ from transformers import (
     set_seed,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-
-from support.training_pairs import write_shards  # noqa: E402, F401 (for the benchmarks)
-
-from nemo_longpo.costs.model_shape import ModelShape  # noqa: E402
-from nemo_longpo.shards.schema import PairRecord  # noqa: E402
+from nemo_longpo.costs.model_shape import ModelShape
+from nemo_longpo.shards.schema import PairRecord
 
 BEGIN, END = "<s>", "</s>"
 

@@ -1,23 +1,14 @@
-"""Text, tokenizers and models of realistic size, generated on the spot, and what every result says about its origin."""
+"""Text, tokenizers and models of realistic size, generated on the spot."""
 
 import json
 import os
-import platform
 import random
-import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
+from support.tiny_models import TEMPLATES
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
-
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-sys.path.insert(0, str(ROOT / "tests"))
-
-from support.tiny_models import TEMPLATES  # noqa: E402
 
 VOCABULARY = 32_768
 SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
@@ -88,27 +79,6 @@ def save_model(directory: Path, style: str) -> Path:
     MistralForCausalLM(config).save_pretrained(directory)
     made.save_pretrained(directory)
     return directory
-
-
-def origin(packages: tuple[str, ...] = ("transformers", "tokenizers", "pyarrow")) -> dict[str, Any]:
-    """The command, the versions and the machine."""
-    return {
-        "command": " ".join(["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages},
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-    }
-
-
-def write_results(name: str, result: dict[str, Any], lines: list[str], directory: Path = RESULTS) -> None:
-    """`name`.json and `name`.md, which begins with where its numbers come from."""
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
-    versions = ", ".join(f"{package} {number}" for package, number in result["versions"].items())
-    head = [f"`{result['command']}` on {result['machine']}; Python {result['python']}, {versions}.", ""]
-    text = "\n".join([*head, *lines]) + "\n"
-    (directory / f"{name}.md").write_text(text)
-    print(text)
 
 
 def _training_text() -> list[str]:

@@ -1,10 +1,10 @@
 """Conversion beside NeMo's own and beside transformers' load and save: time and memory, same model, machine and run.
 
-    python benchmarks/convert.py --workers 1 2
+    python -m benchmarks.conversion.convert --workers 1 2
 
 Two models in bf16 with random weights: Qwen2.5-1.5B (tied embeddings, biases, more vocabulary rows than tokens) and
 Mistral-7B (untied), each with the real shapes and as many layers as make `--gigabytes`. Each goes, in this order,
-through `cp`, our import and export per number of workers, NeMo's importer and exporter (see convert_rivals.py), and
+through `cp`, our import and export per number of workers, NeMo's importer and exporter (`convert_rivals`), and
 transformers' load and save. Every command is a fresh process that finds its input in the page cache and a disk with
 nothing left to write. Before, every command runs twice on a model of one small layer with the same tokenizer: the
 second time is its start-up (libraries, tokenizer, configuration), and what it held then is what it takes without a
@@ -22,11 +22,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from children import THREADS, watch
-from differences import differences, files_of
-from generated import RESULTS, origin, write_results
-from random_pairs import stream_model, tensor_shapes
 from transformers import MistralConfig, PretrainedConfig, Qwen2Config
+
+from .. import RESULTS
+from ..common.differences import differences, files_of
+from ..common.processes import THREADS, watch
+from ..common.random_pairs import stream_model, tensor_shapes
+from ..common.results import origin, parser, write_results
 
 COMMON = {
     "torch_dtype": "bfloat16",
@@ -70,7 +72,7 @@ TENSOR_SHARE = 2.0
 """Our bounds: of the checkpoint over the workers in all, and of the largest tensor per worker above the start-up."""
 
 NAMES = {"qwen2": "Qwen2.5-1.5B", "mistral": "Mistral-7B"}
-RIVAL = [sys.executable, str(Path(__file__).with_name("convert_rivals.py"))]
+RIVAL = [sys.executable, "-m", "benchmarks.children.convert_rivals"]
 LONGPO = [sys.executable, "-m", "nemo_longpo.cli", "convert"]
 
 
@@ -92,22 +94,22 @@ KINDS = {"qwen2": Kind(Qwen2Config, QWEN, 151_665), "mistral": Kind(MistralConfi
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gigabytes", type=float, default=3.0, help="each model has at least so much (%(default)s)")
-    parser.add_argument("--families", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="of ours (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--only-ours", action="store_true", help="without NeMo and transformers")
-    parser.add_argument("--memory-limit", type=float, default=16, metavar="GB", help="where a command is stopped")
-    parser.add_argument(
+    flags = parser(__doc__)
+    flags.add_argument("--gigabytes", type=float, default=3.0, help="each model has at least so much (%(default)s)")
+    flags.add_argument("--families", nargs="+", choices=KINDS, default=list(KINDS))
+    flags.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="of ours (default: %(default)s)")
+    flags.add_argument("--rounds", type=int, default=1)
+    flags.add_argument("--only-ours", action="store_true", help="without NeMo and transformers")
+    flags.add_argument("--memory-limit", type=float, default=16, metavar="GB", help="where a command is stopped")
+    flags.add_argument(
         "--folder",
         type=Path,
         default=Path(tempfile.gettempdir()),
         help=f"where to work (default: %(default)s); needs {DISK_SHARE} times the size of one model",
     )
-    parser.add_argument("--keep", action="store_true", help="leave models and outputs there; needs more room")
-    parser.add_argument("--output", type=Path, default=RESULTS / "convert.json")
-    arguments = parser.parse_args()
+    flags.add_argument("--keep", action="store_true", help="leave models and outputs there; needs more room")
+    flags.add_argument("--output", type=Path, default=RESULTS / "convert.json")
+    arguments = flags.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="convert_", dir=arguments.folder))
     try:
         measured = [Bench(folder / family, family, arguments).measure() for family in arguments.families]

@@ -1,6 +1,6 @@
 """How fast is packing, compared with only tokenising the same text?
 
-    python benchmarks/packing.py --documents 6 --tokens 131072 --rounds 5
+    python -m benchmarks.data.packing --documents 6 --tokens 131072 --rounds 5
 
 Writes pairs over long generated documents, scores them behind short chunks (so that a model on a CPU can), and then
 measures in turn, round after round:
@@ -24,12 +24,13 @@ from typing import Any
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from generated import Prose, origin, save_model, tokenizer, write_results
-
 from nemo_longpo.data_tools.settings import PackSettings, ScoreSettings
 from nemo_longpo.data_tools.stages.pack import run_pack
 from nemo_longpo.data_tools.stages.score import run_score
 from nemo_longpo.data_tools.stages.with_model import ModelStage
+
+from ..common.generated import Prose, save_model, tokenizer
+from ..common.results import origin, parser, write_results
 
 STYLES = ("qwen2.5", "mistral-v0.2")
 WORK = ("tokenising", "packing")
@@ -37,11 +38,11 @@ TURNS = 4
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--documents", type=int, default=6)
-    parser.add_argument("--tokens", type=int, default=131_072, help="of each document")
-    parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--documents", type=int, default=6)
+    flags.add_argument("--tokens", type=int, default=131_072, help="of each document")
+    flags.add_argument("--rounds", type=int, default=5)
+    arguments = flags.parse_args()
     work = Path(tempfile.mkdtemp(prefix="packing_"))
     try:
         measured = {style: measure(work / style, style, arguments) for style in STYLES}

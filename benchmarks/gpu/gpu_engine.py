@@ -1,6 +1,6 @@
 """What the engine's attention and layers do on one GPU: exactness, time, memory, share of the chip's peak.
 
-    python benchmarks/gpu_engine.py
+    python -m benchmarks.gpu.gpu_engine
 
 Needs torch and this repository's sources, nothing else: no NeMo, no Transformer Engine, no second GPU.
 - Exactness: branch attention with the CUDA kernels, and the naive computation in the same precision, against fp64.
@@ -16,10 +16,8 @@ With `--device cpu --model qwen2.5-0.5b --layers 1 --lengths 256 512/4 --branch 
 without a GPU, in fp32, which says nothing but that it works.
 """
 
-import argparse
 import json
 import platform
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,7 +25,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from gpu_stack import Share, Stack
 from torch import Tensor
 
 from nemo_longpo.attention.branches import branch_attention
@@ -36,7 +33,10 @@ from nemo_longpo.costs.flops import PairLayout, layers_flops, output_flops
 from nemo_longpo.costs.model_shape import MODELS, ModelShape
 from nemo_longpo.logprobs import rows_within, token_logprobs
 
-RESULTS = Path(__file__).resolve().parent / "results"
+from .. import RESULTS
+from ..common.results import command, parser
+from .gpu_stack import Share, Stack
+
 # The paper's own figures for the same model: (tokens per second, A800 GPUs) by length.
 PAPER = {131072: (4401, 8), 524288: (2744, 16)}
 LOGPROB_MEMORY = 2**30
@@ -44,20 +44,20 @@ DTYPES = {"cuda": torch.bfloat16, "cpu": torch.float32}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--model", default="mistral-7b", choices=sorted(MODELS))
-    parser.add_argument("--layers", type=int, help="by default as many as fit")
-    parser.add_argument("--lengths", nargs="+", default=["32768", "131072", "524288/8"], help="trunk tokens[/ranks]")
-    parser.add_argument("--branch", type=int, default=4500, help="tokens of each of the two branches")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=RESULTS / "gpu_engine.json")
-    arguments = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    flags.add_argument("--model", default="mistral-7b", choices=sorted(MODELS))
+    flags.add_argument("--layers", type=int, help="by default as many as fit")
+    flags.add_argument("--lengths", nargs="+", default=["32768", "131072", "524288/8"], help="trunk tokens[/ranks]")
+    flags.add_argument("--branch", type=int, default=4500, help="tokens of each of the two branches")
+    flags.add_argument("--rounds", type=int, default=3)
+    flags.add_argument("--output", type=Path, default=RESULTS / "gpu_engine.json")
+    arguments = flags.parse_args()
     torch.manual_seed(0)
     shape, device = MODELS[arguments.model], arguments.device
     name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
     report: dict[str, Any] = {
-        "command": "python " + " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": command(),
         "device": name,
         "torch": torch.__version__,
         "model": arguments.model,

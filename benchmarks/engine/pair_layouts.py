@@ -1,6 +1,6 @@
 """What the shared prefix saves: step time and peak memory of both layouts of a pair.
 
-    python benchmarks/pair_layouts.py --output benchmarks/results/pair_layouts.json
+    python -m benchmarks.engine.pair_layouts --output benchmarks/results/pair_layouts.json
 
 A small Mistral (fp32, random weights) trains through the whole recipe on one process, one pair per optimizer step: a
 document of so many tokens, and two answers of 256. Every measurement is a fresh process that first takes a step on a
@@ -16,13 +16,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from children import THREADS, measured_steps
-from generated import RESULTS, origin, write_results
-from random_pairs import random_pair, save_model, tokenizer, write_shards
+from support.training_pairs import write_shards
 
 from nemo_longpo.conversion.importer import import_checkpoint
 from nemo_longpo.costs.flops import executed_flops
 from nemo_longpo.costs.model_shape import ModelShape
+
+from .. import RESULTS
+from ..common.processes import THREADS, measured_steps
+from ..common.random_pairs import random_pair, save_model, tokenizer
+from ..common.results import origin, parser, write_results
 
 SHAPE = ModelShape(layers=2, hidden=256, ffn=704, heads=4, kv_heads=2, head_size=64, vocab=2048)
 LAYOUTS = ("concatenated", "shared_prefix")
@@ -31,13 +34,13 @@ TOKENS_PER_PROCESS = 16_384
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trunks", type=int, nargs="+", default=[2048, 8192, 16_384, 32_768], help="tokens")
-    parser.add_argument("--answer", type=int, default=256, help="tokens of each answer")
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--recompute", action="store_true", help="full activation recompute")
-    parser.add_argument("--output", type=Path, default=RESULTS / "pair_layouts.json")
-    arguments = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--trunks", type=int, nargs="+", default=[2048, 8192, 16_384, 32_768], help="tokens")
+    flags.add_argument("--answer", type=int, default=256, help="tokens of each answer")
+    flags.add_argument("--rounds", type=int, default=1)
+    flags.add_argument("--recompute", action="store_true", help="full activation recompute")
+    flags.add_argument("--output", type=Path, default=RESULTS / "pair_layouts.json")
+    arguments = flags.parse_args()
     with tempfile.TemporaryDirectory(prefix="pair_layouts_") as folder:
         measured = measure(Path(folder), arguments)
     lines = [
@@ -75,7 +78,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]
                 if arguments.recompute:
                     overrides["trainer.strategy.recompute_granularity"] = "full"
                 job = {"checkpoint": str(checkpoint), "shards": str(folder / f"shards-{trunk}"), "steps": 1 + count}
-                found = measured_steps(sys.executable, "longpo_steps.py", job | {"overrides": overrides})
+                found = measured_steps(sys.executable, "longpo_steps", job | {"overrides": overrides})
                 runs[trunk][layout] += found[1:]
     return [summary(trunk, arguments.answer, found) for trunk, found in runs.items()]
 
