@@ -95,7 +95,7 @@ PARALLEL_STATE_READER = "nemo_longpo/megatron/topology.py"
 def module_name(file: Path) -> str:
     """The dotted name a project file is imported by, e.g. conversion/cli.py -> nemo_longpo.conversion.cli."""
     folder, *rest = file.relative_to(ROOT).with_suffix("").parts
-    return ".".join([FOLDERS[folder], *rest]).removesuffix(".__init__")
+    return ".".join([FOLDERS.get(folder, folder), *rest]).removesuffix(".__init__")
 
 
 def unit_of(module: str) -> str | None:
@@ -105,11 +105,12 @@ def unit_of(module: str) -> str | None:
     return None if unit == "nemo_longpo" and module.split(".")[1:] not in ([], ["__version__"]) else unit
 
 
-def imported_names(file: Path) -> Iterator[tuple[int, str]]:
-    """Line and absolute dotted name of everything that `file` imports, at the top or inside a function."""
+def imported_names(file: Path, at_the_top: bool = False) -> Iterator[tuple[int, str]]:
+    """Line and absolute dotted name of everything that `file` imports, inside of functions too unless `at_the_top`."""
     module = module_name(file)
     package = module.split(".") if file.name == "__init__.py" else module.split(".")[:-1]
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in tree.body if at_the_top else ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield node.lineno, alias.name
@@ -167,6 +168,27 @@ def test_only_the_adapter_and_its_users_import_the_trainer():
         and unit not in MAY_IMPORT_TRAINER
         and (file, name.split(".")[0]) != (LAUNCHER_FILE, LAUNCHER)
     ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_collecting_tests_does_not_import_the_trainer():
+    """Importing NeMo takes ten seconds: tests, and the jobs that they hand to workers, do it inside of functions."""
+    imports = {module_name(file): {name for _, name in imported_names(file, at_the_top=True)} for file in FILES}
+    loading: set[str] = set()
+
+    def loads(name: str) -> bool:
+        return name.split(".")[0] in TRAINER or not loading.isdisjoint({name, name.rpartition(".")[0]})
+
+    while more := {module for module, names in imports.items() if module not in loading and any(map(loads, names))}:
+        loading |= more
+    wrong = [
+        f"{file.relative_to(ROOT)}:{line} imports {name} at the top"
+        for file in (ROOT / "tests").rglob("*.py")
+        if file.name != "callbacks.py"  # imported inside of jobs
+        for line, name in imported_names(file, at_the_top=True)
+        if loads(name)
+    ]
+    assert "nemo_longpo.megatron.strategy" in loading
     assert not wrong, "\n".join(wrong)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from support.fake_cuda import fake_cuda
+from support.jobs import gloo_jobs
 from support.jobs.gloo_jobs import HIDDEN, ROWS, logprob_problem
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -220,9 +221,7 @@ def test_bfloat16_on_cuda_equals_float64():
     ],
 )
 def test_split_vocabulary_equals_one_process(workers, ranks, vocab, ignored):
-    shares = workers.run(
-        "support.jobs.gloo_jobs", "score_with_my_rows", ranks, vocab=vocab, ignored=ignored, chunk_size=3
-    )
+    shares = workers.run(gloo_jobs.score_with_my_rows, ranks, vocab=vocab, ignored=ignored, chunk_size=3)
     logprobs, hidden_grads, weight_grads, all_reduces = zip(*shares, strict=True)
     expected = [tensor.numpy() for tensor in unfused(*logprob_problem(vocab, ignored))]
     for found in logprobs:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.jobs import branch_jobs
 from support.jobs.branch_jobs import HEAD, attend_from_branches, branch_problem
 
 from nemo_longpo.attention.branches import _own_branch, bytes_sent
@@ -103,9 +104,7 @@ def test_one_process(trunk, branches, kv_heads, padding, scale):
     ],
 )
 def test_rows_split_over_ranks(workers, ranks, trunk, branches, more):
-    shares = workers.run(
-        "support.jobs.branch_jobs", "attend_from_my_branch_rows", ranks, trunk=trunk, branches=branches, **more
-    )
+    shares = workers.run(branch_jobs.attend_from_my_branch_rows, ranks, trunk=trunk, branches=branches, **more)
     padding = more.pop("padding", 0)
     assert_equal(gathered(shares), expected(trunk, branches, **more), padding)
 
@@ -157,8 +156,7 @@ def test_merging_loses_next_to_nothing(workers, ranks, dtype):
     )
     found = gathered(
         workers.run(
-            "support.jobs.branch_jobs",
-            "attend_from_my_branch_rows",
+            branch_jobs.attend_from_my_branch_rows,
             ranks,
             **kinds,
             trunk=TRUNK,
@@ -178,9 +176,7 @@ def test_merging_loses_next_to_nothing(workers, ranks, dtype):
 def test_sends_what_it_says_and_nothing_of_the_trunk(workers, ranks, dtype, number_bytes):
     sizes = {"rows": 12, "heads": 8, "kv_heads": 2, "head": 16}
     traffic = [
-        workers.run(
-            "support.jobs.branch_jobs", "attention_traffic", ranks, kind="branches", trunk=trunk, dtype=dtype, **sizes
-        )
+        workers.run(branch_jobs.attention_traffic, ranks, kind="branches", trunk=trunk, dtype=dtype, **sizes)
         for trunk in (8, 64)
     ]
     said = bytes_sent(12, 8, 2, 16, ranks, number_bytes)

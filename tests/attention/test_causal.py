@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from support.jobs import gloo_jobs
 from support.jobs.gloo_jobs import HEAD, QUERY_HEADS, attend, attention_problem
 
 from nemo_longpo.parallel.segments import zigzag_rows
@@ -58,7 +59,7 @@ def test_scale_of_ones_own():
     ],
 )
 def test_rows_split_over_ranks(workers, ranks, length, settings):
-    shares = workers.run("support.jobs.gloo_jobs", "attend_to_my_rows", ranks, length=length, **settings)
+    shares = workers.run(gloo_jobs.attend_to_my_rows, ranks, length=length, **settings)
     expected = written_out(length, settings.get("scale", 1 / math.sqrt(HEAD)))
     for rank, share in enumerate(shares):
         rows = zigzag_rows(length, ranks, rank).numpy()

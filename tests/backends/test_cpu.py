@@ -58,13 +58,13 @@ class Findings:
 def findings(tmp_path_factory) -> Findings:
     pool, directory = WorkerPool(2), str(tmp_path_factory.mktemp("training"))
     try:
-        (met_before,) = pool.run("support.jobs.cpu_jobs", "met_needs", 1)
-        redirected, _ = pool.run("support.jobs.cpu_jobs", "activate_twice", 2)
-        pool.run("support.jobs.cpu_jobs", "ordinary_calls_stay", 1)
-        pool.run("support.jobs.cpu_jobs", "prepare_training", 1, directory=directory)
-        called = pool.run("support.jobs.cpu_jobs", "names_called_by_training", 2, directory=directory)
-        (met_after,) = pool.run("support.jobs.cpu_jobs", "met_needs", 1)
-        (dropout,) = pool.run("support.jobs.cpu_jobs", "recomputed_dropout", 1)
+        (met_before,) = pool.run(cpu_jobs.met_needs, 1)
+        redirected, _ = pool.run(cpu_jobs.activate_twice, 2)
+        pool.run(cpu_jobs.ordinary_calls_stay, 1)
+        pool.run(cpu_jobs.prepare_training, 1, directory=directory)
+        called = pool.run(cpu_jobs.names_called_by_training, 2, directory=directory)
+        (met_after,) = pool.run(cpu_jobs.met_needs, 1)
+        (dropout,) = pool.run(cpu_jobs.recomputed_dropout, 1)
     finally:
         pool.close()
     return Findings(met_before, redirected, met_after, set.union(*called), dropout)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from support import tiny_models as tiny
 from support import training_pairs as pairs
 from support.conversion_cases import CASES, files, read_config
+from support.jobs import megatron_jobs
 
 from nemo_longpo.conversion.exporter import export_checkpoint
 from nemo_longpo.conversion.nemo_checkpoint.reader import DistCheckpoint
@@ -52,7 +53,7 @@ def train(
         "trainer.max_steps": steps,
         **{f"trainer.strategy.{name}": value for name, value in sizes.items()},
     }
-    workers.run("support.jobs.megatron_jobs", "finetune", ranks, overrides=overrides, checkpoints=True)
+    workers.run(megatron_jobs.finetune, ranks, overrides=overrides, checkpoints=True)
     (last,) = (run / "longpo" / "checkpoints").glob("*last")
     return last
 

@@ -6,10 +6,14 @@ import pytest
 
 from nemo_longpo.backends import cpu
 from nemo_longpo.errors import InputError
-from nemo_longpo.megatron.activations import ActivationSettings
-from nemo_longpo.megatron.strategy import check_optimizer
 
 LAYERS = 8
+
+
+def activation_settings(*fields, **settings):
+    from nemo_longpo.megatron.activations import ActivationSettings
+
+    return ActivationSettings(*fields, **settings)
 
 
 @pytest.fixture(autouse=True)
@@ -36,17 +40,17 @@ def beside_an_accelerator(monkeypatch):
 )
 def test_impossible_combinations(settings, stages, advice):
     with pytest.raises(InputError, match=advice):
-        ActivationSettings(**settings).check(LAYERS, stages)
+        activation_settings(**settings).check(LAYERS, stages)
 
 
 def test_offloading_needs_an_accelerator(monkeypatch):
     monkeypatch.setattr(cpu, "is_active", lambda: True)
     with pytest.raises(InputError, match="in host memory already"):
-        ActivationSettings(cpu_offloading_num_layers=4).check(LAYERS, 1)
+        activation_settings(cpu_offloading_num_layers=4).check(LAYERS, 1)
 
 
 def test_what_megatron_recomputes_with_transformer_engine_alone(monkeypatch):
-    settings = ActivationSettings(recompute_granularity="selective", recompute_modules=["layernorm"])
+    settings = activation_settings(recompute_granularity="selective", recompute_modules=["layernorm"])
     settings.check(LAYERS, 1)
     monkeypatch.setattr(cpu, "is_active", lambda: True)
     with pytest.raises(InputError, match="on the CPU leave it out"):
@@ -63,10 +67,10 @@ def test_settings_replace_those_of_the_checkpoint():
         cpu_offloading=False,
         cpu_offloading_num_layers=0,
     )
-    ActivationSettings(cpu_offloading_num_layers=4).apply_to(config, 1)
+    activation_settings(cpu_offloading_num_layers=4).apply_to(config, 1)
     assert (config.recompute_granularity, config.recompute_method, config.recompute_num_layers) == (None, None, None)
     assert (config.cpu_offloading, config.cpu_offloading_num_layers) == (True, 4)
-    ActivationSettings("selective", recompute_modules=["mlp"]).apply_to(config, 1)
+    activation_settings("selective", recompute_modules=["mlp"]).apply_to(config, 1)
     assert (config.recompute_granularity, config.recompute_modules) == ("selective", ["mlp"])
     assert not config.cpu_offloading
 
@@ -79,6 +83,8 @@ def test_settings_replace_those_of_the_checkpoint():
     ],
 )
 def test_optimizer_in_host_memory(settings, advice):
+    from nemo_longpo.megatron.strategy import check_optimizer
+
     whole = {
         "optimizer_cpu_offload": True,
         "use_precision_aware_optimizer": True,

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from support import tiny_models as tiny
 from support import training_pairs as pairs
+from support.jobs import megatron_jobs
 
 from nemo_longpo.checkpoints.integrity import RECORD
 
@@ -22,7 +23,7 @@ def _refusal(workers, workbench, tmp_path, **overrides) -> str:
         "trainer.max_steps": 1,
         **{name.replace("__", "."): value for name, value in overrides.items()},
     }
-    (message,) = workers.run("support.jobs.megatron_jobs", "refusal", 1, overrides=settings)
+    (message,) = workers.run(megatron_jobs.refusal, 1, overrides=settings)
     assert not list((tmp_path / "run").rglob("checkpoints/*"))
     assert not list((tmp_path / "run").rglob("metrics.jsonl"))
     return message

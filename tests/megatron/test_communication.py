@@ -6,7 +6,6 @@ import pytest
 
 from nemo_longpo.backends import cpu
 from nemo_longpo.errors import InputError
-from nemo_longpo.megatron.communication import set_communication
 
 
 def config(**changes) -> SimpleNamespace:
@@ -21,6 +20,12 @@ def config(**changes) -> SimpleNamespace:
         "hierarchical_context_parallel_sizes": None,
     }
     return SimpleNamespace(**fields | changes)
+
+
+def set_communication(*settings) -> None:
+    from nemo_longpo.megatron import communication
+
+    communication.set_communication(*settings)
 
 
 def test_settings_of_the_job_replace_the_checkpoints():

@@ -3,13 +3,14 @@
 import pytest
 
 from nemo_longpo.errors import InputError
-from nemo_longpo.megatron.data import LongPODataModule
 
 TRAINED = {"consumed_samples": 12, "order": {"global_batch_size": 2, "length_window": 4, "seed": 1234}}
 
 
 @pytest.mark.parametrize(("name", "value"), [("global_batch_size", 4), ("length_window", 1), ("seed", 1)])
 def test_another_order_of_documents_is_refused_at_resume(name, value):
+    from nemo_longpo.megatron.data import LongPODataModule
+
     settings = {**TRAINED["order"], name: value}
     with pytest.raises(InputError, match=f"data.{name}={TRAINED['order'][name]}, and data.{name}={value} now"):
         LongPODataModule("shards", **settings).load_state_dict(TRAINED)
@@ -17,6 +18,8 @@ def test_another_order_of_documents_is_refused_at_resume(name, value):
 
 @pytest.mark.parametrize("state", [TRAINED, {"consumed_samples": 12}], ids=["same order", "older checkpoint"])
 def test_goes_on_behind_what_was_trained(state, monkeypatch):
+    from nemo_longpo.megatron.data import LongPODataModule
+
     monkeypatch.setattr("nemo_longpo.megatron.data.update_num_microbatches", lambda **told: None)
     data = LongPODataModule("shards", **TRAINED["order"])
     data.load_state_dict(state)

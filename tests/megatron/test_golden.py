@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.jobs import megatron_jobs
 
 pytestmark = pytest.mark.distributed
 
@@ -39,7 +40,7 @@ def test_twenty_steps(workbench, workers, tmp_path):
         "trainer.max_steps": 20,
         "trainer.strategy.context_parallel_size": 2,
     }
-    workers.run("support.jobs.megatron_jobs", "finetune", 2, overrides=overrides)
+    workers.run(megatron_jobs.finetune, 2, overrides=overrides)
     steps = [json.loads(line) for line in (tmp_path / "run/tb_logs/longpo/metrics.jsonl").read_text().splitlines()]
     found = {name: [step[name] for step in steps] for name in NAMES}
     if os.environ.get("LONGPO_WRITE_GOLDEN"):

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from support.jobs import integrity_jobs
 
 from nemo_longpo.checkpoints.integrity import RECORD, check, list_files, read_record
 
@@ -40,7 +41,7 @@ def settings(workbench, run: Path, **more) -> dict:
 
 def outcome(workers, overrides: dict, **job) -> str | None:
     """What both ranks say."""
-    first, second = workers.run("support.jobs.integrity_jobs", "outcome", 2, overrides=overrides, **job)
+    first, second = workers.run(integrity_jobs.outcome, 2, overrides=overrides, **job)
     assert first == second
     return first
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import training_pairs as pairs
+from support.jobs import lora_jobs
 from support.reference import longpo_step
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader, load
@@ -124,8 +125,7 @@ def test_adapter_gradients_equal_those_of_merged_weights(workbench, workers, tmp
     # NeMo starts B at zero, where A would have no gradient.
     lora = {"dim": RANK, "alpha": ALPHA, "lora_B_init_method": "xavier"}
     workers.run(
-        "support.jobs.lora_jobs",
-        "train_adapters",
+        lora_jobs.train_adapters,
         cp * tp,
         overrides=overrides,
         lora=lora,
@@ -172,8 +172,7 @@ def test_stopped_run_of_adapters_resumes(workbench, workers, tmp_path):
             },
         )
         workers.run(
-            "support.jobs.lora_jobs",
-            "train_adapters",
+            lora_jobs.train_adapters,
             2,
             overrides=overrides,
             lora={"dim": RANK},

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import pytest
 
 from nemo_longpo.errors import InputError
-from nemo_longpo.megatron.loss import WORK
-from nemo_longpo.megatron.metrics import MetricsCallback, compute_speed
 
 
 def test_utilisation_only_where_the_peak_is_known():
+    from nemo_longpo.megatron.metrics import compute_speed
+
     assert compute_speed(400e12, "NVIDIA H100 80GB HBM3") == pytest.approx(
         {"tflops_per_device": 400.0, "mfu": 400 / 989}, rel=1e-9
     )
@@ -19,6 +19,9 @@ def test_utilisation_only_where_the_peak_is_known():
 
 
 def test_a_full_disk_is_named():
+    from nemo_longpo.megatron.loss import WORK
+    from nemo_longpo.megatron.metrics import MetricsCallback
+
     callback = MetricsCallback()
     callback._path = Path("/dev/full")
     callback._started = 0.0

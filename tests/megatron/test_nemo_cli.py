@@ -14,7 +14,6 @@ import pytest
 
 from nemo_longpo.costs.flops import training_flops
 from nemo_longpo.costs.model_shape import load_shape
-from nemo_longpo.recipes.factories import RECIPES
 
 pytestmark = pytest.mark.distributed
 
@@ -43,6 +42,8 @@ def _nemo(directory: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_help_lists_the_recipes(tmp_path):
+    from nemo_longpo.recipes.factories import RECIPES
+
     shown = _nemo(tmp_path, "--help").stdout
     assert [name for name in RECIPES if name not in shown] == []
 

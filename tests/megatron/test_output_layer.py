@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from support.jobs import megatron_jobs, output_layer_jobs
 from support.jobs.gloo_jobs import logprob_problem
 
 pytestmark = pytest.mark.distributed
@@ -22,8 +23,7 @@ def test_tensor_parallel_ranks_equal_one_process(workers, sequence_parallel):
     hidden_grad, weight_grad = torch.autograd.grad(logprobs, (hidden, weight), grad[:USED])
 
     results = workers.run(
-        "support.jobs.output_layer_jobs",
-        "score_with_tensor_parallelism",
+        output_layer_jobs.score_with_tensor_parallelism,
         2,
         vocab=VOCAB,
         ignored=IGNORED,
@@ -42,7 +42,7 @@ def test_tensor_parallel_ranks_equal_one_process(workers, sequence_parallel):
 
 @pytest.mark.parametrize("tied", [False, True], ids=["", "tied"])
 def test_micro_batches_add_up_in_main_grad(workers, tied):
-    (step,) = workers.run("support.jobs.output_layer_jobs", "accumulate", 1, vocab=VOCAB, tied=tied, micro_batches=3)
+    (step,) = workers.run(output_layer_jobs.accumulate, 1, vocab=VOCAB, tied=tied, micro_batches=3)
     assert len(step["found"]) == (1 if tied else 2)
     for found, expected in zip(step["found"], step["expected"], strict=True):
         assert found.dtype == np.float32
@@ -52,7 +52,7 @@ def test_micro_batches_add_up_in_main_grad(workers, tied):
 
 
 def test_deferred_weight_gradient_is_refused(workers):
-    (message,) = workers.run("support.jobs.output_layer_jobs", "refusal_of_deferral", 1)
+    (message,) = workers.run(output_layer_jobs.refusal_of_deferral, 1)
     assert "defer_embedding_wgrad_compute" in message
 
 
@@ -65,12 +65,12 @@ def test_adapter_on_the_output_layer_is_refused(workers, workbench, tmp_path):
         "log.log_dir": str(tmp_path / "run"),
         "trainer.max_steps": 1,
     }
-    (message,) = workers.run("support.jobs.output_layer_jobs", "refusal_of_adapter", 1, overrides=overrides)
+    (message,) = workers.run(output_layer_jobs.refusal_of_adapter, 1, overrides=overrides)
     assert "LoRALinear wraps the output layer" in message
     assert "target_modules" in message
 
 
 @pytest.mark.parametrize(("setting", "value"), [("logprob_memory_gb", 0.0), ("logprob_chunk_size", 0)])
 def test_no_memory_for_logits_is_refused(workers, setting, value):
-    (message,) = workers.run("support.jobs.megatron_jobs", "refusal", 1, overrides={f"model.{setting}": value})
+    (message,) = workers.run(megatron_jobs.refusal, 1, overrides={f"model.{setting}": value})
     assert f"model.{setting} is {value}" in message

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.jobs import megatron_jobs, resume_jobs
 from support.worker_pool import WorkerPool
 from torch.distributed.checkpoint import FileSystemReader, load
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -67,13 +68,13 @@ def test_killed_again_and_again_equals_undisturbed(workbench, workers, tmp_path)
             **more,
         }
 
-    saved, _ = workers.run("support.jobs.resume_jobs", "count_saves", 2, overrides=settings("straight"))
+    saved, _ = workers.run(resume_jobs.count_saves, 2, overrides=settings("straight"))
     assert saved == [2, 4, 6, 7]
     killed = settings("killed", **{"data.num_workers": 1})
     with pytest.raises(AssertionError, match="was killed"):
-        WorkerPool(2).run("support.jobs.megatron_jobs", "finetune", 2, overrides=killed, checkpoints=True, kill_after=3)
+        WorkerPool(2).run(megatron_jobs.finetune, 2, overrides=killed, checkpoints=True, kill_after=3)
     assert [line["step"] for line in _metrics(tmp_path / "killed")] == [1, 2, 3]
-    workers.run("support.jobs.resume_jobs", "finetune_until_removal", 2, overrides=killed)
+    workers.run(resume_jobs.finetune_until_removal, 2, overrides=killed)
     assert _left_over(tmp_path / "killed") == {
         "global_step=2",
         "global_step=2-last -> global_step=2",
@@ -81,10 +82,10 @@ def test_killed_again_and_again_equals_undisturbed(workbench, workers, tmp_path)
         "global_step=4",
     }
     assert _consumed(find_checkpoint(tmp_path / "killed")) == 4 * 3
-    workers.run("support.jobs.resume_jobs", "finetune_until", 2, overrides=killed, step=5)
+    workers.run(resume_jobs.finetune_until, 2, overrides=killed, step=5)
     (tmp_path / "killed").rename(tmp_path / "moved")
     moved = settings("moved", **{"data.num_workers": 1})
-    workers.run("support.jobs.megatron_jobs", "finetune", 2, overrides=moved, checkpoints=True)
+    workers.run(megatron_jobs.finetune, 2, overrides=moved, checkpoints=True)
 
     straight, resumed = _metrics(tmp_path / "straight"), _metrics(tmp_path / "moved")
     assert [line["step"] for line in resumed] == [1, 2, 3, 4, 5, 6, 7]
@@ -101,7 +102,7 @@ def test_killed_again_and_again_equals_undisturbed(workbench, workers, tmp_path)
 
     more = {"trainer.max_steps": 9}
     for run in ("straight", "moved"):
-        workers.run("support.jobs.megatron_jobs", "finetune", 2, overrides=settings(run, **more), checkpoints=True)
+        workers.run(megatron_jobs.finetune, 2, overrides=settings(run, **more), checkpoints=True)
     longer, resumed = _metrics(tmp_path / "straight"), _metrics(tmp_path / "moved")
     assert longer[:7] == straight
     assert resumed == longer
@@ -122,18 +123,18 @@ def test_the_last_step_is_saved_once(workbench, workers, tmp_path):
         "log.ckpt.every_n_train_steps": 2,
         "trainer.max_steps": 1,
     }
-    assert workers.run("support.jobs.resume_jobs", "count_saves", 1, overrides=settings) == [[1]]
+    assert workers.run(resume_jobs.count_saves, 1, overrides=settings) == [[1]]
     assert _left_over(tmp_path) == {"global_step=1", "global_step=1-last -> global_step=1"}
     metrics = _metrics(tmp_path)
     with (tmp_path / "tb_logs" / "longpo" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "lo')
-    assert workers.run("support.jobs.resume_jobs", "count_saves", 1, overrides=settings) == [[]]
+    assert workers.run(resume_jobs.count_saves, 1, overrides=settings) == [[]]
     settings["trainer.max_steps"] = 2
-    assert workers.run("support.jobs.resume_jobs", "count_saves", 1, overrides=settings) == [[2]]
+    assert workers.run(resume_jobs.count_saves, 1, overrides=settings) == [[2]]
     assert _metrics(tmp_path)[:1] == metrics
     assert [line["step"] for line in _metrics(tmp_path)] == [1, 2]
     assert _left_over(tmp_path) == {"global_step=2", "global_step=2-last -> global_step=2"}
 
     settings["resume.resume_if_exists"] = False
-    (message,) = workers.run("support.jobs.megatron_jobs", "refusal", 1, overrides=settings, checkpoints=True)
+    (message,) = workers.run(megatron_jobs.refusal, 1, overrides=settings, checkpoints=True)
     assert "holds checkpoints already (global_step=2), and this run would start over beside them" in message

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.jobs import megatron_jobs, te_jobs
 from support.worker_pool import WorkerPool
 from torch.distributed.checkpoint import FileSystemReader, load
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -19,13 +20,13 @@ pytestmark = pytest.mark.distributed
 def te_workers(tmp_path_factory):
     """Two processes in which `import transformer_engine` finds the stand-in."""
     pool = WorkerPool(2)
-    pool.run("support.jobs.te_jobs", "prepare", 2, directory=str(tmp_path_factory.mktemp("metadata")))
+    pool.run(te_jobs.prepare, 2, directory=str(tmp_path_factory.mktemp("metadata")))
     yield pool
     pool.close()
 
 
 def test_only_core_attention_is_replaced(te_workers):
-    te_workers.run("support.jobs.te_jobs", "only_core_attention_differs", 1)
+    te_workers.run(te_jobs.only_core_attention_differs, 1)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,7 @@ def test_only_core_attention_is_replaced(te_workers):
 )
 def test_attention_equals_the_cpu_backend(te_workers, ranks, settings):
     """Outputs and gradients, for every way to exchange keys and values; float64."""
-    for share in te_workers.run("support.jobs.te_jobs", "largest_differences", ranks, settings=settings):
+    for share in te_workers.run(te_jobs.largest_differences, ranks, settings=settings):
         for setting, differences in zip(settings, share, strict=True):
             assert set(differences) == {"two branches", "a trunk alone", "no segments"}
             assert max(differences.values()) <= 1e-12, (setting, differences)
@@ -63,7 +64,7 @@ def test_training_equals_the_cpu_backend(workbench, te_workers, tmp_path):
             "trainer.strategy.recompute_granularity": "full",
         }
         job = {"overrides": overrides, "gradients": str(run / "gradients")}
-        calls = te_workers.run("support.jobs.te_jobs", "finetune", 2, transformer_engine=transformer_engine, **job)
+        calls = te_workers.run(te_jobs.finetune, 2, transformer_engine=transformer_engine, **job)
         (line,) = (run / "tb_logs" / "longpo" / "metrics.jsonl").read_text().splitlines()
         return json.loads(line), tensors(run / "gradients"), calls
 
@@ -94,7 +95,7 @@ def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 def test_gpu_without_transformer_engine(workers):
-    ((absent, whole_layers),) = workers.run("support.jobs.te_jobs", "refusals", 1)
+    ((absent, whole_layers),) = workers.run(te_jobs.refusals, 1)
     assert "needs Transformer Engine, which is not installed" in absent
     assert "longpo doctor" in absent
     assert "use_transformer_engine_full_layer_spec" in whole_layers
@@ -102,7 +103,7 @@ def test_gpu_without_transformer_engine(workers):
 
 def test_groups_of_two_levels(workers):
     """Neighbours exchange heads, strides form rings, as in Megatron's own numbering."""
-    groups = workers.run("support.jobs.te_jobs", "hierarchical_groups", 4, sizes=[2, 2])
+    groups = workers.run(te_jobs.hierarchical_groups, 4, sizes=[2, 2])
     assert groups == [[[0, 1], [0, 2]], [[0, 1], [1, 3]], [[2, 3], [0, 2]], [[2, 3], [1, 3]]]
 
 
@@ -116,6 +117,6 @@ def test_refused_before_training(workbench, workers, tmp_path):
         "trainer.strategy.context_parallel_size": 4,
         "trainer.strategy.cp_comm_type": "a2a",
     }
-    (message,) = workers.run("support.jobs.megatron_jobs", "refusal", 1, overrides=settings)
+    (message,) = workers.run(megatron_jobs.refusal, 1, overrides=settings)
     assert "2 key/value heads" in message
     assert "trainer.strategy.cp_comm_type=a2a" in message

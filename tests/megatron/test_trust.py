@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.exploits import EXPLOITS
+from support.jobs import megatron_jobs
 
 from nemo_longpo.checkpoints.integrity import write_record
 
@@ -48,11 +49,11 @@ def appears(trap: Path) -> bool:
 def test_a_start_that_would_run_code(exploit, workbench, settings, workers, tmp_path):
     trap = tmp_path / "trap"
     sentence = harmful(workbench.checkpoint, tmp_path / "start", exploit, trap)
-    (message,) = workers.run("support.jobs.megatron_jobs", "refusal", 1, overrides=settings)
+    (message,) = workers.run(megatron_jobs.refusal, 1, overrides=settings)
     assert sentence in message
     assert not trap.exists()
     assert not list((tmp_path / "run").rglob("checkpoints/*"))
-    workers.run("support.jobs.megatron_jobs", "attempt", 1, overrides=settings | {"resume.trust_checkpoint": True})
+    workers.run(megatron_jobs.attempt, 1, overrides=settings | {"resume.trust_checkpoint": True})
     assert appears(trap)
 
 
@@ -60,10 +61,10 @@ def test_a_start_that_would_run_code(exploit, workbench, settings, workers, tmp_
 def test_a_run_that_would_go_on_with_code(exploit, workbench, settings, workers, tmp_path):
     settings |= {"resume.restore_config.path": str(workbench.checkpoint), "trainer.max_steps": 2}
     trained = settings | {"log.ckpt.every_n_train_steps": 1, "trainer.max_steps": 1}
-    workers.run("support.jobs.megatron_jobs", "finetune", 1, overrides=trained, checkpoints=True)
+    workers.run(megatron_jobs.finetune, 1, overrides=trained, checkpoints=True)
     (last,) = (tmp_path / "run" / "longpo" / "checkpoints").glob("*-last")
     trap = tmp_path / "trap"
     sentence = plant_in(last.resolve(), exploit, trap)
-    (message,) = workers.run("support.jobs.megatron_jobs", "refusal", 1, overrides=settings)
+    (message,) = workers.run(megatron_jobs.refusal, 1, overrides=settings)
     assert sentence in message
     assert not trap.exists()

@@ -3,15 +3,12 @@
 import shlex
 
 import pytest
-from nemo.collections import llm
-from nemo_run.cli.cli_parser import parse_cli_args
 
 from nemo_longpo.costs.devices import find_gpu
 from nemo_longpo.costs.model_shape import load_shape
 from nemo_longpo.planning.job import BF16, Job, Precision, Setup
 from nemo_longpo.planning.overrides import overrides
 from nemo_longpo.planning.speed import Machine
-from nemo_longpo.recipes.factories import RECIPES
 
 
 @pytest.mark.parametrize(
@@ -32,6 +29,11 @@ from nemo_longpo.recipes.factories import RECIPES
     ],
 )
 def test_settings_reach_the_recipe(setup, strategy):
+    from nemo.collections import llm
+    from nemo_run.cli.cli_parser import parse_cli_args
+
+    from nemo_longpo.recipes.factories import RECIPES
+
     job = Job(load_shape("mistral-7b"), 300_000, 5000, 6000, pairs=16, layout="concatenated")
     settings = shlex.split(" ".join(overrides(job, setup, Machine(find_gpu("a800-80gb"), gpus=16))))
     recipe = parse_cli_args(llm.finetune, settings, RECIPES["mistral_7b_longpo_512k"]())

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from support.jobs import megatron_jobs
 from torch import Tensor
 
 from nemo_longpo.conversion.exporter import export_checkpoint
@@ -33,8 +34,7 @@ def train_one_step(workbench, workers, directory: Path, case) -> tuple[dict, dic
     }
     gradients = directory / "gradients"
     rows = workers.run(
-        "support.jobs.megatron_jobs",
-        "finetune",
+        megatron_jobs.finetune,
         cp * tp * pp * dp,
         overrides=overrides,
         gradients=str(gradients / "weights"),

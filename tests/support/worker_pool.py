@@ -1,10 +1,10 @@
 """Worker processes that import NeMo once and then run one distributed job after another over gloo."""
 
-import importlib
 import multiprocessing
 import os
 import socket
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 JOB_TIMEOUT_SECONDS = 240
@@ -23,7 +23,7 @@ def _serve(rank: int, connection) -> None:
     # As in a process that trains; by spawn, as this one was started, workers that load data would import NeMo first.
     multiprocessing.set_start_method("fork", force=True)
     while (job := connection.recv()) is not None:
-        module, function, world_size, port, kwargs = job
+        function, world_size, port, kwargs = job
         os.environ |= {
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
@@ -32,7 +32,7 @@ def _serve(rank: int, connection) -> None:
             "MASTER_PORT": str(port),
         }
         try:
-            connection.send((True, getattr(importlib.import_module(module), function)(**kwargs)))
+            connection.send((True, function(**kwargs)))
         except Exception:
             connection.send((False, traceback.format_exc()))
 
@@ -59,8 +59,11 @@ class WorkerPool:
         for _, theirs in pipes:
             theirs.close()
 
-    def run(self, module: str, function: str, world_size: int, **kwargs: Any) -> list[Any]:
-        """Call `module.function(**kwargs)` on ranks 0 .. world_size − 1; returns their results.
+    def run(self, function: Callable[..., Any], world_size: int, **kwargs: Any) -> list[Any]:
+        """Call a module's `function(**kwargs)` on ranks 0 .. world_size − 1; returns their results.
+
+        Workers get the function's name and import its module, which must not import NeMo but inside of functions:
+        tests import it too.
 
         Raises:
             AssertionError: with the first failing rank's traceback, or because a rank was killed or did not answer.
@@ -69,24 +72,26 @@ class WorkerPool:
             self._start()
         port, ranks = free_port(), range(world_size)
         for rank in ranks:
-            self._connections[rank].send((module, function, world_size, port, kwargs))
+            self._connections[rank].send((function, world_size, port, kwargs))
         results: dict[int, Any] = {}
         pending = {self._connections[rank]: rank for rank in ranks}
         while pending:
             ready = multiprocessing.connection.wait(pending, timeout=JOB_TIMEOUT_SECONDS)
             if not ready:
                 self.close()
-                raise AssertionError(f"ranks {sorted(pending.values())} of {function}({kwargs}) did not answer")
+                raise AssertionError(
+                    f"ranks {sorted(pending.values())} of {function.__name__}({kwargs}) did not answer"
+                )
             for connection in ready:
                 rank = pending.pop(connection)
                 try:
                     succeeded, results[rank] = connection.recv()
                 except EOFError:
                     self.close()
-                    raise AssertionError(f"rank {rank} of {function} was killed") from None
+                    raise AssertionError(f"rank {rank} of {function.__name__} was killed") from None
                 if not succeeded:
                     self.close()
-                    raise AssertionError(f"rank {rank} of {function} failed:\n{results[rank]}")
+                    raise AssertionError(f"rank {rank} of {function.__name__} failed:\n{results[rank]}")
         return [results[rank] for rank in ranks]
 
     def close(self) -> None:

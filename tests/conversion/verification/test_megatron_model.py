@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from support.adapter_checkpoints import make_adapters, make_base
 from support.conversion_cases import CASES
 from support.exploits import EXPLOITS
+from support.jobs import verification_jobs
 
 from nemo_longpo.cli import main
 from nemo_longpo.conversion.exporter import export_checkpoint
@@ -31,9 +32,7 @@ def in_worker(workers, monkeypatch):
     """Logits come from a process that has imported NeMo already."""
 
     def compute(jobs):
-        (refusal,) = workers.run(
-            "support.jobs.verification_jobs", "answer_all", 1, jobs=[job.to_json() for job in jobs]
-        )
+        (refusal,) = workers.run(verification_jobs.answer_all, 1, jobs=[job.to_json() for job in jobs])
         if refusal:
             raise InputError(refusal)
 

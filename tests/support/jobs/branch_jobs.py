@@ -1,4 +1,4 @@
-"""What workers of `distributed.WorkerPool` run to test attention over a shared prefix, and the problems they share.
+"""What workers of `WorkerPool` run to test attention over a shared prefix, and the problems they share.
 
 Every rank makes the same problem from its sizes alone; results travel as numpy arrays, float64.
 """

@@ -1,4 +1,4 @@
-"""What a worker of `distributed.WorkerPool` runs to test the CPU backend: a fresh process, not yet redirected."""
+"""What a worker of `WorkerPool` runs to test the CPU backend: a fresh process, not yet redirected."""
 
 import functools
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What workers of `distributed.WorkerPool` run to test the parts that need only torch, and the problems they share.
+"""What workers of `WorkerPool` run to test the parts that need only torch, and the problems they share.
 
 Every rank makes the same problem from its size alone; results travel as numpy arrays.
 """

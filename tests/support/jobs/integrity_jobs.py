@@ -1,4 +1,4 @@
-"""Runs whose files are damaged, or whose disk is full, for a worker of `distributed.WorkerPool`."""
+"""Runs whose files are damaged, or whose disk is full, for a worker of `WorkerPool`."""
 
 import resource
 from collections.abc import Iterator

@@ -1,29 +1,24 @@
-"""What a worker of `distributed.WorkerPool` runs to test the output layer: Megatron's, taken over, without a model."""
+"""What a worker of `WorkerPool` runs to test the output layer: Megatron's, taken over, without a model."""
 
 from typing import Any
 
-import nemo_run as run
 import numpy as np
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
-from megatron.core.tensor_parallel import ColumnParallelLinear, VocabParallelEmbedding
-from megatron.core.transformer import TransformerConfig
-from nemo.collections import llm
 from support.jobs.gloo_jobs import HIDDEN, gloo_group, logprob_problem
 from support.jobs.megatron_jobs import refusal
 from torch.distributed.tensor.debug import CommDebugMode
 
 from nemo_longpo.backends import cpu
 from nemo_longpo.errors import InputError
-from nemo_longpo.megatron.output_layer import LogprobOutputLayer
 
 CHUNK = 3
 USED, BATCH = 8, 2
 
 
-def _config(dtype: torch.dtype, **settings: Any) -> TransformerConfig:
+def _config(dtype: torch.dtype, **settings: Any) -> Any:
+    from megatron.core.transformer import TransformerConfig
+
     cpu.activate()
     return TransformerConfig(
         num_layers=1,
@@ -36,8 +31,12 @@ def _config(dtype: torch.dtype, **settings: Any) -> TransformerConfig:
     )
 
 
-def _output_layer(config: TransformerConfig, vocab: int, group: dist.ProcessGroup, **settings: Any):
+def _output_layer(config: Any, vocab: int, group: dist.ProcessGroup, **settings: Any):
     """A layer of ⌈vocab / ranks⌉ rows on each rank, whose padding rows hold large numbers."""
+    from megatron.core.tensor_parallel import ColumnParallelLinear
+
+    from nemo_longpo.megatron.output_layer import LogprobOutputLayer
+
     rows = -(-vocab // group.size()) * group.size()
     layer = ColumnParallelLinear(
         HIDDEN,
@@ -86,6 +85,10 @@ def accumulate(vocab: int, tied: bool, micro_batches: int) -> dict[str, Any]:
         `main_grad` of both weights (of the one, if tied), what their gradients are in float64, how often the output
         layer was called, and whether somebody claims to have added a gradient to `main_grad` before the hook.
     """
+    from megatron.core import parallel_state
+    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+    from megatron.core.tensor_parallel import VocabParallelEmbedding
+
     _, weight, labels, grad = (tensor.detach() for tensor in logprob_problem(vocab, ()))
     with gloo_group() as group:
         parallel_state.initialize_model_parallel()
@@ -134,4 +137,7 @@ def refusal_of_deferral() -> str:
 
 
 def refusal_of_adapter(overrides: dict[str, Any]) -> str:
+    import nemo_run as run
+    from nemo.collections import llm
+
     return refusal({**overrides, "peft": run.Config(llm.peft.LoRA, target_modules=["output_layer"], dim=4)})

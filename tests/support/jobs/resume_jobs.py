@@ -1,45 +1,24 @@
-"""What a worker of `distributed.WorkerPool` runs to test resuming: runs that end before their time."""
+"""What a worker of `WorkerPool` runs to test resuming: runs that end before their time."""
 
 import shutil
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
-from nemo.lightning import MegatronStrategy
 from support.jobs.megatron_jobs import finetune
-
-
-class Interrupted(BaseException):
-    """Stands for whatever ends a process, and leaves it to the next job. NeMo survives what is only an Exception."""
-
-
-class InterruptAfter(pl.Callback):
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *args) -> None:
-        if trainer.global_step == self.step:
-            raise Interrupted
-
-
-class CountSaves(pl.Callback):
-    """Note the step of every checkpoint that is written."""
-
-    def __init__(self) -> None:
-        self.steps: list[int] = []
-
-    def on_save_checkpoint(self, trainer: pl.Trainer, *args) -> None:
-        self.steps.append(trainer.global_step)
 
 
 def finetune_until(overrides: dict[str, Any], step: int) -> None:
     """Train up to a step, of which no checkpoint is written any more."""
+    from support.jobs.callbacks import InterruptAfter
+
     _run_until_interrupted(overrides, InterruptAfter(step))
 
 
 def finetune_until_removal(overrides: dict[str, Any]) -> None:
     """Train until the first checkpoint that was replaced is half removed."""
+    from nemo.lightning import MegatronStrategy
+    from support.jobs.callbacks import Interrupted
 
     def remove_half(strategy: MegatronStrategy, path: str | Path) -> None:
         if strategy.is_global_zero:
@@ -51,7 +30,9 @@ def finetune_until_removal(overrides: dict[str, Any]) -> None:
         _run_until_interrupted(overrides)
 
 
-def _run_until_interrupted(overrides: dict[str, Any], *callbacks: pl.Callback) -> None:
+def _run_until_interrupted(overrides: dict[str, Any], *callbacks: Any) -> None:
+    from support.jobs.callbacks import Interrupted
+
     try:
         finetune(overrides, checkpoints=True, callbacks=callbacks)
     except Interrupted:
@@ -61,6 +42,8 @@ def _run_until_interrupted(overrides: dict[str, Any], *callbacks: pl.Callback) -
 
 def count_saves(overrides: dict[str, Any]) -> list[int]:
     """Train, and return the step of every checkpoint that was written."""
+    from support.jobs.callbacks import CountSaves
+
     counter = CountSaves()
     finetune(overrides, checkpoints=True, callbacks=[counter])
     return counter.steps

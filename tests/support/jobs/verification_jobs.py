@@ -1,4 +1,4 @@
-"""What a worker of `distributed.WorkerPool` runs to compute logits, instead of a process that imports NeMo anew."""
+"""What a worker of `WorkerPool` runs to compute logits, instead of a process that imports NeMo anew."""
 
 from typing import Any
 
