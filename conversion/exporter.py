@@ -27,7 +27,7 @@ from .huggingface.safetensors_file import SafetensorsWriter, header_like
 from .nemo_checkpoint.context import HEADERS, WEIGHT_LIST
 from .nemo_checkpoint.opened import NemoCheckpoint
 from .nemo_checkpoint.stock import StockOrigin
-from .outputs import bytes_of, new_directory, require_apart, require_free
+from .outputs import bytes_of, new_model, require_apart, require_free
 from .sources import Weights
 from .targets import Target, original_headers, plan_targets
 from .values import NotFinite
@@ -78,7 +78,7 @@ def export_checkpoint(
         )
     targets = plan_targets(source.origin, family, geometry, dtype)
     size = sum(target.size for target in targets.values()) + bytes_of(source.origin.companions())
-    with new_directory(output, overwrite=overwrite, size=size) as partial:
+    with new_model(output, overwrite=overwrite, size=size) as partial:
         _write_companions(partial, source.origin, config)
         files = lay_out(partial, targets, original_headers(source.origin))
         write_weights(files, source.weights, targets, family, geometry, workers)

@@ -24,7 +24,7 @@ from .huggingface.weights import HfWeights, check_tensors
 from .nemo_checkpoint import context, writer
 from .nemo_checkpoint.names import KEY_PREFIX, extra_states
 from .nemo_checkpoint.writer import Chunk
-from .outputs import bytes_of, new_directory, require_apart, require_free
+from .outputs import bytes_of, new_model, require_apart, require_free
 from .quiet import quiet_libraries
 from .values import NotFinite
 from .workers import DEFAULT_WORKERS
@@ -70,7 +70,7 @@ def import_checkpoint(
     not_finite = NotFinite()
     chunks = plan_chunks(weights, family, geometry, not_finite)
     size = sum(chunk.size for chunk in chunks) + bytes_of(source.companions())
-    with new_directory(output, overwrite=overwrite, size=size) as partial_output:
+    with new_model(output, overwrite=overwrite, size=size) as partial_output:
         _write_context(partial_output / "context", source, config, family, weights)
         writer.write(partial_output / "weights", chunks, extra_states(geometry), workers=workers)
         if any(source.path.glob("*.safetensors")):  # pickles score no shards, so nobody asks for their name

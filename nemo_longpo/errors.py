@@ -1,10 +1,6 @@
-"""The one exception that means "the input is at fault, not the program", and what a full disk says with it."""
+"""InputError, the exception that means "the input is at fault, not the program", and other errors in one line."""
 
-import errno
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 
 class InputError(ValueError):
@@ -16,28 +12,7 @@ class InputError(ValueError):
 
 
 def one_line(error: BaseException) -> str:
-    """A library's message without line breaks; of an error that was not made for people, its kind in front."""
+    """Return a library's message without line breaks; its kind goes in front if it was not made for people."""
     message = " ".join(str(error).split())
     for_people = isinstance(error, OSError | ValueError | EOFError | zlib.error)
     return message if message and for_people else f"{type(error).__name__}: {message}"
-
-
-NO_ROOM = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "a file may not become that large here",
-}
-"""What the operating system's codes for "no room" mean."""
-
-
-@contextmanager
-def explain_full_disk(path: Path, kept: str = "finished parts are kept") -> Iterator[None]:
-    """Turn the operating system's word for "no room" while writing `path` into an InputError; nothing else."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise
-        raise InputError(
-            f"{path} cannot be written: {NO_ROOM[error.errno]}; make room and run the same command again, {kept}"
-        ) from error

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from nemo_longpo.atomic import write_file
 from nemo_longpo.errors import InputError
 from nemo_longpo.shards.schema import Span
 from nemo_longpo.terminal import printable
 
-from ..runner.files import commit
 from ..runner.rows import SETTINGS_NAME
 from ..settings import EngineSettings, ScoreSettings
 from .base import Engine
@@ -161,7 +161,7 @@ class Verification:
     def _publish(self) -> None:
         path = self._output / REPORT_NAME
         if self._report is not None and (self._output / SETTINGS_NAME).is_file() and not path.is_file():
-            commit(path, json.dumps(self._report, indent=2) + "\n", keep_existing=True)
+            write_file(path, json.dumps(self._report, indent=2) + "\n", keep_existing=True)
 
 
 def _check_finite(scored: Sequence[Scored]) -> None:

@@ -32,11 +32,12 @@ def inspect_shards(
     measures = measure(reader)
     summary = summarise(reader, measures, verified=verify)
     if page is not None:
-        from ..runner.files import commit
+        from nemo_longpo.atomic import write_file
+
         from .page import make_page
         from .tokens import TokenText
 
-        commit(page, make_page(reader, summary, measures, TokenText(tokenizer), samples))
+        write_file(page, make_page(reader, summary, measures, TokenText(tokenizer), samples))
         summary["page"] = str(page)
     return summary
 

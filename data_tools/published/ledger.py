@@ -4,10 +4,10 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from nemo_longpo.atomic import write_file
 from nemo_longpo.errors import InputError
 from nemo_longpo.json_input import read_json_object
 
-from ..runner.files import commit
 from ..runner.rows import REPAIR
 
 REFUSED_NAME = "refused.json"
@@ -30,7 +30,7 @@ class Ledger:
     def note(self, part: int, taken: list[tuple[str, str]], refused: list[Refusal]) -> None:
         """`taken` holds (document, place). Called before the part is committed, so that no finished part lacks it."""
         content = {"taken": taken, "refused": [asdict(refusal) for refusal in refused]}
-        commit(self._note(part), json.dumps(content, ensure_ascii=False) + "\n")
+        write_file(self._note(part), json.dumps(content, ensure_ascii=False) + "\n")
 
     def close(self, parts: int) -> None:
         """Write refused.json. Raises InputError if two documents have one name, or none is left."""
@@ -49,7 +49,7 @@ class Ledger:
                         "dataset different, or name another column with --id-field"
                     )
                 places[doc_id] = where
-        commit(self.directory / REFUSED_NAME, json.dumps(refused, indent=2, ensure_ascii=False) + "\n")
+        write_file(self.directory / REFUSED_NAME, json.dumps(refused, indent=2, ensure_ascii=False) + "\n")
         if not places:
             raise InputError(
                 f"none of the {len(refused)} documents can be used; the first one ({refused[0]['where']}): "

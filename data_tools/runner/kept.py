@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from nemo_longpo.errors import explain_full_disk
+from nemo_longpo.atomic import explain_full_disk
 
 _HOST = socket.gethostname()
 

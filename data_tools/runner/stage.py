@@ -21,13 +21,13 @@ from typing import Any
 
 from tqdm import tqdm
 
+from nemo_longpo.atomic import remove_leftovers, write_file
 from nemo_longpo.errors import InputError
 from nemo_longpo.json_input import read_json_object
 
 from ..jsonl import differences
 from ..settings import Placement
 from .claims import Claims, remove_claims
-from .files import commit, remove_partial_files
 from .kept import Kept, remove_kept
 from .placement import resolve_placement
 from .progress import Progress, remove_shares
@@ -193,11 +193,11 @@ def _commit_part(
     stage: Stage, number: int, result: PartResult, usage: Counter[str], description: dict[str, Any]
 ) -> None:
     settings = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
-    commit(stage.output / SETTINGS_NAME, settings, keep_existing=True)
+    write_file(stage.output / SETTINGS_NAME, settings, keep_existing=True)
     _check_output(stage.output, description)
-    commit(stage.counts(number), json.dumps(+(result.counts + usage), sort_keys=True) + "\n")
+    write_file(stage.counts(number), json.dumps(+(result.counts + usage), sort_keys=True) + "\n")
     lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in result.records)
-    commit(stage.part(number), "".join(lines))
+    write_file(stage.part(number), "".join(lines))
 
 
 def _check_output(output: Path, description: dict[str, Any]) -> None:
@@ -232,9 +232,9 @@ def _report(stage: Stage) -> dict[str, int]:
     for number in range(len(stage.source.rows_in_parts)):
         total.update(read_counts(stage.counts(number)))
     report = dict(sorted(total.items()))
-    commit(path, json.dumps(report, indent=2) + "\n")
+    write_file(path, json.dumps(report, indent=2) + "\n")
     remove_claims(stage.output)
     remove_kept(stage.output)
     remove_shares(stage.output)
-    remove_partial_files(stage.output)
+    remove_leftovers(stage.output)
     return report

@@ -14,10 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from nemo_longpo.atomic import write_file
 from nemo_longpo.errors import InputError
 from nemo_longpo.json_input import read_json_object
-
-from .whole_files import write_whole
 
 RECORD = "integrity.json"
 """In the checkpoint's directory, beside `weights` and `context`."""
@@ -95,7 +94,7 @@ def write_record(checkpoint: Path, progress: Progress = _ignore) -> None:
     hashes = hash_files(checkpoint, sizes, progress)
     files = {name: {"size": sizes[name], ALGORITHM: hashes[name]} for name in sizes}
     content = json.dumps({"version": _VERSION, "files": files}, indent=1) + "\n"
-    write_whole(checkpoint / RECORD, content.encode(), "the checkpoint itself is complete")
+    write_file(checkpoint / RECORD, content, kept="the checkpoint itself is complete")
 
 
 def read_record(checkpoint: Path) -> dict[str, RecordedFile] | None:

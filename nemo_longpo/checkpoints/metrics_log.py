@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
+from nemo_longpo.atomic import write_file
 from nemo_longpo.errors import InputError
 from nemo_longpo.json_input import parse_json_object
-
-from .whole_files import write_whole
 
 
 def keep_steps(path: Path, last: int) -> int:
@@ -27,7 +26,7 @@ def keep_steps(path: Path, last: int) -> int:
     steps = [_step(line) for line in lines]
     kept = b"".join(line for line, step in zip(lines, steps, strict=True) if step is not None and step <= last)
     if kept != content:
-        write_whole(path, kept, "nothing is lost")
+        write_file(path, kept, kept="nothing is lost")
     return steps.count(None)
 
 

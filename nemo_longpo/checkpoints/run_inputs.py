@@ -10,11 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_longpo.errors import InputError, explain_full_disk
+from nemo_longpo.atomic import explain_full_disk, write_file
+from nemo_longpo.errors import InputError
 from nemo_longpo.json_input import read_json_object
 from nemo_longpo.typed_fields import build
-
-from .whole_files import write_whole
 
 FILE = "given.json"
 _VERSION = 1
@@ -71,7 +70,7 @@ def write_inputs(directory: Path, inputs: RunInputs) -> None:
     content = json.dumps({"version": _VERSION} | asdict(inputs), indent=1) + "\n"
     with explain_full_disk(directory, "nothing is lost"):
         directory.mkdir(parents=True, exist_ok=True)
-    write_whole(directory / FILE, content.encode(), "nothing is lost")
+    write_file(directory / FILE, content, kept="nothing is lost")
 
 
 def read_inputs(directory: Path) -> RunInputs | None:

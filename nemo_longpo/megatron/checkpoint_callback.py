@@ -9,8 +9,9 @@ from nemo.lightning.ckpt_utils import ckpt_to_dir
 from nemo.lightning.io.pl import TrainerContext
 from nemo.utils import logging
 
+from nemo_longpo.atomic import explain_full_disk
 from nemo_longpo.checkpoints.recorder import Recorder
-from nemo_longpo.errors import InputError, explain_full_disk
+from nemo_longpo.errors import InputError
 
 from .checkpointing import RunCheckpoint
 from .full_disk import GOES_ON

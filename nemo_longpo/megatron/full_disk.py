@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from torch.distributed.checkpoint.api import CheckpointException
 
-from nemo_longpo.errors import NO_ROOM
+from nemo_longpo.atomic import NO_ROOM
 
 GOES_ON = "and it goes on from the newest complete checkpoint"
 

@@ -12,10 +12,10 @@ from nemo.lightning.megatron_parallel import MegatronStep
 from nemo.utils import logging
 from torch import Tensor
 
+from nemo_longpo.atomic import explain_full_disk
 from nemo_longpo.checkpoints.metrics_log import keep_steps
 from nemo_longpo.checkpoints.run_directory import METRICS as METRICS_FILE
 from nemo_longpo.costs.devices import peak_of_device
-from nemo_longpo.errors import explain_full_disk
 from nemo_longpo.objective import METRICS
 
 from .full_disk import GOES_ON

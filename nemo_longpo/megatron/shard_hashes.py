@@ -8,7 +8,7 @@ from nemo.utils import logging
 from tqdm import tqdm
 
 from nemo_longpo.checkpoints.integrity import hash_files
-from nemo_longpo.errors import InputError
+from nemo_longpo.errors import InputError, one_line
 from nemo_longpo.shards.known_hashes import HashedFile, Known, is_known, read_known, write_known
 from nemo_longpo.shards.manifest import ShardFile
 from nemo_longpo.shards.reader import ShardReader
@@ -33,8 +33,8 @@ def check_hashes(readers: Sequence[ShardReader], memory: Path | None, *, local_r
     if first and memory is not None and any(files for _, _, files in results):
         try:
             write_known(memory, known, {machine: files for _, machine, files in results if files})
-        except OSError as error:
-            logging.warning(f"{memory} cannot be written ({error.strerror}), so a restart reads all shards again")
+        except (OSError, InputError) as error:
+            logging.warning(f"A restart reads all shards again: {one_line(error)}")
     raise_first([problem for problem, _, _ in results])
 
 

@@ -5,12 +5,12 @@ the last is set by the kernel at every write and by nobody else.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_longpo.atomic import write_file
 from nemo_longpo.errors import InputError
 from nemo_longpo.json_input import read_json_object
 
@@ -48,11 +48,9 @@ def is_known(known: Known, machine: str, path: Path, sha256: str) -> bool:
 
 
 def write_known(memory: Path, known: Known, found: Mapping[str, Mapping[str, HashedFile]]) -> None:
-    """Add what machines found, whole or not at all. Raises OSError."""
+    """Add what machines found. Raises OSError, or InputError if the disk is full."""
     content = {machine: dict(files) for machine, files in known.items()}
     for machine, files in found.items():
         content.setdefault(machine, {}).update({path: list(vars(file).values()) for path, file in files.items()})
     memory.parent.mkdir(parents=True, exist_ok=True)
-    partial = memory.with_name(f".{memory.name}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, memory)
+    write_file(memory, json.dumps(content, indent=1) + "\n")

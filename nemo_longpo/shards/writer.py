@@ -4,15 +4,16 @@ The stream format, not the file format: `datasets.Dataset.from_file` reads only 
 a memory-mapped stream has random access too, because opening it touches no more than the batch headers.
 """
 
-import os
 import shutil
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
 import pyarrow as pa
 
-from nemo_longpo.errors import InputError, explain_full_disk
+from nemo_longpo.atomic import new_directory
+from nemo_longpo.errors import InputError
 
 from .manifest import (
     MANIFEST_NAME,
@@ -31,9 +32,10 @@ from .validation import validate_record
 class ShardWriter:
     """Context manager: `add` records, and on a clean exit the directory appears, complete.
 
-    Everything goes to a hidden sibling directory first; an exception removes it. An output that already exists and is
-    not empty is refused, unless it holds exactly what was written (then it is left as it is).
-    A file holds at most `max_records` records and closes after `max_bytes` bytes. Raises InputError.
+    An exception leaves nothing. A file holds at most `max_records` records and closes after `max_bytes` bytes.
+
+    Raises InputError if a record is not valid, if there is none, if the disk is full, and if the output exists and is
+    not empty, unless it holds exactly what was written (then it is left as it is).
     """
 
     def __init__(
@@ -48,7 +50,6 @@ class ShardWriter:
         self.provenance = provenance
         self.max_records = max_records
         self.max_bytes = max_bytes
-        self._partial = self.directory.with_name(f".{self.directory.name}.partial")
         self._files: list[ShardFile] = []
         self._counts: Counter[str] = Counter()
         self._histogram: Counter[str] = Counter()
@@ -58,20 +59,15 @@ class ShardWriter:
 
     def __enter__(self) -> "ShardWriter":
         _refuse_foreign_output(self.directory)
-        shutil.rmtree(self._partial, ignore_errors=True)
-        self._partial.mkdir(parents=True)
+        self._stack = ExitStack()
+        self._new = self._stack.enter_context(new_directory(self.directory, kept="finished parts are kept"))
+        self._stack.push(self._finish)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            with explain_full_disk(self.directory):
-                self._close_file()
-                if kind is None:
-                    self._commit()
-        finally:
-            shutil.rmtree(self._partial, ignore_errors=True)
+        self._stack.__exit__(kind, error, trace)
 
     def add(self, record: PairRecord, *, where: str = "") -> None:
         """Append one record; `where` (a file and a line) is named if the record is not valid."""
@@ -85,13 +81,12 @@ class ShardWriter:
                 f"{self.provenance.ref_context!r} references; score all pairs in one way"
             )
         self._seen.add(record.doc_id)
-        with explain_full_disk(self.directory):
-            sink, stream = self._open or self._open_file()
-            stream.write_batch(to_batch(record))
-            self._records_in_file += 1
-            self._count(record)
-            if self._records_in_file >= self.max_records or sink.tell() >= self.max_bytes:
-                self._close_file()
+        sink, stream = self._open or self._open_file()
+        stream.write_batch(to_batch(record))
+        self._records_in_file += 1
+        self._count(record)
+        if self._records_in_file >= self.max_records or sink.tell() >= self.max_bytes:
+            self._close_file()
 
     def _count(self, record: PairRecord) -> None:
         trunk, chosen, rejected = record.lengths
@@ -104,7 +99,7 @@ class ShardWriter:
         return f"shard-{len(self._files):05d}.arrow"
 
     def _open_file(self) -> tuple[pa.OSFile, pa.RecordBatchStreamWriter]:
-        sink = pa.OSFile(str(self._partial / self._file_name()), "wb")
+        sink = pa.OSFile(str(self._new / self._file_name()), "wb")
         self._open = sink, pa.ipc.new_stream(sink, ARROW_SCHEMA)
         self._records_in_file = 0
         return self._open
@@ -116,11 +111,14 @@ class ShardWriter:
         stream.close()
         sink.close()
         self._open = None
-        path = self._partial / self._file_name()
+        path = self._new / self._file_name()
         size = path.stat().st_size
         self._files.append(ShardFile(path.name, self._records_in_file, size, sha256_file(path)))
 
-    def _commit(self) -> None:
+    def _finish(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._close_file()
+        if kind is not None:
+            return
         if not self._files:
             raise InputError("no pair is left to write: the input is empty, or every document was dropped")
         manifest = Manifest(
@@ -135,12 +133,11 @@ class ShardWriter:
             length_histogram=dict(sorted(self._histogram.items(), key=lambda item: int(item[0]))),
             files=tuple(self._files),
         )
-        (self._partial / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+        (self._new / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
         if self.directory.is_dir() and any(self.directory.iterdir()):
-            if load_manifest(self.directory).to_json() == manifest.to_json():
-                return
-            raise InputError(f"{self.directory} already holds other shards; give another output or remove it")
-        os.replace(self._partial, self.directory)
+            if load_manifest(self.directory).to_json() != manifest.to_json():
+                raise InputError(f"{self.directory} already holds other shards; give another output or remove it")
+            shutil.rmtree(self._new)
 
 
 def _refuse_foreign_output(directory: Path) -> None:

@@ -8,7 +8,7 @@ import threading
 import pytest
 from torch.distributed.checkpoint.api import CheckpointException, _wrap_exception
 
-from nemo_longpo.errors import NO_ROOM
+from nemo_longpo.atomic import NO_ROOM
 from nemo_longpo.megatron.full_disk import leave_to_main_thread, no_room
 
 FULL = "the disk is full"
