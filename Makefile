@@ -6,6 +6,7 @@
 #   make env     only the environment
 #   make nemo26  NeMo 2.6 beside it, for the tests of what must work there too
 #   make vllm-env, make test-vllm   the second environment (vLLM cannot live beside NeMo), and the tests that need it
+#   make docs    the documentation site in site/, in its own environment, every warning an error
 #   make trl-env   a third one, for benchmarks/engine/compare_trl.py
 #   make clean   removes the environments and everything else that these commands wrote
 # Another interpreter: make PYTHON=/path/to/python3.11 test
@@ -22,10 +23,11 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_PIP := $(VLLM_BIN)/python -m pip --disable-pip-version-check -qq
 NEMO26 := .nemo26
 TRL_VENV := .venv-trl
+DOCS_VENV := .venv-docs
 TRL_PIP := $(TRL_VENV)/bin/python -m pip --disable-pip-version-check -qq
 SOURCES := nemo_longpo recipes conversion data_tools
 
-.PHONY: demo test test-fast test-distributed test-vllm fuzz lint env nemo26 vllm-env trl-env clean
+.PHONY: demo test test-fast test-distributed test-vllm fuzz lint docs env nemo26 vllm-env trl-env clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/project.stamp
@@ -50,6 +52,9 @@ lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(SOURCES)
+
+docs: $(DOCS_VENV)/packages.stamp
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
 
 env: $(VENV)/project.stamp $(VENV)/dev.stamp
 
@@ -116,8 +121,15 @@ $(VLLM_VENV)/models.stamp: tests/support/make_models.py tests/support/exported_m
 	$(BIN)/python tests/support/make_models.py $(VLLM_VENV)/models
 	@touch $@
 
+$(DOCS_VENV)/packages.stamp: requirements/docs.txt
+	$(check-python)
+	@echo 'Setting up $(DOCS_VENV) (once; about 100 MB)'
+	"$(PYTHON)" -m venv --clear $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip --disable-pip-version-check -qq install --no-deps -r requirements/docs.txt
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(NEMO26) $(VLLM_VENV) $(TRL_VENV) build dist nemo_longpo.egg-info demo_output nemo_experiments
+	rm -rf $(VENV) $(NEMO26) $(VLLM_VENV) $(TRL_VENV) $(DOCS_VENV) build site dist nemo_longpo.egg-info demo_output nemo_experiments
 	rm -rf onelogger.err onelogger.log
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find $(SOURCES) tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
