@@ -111,8 +111,8 @@ def pack(arguments: argparse.Namespace) -> Report:
 
 
 def inspect(arguments: argparse.Namespace) -> None:
-    from .inspection.run import inspect_shards
-    from .inspection.text import format_summary
+    from .inspection.inspect_shards import inspect_shards
+    from .inspection.summary_text import format_summary
 
     summary = inspect_shards(
         arguments.shards,

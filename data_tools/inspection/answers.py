@@ -11,7 +11,7 @@ from .markup import Html, element, join
 from .measures import logp_sum
 from .numbers import minus, number, signed
 from .similarity import differences
-from .tokens import Group, TokenText
+from .token_text import Group, TokenText
 
 SHOWN_START, SHOWN_END = 384, 128  # tokens of a long answer; those between are counted and summed
 # A token's shade, by its probability: the lower, the darker.

@@ -17,9 +17,9 @@ from .markup import Html, element, escape, join
 from .measures import Measures
 from .numbers import number, share, signed, size, words
 from .samples import name_of, pick, sample
-from .summary import SPREAD
-from .text import flatten
-from .tokens import TokenText
+from .shard_summary import SPREAD
+from .summary_text import flatten
+from .token_text import TokenText
 
 _LONGEST_SETTING = 2000  # characters
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from .markup import Html, element
 from .numbers import minus, number, signed
-from .summary import even_edges
+from .shard_summary import even_edges
 
 _WIDTH, _HEIGHT = 400, 216
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 380, 14, 172

@@ -10,7 +10,7 @@ from .markup import Html, element
 from .measures import answer_ids, logp_sum
 from .numbers import number, signed
 from .similarity import similarity
-from .tokens import TokenText
+from .token_text import TokenText
 
 MOST_TURNS = 8  # of a document
 CONTEXT_END = 160  # tokens at either end of a context or an instruction

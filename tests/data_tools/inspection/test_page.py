@@ -16,8 +16,8 @@ from support.tiny_models import save_tiny
 from support.told_shards import Told, Turn
 
 from nemo_longpo.data_tools.inspection import plots
+from nemo_longpo.data_tools.inspection.inspect_shards import inspect_shards
 from nemo_longpo.data_tools.inspection.numbers import signed
-from nemo_longpo.data_tools.inspection.run import inspect_shards
 from nemo_longpo.data_tools.inspection.samples import CHUNK_END, CONTEXT_END, MOST_TURNS, pick
 from nemo_longpo.shards.reader import ShardReader
 

@@ -6,7 +6,7 @@ from typing import Any
 from nemo_longpo.terminal import printable
 
 from .numbers import number, share, size, words
-from .summary import SPREAD
+from .shard_summary import SPREAD
 
 _LABEL = 27
 _BAR = 40

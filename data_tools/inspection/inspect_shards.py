@@ -8,7 +8,7 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.shards.reader import ShardReader
 
 from .measures import measure
-from .summary import summarise
+from .shard_summary import summarise
 
 MOST_SAMPLES = 100
 
@@ -35,7 +35,7 @@ def inspect_shards(
         from nemo_longpo.atomic import write_file
 
         from .page import make_page
-        from .tokens import TokenText
+        from .token_text import TokenText
 
         write_file(page, make_page(reader, summary, measures, TokenText(tokenizer), samples))
         summary["page"] = str(page)

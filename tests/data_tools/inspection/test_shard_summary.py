@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from support.told_shards import GENERATION, Told, Turn
 
+from nemo_longpo.data_tools.inspection.inspect_shards import inspect_shards
 from nemo_longpo.data_tools.inspection.numbers import number, size
-from nemo_longpo.data_tools.inspection.run import inspect_shards
-from nemo_longpo.data_tools.inspection.summary import even_edges
-from nemo_longpo.data_tools.inspection.text import bar
+from nemo_longpo.data_tools.inspection.shard_summary import even_edges
+from nemo_longpo.data_tools.inspection.summary_text import bar
 from nemo_longpo.errors import InputError
 from nemo_longpo.shards.reader import ShardReader
 
