@@ -11,15 +11,15 @@ from nemo_longpo.terminal import show
 from .options import settings_from
 from .settings import (
     ChunkSettings,
-    CpuPlacement,
+    CpuWorkShare,
     FilterSettings,
     ImportSettings,
     InstructSettings,
     PackSettings,
-    Placement,
     RespondSettings,
     ScoreSettings,
     TemplateSettings,
+    WorkShare,
 )
 
 Report = dict[str, int]
@@ -58,8 +58,8 @@ def chunk(arguments: argparse.Namespace) -> Report:
     from .stages.chunk import run_chunk
 
     values = vars(arguments)
-    settings, placement = settings_from(ChunkSettings, values), settings_from(CpuPlacement, values)
-    return run_chunk(arguments.input, arguments.model, arguments.output, settings, placement)
+    settings, share = settings_from(ChunkSettings, values), settings_from(CpuWorkShare, values)
+    return run_chunk(arguments.input, arguments.model, arguments.output, settings, share)
 
 
 @reported
@@ -81,8 +81,8 @@ def filter(arguments: argparse.Namespace) -> Report:
     from .stages.filter import run_filter
 
     values = vars(arguments)
-    settings, placement = settings_from(FilterSettings, values), settings_from(CpuPlacement, values)
-    return run_filter(arguments.input, arguments.output, settings, placement, arguments.model)
+    settings, share = settings_from(FilterSettings, values), settings_from(CpuWorkShare, values)
+    return run_filter(arguments.input, arguments.output, settings, share, arguments.model)
 
 
 @reported
@@ -90,8 +90,8 @@ def import_hf(arguments: argparse.Namespace) -> Report:
     from .stages.import_hf import run_import_hf
 
     values = vars(arguments)
-    settings, placement = settings_from(ImportSettings, values), settings_from(CpuPlacement, values)
-    return run_import_hf(arguments.input, arguments.model, arguments.output, settings, placement)
+    settings, share = settings_from(ImportSettings, values), settings_from(CpuWorkShare, values)
+    return run_import_hf(arguments.input, arguments.model, arguments.output, settings, share)
 
 
 @reported
@@ -148,5 +148,5 @@ def _where(arguments: argparse.Namespace) -> Any:
         prompts_file=arguments.prompts,
         template=settings_from(TemplateSettings, vars(arguments)),
         engine=EngineOptions.from_mapping(vars(arguments)),
-        placement=settings_from(Placement, vars(arguments)),
+        share=settings_from(WorkShare, vars(arguments)),
     )

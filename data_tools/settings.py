@@ -121,7 +121,7 @@ class ImportSettings(Settings):
 
 
 @dataclass(frozen=True)
-class Placement(Settings):
+class WorkShare(Settings):
     """Which share of the parts this process makes, and how large parts are when the input has none of its own.
 
     With the defaults, documents of 32K tokens and 128 KiB fill a part 32 at a time, those of 128K tokens 8 at a time.
@@ -140,7 +140,7 @@ class Placement(Settings):
 
 
 @dataclass(frozen=True)
-class CpuPlacement(Placement):
+class CpuWorkShare(WorkShare):
     """For stages without a model: they can also share this process's parts between processes of one machine."""
 
     num_workers: int = setting(1, "processes to use on this machine", minimum=1)
@@ -219,11 +219,11 @@ ENGINE_SETTINGS: tuple[type[Settings], ...] = (EngineSettings, TransformersSetti
 
 # What each stage can be told, on the command line and in the file of `longpo data run`.
 STAGE_SETTINGS: dict[str, tuple[type[Settings], ...]] = {
-    "chunk": (ChunkSettings, CpuPlacement),
-    "instruct": (InstructSettings, Placement, TemplateSettings, *ENGINE_SETTINGS),
-    "respond": (RespondSettings, Placement, TemplateSettings, *ENGINE_SETTINGS),
-    "filter": (FilterSettings, CpuPlacement),
-    "import-hf": (ImportSettings, CpuPlacement),
-    "score": (ScoreSettings, Placement, TemplateSettings, *ENGINE_SETTINGS),
+    "chunk": (ChunkSettings, CpuWorkShare),
+    "instruct": (InstructSettings, WorkShare, TemplateSettings, *ENGINE_SETTINGS),
+    "respond": (RespondSettings, WorkShare, TemplateSettings, *ENGINE_SETTINGS),
+    "filter": (FilterSettings, CpuWorkShare),
+    "import-hf": (ImportSettings, CpuWorkShare),
+    "score": (ScoreSettings, WorkShare, TemplateSettings, *ENGINE_SETTINGS),
     "pack": (PackSettings,),
 }

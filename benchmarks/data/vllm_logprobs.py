@@ -16,9 +16,9 @@ import numpy as np
 
 from nemo_longpo.data_tools.engines.base import Engine, Sampling, Span
 from nemo_longpo.data_tools.engines.hf_engine import TransformersEngine
-from nemo_longpo.data_tools.engines.verification import allowed_mean, compare
 from nemo_longpo.data_tools.engines.vllm_engine import VllmEngine
 from nemo_longpo.data_tools.settings import EngineSettings, ScoreSettings, TransformersSettings, VllmSettings
+from nemo_longpo.data_tools.stages.score_check import allowed_mean, compare
 
 from ..common.results import origin, parser, write_results
 

@@ -61,9 +61,9 @@ def run_processes(
     quiet = {"clean_mode": True, "enable_goodbye_message": False, "skip_status_at_exit": True, "log_level": "WARN"}
     with nemo_run.Experiment(f"longpo-{stage.name}", base_dir=str(log_dir), **quiet) as experiment:
         for rank in range(count):
-            placement = ["--rank", str(rank), "--world-size", str(count)] if count > 1 else []
+            share = ["--rank", str(rank), "--world-size", str(count)] if count > 1 else []
             script = nemo_run.Script(
-                inline=f"{stage.launch.command} {shlex.join([*words, *placement])}",
+                inline=f"{stage.launch.command} {shlex.join([*words, *share])}",
                 env={name: value.format(rank=rank) for name, value in stage.env.items()},
             )
             experiment.add(script, executor=executor, name=f"{stage.name}-{rank}")

@@ -13,7 +13,7 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.json_input import read_json_object
 
 from ..jsonl import parse_line
-from ..settings import Placement
+from ..settings import WorkShare
 
 SETTINGS_NAME = "settings.json"
 REPAIR = "remove the directory and run its stage again"
@@ -68,12 +68,12 @@ class Source(Protocol):
         the part would be read."""
 
 
-def open_parts(stage: str, path: Path, placement: Placement) -> "PartsSource":
-    """The input of a stage, in the parts that it has, or else in those of the placement. Says which settings count for
+def open_parts(stage: str, path: Path, share: WorkShare) -> "PartsSource":
+    """The input of a stage, in the parts that it has, or else in parts of the given size. Says which settings count for
     nothing, because the input has parts. Raises InputError."""
-    source = PartsSource(path, rows_per_part=placement.part_size, bytes_per_part=placement.part_bytes)
-    idle = [f"--{name.replace('_', '-')}" for name in _PART_SETTINGS if is_given(placement, name)]
-    if source.has_parts and idle and placement.rank == 0:
+    source = PartsSource(path, rows_per_part=share.part_size, bytes_per_part=share.part_bytes)
+    idle = [f"--{name.replace('_', '-')}" for name in _PART_SETTINGS if is_given(share, name)]
+    if source.has_parts and idle and share.rank == 0:
         print(
             f"{stage}: {' and '.join(idle)} without effect: {path} has {len(source.rows_in_parts)} parts, which stay "
             "as they are; parts are cut where documents or pairs enter, by the first stage",
@@ -85,9 +85,9 @@ def open_parts(stage: str, path: Path, placement: Placement) -> "PartsSource":
 _PART_SETTINGS = ("part_size", "part_bytes")
 
 
-def is_given(placement: Placement, name: str) -> bool:
+def is_given(share: WorkShare, name: str) -> bool:
     """Whether a setting differs from its default."""
-    return any(item.name == name and getattr(placement, name) != item.default for item in fields(placement))
+    return any(item.name == name and getattr(share, name) != item.default for item in fields(share))
 
 
 @dataclass

@@ -21,30 +21,28 @@ from ..corpus.source import CorpusSource
 from ..corpus.tokens import token_ends
 from ..engines.base import Tick
 from ..model import load_chat, tokenizer_identity
+from ..runner.parts import PartResult, PartsJob, Process, run_parts
 from ..runner.rows import Row
-from ..runner.stage import PartResult, Process, Stage, run_stage
 from ..seeds import seed_for
-from ..settings import ChunkSettings, CpuPlacement
+from ..settings import ChunkSettings, CpuWorkShare
 
 
 def run_chunk(
-    inputs: list[str], model: Path, output: Path, settings: ChunkSettings, placement: CpuPlacement
+    inputs: list[str], model: Path, output: Path, settings: ChunkSettings, share: CpuWorkShare
 ) -> dict[str, int]:
     """Write {"doc_id", "document", "turns": [{"chunk"}]} records. Raises InputError, also if no document is left."""
     _check(settings, model)
     chat = load_chat(model)
     fields = Fields(settings.text_field, settings.id_field)
-    report = run_stage(
-        Stage(
+    report = run_parts(
+        PartsJob(
             name="chunk",
-            source=CorpusSource(
-                inputs, rows_per_part=placement.part_size, bytes_per_part=placement.part_bytes, fields=fields
-            ),
+            source=CorpusSource(inputs, rows_per_part=share.part_size, bytes_per_part=share.part_bytes, fields=fields),
             output=output,
             settings=settings.recorded() | tokenizer_identity(chat),
             make_process=partial(_make_process, model, settings),
-            placement=placement,
-            num_workers=placement.num_workers,
+            share=share,
+            num_workers=share.num_workers,
         )
     )
     if report and not report.get("documents_out"):

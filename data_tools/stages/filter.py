@@ -16,34 +16,34 @@ from ..prompts import Prompts, choose_prompts
 from ..quality.copying import longest_copy, repeats, searchable
 from ..quality.refusals import is_refusal
 from ..quality.repetition import compressed_share, longest_loop
+from ..runner.parts import PartResult, PartsJob, Process, run_parts
 from ..runner.rows import Row, open_parts
-from ..runner.stage import PartResult, Process, Stage, run_stage
-from ..settings import CpuPlacement, FilterSettings
+from ..settings import CpuWorkShare, FilterSettings
 from ..words import similarity, words
 
 _BRANCHES: dict[str, tuple[str, ...]] = {"none": (), "chosen": ("chosen",), "both": ("chosen", "rejected")}
 
 
 def run_filter(
-    input_path: Path, output: Path, settings: FilterSettings, placement: CpuPlacement, model: Path | None = None
+    input_path: Path, output: Path, settings: FilterSettings, share: CpuWorkShare, model: Path | None = None
 ) -> dict[str, int]:
     """Write the pairs whose turns can be trained on.
 
     `respond` has named the special tokens within its answers; for pairs from elsewhere, they are looked up with the
     tokenizer of `model`. Raises InputError for a malformed pair, or if no turn is left.
     """
-    source = open_parts("filter", input_path, placement)
+    source = open_parts("filter", input_path, share)
     if not source.history():  # made by hand; what a stage wrote is checked when its turn comes
         check_own_rows(source, parse_pair)
-    report = run_stage(
-        Stage(
+    report = run_parts(
+        PartsJob(
             name="filter",
             source=source,
             output=output,
             settings=settings.recorded() | ({} if model is None else tokenizer_identity(load_chat(model))),
             make_process=partial(_make_process, settings, choose_prompts(None, source.history()), model),
-            placement=placement,
-            num_workers=placement.num_workers,
+            share=share,
+            num_workers=share.num_workers,
         )
     )
     if report and not report.get("turns_out"):

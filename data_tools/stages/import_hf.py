@@ -19,33 +19,31 @@ from ..published.document import Limits, read_document
 from ..published.ledger import Ledger, Refusal
 from ..published.source import PublishedSource
 from ..published.template import TemplateIds, template_ids
+from ..runner.parts import PartResult, PartsJob, Process, run_parts
 from ..runner.rows import Row, is_given
-from ..runner.stage import PartResult, Process, Stage, run_stage
-from ..settings import CpuPlacement, ImportSettings
+from ..settings import CpuWorkShare, ImportSettings
 
 
 def run_import_hf(
-    inputs: list[str], model: Path, output: Path, settings: ImportSettings, placement: CpuPlacement
+    inputs: list[str], model: Path, output: Path, settings: ImportSettings, share: CpuWorkShare
 ) -> dict[str, int]:
     """Write tokenised records (see tokenised.py) for `score`. Raises InputError."""
-    if is_given(placement, "part_bytes"):
+    if is_given(share, "part_bytes"):
         raise InputError("import-hf does not know a row's length before it reads it; give part_size, not part_bytes")
-    source = PublishedSource(
-        inputs, split=settings.split, id_field=settings.id_field, rows_per_part=placement.part_size
-    )
+    source = PublishedSource(inputs, split=settings.split, id_field=settings.id_field, rows_per_part=share.part_size)
     config = read_model_config(model)
     for name in ("max_position_embeddings", "vocab_size"):
         if name not in config:
             raise InputError(f"{model}/config.json has no {name!r}; give a language model's directory")
-    report = run_stage(
-        Stage(
+    report = run_parts(
+        PartsJob(
             name="import-hf",
             source=source,
             output=output,
             settings=settings.recorded() | tokenizer_identity(load_chat(model)),
             make_process=partial(_make_process, model, output, settings),
-            placement=placement,
-            num_workers=placement.num_workers,
+            share=share,
+            num_workers=share.num_workers,
         )
     )
     if report:

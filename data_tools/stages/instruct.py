@@ -12,11 +12,11 @@ from ..chat.format import ChatFormat
 from ..engines.base import Completion, Sampling, Tick
 from ..prompts import Prompts
 from ..quality.requests import Pool, Wording, read_requests
+from ..runner.parts import PartResult
 from ..runner.rows import Row
-from ..runner.stage import PartResult
 from ..seeds import seed_for
 from ..settings import InstructSettings
-from .with_model import Bench, ModelStage, check_short, run_with_model
+from .with_model import LoadedModel, ModelStage, check_short, run_with_model
 
 _TELLING_TURNS = 8  # so many answers without one instruction: the next ones will have none either
 _KEPT_CHARACTERS, _KEPT_ITEM_CHARACTERS = 4000, 400  # of an answer and of an item, for people to judge
@@ -55,31 +55,31 @@ def run_instruct(settings: InstructSettings, where: ModelStage) -> dict[str, int
 
 
 def _instruct_rows(
-    rows: list[Row], tick: Tick, bench: Bench, settings: InstructSettings, unread: list[_Answer]
+    rows: list[Row], tick: Tick, loaded: LoadedModel, settings: InstructSettings, unread: list[_Answer]
 ) -> PartResult:
     """Adds to `unread` the answers in which there was no instruction."""
-    chat = bench.chat
-    as_json = settings.structured_output and bench.engine.writes_json
-    as_json = as_json and bench.prompts.may_ask_for_json(settings.pool_size)
-    ask = partial(bench.prompts.request_instructions, count=settings.pool_size, as_json=as_json)
+    chat = loaded.chat
+    as_json = settings.structured_output and loaded.engine.writes_json
+    as_json = as_json and loaded.prompts.may_ask_for_json(settings.pool_size)
+    ask = partial(loaded.prompts.request_instructions, count=settings.pool_size, as_json=as_json)
     chunks, requests, seeds = [], [], []
     for row in rows:
         for index, chunk in enumerate(chunks_of(row)):
             prompt = chat.prompt(ask(chunk))
-            check_short(bench.engine, prompt, settings.max_new_tokens, row.where)
+            check_short(loaded.engine, prompt, settings.max_new_tokens, row.where)
             chunks.append(chunk)
             requests.append(prompt)
             seeds.append(seed_for(settings.seed, "instruct", row.record["doc_id"], index))
     schema = _list_of_requests(settings.pool_size) if as_json else None
     sampling = Sampling(settings.max_new_tokens, chat.stop_ids, settings.temperature, settings.top_p, schema)
-    completions = bench.engine.generate(requests, sampling, seeds, tick)
+    completions = loaded.engine.generate(requests, sampling, seeds, tick)
     wording = Wording(ask(""))
     answers = []
     for done, chunk in zip(completions, chunks, strict=True):
         text, cut = _text(done, chat), done.finish_reason == "length"
         pool = read_requests(text, settings.pool_size, chunk, wording, truncated=cut, check=settings.check_requests)
         answers.append(_Answer(text, pool))
-    return _part(rows, answers, bench.prompts, settings, unread)
+    return _part(rows, answers, loaded.prompts, settings, unread)
 
 
 def _part(

@@ -12,12 +12,12 @@ from nemo_longpo.errors import InputError
 
 from ..chat.format import ChatFormat
 from ..engines.base import Completion, Sampling, Tick
+from ..runner.parts import PartResult
 from ..runner.rows import Row
-from ..runner.stage import PartResult
 from ..seeds import seed_for
 from ..settings import RespondSettings
 from .instruct import chunks_of
-from .with_model import Bench, ModelStage, check_long, check_short, run_with_model
+from .with_model import LoadedModel, ModelStage, check_long, check_short, run_with_model
 
 
 def run_respond(settings: RespondSettings, where: ModelStage) -> dict[str, int]:
@@ -31,19 +31,19 @@ def _check(row: Row, chat: ChatFormat) -> None:
     _instructions(row)
 
 
-def _respond_rows(rows: list[Row], tick: Tick, bench: Bench, settings: RespondSettings) -> PartResult:
-    chat, prompts = bench.chat, bench.prompts
+def _respond_rows(rows: list[Row], tick: Tick, loaded: LoadedModel, settings: RespondSettings) -> PartResult:
+    chat, prompts = loaded.chat, loaded.prompts
     requests, seeds = [], []
     for row in rows:
         for index, (chunk, instruction) in enumerate(zip(chunks_of(row), _instructions(row), strict=True)):
             short = chat.prompt(prompts.ask_about(chunk, instruction))
-            check_short(bench.engine, short, settings.max_new_tokens, row.where)
+            check_short(loaded.engine, short, settings.max_new_tokens, row.where)
             long = chat.prompt(prompts.ask_about(row.record["document"], instruction))
-            check_long(bench.engine, len(long), settings.max_new_tokens, row.where)
+            check_long(loaded.engine, len(long), settings.max_new_tokens, row.where)
             requests += [short, long]
             seeds += [seed_for(settings.seed, name, row.record["doc_id"], index) for name in ("chosen", "rejected")]
     sampling = Sampling(settings.max_new_tokens, chat.stop_ids, settings.temperature, settings.top_p)
-    completions = iter(bench.engine.generate(requests, sampling, seeds, tick))
+    completions = iter(loaded.engine.generate(requests, sampling, seeds, tick))
     records = []
     for row in rows:
         turns = [

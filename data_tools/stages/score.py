@@ -17,13 +17,13 @@ from nemo_longpo.shards.schema import Span
 
 from ..encoded import EncodedPair, PairEncoder, check_row
 from ..engines.base import Engine, Tick
-from ..engines.verification import Scored, Verification
 from ..model import load_chat, tokenizer_identity
 from ..pairs import BRANCHES
+from ..runner.parts import PartResult
 from ..runner.rows import Row, read_stage_settings
-from ..runner.stage import PartResult
 from ..settings import ScoreSettings
-from .with_model import Bench, ModelStage, check_long, check_short, run_with_model
+from .score_check import EngineCheck, Scored
+from .with_model import LoadedModel, ModelStage, check_long, check_short, run_with_model
 
 
 def run_score(settings: ScoreSettings, where: ModelStage) -> dict[str, int]:
@@ -33,7 +33,7 @@ def run_score(settings: ScoreSettings, where: ModelStage) -> dict[str, int]:
     Raises InputError.
     """
     _check_imported(where.input, where.model)
-    with Verification(where.model, where.engine.common, settings, where.output) as verification:
+    with EngineCheck(where.model, where.engine.common, settings, where.output) as verification:
         work = partial(_score_rows, settings=settings, verification=verification)
         return run_with_model("score", where, settings, work, check=check_row)
 
@@ -48,19 +48,19 @@ class _Request:
 
 
 def _score_rows(
-    rows: list[Row], tick: Tick, bench: Bench, settings: ScoreSettings, verification: Verification
+    rows: list[Row], tick: Tick, loaded: LoadedModel, settings: ScoreSettings, verification: EngineCheck
 ) -> PartResult:
-    encoder = PairEncoder(bench.chat, bench.prompts, bench.engine.vocab_size)
+    encoder = PairEncoder(loaded.chat, loaded.prompts, loaded.engine.vocab_size)
     pairs = [encoder.encode(row) for row in rows]
     requests: list[_Request] = []
     for pair, row in zip(pairs, rows, strict=True):
         made = _short_requests(pair) if settings.ref_context == "short" else _long_requests(pair)
-        _check_lengths(made, bench.engine, settings, row.where)
+        _check_lengths(made, loaded.engine, settings, row.where)
         requests += made
     sequences, spans = [request.sequence for request in requests], [request.spans for request in requests]
-    scores = bench.engine.score(sequences, spans, tick)
+    scores = loaded.engine.score(sequences, spans, tick)
     verification.check(
-        bench.engine,
+        loaded.engine,
         [
             Scored(request.doc_id, request.sequence, request.spans, logps)
             for request, logps in zip(requests, scores, strict=True)

@@ -16,10 +16,10 @@ from ..engines.resuming import ResumingEngine
 from ..model import load_chat, model_identity, rendering_identity, tokenizer_identity
 from ..options import Settings, settings_from
 from ..prompts import Prompts, choose_prompts
+from ..runner.parts import PartResult, PartsJob, Process, run_parts
 from ..runner.progress import Progress
 from ..runner.rows import Row, open_parts, read_stage_settings
-from ..runner.stage import PartResult, Process, Stage, run_stage
-from ..settings import Placement, TemplateSettings
+from ..settings import TemplateSettings, WorkShare
 
 
 @dataclass(frozen=True)
@@ -33,19 +33,19 @@ class ModelStage:
     prompts_file: str | None = None
     template: TemplateSettings = field(default_factory=TemplateSettings)
     engine: EngineOptions = field(default_factory=EngineOptions)
-    placement: Placement = field(default_factory=Placement)
+    share: WorkShare = field(default_factory=WorkShare)
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What lies ready when rows are worked on."""
+class LoadedModel:
+    """The loaded model, its chat format and the wording of its prompts."""
 
     chat: ChatFormat
     engine: Engine
     prompts: Prompts
 
 
-WorkOnRows = Callable[[list[Row], Tick, Bench], PartResult]
+WorkOnRows = Callable[[list[Row], Tick, LoadedModel], PartResult]
 
 
 def run_with_model(
@@ -61,7 +61,7 @@ def run_with_model(
     The engine is loaded for the first part that is missing, so a finished stage costs nothing. With `writes_json` it
     can hold answers to JSON, if it can at all. Raises InputError.
     """
-    source = open_parts(name, where.input, where.placement)
+    source = open_parts(name, where.input, where.share)
     chat = load_chat(where.model, _chat_day(where, source.history()))
     if where.template.chat_date is not None and chat.printed_day is None:
         raise InputError(f"the chat template of {where.model} prints no date; leave out chat_date")
@@ -74,12 +74,14 @@ def run_with_model(
         engine = where.engine.load(where.model, writes_json=writes_json)
 
         def process(rows: list[Row], progress: Progress) -> PartResult:
-            return work(rows, progress, Bench(chat, ResumingEngine(engine, progress.kept, progress.expect), prompts))
+            return work(
+                rows, progress, LoadedModel(chat, ResumingEngine(engine, progress.kept, progress.expect), prompts)
+            )
 
         return process
 
-    return run_stage(
-        Stage(
+    return run_parts(
+        PartsJob(
             name=name,
             source=source,
             output=where.output,
@@ -89,7 +91,7 @@ def run_with_model(
             | tokenizer_identity(chat)
             | rendering_identity(chat),
             make_process=make_process,
-            placement=where.placement,
+            share=where.share,
         )
     )
 

@@ -45,11 +45,11 @@ def test_the_same_bytes_for_any_number_of_workers_and_ranks(longpo, mixed_corpus
     for world_size in (2, 3):
         output = tmp_path / f"ranks-{world_size}"
         output.mkdir()
-        placement = ("--world-size", world_size, "--rank")
+        share = ("--world-size", world_size, "--rank")
         with Claims(output) as others:
             assert all(others.take(str(number)) for number in range(0, 8, world_size))
-            assert chunk(output, *placement, 1) == {}
-        assert chunk(output, *placement, 0) == report
+            assert chunk(output, *share, 1) == {}
+        assert chunk(output, *share, 0) == report
         assert snapshot(output) == expected
 
 

@@ -11,7 +11,7 @@ from nemo_longpo.data_tools.prompts import Prompts
 from nemo_longpo.data_tools.runner.rows import Row
 from nemo_longpo.data_tools.settings import InstructSettings
 from nemo_longpo.data_tools.stages.instruct import _instruct_rows
-from nemo_longpo.data_tools.stages.with_model import Bench
+from nemo_longpo.data_tools.stages.with_model import LoadedModel
 from nemo_longpo.errors import InputError
 
 
@@ -45,8 +45,8 @@ def instruct(chat, answers, *, documents=1, turns=2, prompts=None, finish_reason
         Row({"doc_id": f"d{n}", "document": "A boat.", "turns": [{"chunk": "A boat."}] * turns}, f"in.jsonl, line {n}")
         for n in range(1, documents + 1)
     ]
-    bench = Bench(chat, Parrot(chat, answers, finish_reason=finish_reason), prompts or Prompts())
-    return _instruct_rows(rows, print, bench, InstructSettings(**settings), [])
+    loaded = LoadedModel(chat, Parrot(chat, answers, finish_reason=finish_reason), prompts or Prompts())
+    return _instruct_rows(rows, print, loaded, InstructSettings(**settings), [])
 
 
 def test_one_of_the_pool_is_drawn(chat):
@@ -62,11 +62,11 @@ def test_one_of_the_pool_is_drawn(chat):
 
 def test_a_list_ends_at_a_special_token(chat):
     """What follows was written by a model that went past its own end; the text of such a token is empty."""
-    bench = Bench(chat, Parrot(chat, []), Prompts())
+    loaded = LoadedModel(chat, Parrot(chat, []), Prompts())
     first, second = chat.response_ids("1. Who ran?\n"), chat.response_ids("2. I am the next user.")
-    bench.engine.generate = lambda *_: [Completion([*first, chat.tokenizer.bos_token_id, *second], "stop")]
+    loaded.engine.generate = lambda *_: [Completion([*first, chat.tokenizer.bos_token_id, *second], "stop")]
     row = Row({"doc_id": "d", "document": "A boat.", "turns": [{"chunk": "A boat."}]}, "in.jsonl, line 1")
-    result = _instruct_rows([row], print, bench, InstructSettings(), [])
+    result = _instruct_rows([row], print, loaded, InstructSettings(), [])
     assert result.records[0]["turns"][0]["instruction_pool"] == ["Who ran?"]
 
 
@@ -109,7 +109,9 @@ def ask(chat, answers, *, writes_json=True, prompts=None, finish_reason="stop", 
     """(the pool, the text that was asked, the schema that the answer was held to) for one chunk."""
     parrot = Parrot(chat, answers, finish_reason=finish_reason, writes_json=writes_json)
     row = Row({"doc_id": "d", "document": "A boat.", "turns": [{"chunk": "A boat."}]}, "in.jsonl, line 1")
-    result = _instruct_rows([row], print, Bench(chat, parrot, prompts or Prompts()), InstructSettings(**settings), [])
+    result = _instruct_rows(
+        [row], print, LoadedModel(chat, parrot, prompts or Prompts()), InstructSettings(**settings), []
+    )
     (record,) = result.records
     return record["turns"][0]["instruction_pool"], chat.text(parrot.prompts[0]), parrot.schemas[0]
 

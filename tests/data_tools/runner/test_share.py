@@ -1,14 +1,14 @@
 import pytest
 
-from nemo_longpo.data_tools.runner.placement import resolve_placement
-from nemo_longpo.data_tools.settings import Placement
+from nemo_longpo.data_tools.runner.share import resolve_share
+from nemo_longpo.data_tools.settings import WorkShare
 from nemo_longpo.errors import InputError
 
-FROM_ENVIRONMENT = Placement(rank_from_environment=True)
+FROM_ENVIRONMENT = WorkShare(rank_from_environment=True)
 
 
-def place(placement, **environment):
-    found = resolve_placement(placement, environment)
+def place(share, **environment):
+    found = resolve_share(share, environment)
     return found.rank, found.world_size
 
 
@@ -23,11 +23,11 @@ def place(placement, **environment):
 )
 def test_every_process_manager_is_understood(environment):
     assert place(FROM_ENVIRONMENT, **environment) == (3, 8)
-    assert place(Placement(1, 2), **environment) == (1, 2)
+    assert place(WorkShare(1, 2), **environment) == (1, 2)
 
 
 def test_a_kubernetes_job_tells_its_index_only():
-    assert place(Placement(world_size=4, rank_from_environment=True), JOB_COMPLETION_INDEX="3") == (3, 4)
+    assert place(WorkShare(world_size=4, rank_from_environment=True), JOB_COMPLETION_INDEX="3") == (3, 4)
 
 
 def test_a_process_inside_a_slurm_job_that_torchrun_started_listens_to_torchrun():

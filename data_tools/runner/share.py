@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from nemo_longpo.errors import InputError
 
-from ..settings import Placement
+from ..settings import WorkShare
 
 # (rank, number of processes): torchrun and Kubeflow, Slurm, Open MPI, other MPIs, a Kubernetes indexed job.
 _VARIABLES = (
@@ -18,22 +18,22 @@ _VARIABLES = (
 )
 
 
-def resolve_placement(placement: Placement, environment: Mapping[str, str] = os.environ) -> Placement:
-    """The placement with the rank and world size of the environment, if it asks for them.
+def resolve_share(share: WorkShare, environment: Mapping[str, str] = os.environ) -> WorkShare:
+    """The share with the rank and world size of the environment, if it asks for them.
 
     A Kubernetes indexed job does not tell its size, so `world_size` stays as given. Raises InputError if no process
     manager has left its variables, or the rank is not below the world size.
     """
-    if placement.rank_from_environment:
+    if share.rank_from_environment:
         rank_name, size_name = next((pair for pair in _VARIABLES if pair[0] in environment), (None, None))
         if rank_name is None:
             names = ", ".join(name for name, _ in _VARIABLES)
             raise InputError(f"rank_from_environment finds none of {names}; give rank and world_size instead")
-        size = placement.world_size if size_name is None else _number(environment, size_name)
-        placement = replace(placement, rank=_number(environment, rank_name), world_size=size)
-    if placement.rank >= placement.world_size:
-        raise InputError(f"rank {placement.rank} must be below world_size {placement.world_size}")
-    return placement
+        size = share.world_size if size_name is None else _number(environment, size_name)
+        share = replace(share, rank=_number(environment, rank_name), world_size=size)
+    if share.rank >= share.world_size:
+        raise InputError(f"rank {share.rank} must be below world_size {share.world_size}")
+    return share
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:

@@ -16,10 +16,10 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.shards.schema import Span
 from nemo_longpo.terminal import printable
 
+from ..engines.base import Engine
+from ..engines.hf_engine import load_model
 from ..runner.rows import SETTINGS_NAME
 from ..settings import EngineSettings, ScoreSettings
-from .base import Engine
-from .hf_engine import load_model
 
 REPORT_NAME = "verification.json"
 # A longer sequence would take a float32 forward on a CPU too long.
@@ -64,7 +64,7 @@ def allowed_mean(own: Difference | None, tokens: int, tolerance: float) -> float
     return (0.0 if own is None else (2 + 4 / tokens**0.5) * own.mean) + tolerance
 
 
-class Verification:
+class EngineCheck:
     """The check of one process; a context manager around its stage.
 
     `verification.json` appears beside the first committed part, not before: a directory without parts is no output.
@@ -76,7 +76,7 @@ class Verification:
         self._output = output
         self._report: dict[str, Any] | None = None
 
-    def __enter__(self) -> "Verification":
+    def __enter__(self) -> "EngineCheck":
         return self
 
     def __exit__(self, *_: object) -> None:

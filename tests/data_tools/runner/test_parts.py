@@ -7,9 +7,9 @@ import pytest
 
 from nemo_longpo.data_tools.engines.base import Usage
 from nemo_longpo.data_tools.runner.claims import Claims
+from nemo_longpo.data_tools.runner.parts import PartResult, PartsJob, run_parts
 from nemo_longpo.data_tools.runner.rows import PartsSource, open_parts
-from nemo_longpo.data_tools.runner.stage import PartResult, Stage, run_stage
-from nemo_longpo.data_tools.settings import Placement
+from nemo_longpo.data_tools.settings import WorkShare
 from nemo_longpo.errors import InputError
 
 
@@ -42,14 +42,14 @@ class Doubler:
 
 
 def run(source, output, process, *, rank=0, world_size=1, part_size=3, part_bytes=None, **settings):
-    return run_stage(
-        Stage(
+    return run_parts(
+        PartsJob(
             name="double",
             source=PartsSource(source, rows_per_part=part_size, bytes_per_part=part_bytes),
             output=output,
             settings={"factor": 2, "names": ("a", "b")} | settings,
             make_process=process.make,
-            placement=Placement(rank, world_size),
+            share=WorkShare(rank, world_size),
         )
     )
 
@@ -188,7 +188,7 @@ def test_settings_of_parts_without_effect_are_said(pairs_file, tmp_path, capsys)
         (pairs_file, {"part_size": 2}, None),
     ):
         capsys.readouterr()
-        found = open_parts("respond", source, Placement(**settings)).rows_in_parts
+        found = open_parts("respond", source, WorkShare(**settings)).rows_in_parts
         said = capsys.readouterr().err
         assert said == "" if words is None else said.startswith(f"{words}{source} has 4 parts, which stay as they are")
         assert found == ([3, 3, 3, 1] if source != pairs_file else [2] * 5)

@@ -26,12 +26,12 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.json_input import read_json_object
 
 from ..jsonl import differences
-from ..settings import Placement
+from ..settings import WorkShare
 from .claims import Claims, remove_claims
 from .kept import Kept, remove_kept
-from .placement import resolve_placement
 from .progress import Progress, remove_shares
 from .rows import REPAIR, SETTINGS_NAME, Row, Source, read_counts
+from .share import resolve_share
 
 REPORT_NAME = "report.json"
 
@@ -48,7 +48,7 @@ Process = Callable[[list[Row], Progress], PartResult]
 
 
 @dataclass(frozen=True)
-class Stage:
+class PartsJob:
     """What to run. `settings` are those that change the output; `make_process` loads what is expensive, on demand.
 
     A process gets the rows of one part, and the Progress to call with what each finished model request took. With
@@ -60,7 +60,7 @@ class Stage:
     output: Path
     settings: dict[str, Any]
     make_process: Callable[[], Process]
-    placement: Placement = field(default_factory=Placement)
+    share: WorkShare = field(default_factory=WorkShare)
     num_workers: int = 1
 
     def part(self, number: int) -> Path:
@@ -75,82 +75,77 @@ class Stage:
         return self.output / f"counts-{number:05d}.json"
 
 
-def run_stage(stage: Stage) -> dict[str, int]:
+def run_parts(job: PartsJob) -> dict[str, int]:
     """Make the missing parts, unless it is a dry run; returns the summed counts, or {} while some part is missing.
 
     Raises InputError if the output was made with other settings, or is not a stage's output.
     """
-    stage = replace(stage, placement=resolve_placement(stage.placement))
+    job = replace(job, share=resolve_share(job.share))
     description = {
-        "stage": stage.name,
-        "parts": len(stage.source.rows_in_parts),
-        "settings": stage.settings,
-        "input": stage.source.identity(),
-        "history": stage.source.history(),
+        "stage": job.name,
+        "parts": len(job.source.rows_in_parts),
+        "settings": job.settings,
+        "input": job.source.identity(),
+        "history": job.source.history(),
     }
-    _check_output(stage.output, description)
-    missing = not _is_finished(stage) and not stage.placement.dry_run
-    if missing and stage.num_workers > 1:
-        _share_out(stage, description)
+    _check_output(job.output, description)
+    missing = not _is_finished(job) and not job.share.dry_run
+    if missing and job.num_workers > 1:
+        _share_out(job, description)
     elif missing:
-        _make_parts(stage, description)
-    return _report(stage)
+        _make_parts(job, description)
+    return _report(job)
 
 
-def _share_out(stage: Stage, description: dict[str, Any]) -> None:
+def _share_out(job: PartsJob, description: dict[str, Any]) -> None:
     """The same stage in several processes of this machine, each with a share of this process's share."""
-    workers = stage.num_workers
-    placements = [
-        replace(
-            stage.placement,
-            rank=stage.placement.rank * workers + worker,
-            world_size=stage.placement.world_size * workers,
-        )
-        for worker in range(workers)
-    ]
+    workers = job.num_workers
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        shares = [replace(stage, placement=placement, num_workers=1) for placement in placements]
-        running = [pool.submit(_make_parts, share, description, position) for position, share in enumerate(shares)]
+        running = []
+        for worker in range(workers):
+            rank, world_size = job.share.rank * workers + worker, job.share.world_size * workers
+            share = replace(job.share, rank=rank, world_size=world_size)
+            running.append(pool.submit(_make_parts, replace(job, share=share, num_workers=1), description, worker))
         try:
             for future in running:
                 future.result()
         except BrokenProcessPool as error:
             raise InputError(
-                f"a worker of stage {stage.name!r} was killed, perhaps for lack of memory; finished parts are kept: "
+                f"a worker of stage {job.name!r} was killed, perhaps for lack of memory; finished parts are kept: "
                 "run the same command to continue, with fewer num_workers or a smaller part_size if it happens again"
             ) from error
 
 
-def _make_parts(stage: Stage, description: dict[str, Any], position: int = 0) -> None:
+def _make_parts(job: PartsJob, description: dict[str, Any], position: int = 0) -> None:
     """This process's share of the missing parts, then whatever is missing and not claimed."""
     process: Process | None = None
-    parts = stage.source.rows_in_parts
-    stage.output.mkdir(parents=True, exist_ok=True)
+    parts = job.source.rows_in_parts
+    job.output.mkdir(parents=True, exist_ok=True)
     try:
-        with Claims(stage.output) as claims, _progress(stage, position) as progress:
+        with Claims(job.output) as claims, _progress(job, position) as progress:
             for own in (True, False):
-                for number, rows in stage.source.parts(_Wanted(stage, claims, own)):
-                    process = process or stage.make_process()
-                    progress.begin(number, Kept(stage.output, number, _digest(description)))
+                for number, rows in job.source.parts(_Wanted(job, claims, own)):
+                    process = process or job.make_process()
+                    progress.begin(number, Kept(job.output, number, _digest(description)))
                     result = _work(process, rows, progress)
-                    _commit_part(stage, number, result, progress.usage(), description)
+                    _commit_part(job, number, result, progress.usage(), description)
                     progress.kept.drop()
                     claims.release(str(number))
                     progress.end()
     except KeyboardInterrupt:
         if position == 0:
-            done = f"{len(stage.finished())} of {len(parts)} parts are finished and kept"
-            more = ", and of others the finished requests" if any(stage.output.glob(".kept-*")) else ""
-            tqdm.write(f"{stage.name}: stopped; {done}{more}", file=sys.stderr)
+            done = f"{len(job.finished())} of {len(parts)} parts are finished and kept"
+            more = ", and of others the finished requests" if any(job.output.glob(".kept-*")) else ""
+            tqdm.write(f"{job.name}: stopped; {done}{more}", file=sys.stderr)
         raise
     finally:
         # A directory that got no part does not stay.
         with suppress(OSError):
-            stage.output.rmdir()
+            job.output.rmdir()
 
 
-def _progress(stage: Stage, position: int) -> Progress:
-    return Progress(stage.name, stage.source.rows_in_parts, stage.finished, stage.output, position)
+def _progress(job: PartsJob, position: int) -> Progress:
+    return Progress(job.name, job.source.rows_in_parts, job.finished, job.output, position)
 
 
 def _work(process: Process, rows: list[Row], progress: Progress) -> PartResult:
@@ -169,13 +164,13 @@ def _digest(description: dict[str, Any]) -> str:
 class _Wanted:
     """Claims a part when asked whether it is wanted: those of this process's share, or those of the others."""
 
-    stage: Stage
+    job: PartsJob
     claims: Claims
     own: bool
 
     def __call__(self, number: int) -> bool:
-        placement = self.stage.placement
-        if (number % placement.world_size == placement.rank) is not self.own or self._is_done(number):
+        share = self.job.share
+        if (number % share.world_size == share.rank) is not self.own or self._is_done(number):
             return False
         if not self.claims.take(str(number)):
             return False
@@ -186,18 +181,18 @@ class _Wanted:
         return True
 
     def _is_done(self, number: int) -> bool:
-        return self.stage.part(number).is_file()
+        return self.job.part(number).is_file()
 
 
 def _commit_part(
-    stage: Stage, number: int, result: PartResult, usage: Counter[str], description: dict[str, Any]
+    job: PartsJob, number: int, result: PartResult, usage: Counter[str], description: dict[str, Any]
 ) -> None:
     settings = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
-    write_file(stage.output / SETTINGS_NAME, settings, keep_existing=True)
-    _check_output(stage.output, description)
-    write_file(stage.counts(number), json.dumps(+(result.counts + usage), sort_keys=True) + "\n")
+    write_file(job.output / SETTINGS_NAME, settings, keep_existing=True)
+    _check_output(job.output, description)
+    write_file(job.counts(number), json.dumps(+(result.counts + usage), sort_keys=True) + "\n")
     lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in result.records)
-    write_file(stage.part(number), "".join(lines))
+    write_file(job.part(number), "".join(lines))
 
 
 def _check_output(output: Path, description: dict[str, Any]) -> None:
@@ -217,24 +212,24 @@ def _check_output(output: Path, description: dict[str, Any]) -> None:
         )
 
 
-def _is_finished(stage: Stage) -> bool:
-    return len(stage.finished()) == len(stage.source.rows_in_parts)
+def _is_finished(job: PartsJob) -> bool:
+    return len(job.finished()) == len(job.source.rows_in_parts)
 
 
-def _report(stage: Stage) -> dict[str, int]:
+def _report(job: PartsJob) -> dict[str, int]:
     """Sum the counts of all parts once they are all there; every process that comes last writes the same report."""
-    if not _is_finished(stage):
+    if not _is_finished(job):
         return {}
-    path = stage.output / REPORT_NAME
+    path = job.output / REPORT_NAME
     if path.is_file():
         return read_counts(path)
     total: Counter[str] = Counter()
-    for number in range(len(stage.source.rows_in_parts)):
-        total.update(read_counts(stage.counts(number)))
+    for number in range(len(job.source.rows_in_parts)):
+        total.update(read_counts(job.counts(number)))
     report = dict(sorted(total.items()))
     write_file(path, json.dumps(report, indent=2) + "\n")
-    remove_claims(stage.output)
-    remove_kept(stage.output)
-    remove_shares(stage.output)
-    remove_leftovers(stage.output)
+    remove_claims(job.output)
+    remove_kept(job.output)
+    remove_shares(job.output)
+    remove_leftovers(job.output)
     return report

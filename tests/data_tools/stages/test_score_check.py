@@ -10,16 +10,16 @@ from support.small_corpus import save_stopping_model
 
 from nemo_longpo.data_tools.engines.hf_engine import TransformersEngine
 from nemo_longpo.data_tools.engines.load import EngineOptions
-from nemo_longpo.data_tools.engines.verification import (
+from nemo_longpo.data_tools.settings import EngineSettings, ScoreSettings, TransformersSettings, WorkShare
+from nemo_longpo.data_tools.stages.score import run_score
+from nemo_longpo.data_tools.stages.score_check import (
     REPORT_NAME,
     Difference,
+    EngineCheck,
     Scored,
-    Verification,
     allowed_mean,
     compare,
 )
-from nemo_longpo.data_tools.settings import EngineSettings, Placement, ScoreSettings, TransformersSettings
-from nemo_longpo.data_tools.stages.score import run_score
 from nemo_longpo.data_tools.stages.with_model import ModelStage
 from nemo_longpo.errors import InputError
 
@@ -85,7 +85,7 @@ def stage(tmp_path, model):
 
     def run(kind, *, verify=None, **common):
         engine = Options(EngineSettings(**common), kind=kind)
-        where = ModelStage(pairs, tmp_path / "scored", model, engine=engine, placement=Placement(part_size=1))
+        where = ModelStage(pairs, tmp_path / "scored", model, engine=engine, share=WorkShare(part_size=1))
         return run_score(ScoreSettings(**(verify or {})), where)
 
     return run
@@ -181,11 +181,11 @@ def test_the_report_waits_for_the_first_part(model, tmp_path):
     sequence, spans = list(range(10, 30)), [(12, 15), (16, 20)]
     (logps,) = engine.score([sequence], [spans], lambda _: None)
     scored = [Scored("doc", sequence, spans, logps)]
-    with Verification(model, common, ScoreSettings(), tmp_path) as verification:
+    with EngineCheck(model, common, ScoreSettings(), tmp_path) as verification:
         verification.check(engine, scored)
         verification.check(engine, scored)
     assert list(tmp_path.iterdir()) == []
-    with Verification(model, common, ScoreSettings(), tmp_path) as verification:
+    with EngineCheck(model, common, ScoreSettings(), tmp_path) as verification:
         verification.check(engine, scored)
         (tmp_path / "settings.json").touch()
         verification.check(engine, scored)
@@ -222,7 +222,7 @@ def test_two_roundings_of_one_kind_pass_by_chance():
 
 
 def test_long_sequences_wait_for_a_shorter_part(stage, tmp_path, monkeypatch):
-    monkeypatch.setattr("nemo_longpo.data_tools.engines.verification.LONGEST", 10)
+    monkeypatch.setattr("nemo_longpo.data_tools.stages.score_check.LONGEST", 10)
     stage(Scaled)
     assert not (tmp_path / "scored" / REPORT_NAME).exists()
     assert (tmp_path / "scored" / "part-00002.jsonl").exists()
