@@ -1,6 +1,8 @@
 # Everything runs in .venv, which the first command creates from requirements/ (Python 3.11, no GPU needed).
 #   make demo    documents in, trained and exported long-context model out, in demo_output/
-#   make test    all tests: first those of one process, then those that start several gloo processes
+#   make test    all tests: the fast ones, slow ones of one process, those that start several gloo processes
+#   make test-fast   the inner loop: under a minute on two cores
+#   make test-gpu    tests that need a CUDA device
 #   make lint    ruff and mypy
 #   make fuzz    40 times as many damaged files as in `make test`, other ones each time (FUZZ_FACTOR=400 for more)
 #   make env     only the environment
@@ -27,20 +29,26 @@ DOCS_VENV := .venv-docs
 TRL_PIP := $(TRL_VENV)/bin/python -m pip --disable-pip-version-check -qq
 SOURCES := nemo_longpo recipes conversion data_tools
 
-.PHONY: demo test test-fast test-distributed test-vllm fuzz lint docs env nemo26 vllm-env trl-env clean
+.PHONY: demo test test-fast test-slow test-distributed test-gpu test-vllm fuzz lint docs env nemo26 vllm-env trl-env clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/project.stamp
 	$(BIN)/longpo demo --output demo_output
 
-test: test-fast test-distributed
+test: test-fast test-slow test-distributed
 
-test-fast: env nemo26
-	$(BIN)/python -m pytest -m "not distributed"
+test-fast: env
+	$(BIN)/python -m pytest -m "not slow and not distributed"
 
-# After the fast tests also under `make -j`: both tiers at once would fight for the same cores.
-test-distributed: env | test-fast
+# One tier after the other also under `make -j`: at once they would fight for the same cores.
+test-slow: env nemo26 | test-fast
+	$(BIN)/python -m pytest -m "slow and not distributed"
+
+test-distributed: env | test-slow
 	$(BIN)/python -m pytest -m distributed
+
+test-gpu: env
+	$(BIN)/python -m pytest -m gpu
 
 test-vllm: vllm-env $(VLLM_VENV)/models.stamp
 	$(VLLM_BIN)/python -m pytest tests/vllm

@@ -199,7 +199,7 @@ def test_low_precision_products_on_cuda_come_in_float32():
         module._add_transposed_product(torch.empty(3, 4, device="cuda"), left, right)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.gpu
 def test_bfloat16_on_cuda_equals_float64():
     hidden, weight, labels, grad = (tensor.detach().cuda() for tensor in logprob_problem(VOCAB, IGNORED))
     low = [tensor.bfloat16().requires_grad_() for tensor in (hidden, weight)]

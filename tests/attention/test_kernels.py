@@ -187,10 +187,7 @@ def test_the_gpu_takes_no_single_precision_and_says_what_to_set(dtype):
     )
 
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("kv_heads", [8, 2])
 def test_branches_in_bf16(device, kv_heads):
     """Against float64 over the same numbers, written out: within 1 % of each tensor's RMS."""
