@@ -82,7 +82,11 @@ def _add_import_hf(stages: Any) -> None:
         "longpo data import-hf --input DATASET --model MODEL --output work/pairs",
     )
     parser.add_argument(
-        "--input", nargs="+", required=True, metavar="DATASET", help="saved dataset, Parquet, JSONL, hf:owner/name"
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="DATASET",
+        help="saved dataset, Parquet, JSONL or hf:OWNER/NAME[:SPLIT]",
     )
     _add_model(parser)
     _add_output(parser)

@@ -1,31 +1,9 @@
 """JSON objects from lines, with errors that name the place, and what differs between two JSON values."""
 
-import gzip
 import json
-import zlib
-from io import BufferedReader
-from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 from nemo_longpo.json_input import parse_json_object
-
-DECOMPRESSION_ERRORS = (OSError, EOFError, zlib.error)
-"""What reading a damaged file that `open_lines` has opened may raise."""
-
-_BUFFER = 1 << 20  # bytes
-
-
-def open_lines(path: Path) -> BinaryIO:
-    """The bytes of a file, decompressed by its suffix (.gz, .zst). Zero bytes behind gzip, as tapes and archives pad
-    it, are no content."""
-    suffix = path.suffix.lower()
-    if suffix == ".gz":
-        return cast(BinaryIO, gzip.open(path))
-    if suffix == ".zst":
-        import pyarrow as pa
-
-        return BufferedReader(pa.input_stream(str(path), compression="zstd"), _BUFFER)
-    return path.open("rb", buffering=_BUFFER)
 
 
 def parse_line(line: bytes, where: str) -> dict[str, Any]:

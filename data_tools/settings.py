@@ -6,11 +6,14 @@ imported here, so that `--help` is instant.
 
 from dataclasses import dataclass
 from datetime import date
-from typing import Literal
+from typing import Any, Literal
 
 from nemo_longpo.errors import InputError
 
 from .options import Settings, setting
+
+DEFAULT_SPLIT = "train"
+"""The part that is taken of a published dataset with several."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +118,12 @@ class PackSettings(Settings):
 class ImportSettings(Settings):
     """Where a tokenised dataset holds what, and which of its documents are taken."""
 
-    split: str = setting("train", "part of a dataset that has several")
+    split: str | None = setting(None, f"part of a dataset that has several; {DEFAULT_SPLIT} if no name spells another")
     id_field: str = setting("id", "column with names of documents; without it they are named by dataset and row")
     max_tokens: int | None = setting(None, "leave out documents with a longer conversation", minimum=1)
+
+    def recorded(self) -> dict[str, Any]:
+        return super().recorded() | {"split": self.split or DEFAULT_SPLIT}
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ _SUFFIXES: dict[Domain, tuple[str, ...]] = {
 }
 # A .txt file may hold text of any domain.
 TEXT_SUFFIXES = (".txt", *(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes))
+CODE_SUFFIXES = _SUFFIXES["code"]
 
 _SAMPLE = 1 << 16  # characters
 _LATEX_SHARE = 0.02

@@ -4,26 +4,28 @@ import hashlib
 import json
 from array import array
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from nemo_longpo.errors import InputError
 
 from ..doc_ids import hash_id, refuse_repeated_ids
+from ..readers.find import Finder
+from ..readers.records import Columns, Mark, Piece, Record, read_parts
 from ..runner.rows import PartLimits, Row
-from .documents import Fields, Mark
-from .files import CorpusFile, find_files
+from .domains import CODE_SUFFIXES, TEXT_SUFFIXES
+
+# Empty files are usual in source code, and a sign of trouble elsewhere.
+_FINDER = Finder(TEXT_SUFFIXES, may_be_empty=CODE_SUFFIXES)
 
 
-@dataclass
-class _Piece:
-    """Rows of one file that follow each other."""
+@dataclass(frozen=True)
+class Fields:
+    """The names under which records hold a document's text and, if they have one, its id."""
 
-    file: int
-    start: Mark
-    rows: int = 0
+    text: str = "text"
+    id: str = "id"
 
 
 class CorpusSource:
@@ -46,8 +48,11 @@ class CorpusSource:
     ):
         self._limits = PartLimits(rows_per_part, bytes_per_part)
         self._fields = fields or Fields()
-        self._files: list[CorpusFile] = [file for path in paths for file in find_files(path)]
-        self._parts: list[list[_Piece]] = []
+        self._columns = Columns(
+            (self._fields.text,), (self._fields.id,), "name the column that holds the text with --text-field"
+        )
+        self._files = [file for path in paths for file in _FINDER.find(path)]
+        self._parts: list[list[Piece]] = []
         hashes = self._index()
         if not hashes:
             raise InputError(f"the corpus {', '.join(paths)} holds no documents; give files with text")
@@ -70,27 +75,15 @@ class CorpusSource:
         return {}
 
     def parts(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[Row]]]:
-        """See Source. The file that was read last stays open, so that reading on is cheap in compressed files too."""
-        opened: int | None = None
-        with ExitStack() as stack:
-            for number, part in enumerate(self._parts):
-                if not wanted(number):
-                    continue
-                rows: list[Row] = []
-                for piece in part:
-                    if piece.file != opened:
-                        stack.close()
-                        reader = stack.enter_context(closing(self._files[piece.file].open(self._fields)))
-                        opened = piece.file
-                    rows += [row for _, row in islice(reader.rows(piece.start), piece.rows)]
-                yield number, rows
+        for number, records in read_parts(self._files, self._columns, self._parts, wanted):
+            yield number, [_document(record, self._fields) for record in records]
 
     def _rows(self) -> Iterator[tuple[int, Mark, Row]]:
         """Every document, with the number of its file and its mark."""
         for number, file in enumerate(self._files):
-            with closing(file.open(self._fields)) as reader:
-                for mark, row in reader.rows():
-                    yield number, mark, row
+            with closing(file.open(self._columns)) as reader:
+                for mark, record in reader.records():
+                    yield number, mark, _document(record, self._fields)
 
     def _index(self) -> "array[int]":
         """Cut the parts; returns a hash of every document's id."""
@@ -104,10 +97,35 @@ class CorpusSource:
             rows, size = rows + 1, size + more
             pieces = self._parts[-1]
             if not pieces or pieces[-1].file != file:
-                pieces.append(_Piece(file, mark))
+                pieces.append(Piece(file, mark))
             pieces[-1].rows += 1
             hashes.append(hash_id(row.record["doc_id"]))
         return hashes
+
+
+def _document(record: Record, fields: Fields) -> Row:
+    """A record of someone's corpus as a row. Raises InputError naming the field."""
+    content, where = record.content, record.where
+    if fields.text not in content:
+        raise InputError(
+            f"{where}: field {fields.text!r} is missing (there are {', '.join(map(repr, content)) or 'none'}); name "
+            "the field that holds the text with --text-field"
+        )
+    text, doc_id = content[fields.text], content.get(fields.id)
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"{where}: field {fields.text!r} must be non-empty text; correct or remove the document")
+    if doc_id is not None and (not isinstance(doc_id, str | int) or isinstance(doc_id, bool)):
+        raise InputError(f"{where}: field {fields.id!r} must be text or a whole number, not {type(doc_id).__name__}")
+    name = record.name if doc_id is None else str(doc_id)
+    for field, value in ((fields.text, text), (fields.id, name)):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{where}: field {field!r} holds half of a surrogate pair (at character {error.start}), which is not "
+                "text; correct or remove the document"
+            ) from error
+    return Row({"doc_id": name, "document": text}, where)
 
 
 def _utf8_length(text: str) -> int:

@@ -1,110 +1,82 @@
-"""Tokenised datasets as parts of rows: from a directory, from files, or by name from the Hugging Face hub."""
+"""Published datasets as parts of rows: from files, from directories, or by name from the Hugging Face hub."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from contextlib import closing
+from pathlib import PurePosixPath
 from typing import Any
 
-from nemo_longpo.errors import InputError, one_line
+from nemo_longpo.errors import InputError
 
-from ..corpus.huggingface import load_saved
+from ..readers.files import JSON_SUFFIXES
+from ..readers.find import Finder
+from ..readers.hf_datasets import PREFIX, name_and_split
+from ..readers.records import Columns, DataFile, Piece, Record, read_parts
 from ..runner.rows import Row
+from ..settings import DEFAULT_SPLIT
 from .document import OPTIONAL, REQUIRED
-from .tables import JsonlTable, ParquetTable, SavedTable, Table, choose_columns
 
-_FILES = (".parquet", ".jsonl", ".jsonl.gz")
+_ADVICE = f"a tokenised LongPO dataset has {', '.join(REQUIRED)}"
 
 
 class PublishedSource:
     """Rows with "doc_id", "part" (their part's number) and "columns"; a part holds at most `rows_per_part` of a table.
 
-    Raises InputError for missing files, datasets that cannot be loaded, missing columns and an empty dataset.
+    `split` is the one to take of datasets with several; None takes the one that a name spells, else the default one.
+    Raises InputError for missing files, datasets that cannot be loaded, missing columns, two different splits for one
+    dataset, and an input without rows.
     """
 
-    def __init__(self, inputs: list[str], *, split: str, id_field: str, rows_per_part: int):
-        self._tables = [table for text in inputs for table in _open(text, split, id_field)]
+    def __init__(self, inputs: list[str], *, split: str | None, id_field: str, rows_per_part: int):
+        for text in inputs:
+            named = name_and_split(text)[1] if text.startswith(PREFIX) else None
+            if split and named and split != named:
+                raise InputError(f"{text} names another split than --split {split}; leave one of the two out")
+        finder = Finder(split=split or DEFAULT_SPLIT)
         self._id_field, self._rows_per_part = id_field, rows_per_part
-        if not self.rows_in_parts:
+        # Rows are long: some millions of ids each.
+        self._columns = Columns(REQUIRED, (id_field, *OPTIONAL), _ADVICE, batch=4)
+        self._files: list[DataFile] = []
+        for text in inputs:
+            self._files += sorted(finder.find(text), key=lambda file: PurePosixPath(file.name))
+        self._parts = [piece for number, file in enumerate(self._files) for piece in self._pieces(number, file)]
+        if not self._parts:
             raise InputError(f"{', '.join(inputs)} holds no rows; give a dataset with at least one")
+
+    def _pieces(self, number: int, file: DataFile) -> list[Piece]:
+        pieces: list[Piece] = []
+        with closing(file.open(self._columns)) as reader:
+            for row, mark in enumerate(reader.marks()):
+                if row % self._rows_per_part == 0:
+                    pieces.append(Piece(number, mark))
+                pieces[-1].rows += 1
+        return pieces
 
     @property
     def rows_in_parts(self) -> list[int]:
-        size = self._rows_per_part
-        return [min(size, table.rows - start) for table in self._tables for start in range(0, table.rows, size)]
+        return [piece.rows for piece in self._parts]
 
     def identity(self) -> dict[str, Any]:
-        return {table.name: table.size() for table in self._tables} | {"rows_per_part": self._rows_per_part}
+        return {file.name: file.disk_size for file in self._files} | {"rows_per_part": self._rows_per_part}
 
     def history(self) -> dict[str, Any]:
         return {}
 
     def parts(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[Row]]]:
-        part = 0
-        for table in self._tables:
-            for block, load in enumerate(table.blocks(self._rows_per_part)):
-                if wanted(part):
-                    first = block * self._rows_per_part + 1
-                    yield part, [self._row(table, first + index, row, part) for index, row in enumerate(load())]
-                part += 1
+        first_parts = {piece.file: part for part, piece in reversed(list(enumerate(self._parts)))}
+        for part, records in read_parts(self._files, self._columns, [[piece] for piece in self._parts], wanted):
+            file = self._parts[part].file
+            first = (part - first_parts[file]) * self._rows_per_part + 1
+            yield part, [self._row(record, file, first + index, part) for index, record in enumerate(records)]
 
-    def _row(self, table: Table, number: int, columns: dict[str, Any], part: int) -> Row:
-        where = f"{table.name}, {table.unit} {number}"
-        choose_columns(list(columns), (), REQUIRED, where)
-        doc_id = columns.get(self._id_field)
+    def _row(self, record: Record, file: int, number: int, part: int) -> Row:
+        """`number` counts the records of the file, without blank lines."""
+        name = self._files[file].name
+        where = f"{name}, {'record' if name.lower().endswith(JSON_SUFFIXES) else 'row'} {number}"
+        self._columns.of(list(record.content), where)
+        doc_id = record.content.get(self._id_field)
         if doc_id is not None and not isinstance(doc_id, str | int):
             raise InputError(
                 f"{where}: column {self._id_field!r} must be text or a number, not {type(doc_id).__name__}"
             )
-        name = f"{table.name}:{number}" if doc_id is None else str(doc_id)
-        return Row({"doc_id": name, "part": part, "columns": columns}, where)
-
-
-def _open(text: str, split: str, id_field: str) -> list[Table]:
-    path, wanted = Path(text), (id_field, *REQUIRED, *OPTIONAL)
-    if path.is_file():
-        return [_open_file(path, path.name, wanted)]
-    if not path.is_dir():
-        return [_open_dataset(text, split, wanted)]
-    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-        return [_open_dataset(text, split, wanted)]
-    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name.endswith(_FILES))
-    if not files:
-        raise InputError(f"{path} is no saved dataset and holds no {', '.join(_FILES)} file; give one that is or does")
-    return [_open_file(file, file.relative_to(path).as_posix(), wanted) for file in files]
-
-
-def _open_file(path: Path, name: str, wanted: tuple[str, ...]) -> Table:
-    if path.name.endswith(".parquet"):
-        return ParquetTable.open(path, name, wanted, REQUIRED)
-    if path.name.endswith((".jsonl", ".jsonl.gz")):
-        return JsonlTable.open(path, name)
-    raise InputError(f"{path} is none of {', '.join(_FILES)}; give such a file, or a dataset saved to disk")
-
-
-def _open_dataset(text: str, split: str, wanted: tuple[str, ...]) -> Table:
-    """A dataset saved to disk, or else one of that name on the hub (`hf:owner/name` or `owner/name`)."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise InputError(f"reading {text} needs the package `datasets`; install it: pip install datasets") from error
-
-    saved = Path(text).is_dir()
-    name = text.removeprefix("hf:")
-    found = load_saved(Path(text)) if saved else _load_named(text)
-    if isinstance(found, datasets.DatasetDict):
-        if split not in found:
-            raise InputError(f"{text} has no split {split!r}; choose one of {', '.join(found)} with --split")
-        found = found[split]
-    name = Path(text).name if saved else name
-    return SavedTable(name, found, choose_columns(found.column_names, wanted, REQUIRED, name))
-
-
-def _load_named(text: str) -> Any:
-    import datasets
-
-    try:
-        return datasets.load_dataset(text.removeprefix("hf:"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{text} cannot be loaded as a dataset ({one_line(error)}); check the name, or download it and give its "
-            "directory"
-        ) from error
+        doc_id = f"{name}:{number}" if doc_id is None else str(doc_id)
+        return Row({"doc_id": doc_id, "part": part, "columns": record.content}, where)

@@ -15,9 +15,8 @@ from nemo_longpo.shards.fingerprint import read_model_config
 
 from ..chat.format import ChatFormat
 from ..corpus.chunking import chunk_document, draw_chunks
-from ..corpus.documents import Fields
 from ..corpus.domains import domain_of
-from ..corpus.source import CorpusSource
+from ..corpus.source import CorpusSource, Fields
 from ..corpus.tokens import token_ends
 from ..engines.base import Tick
 from ..model import load_chat, tokenizer_identity

@@ -3,6 +3,7 @@
 import gzip
 import json
 
+import pyarrow as pa
 import pytest
 
 from nemo_longpo.data_tools.corpus.source import CorpusSource
@@ -41,8 +42,9 @@ def records_of(path):
         ("a.jsonl.gz", gzip.compress(MARK + LINES)),
         ("a.jsonl.gz", gzip.compress(LINES) + bytes(1024)),
         ("a.jsonl.gz", gzip.compress(LINES[:50]) + gzip.compress(LINES[50:]) + bytes(3)),
+        ("a.jsonl.zst", pa.Codec("zstd").compress(MARK + LINES, asbytes=True)),
     ],
-    ids=["mark", "mark within gzip", "padding", "two members and padding"],
+    ids=["mark", "mark within gzip", "padding", "two members and padding", "mark within zstd"],
 )
 def test_marks_and_padding_are_no_content(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)

@@ -12,8 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from nemo_longpo.data_tools.corpus.documents import Fields
-from nemo_longpo.data_tools.corpus.source import CorpusSource
+from nemo_longpo.data_tools.corpus.source import CorpusSource, Fields
 from nemo_longpo.errors import InputError
 
 

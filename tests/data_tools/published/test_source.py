@@ -6,6 +6,7 @@ import pickle
 import re
 
 import datasets
+import pyarrow as pa
 import pytest
 from support.published_pairs import published_row, text_pair
 
@@ -25,10 +26,12 @@ def every_way_in(rows, directory):
     packed = gzip.compress((directory / "rows.jsonl").read_bytes())
     (directory / "files").mkdir()
     (directory / "files" / "rows.jsonl.gz").write_bytes(packed)
-    return [directory / name for name in ("saved", "rows.parquet", "rows.jsonl", "files")]
+    zstd = pa.Codec("zstd").compress((directory / "rows.jsonl").read_bytes(), asbytes=True)
+    (directory / "rows.jsonl.zst").write_bytes(zstd)
+    return [directory / name for name in ("saved", "rows.parquet", "rows.jsonl", "files", "rows.jsonl.zst")]
 
 
-def test_every_container_and_every_split_into_parts_gives_the_same(longpo, model_dir, tmp_path):
+def test_every_container_gives_the_same_parts(longpo, model_dir, tmp_path):
     chat = load_chat(model_dir)
     rows = [published_row(chat, text_pair(index, 1 + index % 3)) for index in range(7)]
     found = {}
@@ -45,7 +48,7 @@ def test_every_container_and_every_split_into_parts_gives_the_same(longpo, model
     assert all(parts == first for parts in found.values())
 
 
-def test_a_source_travels_to_other_processes(model_dir, tmp_path):
+def test_source_can_be_pickled(model_dir, tmp_path):
     rows = [published_row(load_chat(model_dir), text_pair(index, 1)) for index in range(3)]
     for path in every_way_in(rows, tmp_path):
         source = PublishedSource([str(path)], split="train", id_field="id", rows_per_part=2)
@@ -61,10 +64,11 @@ def test_a_source_travels_to_other_processes(model_dir, tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nowhere.jsonl", "nowhere.jsonl cannot be loaded as a dataset"),
-        ("hf:somebody/nothing", "hf:somebody/nothing cannot be loaded as a dataset"),
-        ("text.txt", "text.txt is none of .parquet"),
-        ("empty", "empty is no saved dataset and holds no .parquet"),
+        ("nowhere.jsonl", "nowhere.jsonl does not exist; give .*hf:OWNER/NAME"),
+        ("somebody/nothing", "somebody/nothing does not exist; give .*hf:OWNER/NAME"),
+        ("hf:somebody/nothing", "hf:somebody/nothing (cannot be loaded|is not in the cache)"),
+        ("text.txt", "text.txt has an unknown suffix; give .jsonl"),
+        ("empty", "empty holds no document: no .jsonl"),
         ("empty.jsonl", "empty.jsonl holds no rows"),
         ("other.jsonl", "other.jsonl, record 1 has no column 'chosen_input_ids' \\(it has text\\)"),
         ("other.parquet", "other.parquet has no column 'chosen_input_ids'"),
@@ -92,4 +96,43 @@ def test_wrong_input(longpo, model_dir, tmp_path, monkeypatch, name, message):
     assert status == 2
     assert re.search(message, err), err
     assert "\n" not in err
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.fixture
+def named(model_dir, tmp_path, monkeypatch):
+    """A dataset with two splits, as `hf:` takes it by name: the library also takes a directory of files for a name."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = [published_row(load_chat(model_dir), text_pair(index, 1)) for index in range(3)]
+    (tmp_path / "own").mkdir()
+    write_jsonl(tmp_path / "own" / "train.jsonl", rows[:1])
+    write_jsonl(tmp_path / "own" / "test.jsonl", rows[1:])
+    return f"hf:{tmp_path}/own"
+
+
+def test_split_in_the_name_or_as_a_flag(longpo, model_dir, tmp_path, named):
+    found = {}
+    for output, words in {
+        "default": (named,),
+        "in the name": (f"{named}:test",),
+        "flag": (named, "--split", "test"),
+        "both": (f"{named}:test", "--split", "test"),
+        "two": (named, f"{named}:test", "--id-field", "none"),
+    }.items():
+        status, _, err = longpo("import-hf", "--input", *words, "--model", model_dir, "--output", tmp_path / output)
+        assert status == 0, err
+        parts = sorted((tmp_path / output).glob("part-*.jsonl"))
+        found[output] = [json.loads(line)["doc_id"] for part in parts for line in part.read_text().splitlines()]
+        recorded = json.loads((tmp_path / output / "settings.json").read_text())["settings"]["split"]
+        assert recorded == ("test" if "--split" in words else "train")
+    name = named.removeprefix("hf:")
+    assert found.pop("default") == ["document-0"]
+    assert found.pop("two") == [f"{name}:1", f"{name}/test:1", f"{name}/test:2"]
+    assert set(map(tuple, found.values())) == {("document-1", "document-2")}
+
+
+def test_two_different_splits_are_refused(longpo, model_dir, tmp_path, named):
+    words = ("--input", f"{named}:test", "--split", "train", "--model", model_dir, "--output", tmp_path / "output")
+    status, _, err = longpo("import-hf", *words)
+    assert (status, "own:test names another split than --split train; leave one of the two out" in err) == (2, True)
     assert not (tmp_path / "output").exists()

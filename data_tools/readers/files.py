@@ -1,32 +1,35 @@
 """Readers of plain text, JSON lines (compressed or not) and Parquet."""
 
+import gzip
+import zlib
 from bisect import bisect_right
 from collections.abc import Iterator
+from io import BufferedReader
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from nemo_longpo.errors import InputError, one_line
 
-from ..jsonl import DECOMPRESSION_ERRORS, open_lines, parse_line
-from ..runner.rows import Row
-from .documents import START, Fields, Mark, check_columns, make_row
+from ..jsonl import parse_line
+from .records import START, Columns, Mark, Record, arrow_row
 
 JSON_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
-PARQUET_SUFFIXES = (".parquet",)
+PARQUET_SUFFIX = ".parquet"
 
 _BUFFER = 1 << 20  # bytes
-_BATCH = 16  # rows of a Parquet file that are in memory together
 
 
 class TextReader:
-    """A file that is one document, named by its path."""
+    """Reads a file that is one document, named by its path. Its text stands where the first required column would."""
 
-    def __init__(self, path: Path, name: str):
-        self._path = path
-        self._name = name
+    def __init__(self, path: Path, name: str, columns: Columns):
+        self._path, self._name, self._field = path, name, columns.required[0]
 
-    def rows(self, start: Mark = START) -> Iterator[tuple[Mark, Row]]:
+    def marks(self) -> Iterator[Mark]:
+        yield START
+
+    def records(self, start: Mark = START) -> Iterator[tuple[Mark, Record]]:
         try:
             text = self._path.read_bytes().decode("utf-8").removeprefix("\ufeff")
         except OSError as error:
@@ -38,45 +41,52 @@ class TextReader:
             ) from error
         if not text.strip():
             raise InputError(f"{self._path} is empty; remove the file or give it some text")
-        yield START, make_row({"text": text}, self._name, str(self._path), Fields())
+        yield START, Record(self._name, str(self._path), {self._field: text})
 
     def close(self) -> None:
         """Nothing stays open."""
 
 
 class JsonLinesReader:
-    """A document per line, named "FILE:LINE" if it names itself no other way. Blank lines count as lines.
+    """Reads an object per line, named "FILE:LINE". Blank lines count as lines. All fields are given, whatever columns
+    are asked for.
 
-    A mark is (bytes, lines) before a row, of the uncompressed file. Compressed files can only be read forwards:
+    A mark is (bytes, lines) before a record, of the uncompressed file. Compressed files can only be read forwards:
     what lies in front of a mark is decompressed but not parsed.
     """
 
-    def __init__(self, path: Path, name: str, fields: Fields):
-        self._path = path
-        self._name = name
-        self._fields = fields
+    def __init__(self, path: Path, name: str, _: Columns):
+        self._path, self._name = path, name
         self._compressed = path.suffix.lower() in (".gz", ".zst")
         self._file: BinaryIO | None = None
         self._position = 0
 
-    def rows(self, start: Mark = START) -> Iterator[tuple[Mark, Row]]:
+    def marks(self) -> Iterator[Mark]:
+        return (mark for mark, _ in self._lines(START))
+
+    def records(self, start: Mark = START) -> Iterator[tuple[Mark, Record]]:
+        for mark, line in self._lines(start):
+            number = mark[1] + 1
+            where = f"{self._path}, line {number}"
+            yield mark, Record(f"{self._name}:{number}", where, parse_line(line, where))
+
+    def _lines(self, start: Mark) -> Iterator[tuple[Mark, bytes]]:
+        """The lines from a mark on that are not blank."""
         offset, number = start
         try:
-            file = self._open_at(offset)
-            for line in file:
+            for line in self._open_at(offset):
                 mark = (self._position, number)
                 self._position += len(line)
                 number += 1
                 if line.strip():
-                    where = f"{self._path}, line {number}"
-                    yield mark, make_row(parse_line(line, where), f"{self._name}:{number}", where, self._fields)
-        except DECOMPRESSION_ERRORS as error:
+                    yield mark, line
+        except (OSError, EOFError, zlib.error) as error:
             raise unreadable(self._path, error) from error
 
     def _open_at(self, offset: int) -> BinaryIO:
         if self._file is None or (self._compressed and offset < self._position):
             self.close()
-            self._file, self._position = open_lines(self._path), 0
+            self._file, self._position = _open_lines(self._path), 0
         if not self._compressed:
             self._position = self._file.seek(offset)
         while self._position < offset:
@@ -92,22 +102,20 @@ class JsonLinesReader:
 
 
 class ParquetReader:
-    """A document per row, named "FILE:ROW" if it names itself no other way. A mark is (rows before a row, 0)."""
+    """Reads rows, named "FILE:ROW". A mark is (rows before a row, 0)."""
 
-    def __init__(self, path: Path, name: str, fields: Fields):
+    def __init__(self, path: Path, name: str, columns: Columns):
         import pyarrow as pa
         import pyarrow.parquet
 
-        self._path = path
-        self._name = name
-        self._fields = fields
+        self._path, self._name, self._batch_rows = path, name, columns.batch
         self._errors = (pa.ArrowException, OSError, UnicodeDecodeError)
         try:
             # The buffer keeps a column from being read in one piece per row group.
             self._parquet = pyarrow.parquet.ParquetFile(path, buffer_size=_BUFFER, page_checksum_verification=True)
         except self._errors as error:
             raise self._corrupt(error) from error
-        self._columns = check_columns(self._parquet.schema_arrow.names, str(path), fields)
+        self._columns = columns.of(self._parquet.schema_arrow.names, str(path))
         metadata = self._parquet.metadata
         self._count = metadata.num_rows
         self._group_ends = list(accumulate(metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)))
@@ -115,15 +123,23 @@ class ParquetReader:
         self._batch: Any = None
         self._batch_start = self._batch_end = -1
 
-    def rows(self, start: Mark = START) -> Iterator[tuple[Mark, Row]]:
+    def marks(self) -> Iterator[Mark]:
+        return ((number, 0) for number in range(self._count))
+
+    def records(self, start: Mark = START) -> Iterator[tuple[Mark, Record]]:
         number = start[0]
         self._go_to(number)
         while number < self._count:
             if number == self._batch_end:
                 self._next_batch()
             where = f"{self._path}, row {number + 1}"
-            record = self._record(number - self._batch_start, where)
-            yield (number, 0), make_row(record, f"{self._name}:{number + 1}", where, self._fields)
+            try:
+                content = arrow_row(self._batch, self._columns, number - self._batch_start)
+            except UnicodeDecodeError as error:
+                raise InputError(f"{where}: not UTF-8 (byte {error.start}); convert the file to UTF-8") from error
+            except self._errors as error:
+                raise self._corrupt(error) from error
+            yield (number, 0), Record(f"{self._name}:{number + 1}", where, content)
             number += 1
 
     def _go_to(self, number: int) -> None:
@@ -132,7 +148,7 @@ class ParquetReader:
         group_start = self._group_ends[group - 1] if group else 0
         if not self._batch_start <= number or self._batch_end < group_start:
             groups = range(group, len(self._group_ends))
-            self._batches = self._parquet.iter_batches(_BATCH, row_groups=groups, columns=self._columns)
+            self._batches = self._parquet.iter_batches(self._batch_rows, row_groups=groups, columns=self._columns)
             self._batch_start = self._batch_end = group_start
         while self._batch_end <= number < self._count:
             self._next_batch()
@@ -144,12 +160,6 @@ class ParquetReader:
             raise self._corrupt(error) from error
         self._batch_start, self._batch_end = self._batch_end, self._batch_end + self._batch.num_rows
 
-    def _record(self, index: int, where: str) -> dict[str, Any]:
-        try:
-            return {name: self._batch.column(name)[index].as_py() for name in self._columns}
-        except UnicodeDecodeError as error:
-            raise InputError(f"{where}: not UTF-8 (byte {error.start}); convert the file to UTF-8") from error
-
     def close(self) -> None:
         self._parquet.close()
 
@@ -158,5 +168,18 @@ class ParquetReader:
 
 
 def unreadable(path: Path, error: Exception) -> InputError:
-    """What to say of a file that the system or a decompressor cannot read."""
+    """The error for a file that the system or a decompressor cannot read."""
     return InputError(f"{path} cannot be read ({one_line(error)}); check its permissions, or copy or write it again")
+
+
+def _open_lines(path: Path) -> BinaryIO:
+    """The bytes of a file, decompressed by its suffix. Zero bytes behind gzip, as tapes and archives pad it, are no
+    content."""
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        return cast(BinaryIO, gzip.open(path))
+    if suffix == ".zst":
+        import pyarrow as pa
+
+        return BufferedReader(pa.input_stream(str(path), compression="zstd"), _BUFFER)
+    return path.open("rb", buffering=_BUFFER)
