@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nemo_longpo.atomic": set(),
     "nemo_longpo.errors": set(),
     "nemo_longpo.json_input": set(),
+    "nemo_longpo.placement": set(),
     "nemo_longpo.terminal": set(),
     "nemo_longpo.typed_fields": set(),
     "nemo_longpo.checkpoints": set(),
@@ -78,6 +79,7 @@ OPEN_TO_ALL = {
     "nemo_longpo.atomic",
     "nemo_longpo.errors",
     "nemo_longpo.json_input",
+    "nemo_longpo.placement",
     "nemo_longpo.terminal",
     "nemo_longpo.typed_fields",
 }

@@ -19,8 +19,8 @@ from typing import Any, get_args
 from support.training_pairs import write_shards
 
 from nemo_longpo.conversion.importer import import_checkpoint
-from nemo_longpo.costs.flops import PairLayout
 from nemo_longpo.costs.model_shape import ModelShape
+from nemo_longpo.placement import PairLayout
 from nemo_longpo.planning.job import FP32, Job, Setup
 from nemo_longpo.planning.memory import estimate_memory
 

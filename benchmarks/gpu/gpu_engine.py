@@ -29,9 +29,10 @@ from torch import Tensor
 
 from nemo_longpo.attention.branches import branch_attention
 from nemo_longpo.costs.devices import peak_of_device
-from nemo_longpo.costs.flops import PairLayout, layers_flops, output_flops
+from nemo_longpo.costs.flops import layers_flops, output_flops
 from nemo_longpo.costs.model_shape import MODELS, ModelShape
 from nemo_longpo.logprobs import rows_within, token_logprobs
+from nemo_longpo.placement import PairLayout
 
 from .. import RESULTS
 from ..common.results import command, parser

@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from nemo_longpo.attention.branches import branch_attention
 from nemo_longpo.attention.kernels import partial_attention, partial_attention_backward
 from nemo_longpo.attention.rope import inverse_frequencies, rotary_angles
-from nemo_longpo.costs.flops import PairLayout
 from nemo_longpo.costs.model_shape import ModelShape
+from nemo_longpo.placement import PairLayout
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 

@@ -16,11 +16,9 @@ layer:
 The output layer scores the same rows in both: the chosen sequence and the rejected branch.
 """
 
-from typing import Literal
+from nemo_longpo.placement import PairLayout
 
 from .model_shape import ModelShape
-
-PairLayout = Literal["shared_prefix", "concatenated"]
 
 BACKWARD = 2
 """Backward operations per forward one: the gradient of the input and that of the weight or the other operand."""
@@ -57,7 +55,7 @@ def layers_flops(
     return linear_flops(shape, trunk + chosen + rejected) + causal_flops(shape, trunk) + behind
 
 
-def pair_flops(
+def forward_flops(
     shape: ModelShape, trunk: float, chosen: float, rejected: float, layout: PairLayout = "shared_prefix"
 ) -> float:
     """Forward of one pair: layers and output layer; lengths in tokens."""
@@ -68,7 +66,7 @@ def training_flops(
     shape: ModelShape, trunk: float, chosen: float, rejected: float, layout: PairLayout = "shared_prefix"
 ) -> float:
     """Forward and backward of one pair: three forwards, without what recompute repeats; what utilisation counts."""
-    return (1 + BACKWARD) * pair_flops(shape, trunk, chosen, rejected, layout)
+    return (1 + BACKWARD) * forward_flops(shape, trunk, chosen, rejected, layout)
 
 
 def executed_flops(

@@ -7,7 +7,7 @@ from megatron.core.transformer import TransformerConfig
 from nemo_longpo.backends import cpu
 from nemo_longpo.errors import InputError
 from nemo_longpo.parallel.communication import AttentionShape, CpCommType, check_communication
-from nemo_longpo.parallel.layout import PairLayout
+from nemo_longpo.placement import PairLayout
 
 
 def set_communication(

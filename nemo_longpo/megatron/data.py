@@ -13,9 +13,10 @@ from nemo.lightning.pytorch.plugins import MegatronDataSampler
 from torch.utils.data import DataLoader, Dataset
 
 from nemo_longpo.attention.rope_config import parse_scaling, usable_positions
-from nemo_longpo.costs.flops import pair_flops
+from nemo_longpo.costs.flops import forward_flops
 from nemo_longpo.errors import InputError
 from nemo_longpo.parallel.sampling import RecordOrder
+from nemo_longpo.placement import GLOBAL_BATCH_SIZE
 from nemo_longpo.shards.demands import Demands
 from nemo_longpo.shards.fingerprint import tokenizer_fingerprint
 from nemo_longpo.shards.reader import ShardReader
@@ -88,7 +89,7 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
         self,
         paths: Optional[Union[list[str], str]] = None,  # noqa: UP007, UP045 (NeMo-Run's parser knows no `|`)
         seq_length: int = 131072,
-        global_batch_size: int = 8,
+        global_batch_size: int = GLOBAL_BATCH_SIZE,
         micro_batch_size: int = 1,
         length_window: int = 1,
         seed: int = 1234,
@@ -176,7 +177,7 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
     def _order(self) -> RecordOrder:
         model: Any = self.trainer.lightning_module
         shape = model_shape(model.config)
-        flops = [pair_flops(shape, trunk, a, b, model.pair_layout) for trunk, a, b in self.lengths.tolist()]
+        flops = [forward_flops(shape, trunk, a, b, model.pair_layout) for trunk, a, b in self.lengths.tolist()]
         return RecordOrder(
             np.array(flops), self.seed, self.global_batch_size, self.length_window, current_topology().dp_size
         )

@@ -57,17 +57,17 @@ class LongPOLossReduction(MegatronLossReduction):
     """NeMo's hook between a micro-batch's output and the schedule; every metric is a mean over the batch's pairs.
 
     Besides those of `longpo_loss`, the `WORK` of a pair: its tokens, and the FLOPs of its forward and backward by
-    `pair_flops(trunk, chosen, rejected)`.
+    `training_flops(trunk, chosen, rejected)`.
     """
 
-    def __init__(self, objective: Objective, pair_flops: Callable[[int, int, int], float]) -> None:
+    def __init__(self, objective: Objective, training_flops: Callable[[int, int, int], float]) -> None:
         super().__init__()
         self.objective = objective
-        self.pair_flops = pair_flops
+        self.training_flops = training_flops
 
     def forward(self, batch: PairRows, forward_out: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         loss, metrics = longpo_loss(sum_pair(forward_out, batch, current_topology().cp_group), self.objective)
-        work = loss.new_tensor([batch.pair_tokens, self.pair_flops(*batch.lengths)])
+        work = loss.new_tensor([batch.pair_tokens, self.training_flops(*batch.lengths)])
         return loss, {**metrics, **dict(zip(WORK, work, strict=True))}
 
     def reduce(self, losses_reduced_per_micro_batch: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

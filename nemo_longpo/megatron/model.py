@@ -17,7 +17,8 @@ from nemo_longpo.attention.rope_config import parse_scaling
 from nemo_longpo.costs.flops import training_flops
 from nemo_longpo.errors import InputError
 from nemo_longpo.objective import Objective
-from nemo_longpo.parallel.layout import PairLayout, PairRows, lay_out_pair
+from nemo_longpo.parallel.layout import PairRows, lay_out_pair
+from nemo_longpo.placement import LOGPROB_MEMORY_GB, PairLayout
 
 from .data import next_record
 from .gpt import build_gpt
@@ -60,7 +61,7 @@ class LongPOModel(llm.GPTModel):
         rope_scaling: Optional[dict[str, Any]] = None,  # noqa: UP045 (NeMo-Run's parser)
         objective: Objective | None = None,
         pair_layout: PairLayout = "shared_prefix",
-        logprob_memory_gb: float = 1.0,
+        logprob_memory_gb: float = LOGPROB_MEMORY_GB,
         logprob_chunk_size: Optional[int] = None,  # noqa: UP045 (NeMo-Run's parser)
         optim: OptimizerModule | None = None,
         tokenizer: TokenizerSpec | None = None,
@@ -105,7 +106,7 @@ class LongPOModel(llm.GPTModel):
 
     @property
     def training_loss_reduction(self) -> Any:
-        pair_flops = partial(training_flops, model_shape(self.config), layout=self.pair_layout)
-        return LongPOLossReduction(self.objective, pair_flops)
+        flops = partial(training_flops, model_shape(self.config), layout=self.pair_layout)
+        return LongPOLossReduction(self.objective, flops)
 
     validation_loss_reduction = training_loss_reduction

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from nemo_longpo.logprobs import IGNORE_LABEL
+from nemo_longpo.placement import PairLayout
 from nemo_longpo.shards.schema import PairRecord
 
 from .segments import Segments
-
-PairLayout = Literal["shared_prefix", "concatenated"]
 
 _ROW = np.dtype(
     [

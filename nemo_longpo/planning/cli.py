@@ -7,9 +7,9 @@ from typing import get_args
 
 from nemo_longpo.arguments import positive_number, whole_number
 from nemo_longpo.costs.devices import GIB, GPUS, find_gpu
-from nemo_longpo.costs.flops import PairLayout
 from nemo_longpo.costs.model_shape import MODELS, load_shape
 from nemo_longpo.errors import InputError
+from nemo_longpo.placement import PairLayout
 from nemo_longpo.terminal import note, show
 
 from .job import BF16, Job, Recompute

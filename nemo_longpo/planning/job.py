@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from nemo_longpo.costs.flops import PairLayout
 from nemo_longpo.costs.model_shape import ModelShape
+from nemo_longpo.placement import PairLayout
 
 Recompute = Literal["none", "core_attn", "mlp", "full"]
 

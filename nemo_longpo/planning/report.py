@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from nemo_longpo.costs.devices import GIB
-from nemo_longpo.costs.flops import layers_flops, pair_flops
+from nemo_longpo.costs.flops import forward_flops, layers_flops
 
 from .job import Job
 from .memory import Memory
@@ -33,7 +33,7 @@ def as_json(job: Job, machine: Machine, wishes: Wishes, found: Search) -> dict[s
     return {
         "job": asdict(job),
         "machine": asdict(machine) | {"margin": wishes.margin},
-        "flops_per_pair": {"forward": pair_flops(*_lengths(job), job.layout), "ratio": layout_ratio(job)},
+        "flops_per_pair": {"forward": forward_flops(*_lengths(job), job.layout), "ratio": layout_ratio(job)},
         "recommended": candidates[0] if candidates else None,
         "alternatives": candidates[1:],
         "refused": [_refusal(refusal) for refusal in found.refusals],
@@ -101,7 +101,7 @@ def _memory_table(memory: Memory, machine: Machine, wishes: Wishes) -> Iterator[
 
 
 def _costs(job: Job, best: Candidate) -> Iterator[str]:
-    speed, forward = best.speed, pair_flops(*_lengths(job), job.layout)
+    speed, forward = best.speed, forward_flops(*_lengths(job), job.layout)
     yield f"FLOPs     forward of one pair {forward:.3g}; a shared prefix costs {layout_ratio(job):.2f}x less"
     yield f"          step {speed.model_flops:.3g} (three forwards), {speed.executed_flops:.3g} with recompute"
     yield (

@@ -1,12 +1,9 @@
 """FLOPs against the figures of the design and against counting matrix products one by one."""
 
-from typing import get_args
-
 import pytest
 
-from nemo_longpo.costs.flops import PairLayout, executed_flops, layers_flops, output_flops, pair_flops, training_flops
+from nemo_longpo.costs.flops import executed_flops, forward_flops, layers_flops, output_flops, training_flops
 from nemo_longpo.costs.model_shape import MODELS, ModelShape
-from nemo_longpo.parallel import layout
 
 MISTRAL = MODELS["mistral-7b"]
 
@@ -38,14 +35,14 @@ def test_against_every_product_of_a_small_model():
     shared = layer(41, 30**2 / 2 + 7 * 30 + 7**2 / 2 + 4 * 30 + 4**2 / 2)
     full = layer(37, 37**2 / 2) + layer(34, 34**2 / 2)
     output = product(41, 8, 11)
-    assert pair_flops(shape, trunk, chosen, rejected, "shared_prefix") == 3 * shared + output
-    assert pair_flops(shape, trunk, chosen, rejected, "concatenated") == 3 * full + output
+    assert forward_flops(shape, trunk, chosen, rejected, "shared_prefix") == 3 * shared + output
+    assert forward_flops(shape, trunk, chosen, rejected, "concatenated") == 3 * full + output
     assert output_flops(shape, 41) == output
 
 
 def test_training_is_three_forwards_and_recompute_adds_the_layers():
     lengths = 8192, 900, 700
-    forward, layers = pair_flops(MISTRAL, *lengths), layers_flops(MISTRAL, *lengths)
+    forward, layers = forward_flops(MISTRAL, *lengths), layers_flops(MISTRAL, *lengths)
     logits_again = output_flops(MISTRAL, sum(lengths))
     assert training_flops(MISTRAL, *lengths) == 3 * forward
     assert executed_flops(MISTRAL, *lengths) == 3 * forward + logits_again
@@ -54,8 +51,3 @@ def test_training_is_three_forwards_and_recompute_adds_the_layers():
 
 def test_without_a_trunk_the_layouts_cost_the_same():
     assert layers_flops(MISTRAL, 0, 500, 300, "shared_prefix") == layers_flops(MISTRAL, 0, 500, 300, "concatenated")
-
-
-def test_layouts_are_those_of_training():
-    """Written twice, because planning imports no torch."""
-    assert get_args(PairLayout) == get_args(layout.PairLayout)
