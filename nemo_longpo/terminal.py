@@ -1,12 +1,15 @@
-"""Print text that came from somewhere else: document ids, values of a configuration, words of a server, file names."""
+"""What people read: text from elsewhere that a terminal must not obey, notes on standard error, and numbers.
+
+Text from elsewhere: document ids, values of a configuration, a server's message, file names.
+"""
 
 import re
 import sys
 from typing import TextIO
 
-# Control characters but the tab; line and paragraph separators, which some terminals break at; what turns the
-# direction of writing around; characters that cannot be seen; halves of characters, which stand for the bytes of file
-# names that are not UTF-8.
+# Control characters but the tab; line and paragraph separators, at which some terminals break lines; characters that
+# turn the direction of writing around; characters that cannot be seen; halves of characters, which stand for the bytes
+# of file names that are not UTF-8.
 _UNSHOWN = re.compile(
     "[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff\U000e0000-\U000e007f]"
 )
@@ -14,9 +17,15 @@ _PASSWORD = re.compile(r"(?<=://)[^\s/@]+@")
 
 
 def printable(text: object) -> str:
-    """One line that a terminal shows and does not obey: what would move, colour or hide text is written as an escape,
-    `\\x1b` for one, and a user name and password in an address as `***`."""
-    return _UNSHOWN.sub(_escape, _PASSWORD.sub("***@", str(text)))
+    """One line that a terminal shows and does not obey.
+
+    Characters that would move, colour or hide text become escapes such as `\\x1b`. A user name and password in an
+    address become `***`.
+    """
+    return _UNSHOWN.sub(
+        lambda found: found[0].encode("unicode_escape", "backslashreplace").decode("ascii"),
+        _PASSWORD.sub("***@", str(text)),
+    )
 
 
 def printable_lines(text: str) -> str:
@@ -30,15 +39,43 @@ def show(text: str, file: TextIO | None = None) -> None:
 
 
 def note(text: str) -> None:
-    """Print a line about the work to standard error."""
-    print(printable(text), file=sys.stderr)
+    """Print a line about the work to standard error, above the progress bars that are shown."""
+    from tqdm import tqdm  # Takes 0.08 s to import, and most commands print no note.
+
+    tqdm.write(printable(text), file=sys.stderr)
 
 
 def escape_what_the_terminal_lacks() -> None:
-    """From now on a character that the terminal's encoding does not have is written as an escape, and is no error."""
+    """From now on write an escape for every character that the terminal's encoding lacks, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a text file, also under pytest
 
 
-def _escape(found: re.Match[str]) -> str:
-    return found[0].encode("unicode_escape", "backslashreplace").decode("ascii")
+def number(value: float) -> str:
+    """About four digits, thousands separated; whole numbers without decimals."""
+    size = abs(value)
+    if float(value).is_integer() or size >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if size >= 100 else f"{value:.2f}" if size >= 1 else f"{value:.3f}"
+
+
+def count(number: int, noun: str) -> str:
+    """`1 file`, `2,000 files`: for nouns with a plural in -s."""
+    return f"{number:,} {noun}" + "s" * (number != 1)
+
+
+def share(value: float) -> str:
+    """A fraction of 1 in percent."""
+    return f"{100 * value:.1f} %"
+
+
+def size(count: int) -> str:
+    """Bytes in binary units."""
+    units = ("bytes", "KiB", "MiB", "GiB", "TiB")
+    power = min(max(count.bit_length() - 1, 0) // 10, len(units) - 1)
+    return f"{count / 1024**power:.4g} {units[power]}"
+
+
+def shortened(text: str, length: int) -> str:
+    """At most `length` characters of a text; the last one stands for what is cut off."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
