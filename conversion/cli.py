@@ -8,7 +8,7 @@ from typing import Any
 from nemo_longpo.arguments import positive_number, whole_number
 from nemo_longpo.terminal import printable, show
 
-from .verification.cli import VERIFY_EXAMPLE, add_hashes_option, add_verify_options, run_verify
+from .comparison.cli import VERIFY_EXAMPLE, add_hashes_option, add_verify_options, run_verify
 from .workers import DEFAULT_WORKERS
 
 IMPORT_EXAMPLE = """example:
@@ -193,8 +193,8 @@ def run_export(arguments: argparse.Namespace) -> int:
 
 
 def run_inspect(arguments: argparse.Namespace) -> int:
-    from .inspection.report import inspect_model
-    from .inspection.text import format_report
+    from .inspection.inspect_model import inspect_model
+    from .inspection.inspection_text import format_report
 
     report = inspect_model(arguments.path, headers_only=arguments.headers_only)
     show(json.dumps(report) if arguments.json else format_report(report))

@@ -24,11 +24,11 @@ from .huggingface.config import with_dtype
 from .huggingface.directory import INDEX, SINGLE, HfDirectory, write_json
 from .huggingface.rope import is_read_by_4, with_max_length
 from .huggingface.safetensors_file import SafetensorsWriter, header_like
+from .model_on_disk import Weights
 from .nemo_checkpoint.context import HEADERS, WEIGHT_LIST
 from .nemo_checkpoint.opened import NemoCheckpoint
 from .nemo_checkpoint.stock import StockOrigin
 from .outputs import bytes_of, new_model, require_apart, require_free
-from .sources import Weights
 from .targets import Target, original_headers, plan_targets
 from .values import NotFinite
 from .workers import DEFAULT_WORKERS, work_through

@@ -21,9 +21,9 @@ from .huggingface.directory import HfDirectory, write_json
 from .huggingface.rope import ScalingChoice
 from .huggingface.safetensors_file import TORCH_DTYPES
 from .huggingface.weights import HfWeights, check_tensors
-from .nemo_checkpoint import context, writer
+from .nemo_checkpoint import context
 from .nemo_checkpoint.names import KEY_PREFIX, extra_states
-from .nemo_checkpoint.writer import Chunk
+from .nemo_checkpoint.torch_dist_writer import Chunk, write_checkpoint
 from .outputs import bytes_of, new_model, require_apart, require_free
 from .quiet import quiet_libraries
 from .values import NotFinite
@@ -72,7 +72,7 @@ def import_checkpoint(
     size = sum(chunk.size for chunk in chunks) + bytes_of(source.companions())
     with new_model(output, overwrite=overwrite, size=size) as partial_output:
         _write_context(partial_output / "context", source, config, family, weights)
-        writer.write(partial_output / "weights", chunks, extra_states(geometry), workers=workers)
+        write_checkpoint(partial_output / "weights", chunks, extra_states(geometry), workers=workers)
         if any(source.path.glob("*.safetensors")):  # pickles score no shards, so nobody asks for their name
             write_origin(partial_output / "context", weights_fingerprint(source.path))
         write_record(partial_output)

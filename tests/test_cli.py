@@ -16,7 +16,7 @@ def raising(error):
 @pytest.mark.parametrize(
     ("command", "place"),
     [
-        (("convert", "verify", "a", "b"), "nemo_longpo.conversion.verification.verify.verify"),
+        (("convert", "verify", "a", "b"), "nemo_longpo.conversion.comparison.verify.verify"),
         (("data", "inspect", "shards", "--verify"), "nemo_longpo.data_tools.inspection.inspect_shards.inspect_shards"),
         (("plan", "--model", "mistral-7b", "--length", "1024", "--gpus", "1"), "nemo_longpo.planning.cli.load_shape"),
         (("doctor",), "nemo_longpo.doctor.render"),

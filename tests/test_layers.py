@@ -62,10 +62,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "nemo_longpo.shards",  # the name that shards have for the weights that scored them
         "nemo_longpo.model_directory",
         "nemo_longpo.yaml_input",
-        "nemo_longpo.conversion.verification",
+        "nemo_longpo.conversion.comparison",
     },
     # Computes logits as training does.
-    "nemo_longpo.conversion.verification": {"nemo_longpo.conversion", "nemo_longpo.checkpoints"}
+    "nemo_longpo.conversion.comparison": {"nemo_longpo.conversion", "nemo_longpo.checkpoints"}
     | ADAPTER
     | LAYOUTS
     | PURE,
@@ -90,7 +90,7 @@ LAUNCHER, LAUNCHER_FILE = "nemo_run", "data_tools/pipeline/launch.py"
 MAY_IMPORT_TRAINER = ADAPTER | {
     "nemo_longpo.recipes",
     "nemo_longpo.conversion",
-    "nemo_longpo.conversion.verification",
+    "nemo_longpo.conversion.comparison",
 }
 PARALLEL_STATE = ("megatron.core.parallel_state", "megatron.core.mpu")  # one module under two names
 PARALLEL_STATE_READER = "nemo_longpo/megatron/topology.py"

@@ -20,7 +20,7 @@ from nemo_longpo.model_directory.json_files import read_model_json
 from ..families.family import Family, Piece
 from ..families.fusions import Geometry
 from .names import KEY_PREFIX
-from .reader import DistCheckpoint
+from .torch_dist_reader import DistCheckpoint
 
 RECORD = "adapter_metadata.json"
 """Inside `weights/`: NeMo writes it beside adapters and nowhere else."""

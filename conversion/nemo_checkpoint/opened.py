@@ -18,8 +18,8 @@ from ..huggingface.rope import with_rope_scaling, with_rope_theta
 from .adapters import Adapters, MergedWeights
 from .context import read_model
 from .names import KEY_PREFIX
-from .reader import DistCheckpoint
 from .stock import StockOrigin, stock_origin, tokenizer_directory
+from .torch_dist_reader import DistCheckpoint
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ..families.family import Family
 from ..families.known import FAMILIES
 from ..huggingface.directory import HfDirectory
 from .names import KEY_PREFIX
-from .reader import DistCheckpoint
+from .torch_dist_reader import DistCheckpoint
 
 NEMO_MODELS = "nemo.collections.llm.gpt.model"
 

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 from nemo_longpo.checkpoints.trust import check_context, check_weights
 from nemo_longpo.conversion.exporter import export_checkpoint
 from nemo_longpo.conversion.importer import import_checkpoint
-from nemo_longpo.conversion.nemo_checkpoint.reader import DistCheckpoint
+from nemo_longpo.conversion.nemo_checkpoint.torch_dist_reader import DistCheckpoint
 from nemo_longpo.errors import InputError
 
 TESTS = Path(__file__).parents[1]

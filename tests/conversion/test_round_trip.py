@@ -14,9 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemo_longpo.conversion.exporter import export_checkpoint
 from nemo_longpo.conversion.importer import import_checkpoint
-from nemo_longpo.conversion.nemo_checkpoint import writer
-from nemo_longpo.conversion.nemo_checkpoint.reader import DistCheckpoint
-from nemo_longpo.conversion.nemo_checkpoint.writer import Chunk
+from nemo_longpo.conversion.nemo_checkpoint.torch_dist_reader import DistCheckpoint
+from nemo_longpo.conversion.nemo_checkpoint.torch_dist_writer import Chunk, write_checkpoint
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -123,7 +122,7 @@ def rewrite_weights(checkpoint: Path, change: Callable[[str, torch.Tensor], torc
     for key, tensor in tensors.items():
         shape = tuple(tensor.shape)
         chunks.append(Chunk(key, shape, (0,) * len(shape), shape, tensor.dtype, lambda tensor=tensor: tensor))
-    writer.write(checkpoint / "weights", chunks, {})
+    write_checkpoint(checkpoint / "weights", chunks, {})
 
 
 def test_padded_vocabulary_rows_and_optimizer_state_stay_behind(hf_models, nemo_checkpoints, tmp_path):

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from transformers import AutoModelForCausalLM
 
 from nemo_longpo.conversion.exporter import export_checkpoint
-from nemo_longpo.conversion.inspection.report import inspect_model
+from nemo_longpo.conversion.inspection.inspect_model import inspect_model
 from nemo_longpo.conversion.nemo_checkpoint.adapters import Adapters
 from nemo_longpo.conversion.nemo_checkpoint.opened import NemoCheckpoint
 from nemo_longpo.objective import METRICS

@@ -8,9 +8,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from nemo_longpo.conversion.nemo_checkpoint import writer
-from nemo_longpo.conversion.nemo_checkpoint.reader import DistCheckpoint
-from nemo_longpo.conversion.nemo_checkpoint.writer import Chunk
+from nemo_longpo.conversion.nemo_checkpoint.torch_dist_reader import DistCheckpoint
+from nemo_longpo.conversion.nemo_checkpoint.torch_dist_writer import Chunk, write_checkpoint
 
 DIM, ALPHA = 4, 8
 SETTINGS = {"_target_": "nemo.collections.llm.peft.lora.LoRA", "dim": DIM, "alpha": ALPHA, "dropout": 0.1}
@@ -35,7 +34,7 @@ def write(checkpoint: Path, tensors: dict[str, Tensor]) -> None:
     for key, tensor in tensors.items():
         shape = tuple(tensor.shape)
         chunks.append(Chunk(key, shape, (0,) * tensor.ndim, shape, tensor.dtype, lambda tensor=tensor: tensor))
-    writer.write(checkpoint / "weights", chunks, {})
+    write_checkpoint(checkpoint / "weights", chunks, {})
 
 
 def steps(*shape: int, size: float, dtype: torch.dtype = torch.float32) -> Tensor:

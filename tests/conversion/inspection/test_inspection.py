@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemo_longpo.cli import main
 from nemo_longpo.conversion.huggingface.safetensors_file import SafetensorsReader
-from nemo_longpo.conversion.inspection.report import inspect_model
-from nemo_longpo.conversion.nemo_checkpoint.reader import DistCheckpoint
+from nemo_longpo.conversion.inspection.inspect_model import inspect_model
+from nemo_longpo.conversion.nemo_checkpoint.torch_dist_reader import DistCheckpoint
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -9,10 +9,9 @@ import torch
 from support.conversion_cases import files
 
 from nemo_longpo.conversion.exporter import export_checkpoint
-from nemo_longpo.conversion.nemo_checkpoint import writer
 from nemo_longpo.conversion.nemo_checkpoint.opened import NemoCheckpoint
-from nemo_longpo.conversion.nemo_checkpoint.reader import DistCheckpoint
-from nemo_longpo.conversion.nemo_checkpoint.writer import Chunk
+from nemo_longpo.conversion.nemo_checkpoint.torch_dist_reader import DistCheckpoint
+from nemo_longpo.conversion.nemo_checkpoint.torch_dist_writer import Chunk, write_checkpoint
 from nemo_longpo.errors import InputError
 
 
@@ -26,7 +25,7 @@ def with_more(checkpoint: Path, target: Path, tensors: dict[str, torch.Tensor], 
     for name, tensor in tensors.items():
         shape = tuple(tensor.shape)
         chunks.append(Chunk(name, shape, (0,) * len(shape), shape, tensor.dtype, lambda tensor=tensor: tensor))
-    writer.write(target / "weights", chunks, objects)
+    write_checkpoint(target / "weights", chunks, objects)
     return target
 
 

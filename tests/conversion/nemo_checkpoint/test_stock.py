@@ -13,10 +13,9 @@ import yaml
 from support.conversion_cases import read_config
 
 from nemo_longpo.conversion.exporter import export_checkpoint
-from nemo_longpo.conversion.nemo_checkpoint import writer
 from nemo_longpo.conversion.nemo_checkpoint.opened import NemoCheckpoint
-from nemo_longpo.conversion.nemo_checkpoint.reader import DistCheckpoint
-from nemo_longpo.conversion.nemo_checkpoint.writer import Chunk
+from nemo_longpo.conversion.nemo_checkpoint.torch_dist_reader import DistCheckpoint
+from nemo_longpo.conversion.nemo_checkpoint.torch_dist_writer import Chunk, write_checkpoint
 from nemo_longpo.errors import InputError
 
 
@@ -53,7 +52,7 @@ def test_rows_of_no_token_are_left_out(mistral, hf_models, tmp_path, capsys):
         shape = tuple(tensor.shape)
         chunks.append(Chunk(name, shape, (0,) * len(shape), shape, tensor.dtype, lambda tensor=tensor: tensor))
     shutil.rmtree(stock / "weights")
-    writer.write(stock / "weights", chunks, {})
+    write_checkpoint(stock / "weights", chunks, {})
     back = export_checkpoint(stock, tmp_path / "back")
     assert "generation settings are unknown" in capsys.readouterr().err
     weights, original = (path / "model.safetensors" for path in (back, hf_models["mistral"]))

@@ -9,9 +9,8 @@ import torch
 import torch.distributed
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 
-from nemo_longpo.conversion.nemo_checkpoint import writer
-from nemo_longpo.conversion.nemo_checkpoint.reader import DistCheckpoint
-from nemo_longpo.conversion.nemo_checkpoint.writer import Chunk
+from nemo_longpo.conversion.nemo_checkpoint.torch_dist_reader import DistCheckpoint
+from nemo_longpo.conversion.nemo_checkpoint.torch_dist_writer import Chunk, write_checkpoint
 from nemo_longpo.errors import InputError
 
 SHAPE = (4, 6, 5)
@@ -25,7 +24,7 @@ def checkpoint(tmp_path):
         Chunk("stack", SHAPE, (layer, 0, 0), (1, *SHAPE[1:]), torch.float32, lambda layer=layer: values[layer])
         for layer in range(SHAPE[0])
     ]
-    writer.write(tmp_path / "weights", chunks, {"state/shard_0_1": [1, 2]}, workers=2)
+    write_checkpoint(tmp_path / "weights", chunks, {"state/shard_0_1": [1, 2]}, workers=2)
     return values, tmp_path / "weights"
 
 
@@ -40,7 +39,7 @@ def test_any_box_can_be_read(checkpoint):
 def test_views_are_written_without_their_storage(tmp_path):
     storage = torch.zeros(1_000_000)
     part = Chunk("part", (10,), (0,), (10,), storage.dtype, lambda: storage[:10])
-    writer.write(tmp_path / "weights", [part], {})
+    write_checkpoint(tmp_path / "weights", [part], {})
     assert (tmp_path / "weights" / "__0_0.distcp").stat().st_size < 10_000
 
 
@@ -56,13 +55,13 @@ def test_a_worker_holds_one_tensor(workers, tmp_path):
         return tensor
 
     chunks = [Chunk(f"t{i}", (3,), (0,), (3,), torch.float32, load) for i in range(9)]
-    writer.write(tmp_path / "weights", chunks, {}, workers=workers)
+    write_checkpoint(tmp_path / "weights", chunks, {}, workers=workers)
     assert len(DistCheckpoint(tmp_path / "weights").tensor_names()) == 9
 
 
 def test_part_that_was_never_written(tmp_path):
     one = Chunk("stack", SHAPE, (0, 0, 0), (1, *SHAPE[1:]), torch.float32, lambda: torch.zeros(SHAPE[1:]))
-    writer.write(tmp_path / "weights", [one], {})
+    write_checkpoint(tmp_path / "weights", [one], {})
     with pytest.raises(InputError, match="lacks a part of stack"):
         DistCheckpoint(tmp_path / "weights").read("stack", (0, 0, 0), SHAPE)
 
@@ -75,7 +74,7 @@ def test_parts_are_put_together(tmp_path):
         for row in (0, 2)
         for column in (0, 3)
     ]
-    writer.write(tmp_path / "weights", quarters, {})
+    write_checkpoint(tmp_path / "weights", quarters, {})
     assert torch.equal(DistCheckpoint(tmp_path / "weights").read("m", (1, 1), (3, 4)), values[1:4, 1:5])
 
 
@@ -124,7 +123,7 @@ def test_odd_vocabulary_loads_under_two_tensor_parallel_ranks(checkpoint, rank):
 
     directory = checkpoint[1].parent / "odd"
     rows = torch.randn(7, 3)
-    writer.write(directory, [Chunk("embedding", (7, 3), (0, 0), (7, 3), rows.dtype, lambda: rows)], {})
+    write_checkpoint(directory, [Chunk("embedding", (7, 3), (0, 0), (7, 3), rows.dtype, lambda: rows)], {})
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         local = ShardedTensor.from_rank_offsets("embedding", torch.ones(4, 3), (0, rank, 2), allow_shape_mismatch=True)

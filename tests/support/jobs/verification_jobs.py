@@ -4,8 +4,8 @@ from typing import Any
 
 from support.jobs.megatron_jobs import leave_process_group
 
-from nemo_longpo.conversion.verification.answer import answer
-from nemo_longpo.conversion.verification.jobs import Job
+from nemo_longpo.conversion.comparison.logits_jobs import Job
+from nemo_longpo.conversion.comparison.logits_process import answer
 from nemo_longpo.errors import InputError
 
 

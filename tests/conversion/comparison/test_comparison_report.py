@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from nemo_longpo.conversion.verification.configuration import FieldDifference, FileDifference
-from nemo_longpo.conversion.verification.logits import LogitsComparison, SequenceComparison
-from nemo_longpo.conversion.verification.report import Report, Side
-from nemo_longpo.conversion.verification.tensors import TensorComparison
-from nemo_longpo.conversion.verification.text import format_report
+from nemo_longpo.conversion.comparison.comparison_report import Report, Side
+from nemo_longpo.conversion.comparison.comparison_text import format_report
+from nemo_longpo.conversion.comparison.logits import LogitsComparison, SequenceComparison
+from nemo_longpo.conversion.comparison.small_files import FieldDifference, FileDifference
+from nemo_longpo.conversion.comparison.tensors import TensorComparison
 
 SIDE = Side("models/a", "Hugging Face directory", "MistralForCausalLM", 7241732096)
 EXACT = TensorComparison("model.norm.weight", None, "exact", ("float32", "float32"), ([4], [4]), 4)

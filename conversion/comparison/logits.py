@@ -77,7 +77,7 @@ class LogitsComparison:
         return f"layer {state - 1}"
 
 
-def compare_answers(a: Path, b: Path, names: Sequence[str]) -> tuple[list[SequenceComparison], list[float]]:
+def compare_outputs(a: Path, b: Path, names: Sequence[str]) -> tuple[list[SequenceComparison], list[float]]:
     """Of two output directories of jobs: each sequence, by its name, and the states over all of them."""
     sequences, states = [], []
     for number, name in enumerate(names):

@@ -45,7 +45,7 @@ NOTHING_ELSE = Access()
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelOnDisk:
     """`config` is the model's `config.json`, or what export would write for one; `where` names it in errors.
 
     `origin` holds the small files: the directory itself, or what a checkpoint keeps of the model it was made from.
@@ -62,7 +62,7 @@ class Source:
     weights: Weights
 
 
-def open_source(path: Path, access: Access = NOTHING_ELSE) -> Source:
+def open_model(path: Path, access: Access = NOTHING_ELSE) -> ModelOnDisk:
     """A Hugging Face directory (it has a `config.json`) or a NeMo checkpoint (it has a `context/`), by its headers.
 
     Raises InputError if it is no complete model of a supported family.
@@ -70,7 +70,7 @@ def open_source(path: Path, access: Access = NOTHING_ELSE) -> Source:
     if (path / "context").is_dir():
         base_checkpoint = access.base_checkpoint if (path / "weights" / ADAPTERS_RECORD).is_file() else None
         nemo = NemoCheckpoint.open(path, access.base, base_checkpoint, check_hashes=access.check_hashes)
-        return Source(
+        return ModelOnDisk(
             path, access, "nemo", nemo.config, nemo.where, nemo.origin, nemo.family, nemo.geometry, nemo.weights
         )
     if not (path / "config.json").is_file():
@@ -88,4 +88,4 @@ def open_source(path: Path, access: Access = NOTHING_ELSE) -> Source:
         check_tensors(weights, family, geometry)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    return Source(path, access, "huggingface", directory.config, where, directory, family, geometry, weights)
+    return ModelOnDisk(path, access, "huggingface", directory.config, where, directory, family, geometry, weights)

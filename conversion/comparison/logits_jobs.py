@@ -18,7 +18,7 @@ from nemo_longpo.attention.rope import RopeSettings
 from nemo_longpo.attention.rope_config import parse_scaling, scaling_settings
 from nemo_longpo.errors import InputError
 
-from ..sources import NOTHING_ELSE, Access
+from ..model_on_disk import NOTHING_ELSE, Access
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def compute(jobs: Sequence[Job]) -> None:
         request, refusal = Path(scratch) / "jobs.json", Path(scratch) / "refusal"
         request.write_text(json.dumps([job.to_json() for job in jobs]))
         child = subprocess.run(
-            [sys.executable, "-m", "nemo_longpo.conversion.verification.answer", request, refusal],
+            [sys.executable, "-m", "nemo_longpo.conversion.comparison.logits_process", request, refusal],
             cwd=scratch,  # NeMo leaves log files where it runs
             env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
             stdout=subprocess.DEVNULL,

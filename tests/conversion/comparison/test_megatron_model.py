@@ -13,12 +13,12 @@ from support.exploits import EXPLOITS
 from support.jobs import verification_jobs
 
 from nemo_longpo.cli import main
+from nemo_longpo.conversion.comparison import verify as verify_module
+from nemo_longpo.conversion.comparison.comparison_text import format_report
+from nemo_longpo.conversion.comparison.verify import LogitCheck, verify
 from nemo_longpo.conversion.exporter import export_checkpoint
 from nemo_longpo.conversion.importer import import_checkpoint
-from nemo_longpo.conversion.sources import Access
-from nemo_longpo.conversion.verification import verify as verify_module
-from nemo_longpo.conversion.verification.text import format_report
-from nemo_longpo.conversion.verification.verify import Questions, verify
+from nemo_longpo.conversion.model_on_disk import Access
 from nemo_longpo.errors import InputError
 
 pytestmark = pytest.mark.distributed
@@ -41,7 +41,7 @@ def in_worker(workers, monkeypatch):
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_model_and_its_import(case, hf_models, nemo_checkpoints, in_worker):
-    report = verify(hf_models[case], nemo_checkpoints[case], strict=True, questions=Questions(prompts=PROMPTS))
+    report = verify(hf_models[case], nemo_checkpoints[case], strict=True, questions=LogitCheck(prompts=PROMPTS))
     assert report.equal, format_report(report)
     assert not report.logits.common_rope
     assert [part.name for part in report.logits.sequences] == ["random tokens", "prompt 1", "prompt 2"]
@@ -61,7 +61,7 @@ def test_settings_of_an_import(hf_models, tmp_path, in_worker):
         assert report.logits.common_rope
         assert report.allowed == ["max_position_embeddings", "rope_scaling", "rope_theta"]
         assert report.logits.sequences[0].largest < 1e-5
-        assert not verify(*sides, questions=Questions(own_rope=True)).equal
+        assert not verify(*sides, questions=LogitCheck(own_rope=True)).equal
     exported = export_checkpoint(nemo, tmp_path / "exported")
     report = verify(exported, nemo, strict=True)
     assert report.equal, format_report(report)

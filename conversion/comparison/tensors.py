@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..families.family import Piece
-from ..sources import Source
+from ..model_on_disk import ModelOnDisk
 from ..values import BLOCK
 
 Verdict = Literal["exact", "rounded", "different", "only in A", "only in B"]
@@ -43,7 +43,9 @@ class TensorComparison:
         return self.verdict in ("exact", "rounded")
 
 
-def compare_models(a: Source, b: Source, advance: Callable[[], object] = lambda: None) -> Iterator[TensorComparison]:
+def compare_models(
+    a: ModelOnDisk, b: ModelOnDisk, advance: Callable[[], object] = lambda: None
+) -> Iterator[TensorComparison]:
     """Every tensor of both, each under its Hugging Face name. `advance` is called once per tensor."""
     theirs = {tuple(piece.names): piece for piece in b.family.pieces(b.geometry)}
     for piece in a.family.pieces(a.geometry):
@@ -62,7 +64,7 @@ def _one_sided(piece: Piece, verdict: Literal["only in A", "only in B"]) -> Iter
         yield TensorComparison(name, piece.layer, verdict, (None, None), shapes)
 
 
-def _compare_piece(a: Source, piece: Piece, b: Source, partner: Piece) -> Iterator[TensorComparison]:
+def _compare_piece(a: ModelOnDisk, piece: Piece, b: ModelOnDisk, partner: Piece) -> Iterator[TensorComparison]:
     parts = zip(piece.names, a.weights.parts(piece), b.weights.parts(partner), strict=True)
     for name, mine, other in parts:
         yield compare_tensors(name, piece.layer, mine, other)

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.conversion_cases import CASES
 
+from nemo_longpo.conversion.comparison import tensors
+from nemo_longpo.conversion.comparison.tensors import TensorComparison, compare_models, compare_tensors
 from nemo_longpo.conversion.exporter import export_checkpoint
-from nemo_longpo.conversion.sources import open_source
-from nemo_longpo.conversion.verification import tensors
-from nemo_longpo.conversion.verification.tensors import TensorComparison, compare_models, compare_tensors
+from nemo_longpo.conversion.model_on_disk import open_model
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +95,7 @@ def test_another_shape():
 
 def compare_directories(a: Path, b: Path) -> dict[str, TensorComparison]:
     advanced = []
-    found = list(compare_models(open_source(a), open_source(b), lambda: advanced.append(None)))
+    found = list(compare_models(open_model(a), open_model(b), lambda: advanced.append(None)))
     assert len(found) - sum(comparison.verdict == "only in B" for comparison in found) == len(advanced)
     return {comparison.name: comparison for comparison in found}
 

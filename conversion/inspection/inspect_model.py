@@ -7,8 +7,8 @@ from nemo_longpo.checkpoints.run_directory import find_checkpoint
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.downloads import cache_hint
 
-from . import huggingface
 from .advice import Advice
+from .describe_huggingface import describe_huggingface
 
 
 def inspect_model(path: Path, *, headers_only: bool = False) -> dict[str, Any]:
@@ -22,11 +22,11 @@ def inspect_model(path: Path, *, headers_only: bool = False) -> dict[str, Any]:
     path = find_checkpoint(path)
     if (path / "context").is_dir():
         # Reading distributed checkpoints takes a part of PyTorch that is a second in the importing.
-        from . import nemo
+        from .describe_nemo import describe_nemo
 
-        report = nemo.describe(path, advice, headers_only)
+        report = describe_nemo(path, advice, headers_only)
     elif (path / "config.json").is_file():
-        report = huggingface.describe(path, advice, headers_only)
+        report = describe_huggingface(path, advice, headers_only)
     else:
         raise InputError(f"{path} {_what_else(path)}")
     return {"path": str(path), **report, "advice": list(advice)}

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from support.conversion_cases import edit_config
 
 from nemo_longpo.cli import main
-from nemo_longpo.conversion.verification import verify as verify_module
-from nemo_longpo.conversion.verification.answer import answer
+from nemo_longpo.conversion.comparison import verify as verify_module
+from nemo_longpo.conversion.comparison.logits_process import answer
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:

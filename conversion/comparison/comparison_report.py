@@ -5,8 +5,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .configuration import FieldDifference, FileDifference
 from .logits import LogitsComparison
+from .small_files import FieldDifference, FileDifference
 from .tensors import TensorComparison
 
 

@@ -9,11 +9,11 @@ from nemo_longpo.attention.rope import RopeSettings
 from nemo_longpo.attention.rope_config import scaling_settings
 
 from ..huggingface.rope import rope_settings
-from ..sources import Source
+from ..model_on_disk import ModelOnDisk
 from .forward import Forward
 
 
-def load(source: Source, rope: RopeSettings | None) -> tuple[torch.nn.Module, Forward]:
+def load(source: ModelOnDisk, rope: RopeSettings | None) -> tuple[torch.nn.Module, Forward]:
     """The model and its forward function; `rope` takes the place of the settings in `config.json`.
 
     The settings are given to `transformers` as its version wants them: version 4 silently overlooks those in a file of

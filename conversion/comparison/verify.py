@@ -16,16 +16,16 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.terminal import note
 
 from ..huggingface.rope import rope_settings
-from ..sources import NOTHING_ELSE, Access, Source, open_source
-from .configuration import PROVENANCE, SET_BY_OPTIONS, compare_configs, compare_files
-from .jobs import Job, compute
-from .logits import LogitsComparison, compare_answers
-from .report import Report, Side
+from ..model_on_disk import NOTHING_ELSE, Access, ModelOnDisk, open_model
+from .comparison_report import Report, Side
+from .logits import LogitsComparison, compare_outputs
+from .logits_jobs import Job, compute
+from .small_files import PROVENANCE, SET_BY_OPTIONS, compare_configs, compare_files
 from .tensors import TensorComparison, compare_models
 
 
 @dataclass(frozen=True)
-class Questions:
+class LogitCheck:
     """What the two models are asked, and how far their answers may be apart.
 
     `random_tokens` uniform token ids, then every prompt, in the tokens of A's tokenizer. `tolerance` bounds the
@@ -45,7 +45,7 @@ def verify(
     b: Path,
     *,
     access: Access = NOTHING_ELSE,
-    questions: Questions | None = Questions(),
+    questions: LogitCheck | None = LogitCheck(),
     allow: Collection[str] = (),
     strict: bool = False,
 ) -> Report:
@@ -58,7 +58,7 @@ def verify(
     a, b = find_checkpoint(a), find_checkpoint(b)
     if a.resolve() == b.resolve():
         raise InputError(f"both sides are {a}; give two models")
-    ours, theirs = open_source(a, access), open_source(b, access)
+    ours, theirs = open_model(a, access), open_model(b, access)
     if questions is not None:
         _require_trainer(ours, theirs)
     sequences = {} if questions is None else _sequences(ours, questions)
@@ -78,13 +78,13 @@ def verify(
     return Report(_side(ours), _side(theirs), strict, fields, files_equal, files, tensors, logits)
 
 
-def _side(source: Source) -> Side:
+def _side(source: ModelOnDisk) -> Side:
     kind = "NeMo checkpoint" if source.side == "nemo" else "Hugging Face directory"
     shapes = (shape for piece in source.family.pieces(source.geometry) for shape in piece.part_shapes)
     return Side(str(source.path), kind, source.family.architecture, sum(math.prod(shape) for shape in shapes))
 
 
-def _require_trainer(*sides: Source) -> None:
+def _require_trainer(*sides: ModelOnDisk) -> None:
     for source in sides:
         if source.side == "nemo" and not (find_spec("nemo") and find_spec("megatron")):
             raise InputError(
@@ -93,7 +93,7 @@ def _require_trainer(*sides: Source) -> None:
             )
 
 
-def _sequences(source: Source, questions: Questions) -> dict[str, list[int]]:
+def _sequences(source: ModelOnDisk, questions: LogitCheck) -> dict[str, list[int]]:
     """Token ids by name."""
     generator = torch.Generator().manual_seed(questions.seed)
     ids = torch.randint(source.geometry.vocabulary, (questions.random_tokens,), generator=generator)
@@ -116,7 +116,7 @@ def _sequences(source: Source, questions: Questions) -> dict[str, list[int]]:
     return sequences
 
 
-def _compare_tensors(a: Source, b: Source) -> list[TensorComparison]:
+def _compare_tensors(a: ModelOnDisk, b: ModelOnDisk) -> list[TensorComparison]:
     total = sum(len(piece.names) for piece in a.family.pieces(a.geometry))
     with tqdm(total=total, desc="tensors", unit="tensor") as bar:
         return list(compare_models(a, b, bar.update))
@@ -129,10 +129,10 @@ def _narrowest(tensors: Sequence[TensorComparison]) -> str | None:
 
 
 def _compare_logits(
-    a: Source,
-    b: Source,
+    a: ModelOnDisk,
+    b: ModelOnDisk,
     round_to: str | None,
-    questions: Questions,
+    questions: LogitCheck,
     sequences: Mapping[str, Sequence[int]],
 ) -> LogitsComparison:
     ropes = [rope_settings(side.config, side.where) for side in (a, b)]
@@ -146,5 +146,5 @@ def _compare_logits(
         for together in [jobs] if a.side == b.side else [[job] for job in jobs]:
             note(f"logits of {' and '.join(str(job.model) for job in together)}")
             compute(together)
-        compared, states = compare_answers(jobs[0].output, jobs[1].output, list(sequences))
+        compared, states = compare_outputs(jobs[0].output, jobs[1].output, list(sequences))
     return LogitsComparison(questions.tolerance, common_rope is not None, round_to, compared, states)

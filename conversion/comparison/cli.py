@@ -77,11 +77,11 @@ def add_hashes_option(parser: argparse.ArgumentParser) -> None:
 
 
 def run_verify(arguments: argparse.Namespace) -> int:
-    from ..sources import Access
-    from .text import format_report
-    from .verify import Questions, verify
+    from ..model_on_disk import Access
+    from .comparison_text import format_report
+    from .verify import LogitCheck, verify
 
-    questions = Questions(
+    questions = LogitCheck(
         random_tokens=arguments.random_tokens,
         seed=arguments.seed,
         prompts=[*arguments.prompt, *(_lines(arguments.prompts) if arguments.prompts else [])],

@@ -12,10 +12,10 @@ from ..nemo_checkpoint.adapters import Adapters
 from ..nemo_checkpoint.context import read_model
 from ..nemo_checkpoint.names import KEY_PREFIX
 from ..nemo_checkpoint.opened import NemoCheckpoint
-from ..nemo_checkpoint.reader import DistCheckpoint
+from ..nemo_checkpoint.torch_dist_reader import DistCheckpoint
 from .advice import Advice
 from .configuration import parameters, positions, sizes
-from .tokenizer import describe_tokenizer
+from .tokenizer_report import describe_tokenizer
 from .values import look_at_nemo
 
 OPTIMIZER = "optimizer"
@@ -39,7 +39,7 @@ FIELDS = {
 """Field of `config.json` → field of NeMo's configuration, for a checkpoint that export does not take."""
 
 
-def describe(path: Path, advice: Advice, headers_only: bool) -> dict[str, Any]:
+def describe_nemo(path: Path, advice: Advice, headers_only: bool) -> dict[str, Any]:
     """Raises InputError if `model.yaml` cannot be read: nothing is known then."""
     model = read_model(path / "context")
     adapters = advice.attempt("export", lambda: Adapters.of(path, model))

@@ -12,8 +12,8 @@ from support.conversion_cases import edit_config
 from transformers import AutoModelForCausalLM
 
 from nemo_longpo.attention.rope import LinearScaling, RopeSettings
-from nemo_longpo.conversion.sources import Access
-from nemo_longpo.conversion.verification.jobs import Job, compute
+from nemo_longpo.conversion.comparison.logits_jobs import Job, compute
+from nemo_longpo.conversion.model_on_disk import Access
 from nemo_longpo.errors import InputError
 
 IDS = [[5, 6, 7, 8], [9]]

@@ -6,8 +6,8 @@ from typing import Any
 
 from nemo_longpo.terminal import printable
 
+from .comparison_report import Report
 from .logits import LogitsComparison
-from .report import Report
 from .tensors import TensorComparison
 
 SHOWN_TENSORS = 5

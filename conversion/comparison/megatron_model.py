@@ -17,9 +17,9 @@ from nemo_longpo.megatron.gpt import LogprobGPTModel, build_gpt
 from nemo_longpo.megatron.resume import load_architecture, load_rope_scaling
 from nemo_longpo.megatron.topology import become_single_process
 
+from ..model_on_disk import ModelOnDisk
 from ..nemo_checkpoint.adapters import MergedWeights
 from ..nemo_checkpoint.names import KEY_PREFIX
-from ..sources import Source
 from .forward import Forward
 
 _ONE_PROCESS_FP32 = {
@@ -37,7 +37,7 @@ _ONE_PROCESS_FP32 = {
 }
 
 
-def load(source: Source, rope: RopeSettings | None) -> tuple[torch.nn.Module, Forward]:
+def load(source: ModelOnDisk, rope: RopeSettings | None) -> tuple[torch.nn.Module, Forward]:
     """The model and its forward function; `rope` takes the place of what training would read from the checkpoint."""
     cpu.activate()
     become_single_process()
@@ -61,7 +61,7 @@ def load(source: Source, rope: RopeSettings | None) -> tuple[torch.nn.Module, Fo
     return model, forward
 
 
-def _load_weights(model: LogprobGPTModel, source: Source) -> None:
+def _load_weights(model: LogprobGPTModel, source: ModelOnDisk) -> None:
     """As training does; raises InputError for a checkpoint that training could not start from."""
     merged = source.weights if isinstance(source.weights, MergedWeights) else None
     directory = merged.base.directory if merged else source.path / "weights"
@@ -78,7 +78,7 @@ def _load_weights(model: LogprobGPTModel, source: Source) -> None:
         _merge(model, source, merged)
 
 
-def _merge(model: torch.nn.Module, source: Source, merged: MergedWeights) -> None:
+def _merge(model: torch.nn.Module, source: ModelOnDisk, merged: MergedWeights) -> None:
     """Put what LoRA makes of its base into the linear layers, whose names are those of the checkpoint."""
     for piece in source.family.pieces(source.geometry):
         if piece.entry.key in merged.adapted:

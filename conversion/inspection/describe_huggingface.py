@@ -15,11 +15,11 @@ from ..huggingface.safetensors_file import TORCH_DTYPES
 from ..huggingface.weights import IGNORED_SUFFIX, HfWeights, check_tensors
 from .advice import Advice
 from .configuration import parameters, positions, sizes
-from .tokenizer import describe_tokenizer
+from .tokenizer_report import describe_tokenizer
 from .values import look_at_huggingface
 
 
-def describe(path: Path, advice: Advice, headers_only: bool) -> dict[str, Any]:
+def describe_huggingface(path: Path, advice: Advice, headers_only: bool) -> dict[str, Any]:
     """Raises InputError if `config.json` cannot be read: nothing is known then."""
     directory = HfDirectory.open(path)
     config, where = directory.config, str(path / "config.json")

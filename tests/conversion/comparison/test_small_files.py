@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 from support.conversion_cases import edit_config, read_config, write_config
 
-from nemo_longpo.conversion.importer import import_checkpoint
-from nemo_longpo.conversion.sources import open_source
-from nemo_longpo.conversion.verification.configuration import (
+from nemo_longpo.conversion.comparison.small_files import (
     PROVENANCE,
     SET_BY_OPTIONS,
     FileDifference,
     compare_configs,
     compare_files,
 )
+from nemo_longpo.conversion.importer import import_checkpoint
+from nemo_longpo.conversion.model_on_disk import open_model
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def changed(hf_models, tmp_path) -> Path:
 
 
 def differences(a: Path, b: Path) -> dict[str, tuple]:
-    found = compare_configs(open_source(a), open_source(b), SET_BY_OPTIONS | PROVENANCE)
+    found = compare_configs(open_model(a), open_model(b), SET_BY_OPTIONS | PROVENANCE)
     assert all(difference.allowed == (difference.name in SET_BY_OPTIONS | PROVENANCE) for difference in found)
     return {difference.name: (difference.a, difference.b) for difference in found}
 
@@ -78,7 +78,7 @@ def test_files(hf_models, changed):
     template.write_text(template.read_text() + " ")
     (changed / "generation_config.json").unlink()
     (changed / "NOTICE").write_text("mine")
-    sides = open_source(hf_models["mistral"]), open_source(changed)
+    sides = open_model(hf_models["mistral"]), open_model(changed)
     equal, found = compare_files(*sides, allowed={"NOTICE"})
     assert equal == 3  # tokenizer.json, tokenizer_config.json, special_tokens_map.json
     assert found == [
@@ -90,5 +90,5 @@ def test_files(hf_models, changed):
 
 def test_files_of_a_checkpoint(hf_models, nemo_checkpoints):
     for case, nemo in nemo_checkpoints.items():
-        equal, found = compare_files(open_source(hf_models[case]), open_source(nemo), allowed=())
+        equal, found = compare_files(open_model(hf_models[case]), open_model(nemo), allowed=())
         assert (equal, found) == (5, []), case

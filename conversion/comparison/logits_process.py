@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 
 from nemo_longpo.errors import InputError
 
-from ..sources import open_source
+from ..model_on_disk import open_model
 from .forward import Forward
-from .jobs import Job
+from .logits_jobs import Job
 
 
 def answer(job: Job) -> None:
@@ -25,7 +25,7 @@ def answer(job: Job) -> None:
 
 
 def _load(job: Job) -> Forward:
-    source = open_source(job.model, job.access)
+    source = open_model(job.model, job.access)
     if source.side == "nemo":
         from .megatron_model import load
     else:

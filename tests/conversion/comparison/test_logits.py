@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nemo_longpo.conversion.verification import logits
-from nemo_longpo.conversion.verification.logits import LogitsComparison, compare_answers
+from nemo_longpo.conversion.comparison import logits
+from nemo_longpo.conversion.comparison.logits import LogitsComparison, compare_outputs
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def answers(tmp_path) -> tuple[Path, Path]:
 
 
 def compare(a: Path, b: Path, tolerance: float = 1e-5) -> LogitsComparison:
-    return LogitsComparison(tolerance, False, None, *compare_answers(a, b, ["first", "second"]))
+    return LogitsComparison(tolerance, False, None, *compare_outputs(a, b, ["first", "second"]))
 
 
 def change(directory: Path, number: int, what: str, place: tuple[int, ...], value: float) -> torch.Tensor:

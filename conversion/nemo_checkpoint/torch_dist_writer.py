@@ -54,7 +54,9 @@ class Chunk:
         return math.prod(self.sizes) * self.dtype.itemsize
 
 
-def write(directory: Path, chunks: Sequence[Chunk], objects: Mapping[str, object], *, workers: int = 1) -> None:
+def write_checkpoint(
+    directory: Path, chunks: Sequence[Chunk], objects: Mapping[str, object], *, workers: int = 1
+) -> None:
     """Write a checkpoint of tensors and pickled objects (Megatron's ShardedObjects, by unique key).
 
     Each worker holds one chunk at a time, and what `load` needs to make it. They append to a file each, so with several

@@ -11,8 +11,8 @@ from nemo_longpo.attention.rope_config import scaling_settings
 from ..huggingface.config import dtype
 from ..huggingface.directory import INDEX
 from ..huggingface.rope import rope_settings
+from ..model_on_disk import ModelOnDisk
 from ..nemo_checkpoint.context import HEADERS, WEIGHT_LIST
-from ..sources import Source
 
 SET_BY_OPTIONS = frozenset(
     {
@@ -52,7 +52,7 @@ class FileDifference:
     allowed: bool
 
 
-def compare_configs(a: Source, b: Source, allowed: Collection[str]) -> list[FieldDifference]:
+def compare_configs(a: ModelOnDisk, b: ModelOnDisk, allowed: Collection[str]) -> list[FieldDifference]:
     """Fields that mean something else, sorted by name; however they are spelt, and with defaults filled in."""
     ours, theirs = _meaning(a), _meaning(b)
     return [
@@ -62,7 +62,7 @@ def compare_configs(a: Source, b: Source, allowed: Collection[str]) -> list[Fiel
     ]
 
 
-def _meaning(source: Source) -> dict[str, Any]:
+def _meaning(source: ModelOnDisk) -> dict[str, Any]:
     from transformers import AutoConfig
 
     defaults = AutoConfig.for_model(source.family.model_type).to_dict()
@@ -79,7 +79,7 @@ def _meaning(source: Source) -> dict[str, Any]:
     }
 
 
-def compare_files(a: Source, b: Source, allowed: Collection[str]) -> tuple[int, list[FileDifference]]:
+def compare_files(a: ModelOnDisk, b: ModelOnDisk, allowed: Collection[str]) -> tuple[int, list[FileDifference]]:
     """How many files are equal, and those that are not: tokenizer, chat template, generation settings, licences."""
     ours, theirs = _files(a), _files(b)
     equal, differences = 0, []
@@ -92,7 +92,7 @@ def compare_files(a: Source, b: Source, allowed: Collection[str]) -> tuple[int, 
     return equal, differences
 
 
-def _files(source: Source) -> dict[str, Path]:
+def _files(source: ModelOnDisk) -> dict[str, Path]:
     return {path.name: path for path in source.origin.companions() if path.name not in _COMPARED_ELSEWHERE}
 
 
