@@ -39,10 +39,8 @@ def show(text: str, file: TextIO | None = None) -> None:
 
 
 def note(text: str) -> None:
-    """Print a line about the work to standard error, above the progress bars that are shown."""
-    from tqdm import tqdm  # Takes 0.08 s to import, and most commands print no note.
-
-    tqdm.write(printable(text), file=sys.stderr)
+    """Print a line about the work to standard error."""
+    print(printable(text), file=sys.stderr)
 
 
 def escape_what_the_terminal_lacks() -> None:
