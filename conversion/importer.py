@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from nemo_longpo.checkpoints.integrity import write_record
-from nemo_longpo.checkpoints.origin import write_origin
+from nemo_longpo.checkpoints.run_inputs import write_origin
 from nemo_longpo.shards.fingerprint import weights_fingerprint
 from nemo_longpo.terminal import note
 

@@ -1,11 +1,13 @@
 """Dataclasses from foreign JSON: every field is there, none besides, each of its declared type."""
 
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from reprlib import repr as short_repr
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.json_input import read_json_object
 
 Built = TypeVar("Built")
 _LARGEST = 2**63 - 1
@@ -23,6 +25,18 @@ def build(kind: type[Built], content: Any, where: str, advice: str) -> Built:
         InputError: "{where}: {field, by its path} is missing | unknown | should be …; {advice}".
     """
     return _Reader(where, advice).object(kind, content, "")
+
+
+def read_versioned(path: Path, kind: type[Built], version: int, advice: str) -> Built:
+    """Make a dataclass of a JSON file of ours, an object with a `version` beside the fields.
+
+    Raises InputError if the file is not readable, of another version, or its fields are not those of `kind`.
+    """
+    content = read_json_object(path, advice)
+    found = content.pop("version", None)
+    if found != version:
+        raise InputError(f"{path} is of version {short_repr(found)}, and only {version} is known here; {advice}")
+    return build(kind, content, str(path), advice)
 
 
 class _Reader:

@@ -12,6 +12,7 @@ from megatron.core.optimizer import OptimizerConfig
 from nemo import lightning as nl
 from nemo.collections import llm
 
+from nemo_longpo.checkpoints.run_directory import RUN_NAME, TENSORBOARD
 from nemo_longpo.megatron.checkpoint_callback import LongPOCheckpoint
 from nemo_longpo.megatron.data import LongPODataModule
 from nemo_longpo.megatron.metrics import MetricsCallback
@@ -143,9 +144,9 @@ def _log(save_every_n_steps: int) -> run.Config[nl.NeMoLogger]:
     return run.Config(
         nl.NeMoLogger,
         log_dir="nemo_experiments",
-        name="longpo",
+        name=RUN_NAME,
         use_datetime_version=False,
-        tensorboard=run.Config(TensorBoardLogger, save_dir="tb_logs", name="longpo"),
+        tensorboard=run.Config(TensorBoardLogger, save_dir=TENSORBOARD, name=RUN_NAME),
         ckpt=run.Config(
             LongPOCheckpoint,
             save_last="link",

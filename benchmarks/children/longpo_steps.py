@@ -16,6 +16,7 @@ import lightning.pytorch as pl
 import nemo_run as run
 from nemo.lightning.data import WrappedDataLoader
 
+from nemo_longpo.checkpoints.metrics_log import read_metrics
 from nemo_longpo.megatron.data import LongPODataModule
 from nemo_longpo.recipes.tiny import tiny_longpo
 
@@ -61,8 +62,8 @@ def train(job: dict[str, Any], meter: Meter) -> list[dict[str, float]]:
     complete = fdl.build(recipe)
     complete.keywords["trainer"].callbacks.append(steps)
     complete()
-    lines = next(Path(job["folder"]).rglob("metrics.jsonl")).read_text().splitlines()
-    return [measured | json.loads(line) for measured, line in zip(steps.steps, lines, strict=True)]
+    metrics = read_metrics(Path(job["folder"]))
+    return [measured | logged for measured, logged in zip(steps.steps, metrics, strict=True)]
 
 
 if __name__ == "__main__":

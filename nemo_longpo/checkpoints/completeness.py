@@ -16,22 +16,33 @@ CONTEXT_FILES = ("io.json", "model.yaml")
 WEIGHT_FILES = (".metadata", "metadata.json", "common.pt")
 """In `weights/` of every Megatron `torch_dist` checkpoint, beside those with the tensors."""
 
+_PARTS = (*(f"weights/{name}" for name in WEIGHT_FILES), *(f"context/{name}" for name in CONTEXT_FILES))
+
 _ZIP_ERRORS = (
     *(BadZipFile, EOFError, OSError, ValueError, RuntimeError, ArithmeticError),
     *(zlib.error, lzma.LZMAError),
 )
 """What zipfile raises over changed bytes: beside its own errors, for names that are no text, places outside the file,
-and members that pass for encrypted or compressed."""
+and members that look encrypted or compressed."""
+
+
+def missing_part(checkpoint: Path) -> str | None:
+    """Return the first part that a checkpoint lacks, or has without content, relative to it; None if it has all."""
+    missing = next((part for part in _PARTS if _problem(checkpoint / part)), None)
+    return missing or (None if any((checkpoint / "weights").glob("*.distcp")) else "weights/*.distcp")
+
+
+def _problem(path: Path) -> str | None:
+    if not path.is_file():
+        return "is missing, so the checkpoint is incomplete"
+    return None if path.stat().st_size else "is empty"
 
 
 def require_files(directory: Path, names: Iterable[str]) -> None:
     """Raises InputError for the first of these files that is missing or empty."""
     for name in names:
-        path = directory / name
-        if not path.is_file():
-            raise InputError(f"{path} is missing, so the checkpoint is incomplete; {COPY_AGAIN}")
-        if not path.stat().st_size:
-            raise InputError(f"{path} is empty; {COPY_AGAIN}")
+        if problem := _problem(directory / name):
+            raise InputError(f"{directory / name} {problem}; {COPY_AGAIN}")
 
 
 def require_sizes(directory: Path, ends: dict[str, int]) -> None:
@@ -45,8 +56,13 @@ def require_sizes(directory: Path, ends: dict[str, int]) -> None:
             raise InputError(f"{path} is truncated: {size} bytes of at least {end}; {COPY_AGAIN}")
 
 
-def require_whole_archive(path: Path) -> None:
-    """Raises InputError if a file of `torch.save` (a zip archive) is cut, or a member's checksum is wrong."""
+def require_complete(checkpoint: Path) -> None:
+    """Raises InputError if a small file that training and export begin with is missing, empty or damaged.
+
+    `common.pt`, a zip archive of `torch.save`, is held to the checksums of its members.
+    """
+    require_files(checkpoint, _PARTS)
+    path = checkpoint / "weights" / "common.pt"
     try:
         with ZipFile(path) as archive:
             wrong = archive.testzip()
@@ -54,10 +70,3 @@ def require_whole_archive(path: Path) -> None:
         raise InputError(f"{path} is damaged: {one_line(error)}; {COPY_AGAIN}") from error
     if wrong is not None:
         raise InputError(f"{path} is damaged in {wrong}; {COPY_AGAIN}")
-
-
-def require_complete(checkpoint: Path) -> None:
-    """The small files that training and export begin with. Raises InputError."""
-    require_files(checkpoint / "context", CONTEXT_FILES)
-    require_files(checkpoint / "weights", WEIGHT_FILES)
-    require_whole_archive(checkpoint / "weights" / "common.pt")

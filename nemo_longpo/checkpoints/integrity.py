@@ -1,7 +1,7 @@
 """Whether a checkpoint's files are those that were written: their sizes and hashes, in a record beside them.
 
 Names in the record are relative to the checkpoint, so it stays true when the directory is moved or copied. A checkpoint
-without a record (stock NeMo's, an older one, one whose run was killed before the record) is not held to anything here.
+without a record (stock NeMo's, an older one, one whose run was killed before the record) is not checked here.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from nemo_longpo.atomic import write_file
 from nemo_longpo.errors import InputError
-from nemo_longpo.json_input import read_json_object
+from nemo_longpo.typed_fields import read_versioned
 
 RECORD = "integrity.json"
 """In the checkpoint's directory, beside `weights` and `context`."""
@@ -46,9 +46,16 @@ class RecordedFile:
     sha256: str
 
 
+@dataclass(frozen=True)
+class _Record:
+    files: dict[str, RecordedFile]
+
+
 def list_files(checkpoint: Path) -> dict[str, int]:
-    """Size by relative name of every file that belongs to a checkpoint: neither links, nor locks and other hidden files
-    (but for `weights/.metadata`), nor the record itself."""
+    """Return the size by relative name of every file that belongs to a checkpoint.
+
+    Links, locks, hidden files (except `weights/.metadata`) and the record itself do not.
+    """
     found: dict[str, int] = {}
     for folder, folders, names in os.walk(checkpoint):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -62,7 +69,7 @@ def list_files(checkpoint: Path) -> dict[str, int]:
 
 
 def hash_files(checkpoint: Path, names: Mapping[str, int], progress: Progress = _ignore) -> dict[str, str]:
-    """The hash of each file, a few at a time: reading and hashing let other threads run. Raises OSError."""
+    """Return the hash of each file, a few at a time. Reading and hashing let other threads run. Raises OSError."""
     lock = threading.Lock()
 
     def advance(size: int) -> None:
@@ -85,42 +92,27 @@ def _hash_file(path: Path, progress: Progress) -> str:
 
 
 def write_record(checkpoint: Path, progress: Progress = _ignore) -> None:
-    """Hash all files of a complete checkpoint and write the record, whole or not at all.
-
-    Raises:
-        InputError: the disk is full.
-    """
+    """Hash all files of a complete checkpoint and write the record. Raises InputError if the disk is full."""
     sizes = list_files(checkpoint)
     hashes = hash_files(checkpoint, sizes, progress)
-    files = {name: {"size": sizes[name], ALGORITHM: hashes[name]} for name in sizes}
-    content = json.dumps({"version": _VERSION, "files": files}, indent=1) + "\n"
-    write_file(checkpoint / RECORD, content, kept="the checkpoint itself is complete")
+    content = {"version": _VERSION, "files": {name: {"size": sizes[name], ALGORITHM: hashes[name]} for name in sizes}}
+    write_file(checkpoint / RECORD, json.dumps(content, indent=1) + "\n", kept="the checkpoint itself is complete")
 
 
 def read_record(checkpoint: Path) -> dict[str, RecordedFile] | None:
-    """The recorded files by relative name; None if there is no record.
+    """Return the recorded files by relative name; None if there is no record.
 
-    Raises:
-        InputError: the record is not one.
+    Raises InputError if the record is not readable, or names a file outside the checkpoint.
     """
     path = checkpoint / RECORD
     if not path.exists():
         return None
-    content = read_json_object(path, COPY_AGAIN)
-    files = content.get("files")
-    if content.get("version") != _VERSION or not isinstance(files, dict):
-        raise InputError(f"{path} is no record of files in version {_VERSION}; {COPY_AGAIN}")
-    return {name: _recorded_file(path, name, entry) for name, entry in files.items()}
-
-
-def _recorded_file(record: Path, name: str, entry: object) -> RecordedFile:
-    place = PurePosixPath(name)
-    inside = not place.is_absolute() and ".." not in place.parts and "\0" not in name
-    if inside and isinstance(entry, dict):
-        size, sha256 = entry.get("size"), entry.get(ALGORITHM)
-        if type(size) is int and isinstance(sha256, str):
-            return RecordedFile(size, sha256)
-    raise InputError(f"{record} does not say size and {ALGORITHM} of a file in the checkpoint under {name!r}")
+    files = read_versioned(path, _Record, _VERSION, COPY_AGAIN).files
+    for name in files:
+        place = PurePosixPath(name)
+        if place.is_absolute() or ".." in place.parts or "\0" in name:
+            raise InputError(f"{path} names a file outside the checkpoint, {name!r}; {COPY_AGAIN}")
+    return files
 
 
 def check_sizes(checkpoint: Path, record: Mapping[str, RecordedFile]) -> None:
@@ -134,60 +126,45 @@ def check_sizes(checkpoint: Path, record: Mapping[str, RecordedFile]) -> None:
             raise InputError(f"{path} has {size} bytes and was written with {recorded.size}; {_ON_PURPOSE}")
 
 
-def find_changed(checkpoint: Path, files: Mapping[str, RecordedFile], progress: Progress = _ignore) -> str | None:
-    """Why the first of these files, by name, is not the one that was written; None if all are."""
+def check_contents(checkpoint: Path, files: Mapping[str, RecordedFile], progress: Progress = _ignore) -> None:
+    """Raises InputError for the first of these files, by name, that is not the one that was written."""
     try:
         hashes = hash_files(checkpoint, {name: recorded.size for name, recorded in files.items()}, progress)
     except OSError as error:
-        return f"{error.filename or checkpoint} cannot be read: {error.strerror}; {COPY_AGAIN}"
+        raise InputError(f"{error.filename or checkpoint} cannot be read: {error.strerror}; {COPY_AGAIN}") from error
     for name, recorded in sorted(files.items()):
         if hashes[name] != recorded.sha256:
-            return (
+            raise InputError(
                 f"{checkpoint / name} is damaged: its {ALGORITHM} is {hashes[name][:12]}… and was written as "
                 f"{recorded.sha256[:12]}…; {_ON_PURPOSE}"
             )
-    return None
 
 
-def check(checkpoint: Path, *, hashes: bool) -> None:
+def check(checkpoint: Path, *, hashes: bool, below: str = "") -> None:
     """Hold a checkpoint to its record, if it has one: sizes, and hashes if they are asked for.
 
-    Raises:
-        InputError: a file is missing, or not the one that was written.
+    `below` limits this to the files under a directory ("context/"). Raises InputError if a file is missing, or not the
+    one that was written.
     """
-    record = read_record(checkpoint)
-    if record is None:
-        return
+    record = {name: file for name, file in (read_record(checkpoint) or {}).items() if name.startswith(below)}
     check_sizes(checkpoint, record)
     if hashes:
         with show_progress(f"hashes of {checkpoint.name}", record) as progress:
-            changed = find_changed(checkpoint, record, progress)
-        if changed:
-            raise InputError(changed)
-
-
-def check_context(checkpoint: Path, *, hashes: bool) -> None:
-    """Like `check`, for the small files under `context/` alone, which every rank reads. Raises InputError."""
-    record = read_record(checkpoint) or {}
-    context = {name: recorded for name, recorded in record.items() if name.startswith("context/")}
-    check_sizes(checkpoint, context)
-    changed = find_changed(checkpoint, context) if hashes else None
-    if changed:
-        raise InputError(changed)
+            check_contents(checkpoint, record, progress)
 
 
 @contextmanager
-def show_progress(title: str, files: Mapping[str, RecordedFile]) -> Iterator[Progress]:
-    """A bar over the bytes of the files, for what takes longer than two seconds."""
+def show_progress(title: str, files: Mapping[str, RecordedFile], *, shown: bool = True) -> Iterator[Progress]:
+    """Show a bar over the bytes of the files, for what takes longer than two seconds."""
     from tqdm import tqdm
 
     total = sum(recorded.size for recorded in files.values())
-    with tqdm(desc=title, total=total, unit="B", unit_scale=True, delay=2, leave=False) as bar:
+    with tqdm(desc=title, total=total, unit="B", unit_scale=True, delay=2, leave=False, disable=not shown) as bar:
         yield bar.update
 
 
 def share_of(files: Mapping[str, RecordedFile], rank: int, ranks: int) -> dict[str, RecordedFile]:
-    """What one of `ranks` reads so that together they read every file once, of about equal numbers of bytes."""
+    """Return the files that one of `ranks` reads. Together they read every file once, about equally many bytes each."""
     loads = [0] * ranks
     share: dict[str, RecordedFile] = {}
     for name in sorted(files, key=lambda name: (-files[name].size, name)):
@@ -199,10 +176,10 @@ def share_of(files: Mapping[str, RecordedFile], rank: int, ranks: int) -> dict[s
 
 
 def fingerprint(checkpoint: Path) -> str:
-    """One hash for all files of a checkpoint, from the record and therefore at no cost.
+    """Return one hash for all files of a checkpoint, from the record and therefore at no cost.
 
-    Without a record: from names and sizes of all files, the content of those below 16 MiB and samples of the others,
-    so it tells models, their configurations and their trained weights apart, but not every single byte.
+    Without a record it is made of names and sizes of all files, the content of those below 16 MiB and samples of the
+    others. It tells models, their configurations and their trained weights apart, but not every single byte.
     """
     digest = hashlib.new(ALGORITHM)
     for line in _lines(checkpoint):
@@ -215,7 +192,7 @@ _SAMPLES, _SAMPLE = 64, 1 << 16
 
 
 def _hash_samples(path: Path, size: int) -> str:
-    """Of 64 pieces of 64 KiB, evenly spaced from the first bytes to the last."""
+    """Hash 64 pieces of 64 KiB, evenly spaced from the first bytes to the last."""
     digest = hashlib.new(ALGORITHM, str(size).encode())
     with path.open("rb") as file:
         for number in range(_SAMPLES):

@@ -1,11 +1,15 @@
-"""Where a run's files lie, and which of its checkpoints is the newest that is complete.
+"""Where a run's files lie, which of its checkpoints is the newest complete one, and when a run may begin beside them.
 
-`log.log_dir` holds a folder of the run's name with `checkpoints` in it, and `tb_logs/NAME/metrics.jsonl`. Only the
-checkpoints themselves count: links beside them (`…-last`) go astray when a run is killed, copied or moved.
+    LOG_DIR/NAME/checkpoints/global_step=8/   checkpoints, each with `weights` and `context`
+    LOG_DIR/NAME/inputs/                      what the run was given
+    LOG_DIR/tb_logs/NAME/metrics.jsonl        a line per optimizer step, beside TensorBoard's files
 
-NeMo puts a file `STEP-unfinished` beside a checkpoint before it writes or removes it, and takes it away when all ranks
-are done. Of a checkpoint that is written, Megatron's `common.pt` comes first and its `metadata.json` or, when it is not
-written in the background, NeMo's context last.
+LOG_DIR is `log.log_dir` and NAME `log.name`. Links beside the checkpoints (`…-last`) are never followed to find one:
+they are wrong after a run is killed, copied or moved.
+
+NeMo puts a file `STEP-unfinished` beside a checkpoint before it writes or removes it, and removes the file when all
+ranks are done. Megatron writes `common.pt` of a checkpoint first. Its `metadata.json` comes last or, when it is not
+written in the background, NeMo's context.
 """
 
 import os
@@ -15,44 +19,33 @@ from pathlib import Path
 
 from nemo_longpo.errors import InputError
 
-from .completeness import CONTEXT_FILES, WEIGHT_FILES
+from .completeness import missing_part
 
+RUN_NAME = "longpo"
 CHECKPOINTS = "checkpoints"
+INPUTS = "inputs"
+TENSORBOARD = "tb_logs"
 METRICS = "metrics.jsonl"
 LAST = "-last"
 UNFINISHED = "-unfinished"
 
-_PARTS = (*(f"weights/{name}" for name in WEIGHT_FILES), *(f"context/{name}" for name in CONTEXT_FILES))
 _STEP = re.compile(r"(?:step|consumed_samples)=(\d+)")
 
 
-def metrics_file(log_dir: Path, name: str = "longpo") -> Path:
-    """The metrics of each step, for a run that is called `name` (`log.name`)."""
-    return log_dir / "tb_logs" / name / METRICS
+def metrics_file(log_dir: Path, name: str = RUN_NAME) -> Path:
+    return log_dir / TENSORBOARD / name / METRICS
 
 
-def missing_part(checkpoint: Path) -> str | None:
-    """What a checkpoint lacks, or has without content, relative to it; None if it is complete."""
-    missing = [name for name in _PARTS if not _has_content(checkpoint / name)]
-    if not missing and not any((checkpoint / "weights").glob("*.distcp")):
-        missing = ["weights/*.distcp"]
-    return missing[0] if missing else None
-
-
-def _has_content(path: Path) -> bool:
-    return path.is_file() and path.stat().st_size > 0
-
-
-def is_unfinished(checkpoint: Path) -> bool:
-    """Whether NeMo is writing or removing it, or was when the run was killed."""
-    return checkpoint.with_name(checkpoint.name + UNFINISHED).exists()
+def checkpoint_of(path: str | Path) -> Path:
+    """Return the directory of a checkpoint, given itself or the `weights` in it, as NeMo passes them."""
+    return Path(path).parent if Path(path).name == "weights" else Path(path)
 
 
 @dataclass(frozen=True)
 class Checkpoints:
     """What lies in a `checkpoints` folder, each list from the oldest to the newest.
 
-    `damaged` ones have no mark that NeMo was busy with them, and yet lack something.
+    `damaged` ones lack something, without a mark that NeMo was busy with them.
     """
 
     folder: Path
@@ -62,21 +55,27 @@ class Checkpoints:
 
     @property
     def newest(self) -> Path | None:
-        """Of the complete ones."""
+        """The newest complete one."""
         return self.complete[-1] if self.complete else None
 
-    @property
-    def damaged_later(self) -> list[Path]:
-        """Damaged ones that would be the newest if they were complete."""
-        return [path for path in self.damaged if self.newest is None or _age(path) > _age(self.newest)]
+    def describe_left_out(self) -> list[str]:
+        """Return a line for every checkpoint that would be the newest if it were complete."""
+        later = [path for path in self.damaged if self.newest is None or _age(path) > _age(self.newest)]
+        lines = [f"{path} is left out: {_describe_damage(path)}" for path in later]
+        if self.newest is None:
+            lines += [f"{path} is left out: the run was killed while it was written" for path in self.unfinished]
+        return lines
 
 
 def list_checkpoints(folder: Path) -> Checkpoints:
-    """Of one folder; empty if there is none. The same on every rank of a run that shares the file system."""
+    """Sort the checkpoints of one folder; none if it does not exist.
+
+    The result is the same on every rank of a run that shares the file system.
+    """
     found = Checkpoints(folder)
     paths = folder.iterdir() if folder.is_dir() else ()
     for path in sorted((path for path in paths if not path.is_symlink() and path.is_dir()), key=_age):
-        if is_unfinished(path):
+        if _is_unfinished(path):
             found.unfinished.append(path)
         elif missing_part(path) is None:
             found.complete.append(path)
@@ -85,82 +84,87 @@ def list_checkpoints(folder: Path) -> Checkpoints:
     return found
 
 
-def _age(checkpoint: Path) -> tuple[int, float]:
-    """By the step in its name, which copying does not change; names without one come first, by time."""
-    step = _STEP.search(checkpoint.name)
-    written = checkpoint / "weights" / "metadata.json"
-    return int(step[1]) if step else -1, written.stat().st_mtime if written.exists() else 0.0
-
-
-def _is_checkpoint(path: Path) -> bool:
-    return (path / "weights").is_dir() or (path / "context").is_dir()
-
-
-def _is_model(path: Path) -> bool:
-    return _is_checkpoint(path) or (path / "config.json").is_file()
-
-
-def find_folders(path: Path) -> list[Path]:
-    """The folders of checkpoints that `path` stands for: its own, that of its run, or those of all runs in it."""
-    if path.name == CHECKPOINTS or (path.is_dir() and any(map(_is_step, path.iterdir()))):
-        return [path]
-    for pattern in (CHECKPOINTS, f"*/{CHECKPOINTS}", f"*/*/{CHECKPOINTS}"):
-        if found := sorted(folder for folder in path.glob(pattern) if folder.is_dir()):
-            return found
-    return []
-
-
-def _is_step(path: Path) -> bool:
-    return _STEP.search(path.name) is not None and _is_checkpoint(path)
-
-
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a path means: the newest complete one of a run directory, else the path itself.
+    """Return the newest complete checkpoint of a run directory; any other path as it is.
 
     A run directory is what was given as `log.log_dir`, the folder of the run's name in it, or its `checkpoints`.
 
     Raises:
-        InputError: a run without a complete checkpoint, several runs, a checkpoint that is not finished, a link to
-            nothing.
+        InputError: a run has no complete checkpoint; there are several runs; the path is a checkpoint that is not
+            finished, or a link to nothing.
     """
     if path.is_symlink() and not path.exists():
         raise InputError(
             f"{path} is a link to {os.readlink(path)}, which is not there; give the run's directory instead"
         )
-    if _is_model(path):
+    if _is_checkpoint(path) or (path / "config.json").is_file():
         real = path.resolve()
-        if is_unfinished(real):
+        if _is_unfinished(real):
             raise InputError(
                 f"{real} is not finished: a run writes or removes it, or was killed while it did "
                 f"({real.name}{UNFINISHED} lies beside it); give the run's directory instead"
             )
         return path
-    folders = find_folders(path)
+    folders = _find_folders(path)
     if len(folders) > 1:
         names = ", ".join(str(folder.parent.relative_to(path)) for folder in folders)
         raise InputError(f"{path} holds the checkpoints of several runs ({names}); give one of them")
     if not folders:
         return path
     found = list_checkpoints(folders[0])
-    if found.newest is None:
-        raise InputError(f"{folders[0]} holds no complete checkpoint{_why_none(found)}")
+    if found.newest is not None:
+        return found.newest
+    reason = ""
+    if found.damaged:
+        reason = f": {_describe_damage(found.damaged[-1])}"
+    elif found.unfinished:
+        reason = f": {found.unfinished[-1].name} was not finished"
+    raise InputError(f"{folders[0]} holds no complete checkpoint{reason}")
+
+
+def find_resume_point(folder: Path) -> Path | None:
+    """Return the newest complete checkpoint of a run's folder; None if nothing was ever saved there.
+
+    Raises InputError if there are checkpoints and none is complete.
+    """
+    found = list_checkpoints(folder)
+    if found.newest is None and found.damaged:
+        damaged = found.damaged[-1]
+        raise InputError(
+            f"{_describe_damage(damaged)}, and {folder} holds no complete checkpoint to go on from; copy that one "
+            f"again, or remove {damaged} to start the run over."
+        )
     return found.newest
 
 
-def _why_none(found: Checkpoints) -> str:
-    if found.damaged:
-        return f": {describe_damage(found.damaged[-1])}"
-    if found.unfinished:
-        return f": {found.unfinished[-1].name} was not finished"
-    return ""
+def refuse_to_start_beside(folder: Path, start: Path | None) -> None:
+    """Refuse a run that would save into `folder` unless what lies there is its own past and `start` the end of it.
 
-
-def describe_damage(checkpoint: Path) -> str:
-    return f"{checkpoint / str(missing_part(checkpoint))} is missing or empty"
+    `start` is the checkpoint that training resumes from (or its `weights`); None if it begins with step 1.
+    Raises InputError if the folder holds something else, which the next resume would take for this run.
+    """
+    found = list_checkpoints(folder)
+    latest = found.newest or (found.damaged[-1] if found.damaged else None)
+    if latest is None:
+        return
+    directory = None if start is None else checkpoint_of(start.resolve())
+    if directory == latest.resolve():
+        return
+    past = [*found.complete, *found.damaged]
+    if directory is not None and directory in [path.resolve() for path in past]:
+        raise InputError(
+            f"The run would go back to {directory} although {latest} is newer; remove what is newer, or copy the "
+            "older one elsewhere and give another log.log_dir."
+        )
+    raise InputError(
+        f"{folder} holds checkpoints already ({latest.name}), and this run would start over beside them; to go on with "
+        "them set resume.resume_if_exists=True and leave resume.resume_from_path unset, to start over remove them or "
+        "give another log.log_dir."
+    )
 
 
 def point_last_link(checkpoint: Path) -> None:
-    """Leave one `…-last` link beside a checkpoint, the one to it, relative so that it may be copied and moved."""
+    """Leave one `…-last` link beside a checkpoint. It leads to it, relative so that it may be copied and moved."""
     name = checkpoint.name.removesuffix(LAST) + LAST
     for path in checkpoint.parent.glob(f"*{LAST}"):
         if path.is_symlink() and path.name != name:
@@ -172,3 +176,34 @@ def point_last_link(checkpoint: Path) -> None:
     partial.unlink(missing_ok=True)
     partial.symlink_to(checkpoint.name)
     partial.replace(link)
+
+
+def _is_unfinished(checkpoint: Path) -> bool:
+    """Whether NeMo is writing or removing it, or was when the run was killed."""
+    return checkpoint.with_name(checkpoint.name + UNFINISHED).exists()
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return (path / "weights").is_dir() or (path / "context").is_dir()
+
+
+def _age(checkpoint: Path) -> tuple[int, float]:
+    """Order by the step in the name, which copying does not change; names without one come first, by time."""
+    step = _STEP.search(checkpoint.name)
+    written = checkpoint / "weights" / "metadata.json"
+    return int(step[1]) if step else -1, written.stat().st_mtime if written.exists() else 0.0
+
+
+def _find_folders(path: Path) -> list[Path]:
+    """Return the folder of checkpoints that `path` is, that of its run, or those of all runs in it."""
+    holds_steps = path.is_dir() and any(_STEP.search(each.name) and _is_checkpoint(each) for each in path.iterdir())
+    if path.name == CHECKPOINTS or holds_steps:
+        return [path]
+    for pattern in (CHECKPOINTS, f"*/{CHECKPOINTS}", f"*/*/{CHECKPOINTS}"):
+        if found := sorted(folder for folder in path.glob(pattern) if folder.is_dir()):
+            return found
+    return []
+
+
+def _describe_damage(checkpoint: Path) -> str:
+    return f"{checkpoint / str(missing_part(checkpoint))} is missing or empty"

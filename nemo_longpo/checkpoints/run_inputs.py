@@ -1,7 +1,9 @@
-"""What a run was given when it began: its start checkpoint, its shards and its loss, by their content.
+"""What a run was given when it began (start checkpoint, shards, loss), and which weights a checkpoint was made of.
 
-Kept in the run directory, not in checkpoints: it is there before the first of them. Paths only help people to find
-things; the same content may lie elsewhere when the run goes on.
+The first is kept in the run directory, where it is before the first checkpoint. Things are known by hashes of their
+content, and paths only help people to find them: the same content may lie elsewhere when the run is resumed. The second
+lies beside the parts of `context/` that training copies into its own checkpoints, so a checkpoint whose weights were
+trained does not have it.
 """
 
 import json
@@ -11,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from nemo_longpo.atomic import explain_full_disk, write_file
-from nemo_longpo.errors import InputError
 from nemo_longpo.json_input import read_json_object
-from nemo_longpo.typed_fields import build
+from nemo_longpo.typed_fields import build, read_versioned
 
 FILE = "given.json"
+ORIGIN_FILE = "imported_weights.json"
 _VERSION = 1
 
 
@@ -36,7 +38,7 @@ class RunInputs:
     loss: dict[str, Any]
 
     def changes_from(self, begun: "RunInputs") -> Iterator[str]:
-        """What of the content is not what the run began with, each a sentence without an end."""
+        """Yield what differs in content from what the run began with, each a sentence without a full stop."""
         if begun.start and self.start and begun.start.fingerprint != self.start.fingerprint:
             was, now = begun.start, self.start
             where = "" if was.path == now.path else f" ({was.path})"
@@ -59,14 +61,14 @@ class RunInputs:
             yield f"data.paths repeats other shards than this run began with ({paths})"
 
     def loss_changes_from(self, begun: "RunInputs") -> Iterator[str]:
-        """ "NAME=NOW instead of BEFORE" for each."""
+        """Yield "NAME=NOW instead of BEFORE" for each setting that changed."""
         for name, value in self.loss.items():
             if name in begun.loss and begun.loss[name] != value:
                 yield f"{name}={value} instead of {begun.loss[name]}"
 
 
 def write_inputs(directory: Path, inputs: RunInputs) -> None:
-    """Whole or not at all. Raises InputError if there is no room."""
+    """Raises InputError if the disk is full."""
     content = json.dumps({"version": _VERSION} | asdict(inputs), indent=1) + "\n"
     with explain_full_disk(directory, "nothing is lost"):
         directory.mkdir(parents=True, exist_ok=True)
@@ -74,13 +76,30 @@ def write_inputs(directory: Path, inputs: RunInputs) -> None:
 
 
 def read_inputs(directory: Path) -> RunInputs | None:
-    """None if nothing was recorded. Raises InputError for a damaged record."""
+    """Return None if nothing was recorded. Raises InputError if the record is damaged or of another version."""
     path = directory / FILE
     if not path.exists():
         return None
-    advice = "remove it if the run is to go on with whatever is given now"
-    content = read_json_object(path, advice)
-    version = content.pop("version", None)
-    if version != _VERSION:
-        raise InputError(f"{path} is of version {version!r}, which is not known here; {advice}")
-    return build(RunInputs, content, str(path), advice)
+    return read_versioned(path, RunInputs, _VERSION, "remove it if the run is to go on with whatever is given now")
+
+
+@dataclass(frozen=True)
+class _Origin:
+    weights_sha256: str
+
+
+def write_origin(context: Path, weights_sha256: str) -> None:
+    """Say of which Hugging Face weights an imported checkpoint was made.
+
+    `weights_sha256` is the name that shards have for them, as in `nemo_longpo.shards.fingerprint`.
+    """
+    write_file(context / ORIGIN_FILE, json.dumps(asdict(_Origin(weights_sha256))) + "\n")
+
+
+def read_origin(checkpoint: Path) -> str | None:
+    """Return the `weights_sha256`; None if the checkpoint does not say. Raises InputError if the note is damaged."""
+    path = checkpoint / "context" / ORIGIN_FILE
+    if not path.exists():
+        return None
+    advice = "import the checkpoint again"
+    return build(_Origin, read_json_object(path, advice), str(path), advice).weights_sha256

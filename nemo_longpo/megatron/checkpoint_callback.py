@@ -1,42 +1,106 @@
-"""What makes a checkpoint complete, and the record of its files."""
+"""When a run saves a checkpoint, what makes it complete, and the record of its files."""
 
-from collections.abc import Callable
-from functools import cached_property
+import shutil
+from collections.abc import Callable, Iterable
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
+import torch
+from nemo import lightning as nl
 from nemo.lightning.ckpt_utils import ckpt_to_dir
 from nemo.lightning.io.pl import TrainerContext
 from nemo.utils import logging
+from torch import Tensor
 
 from nemo_longpo.atomic import explain_full_disk
 from nemo_longpo.checkpoints.recorder import Recorder
+from nemo_longpo.checkpoints.run_directory import LAST, list_checkpoints, point_last_link
 from nemo_longpo.errors import InputError
 
-from .checkpointing import RunCheckpoint
 from .full_disk import GOES_ON
+from .together import gather_from_all, raise_on_all
 
 
-class LongPOCheckpoint(RunCheckpoint):
-    """The checkpoints of a run, with a record of the sizes and hashes of their files.
+class LongPOCheckpoint(nl.ModelCheckpoint):
+    """NeMo's checkpoints of a run, with a record of the sizes and hashes of their files.
 
-    A checkpoint is complete when its weights and its context are written; only then its mark as unfinished goes. NeMo
-    writes the context with a warning for every failure, a full disk too, and takes the checkpoint for complete. Here it
-    is written first of all that finalises a save, and a failure ends the run. `always_save_context` and
-    `save_context_on_train_end` are without effect: a checkpoint always has its context.
+    They are named after the optimizer steps that they hold (`global_step=4`). The last step is among them once,
+    whatever `every_n_train_steps` is. What lies in the folder counts as the run's state: not links, and not the paths
+    that a checkpoint remembers, which are wrong after a move. What is not complete never counts for `save_top_k`.
 
-    The record comes last, from a thread of the first rank, after the finalisation of an asynchronous save too. A
-    checkpoint whose run is killed before is usable, and nobody can tell later whether its files changed.
+    A checkpoint is complete when its weights and its context are written; only then its mark as unfinished is removed.
+    NeMo only warns when writing the context fails, and takes the checkpoint for complete. Here the context is written
+    before anything else that finalises a save, and a failure ends the run. `always_save_context` and
+    `save_context_on_train_end` have no effect: a checkpoint always has its context.
+
+    The record comes last, from a thread of the first rank, also after an asynchronous save. A checkpoint whose run is
+    killed before that is usable, and nobody can tell later whether its files changed.
     """
 
-    def setup(self, trainer: pl.Trainer, *args, **kwargs) -> None:
-        super().setup(trainer, *args, **kwargs)
+    def setup(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        super().setup(trainer, *args, **kwargs)  # removes what was not finished
         self.always_save_context = self.save_context_on_train_end = False
+        _require_one_choice(str(trainer.ckpt_path))
+        newest = list_checkpoints(self._folder).newest
+        if trainer.is_global_zero and newest and self.save_last:
+            point_last_link(newest)
+        trainer.strategy.barrier("checkpoints")
+
+    @property
+    def _folder(self) -> Path:
+        return Path(str(self.dirpath))
+
+    @property
+    def _saved_checkpoint_paths(self) -> Iterable[Path]:
+        return list_checkpoints(self._folder).complete
 
     @cached_property
     def _recorder(self) -> Recorder:
-        """Asked for by a run that is refused before `setup`, too."""
+        """Made when it is first asked for, which may be before `setup` in a run that is refused."""
         return Recorder()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._last_global_step_saved = trainer.global_step  # what the run begins with is saved somewhere already
+        newest = list_checkpoints(self._folder).newest
+        self.last_model_path = f"{newest.with_name(newest.name.removesuffix(LAST) + LAST)}.ckpt" if newest else ""
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self._recorder.collect(wait=False)
+        super().on_train_batch_end(*args, **kwargs)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Replace NeMo's, which skips a run of one step and writes over a checkpoint that has another name."""
+        if not self._should_skip_saving_checkpoint(trainer):
+            candidates = self._monitor_candidates(trainer)
+            self._save_topk_checkpoint(trainer, candidates)
+            self._save_last_checkpoint(trainer, candidates)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Wait for the records at the end of a run, when an asynchronous last save is finalised too."""
+        super().teardown(trainer, pl_module, stage)
+        for checkpoint in self._recorder.unfinished:
+            logging.info(f"Recording the hashes of {checkpoint} before the run ends")
+        self._recorder.collect(wait=True)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._recorder.forget_all()
+        super().on_exception(trainer, pl_module, exception)
+
+    def _monitor_candidates(self, trainer: pl.Trainer) -> dict[str, Tensor]:
+        """Name the step that was taken; NeMo names the one before it."""
+        return {**super()._monitor_candidates(trainer), "global_step": torch.tensor(trainer.global_step)}
+
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        """Remove a damaged checkpoint of the same step first: its parts would stay in the new one."""
+        directory = ckpt_to_dir(filepath)
+        if trainer.is_global_zero and directory.is_symlink():
+            directory.unlink()
+        elif trainer.is_global_zero and directory.is_dir():
+            shutil.rmtree(directory)
+        super()._save_checkpoint(trainer, filepath)
 
     def _get_finalize_save_checkpoint_callback(
         self, trainer: pl.Trainer, filepath: str, global_step: int
@@ -45,10 +109,7 @@ class LongPOCheckpoint(RunCheckpoint):
         checkpoint = Path(ckpt_to_dir(filepath))
 
         def write_context_and_finalize() -> None:
-            problem = _write_context(trainer, checkpoint) if trainer.is_global_zero else None
-            problem = trainer.strategy.broadcast(problem)
-            if problem:
-                raise InputError(problem)
+            raise_on_all(partial(_write_context, trainer, checkpoint / "context"), here=trainer.is_global_zero)
             finalize()
             if trainer.is_global_zero:
                 self._recorder.record(checkpoint)
@@ -59,27 +120,18 @@ class LongPOCheckpoint(RunCheckpoint):
         self._recorder.forget(Path(ckpt_to_dir(filepath)))
         super()._remove_checkpoint(trainer, filepath, override_async)
 
-    def on_train_batch_end(self, *args, **kwargs) -> None:
-        self._recorder.collect(wait=False)
-        super().on_train_batch_end(*args, **kwargs)
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """The end of a run: an asynchronous last save is finalised by now."""
-        super().teardown(trainer, pl_module, stage)
-        for checkpoint in self._recorder.unfinished:
-            logging.info(f"Recording the hashes of {checkpoint} before the run ends")
-        self._recorder.collect(wait=True)
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._recorder.forget_all()
-        super().on_exception(trainer, pl_module, exception)
+def _write_context(trainer: pl.Trainer, context: Path) -> None:
+    with explain_full_disk(context, GOES_ON):
+        TrainerContext.from_trainer(trainer).io_dump(context, yaml_attrs=["model"])
 
 
-def _write_context(trainer: pl.Trainer, checkpoint: Path) -> str | None:
-    """Why it could not be written, if the disk is full."""
-    try:
-        with explain_full_disk(checkpoint / "context", GOES_ON):
-            TrainerContext.from_trainer(trainer).io_dump(checkpoint / "context", yaml_attrs=["model"])
-    except InputError as error:
-        return str(error)
-    return None
+def _require_one_choice(choice: str) -> None:
+    """Raises InputError if the ranks, each of which looked into the run's directory, saw different checkpoints."""
+    choices = gather_from_all(choice)
+    other = next((rank for rank, chosen in enumerate(choices) if chosen != choices[0]), None)
+    if other is not None:
+        raise InputError(
+            f"Rank 0 begins with checkpoint {choices[0]} and rank {other} with {choices[other]}; log.log_dir must be a "
+            "directory that all ranks share."
+        )

@@ -22,10 +22,10 @@ from nemo_longpo.shards.fingerprint import tokenizer_fingerprint
 from nemo_longpo.shards.reader import ShardReader
 from nemo_longpo.shards.schema import PairRecord
 
+from .file_hashes import check_shards
 from .run_inputs import inputs_directory
 from .shape import model_shape
-from .shard_hashes import CHECKED_SHARDS, check_hashes
-from .together import gather_from_all, raise_first
+from .together import raise_on_all
 from .topology import current_topology
 
 ORDER_SETTINGS = ("global_batch_size", "length_window", "seed")  # what the order of the records depends on
@@ -122,17 +122,11 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
         Raises:
             InputError: on all ranks the same, whichever machine's files are at fault.
         """
-        problem = None
-        try:
-            self._open()
-        except InputError as error:
-            problem = str(error)
-        raise_first(gather_from_all(problem))
+        raise_on_all(self._open)
         if self.check_hashes:
-            memory = inputs_directory()
-            check_hashes(
+            check_shards(
                 self.readers,
-                None if memory is None else memory / CHECKED_SHARDS,
+                inputs_directory(),
                 local_rank=self.trainer.local_rank,
                 first=self.trainer.is_global_zero,
             )

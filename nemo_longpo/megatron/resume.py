@@ -18,14 +18,19 @@ from nemo_longpo.attention.rope_config import nemo_scaling_settings, scaling_of,
 from nemo_longpo.backends import cpu
 from nemo_longpo.checkpoints import integrity
 from nemo_longpo.checkpoints.completeness import require_complete
-from nemo_longpo.checkpoints.resuming import describe_left_out, find_resume_point, refuse_to_start_beside
-from nemo_longpo.checkpoints.run_directory import CHECKPOINTS, find_checkpoint, list_checkpoints
+from nemo_longpo.checkpoints.run_directory import (
+    CHECKPOINTS,
+    checkpoint_of,
+    find_checkpoint,
+    find_resume_point,
+    list_checkpoints,
+    refuse_to_start_beside,
+)
 from nemo_longpo.checkpoints.trust import TRAINED_HERE, check_context, check_weights
 from nemo_longpo.errors import InputError
 from nemo_longpo.json_input import read_json_object
 from nemo_longpo.yaml_input import read_yaml_mapping
 
-from .checkpoint_checks import checkpoint_of
 from .model import ArchitectureFromCheckpoint, LongPOModel
 from .run_inputs import KeepInputs
 from .strategy import LongPOStrategy
@@ -155,7 +160,7 @@ class LongPOResume(AutoResume):
         start = self.get_trainer_ckpt_path(model)
         folder = Path(str(trainer.checkpoint_callback.dirpath))
         refuse_to_start_beside(folder, Path(start) if start else None)
-        for line in describe_left_out(list_checkpoints(folder)):
+        for line in list_checkpoints(folder).describe_left_out():
             logging.warning(line)
 
     def _check_what_loads(self, model: LongPOModel, origin: Path | None) -> None:
@@ -164,7 +169,7 @@ class LongPOResume(AutoResume):
         resumed = self.get_trainer_ckpt_path(model)
         found = [Path(resumed), getattr(resumed, "base_model_path", None)] if resumed else []
         for weights in filter(None, [*found, origin]):
-            checkpoint = weights.parent if weights.name == self.WEIGHTS_PATH else weights
+            checkpoint = checkpoint_of(weights)
             if not checkpoint.is_dir():
                 continue
             check_weights(checkpoint / self.WEIGHTS_PATH)
@@ -173,7 +178,7 @@ class LongPOResume(AutoResume):
 
     def _check_files(self, checkpoint: Path) -> None:
         """What every rank reads now; the weights are looked at when all ranks are there to share the work."""
-        integrity.check_context(checkpoint, hashes=self.check_hashes)
+        integrity.check(checkpoint, hashes=self.check_hashes, below="context/")
         require_complete(checkpoint)
 
     def _take_checkpoints_of_runs(self) -> None:

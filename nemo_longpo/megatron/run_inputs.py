@@ -1,5 +1,6 @@
-"""A run goes on with what it began with, unless told otherwise, and says at its start whose log-probs it trains on."""
+"""A resumed run must have what it began with, and a new one says at its start whose log-probs it trains on."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,27 +9,30 @@ from nemo.utils import logging
 from nemo.utils.app_state import AppState
 
 from nemo_longpo.checkpoints.integrity import fingerprint
-from nemo_longpo.checkpoints.origin import read_origin
-from nemo_longpo.checkpoints.run_inputs import Given, RunInputs, read_inputs, write_inputs
+from nemo_longpo.checkpoints.run_directory import INPUTS
+from nemo_longpo.checkpoints.run_inputs import Given, RunInputs, read_inputs, read_origin, write_inputs
 from nemo_longpo.errors import InputError
 from nemo_longpo.objective import REF_CONTEXT_OF_LOSS
 from nemo_longpo.shards.reader import ShardReader
 
-from .together import gather_from_all, raise_first
+from .together import raise_on_all
 
 _LOSS = ("loss_type", "beta", "preference_weight")
 
 
 def inputs_directory() -> Path | None:
-    """Below the directory of a run's checkpoints: of what lies beside them, NeMo moves files away at every resume."""
+    """Return the directory beside a run's checkpoints where its inputs are recorded; None without a run directory.
+
+    It is a directory because NeMo moves files that lie beside the checkpoints away at every resume.
+    """
     log_dir = AppState().log_dir
-    return None if log_dir is None else Path(log_dir) / "inputs"
+    return None if log_dir is None else Path(log_dir) / INPUTS
 
 
 class KeepInputs(pl.Callback):
-    """Records the fingerprints of start checkpoint and shards at the start, and holds a resumed run to them.
+    """Records the fingerprints of start checkpoint and shards at the start, and refuses others when a run is resumed.
 
-    A run without a checkpoint starts anew, with whatever it is given. Another loss is a line in the log, no refusal.
+    A run without a checkpoint starts anew, with whatever it is given. Another loss is only logged.
     """
 
     def __init__(self, start: Path | None, accept_changes: bool):
@@ -36,17 +40,11 @@ class KeepInputs(pl.Callback):
         self.accept_changes = accept_changes
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """After the data module's. Raises InputError on all ranks alike."""
+        """Runs after the data module's. Raises InputError on all ranks if the inputs changed or cannot be recorded."""
         directory = inputs_directory()
         if stage != "fit" or directory is None:
             return
-        problem = None
-        if trainer.is_global_zero:
-            try:
-                self._hold(trainer, pl_module, directory)
-            except InputError as error:
-                problem = str(error)
-        raise_first(gather_from_all(problem))
+        raise_on_all(partial(self._hold, trainer, pl_module, directory), here=trainer.is_global_zero)
 
     def _hold(self, trainer: pl.Trainer, model: Any, directory: Path) -> None:
         readers: list[ShardReader] = trainer.datamodule.readers  # type: ignore[attr-defined]
@@ -77,7 +75,7 @@ class KeepInputs(pl.Callback):
 
 
 def warn_of_other_reference(start: Path, readers: list[ShardReader]) -> None:
-    """One line if the weights that training starts from did not score the shards, or if that cannot be told."""
+    """Log a line if the weights that training starts from did not score the shards, or if that cannot be told."""
     weights = read_origin(start)
     if weights is None:
         logging.info(f"{start} does not say which weights it was made of, so not whether they scored the shards")

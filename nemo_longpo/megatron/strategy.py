@@ -14,12 +14,13 @@ from nemo.lightning.resume import AdapterPath
 from torch.distributed.checkpoint.api import CheckpointException
 
 from nemo_longpo.backends import cpu
+from nemo_longpo.checkpoints.run_directory import checkpoint_of
 from nemo_longpo.errors import InputError
 from nemo_longpo.parallel.communication import CpCommType
 
 from .activations import ActivationSettings
-from .checkpoint_checks import check_together, checkpoint_of
 from .communication import set_communication
+from .file_hashes import check_checkpoint
 from .full_disk import GOES_ON, leave_to_main_thread, no_room
 
 
@@ -105,7 +106,7 @@ class LongPOStrategy(nl.MegatronStrategy):
         """Of the run itself, or (`selective_restore`) the one that a run starts from; whole, or InputError."""
         base = checkpoint_path.base_model_path if isinstance(checkpoint_path, AdapterPath) else None
         for path in filter(None, (checkpoint_path, base)):
-            check_together(checkpoint_of(path), hashes=self.check_hashes)
+            check_checkpoint(checkpoint_of(path), hashes=self.check_hashes)
         return super().load_checkpoint(checkpoint_path, selective_restore)
 
     def on_exception(self, exception: BaseException) -> None:

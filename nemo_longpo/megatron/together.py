@@ -1,5 +1,6 @@
-"""What one rank finds out, all ranks hear: work that is done once, and refusals that stop the whole job."""
+"""Work that one rank does for all, and refusals that stop the whole job with the same sentence."""
 
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -11,7 +12,7 @@ _LONGEST_WAIT = timedelta(days=1)  # for ranks that wait while others read; the 
 
 
 def gather_from_all(value: Any) -> list[Any]:
-    """Every rank's value (small, pickled) on every rank, in the order of ranks. All ranks of the job call it."""
+    """Return every rank's value (small, pickled) in the order of ranks. All ranks of the job must call it."""
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
@@ -21,8 +22,22 @@ def gather_from_all(value: Any) -> list[Any]:
     return values
 
 
-def raise_first(problems: list[str | None]) -> None:
-    """Raises InputError with the first problem, if there is any: the same sentence on all ranks that have this list."""
+def raise_on_all(check: Callable[[], object], *, here: bool = True) -> None:
+    """Call `check` on the ranks where `here` is true. All ranks of the job must call this function.
+
+    Raises InputError on all ranks if any of them raised one: that of the first such rank.
+    """
+    problem = None
+    if here:
+        try:
+            check()
+        except InputError as error:
+            problem = str(error)
+    raise_first(gather_from_all(problem))
+
+
+def raise_first(problems: Iterable[str | None]) -> None:
+    """Raises InputError with the first problem, if there is one."""
     for problem in problems:
         if problem is not None:
             raise InputError(problem)

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from nemo_longpo.checkpoints.metrics_log import read_metrics
 from nemo_longpo.checkpoints.run_directory import find_checkpoint
 from nemo_longpo.errors import InputError
 from nemo_longpo.json_input import read_json_object
@@ -26,7 +27,7 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
     refuse_other_settings(output / "settings.json", described)
     seconds = run_stages(demo_stages(settings), output)
     before, after = (_read_accuracy(output / name) for name in ("before.json", "after.json"))
-    steps = [json.loads(line) for line in metrics_file(output).read_text().splitlines()]
+    steps = read_metrics(training_directory(output))
     plot_accuracy(output / "accuracy.png", before, after, BASE_LENGTH)
     plot_rewards(output / "rewards.png", steps)
     summary = {

@@ -10,8 +10,8 @@ import pytest
 
 from nemo_longpo.checkpoints.integrity import (
     RECORD,
+    check_contents,
     check_sizes,
-    find_changed,
     fingerprint,
     list_files,
     read_record,
@@ -46,9 +46,10 @@ def _damage(checkpoint: Path) -> str | None:
     assert record is not None
     try:
         check_sizes(checkpoint, record)
+        check_contents(checkpoint, record)
     except InputError as error:
         return str(error)
-    return find_changed(checkpoint, record)
+    return None
 
 
 def test_the_record_holds_size_and_sha256_of_every_file(checkpoint):
@@ -113,13 +114,19 @@ def test_without_a_record_nothing_is_known(checkpoint):
     [
         ("", "is not readable JSON"),
         ("[]", "should hold a JSON object"),
-        ('{"version": 2, "files": {}}', "is no record of files in version 1"),
-        ('{"version": 1}', "is no record of files in version 1"),
-        ('{"version": 1, "files": {"a": 3}}', "does not say size and sha256 of a file in the checkpoint under 'a'"),
-        ('{"version": 1, "files": {"a": {"size": true, "sha256": ""}}}', "under 'a'"),
-        ('{"version": 1, "files": {"../a": {"size": 1, "sha256": ""}}}', "under '../a'"),
-        ('{"version": 1, "files": {"/etc/passwd": {"size": 1, "sha256": ""}}}', "under '/etc/passwd'"),
-        ('{"version": 1, "files": {"a\\u0000": {"size": 1, "sha256": ""}}}', "under 'a"),
+        ('{"version": 2, "files": {}}', "is of version 2, and only 1 is known here"),
+        ('{"version": 1}', "field 'files' is missing"),
+        ('{"version": 1, "files": {"a": 3}}', "field 'files.a' should be an object, not 3"),
+        (
+            '{"version": 1, "files": {"a": {"size": true, "sha256": ""}}}',
+            "field 'files.a.size' should be a",
+        ),
+        ('{"version": 1, "files": {"../a": {"size": 1, "sha256": ""}}}', "a file outside the checkpoint, '../a'"),
+        (
+            '{"version": 1, "files": {"/etc/passwd": {"size": 1, "sha256": ""}}}',
+            "a file outside the checkpoint, '/etc/passwd'",
+        ),
+        ('{"version": 1, "files": {"a\\u0000": {"size": 1, "sha256": ""}}}', "a file outside the checkpoint, 'a"),
     ],
 )
 def test_a_record_that_is_none_is_refused(checkpoint, content, reason):

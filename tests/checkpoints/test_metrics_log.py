@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nemo_longpo.checkpoints.metrics_log import keep_steps
+from nemo_longpo.checkpoints.metrics_log import keep_steps, read_metrics
+from nemo_longpo.checkpoints.run_directory import metrics_file
 from nemo_longpo.errors import InputError
 
 LINES = [json.dumps({"step": step, "loss": 0.5}).encode() + b"\n" for step in (1, 2, 3, 4)]
@@ -92,3 +93,12 @@ def test_no_room_is_one_sentence_and_loses_nothing(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"metrics\.jsonl cannot be written: the disk is full.*nothing is lost"):
         keep_steps(path, 2)
     assert path.read_bytes() == b"".join(LINES)
+
+
+def test_metrics_of_a_run_are_its_whole_lines(tmp_path):
+    assert read_metrics(tmp_path) == []
+    path = metrics_file(tmp_path, "mine")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b'{"step": 1, "loss": 2.5}\n\0\0\n{"step": 2, "loss": 2.0}\n{"step": 3, "lo')
+    assert read_metrics(tmp_path, "mine") == [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 2.0}]
+    assert read_metrics(tmp_path) == []

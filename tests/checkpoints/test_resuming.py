@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_longpo.checkpoints.resuming import describe_left_out, find_resume_point, refuse_to_start_beside
-from nemo_longpo.checkpoints.run_directory import list_checkpoints
+from nemo_longpo.checkpoints.run_directory import find_resume_point, list_checkpoints, refuse_to_start_beside
 from nemo_longpo.errors import InputError
 
 SMALL = ("weights/common.pt", "weights/.metadata", "weights/metadata.json", "context/io.json", "context/model.yaml")
@@ -52,7 +51,7 @@ def test_a_damaged_one_is_left_out_with_a_word(folder):
     (folder / "global_step=4" / "weights" / "common.pt").unlink()
     assert find_resume_point(folder) == folder / "global_step=2"
     refuse_to_start_beside(folder, folder / "global_step=2")
-    (line,) = describe_left_out(list_checkpoints(folder))
+    (line,) = list_checkpoints(folder).describe_left_out()
     assert line.endswith("global_step=4/weights/common.pt is missing or empty")
 
 
@@ -76,13 +75,13 @@ def test_a_run_killed_in_its_first_save_begins_again(folder):
         (folder / f"global_step={step}-unfinished").touch()
     assert find_resume_point(folder) is None
     refuse_to_start_beside(folder, None)
-    assert len(describe_left_out(list_checkpoints(folder))) == 2
+    assert len(list_checkpoints(folder).describe_left_out()) == 2
 
 
 def test_a_kill_in_a_later_save_needs_no_word(folder):
     (folder / "global_step=4-unfinished").touch()
     assert find_resume_point(folder) == folder / "global_step=2"
-    assert describe_left_out(list_checkpoints(folder)) == []
+    assert list_checkpoints(folder).describe_left_out() == []
 
 
 def test_a_run_directory_behind_a_link(folder, tmp_path_factory):

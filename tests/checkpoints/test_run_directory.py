@@ -6,12 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nemo_longpo.checkpoints.run_directory import (
-    find_checkpoint,
-    list_checkpoints,
-    missing_part,
-    point_last_link,
-)
+from nemo_longpo.checkpoints.completeness import missing_part
+from nemo_longpo.checkpoints.run_directory import find_checkpoint, list_checkpoints, point_last_link
 from nemo_longpo.errors import InputError
 
 SMALL = ("weights/common.pt", "weights/.metadata", "weights/metadata.json", "context/io.json", "context/model.yaml")
@@ -75,7 +71,8 @@ def test_a_checkpoint_that_lacks_a_part_is_damaged(folder, part):
     for file in damaged.glob(part):
         file.unlink()
     found = list_checkpoints(folder)
-    assert (found.newest, found.damaged_later) == (folder / "global_step=8", [damaged])
+    assert (found.newest, found.damaged) == (folder / "global_step=8", [damaged])
+    assert found.describe_left_out() == [f"{damaged} is left out: {damaged / part} is missing or empty"]
     assert missing_part(damaged) == part
 
 

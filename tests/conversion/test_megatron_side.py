@@ -19,6 +19,7 @@ from support.conversion_cases import CASES, files, read_config
 from support.megatron_side import LEARNING_RATE
 from transformers import AutoModelForCausalLM
 
+from nemo_longpo.checkpoints.metrics_log import read_metrics
 from nemo_longpo.checkpoints.trust import check_context, check_weights
 from nemo_longpo.conversion.exporter import export_checkpoint
 from nemo_longpo.conversion.importer import import_checkpoint
@@ -198,17 +199,14 @@ def assert_moved(trained: Path, original: Path, steps: int) -> None:
 @pytest.mark.parametrize("side", [LOCAL, OLDER], indirect=True)
 def test_our_recipe_trains_and_resumes(side, hf_models, tmp_path):
     """The second checkpoint after resuming is whole although that from which the run resumed is gone."""
-    (record,) = side.wait().glob("tb_logs/longpo/metrics.jsonl")
-    assert [json.loads(line)["step"] for line in record.read_text().splitlines()] == [1, 2, 3]
-    (trained,) = side.output.glob("longpo/checkpoints/*-last")
-    back = export_checkpoint(trained, tmp_path / "back")
+    assert [metrics["step"] for metrics in read_metrics(side.wait())] == [1, 2, 3]
+    back = export_checkpoint(side.output, tmp_path / "back")
     assert_moved(back, hf_models["mistral"], steps=3)
     assert files(back).keys() == files(hf_models["mistral"]).keys()
 
 
 def test_nemo_trains_from_our_checkpoint(engine, hf_models, tmp_path):
-    (trained,) = engine.glob("finetuned/default/checkpoints/*-last")
-    back = export_checkpoint(trained, tmp_path / "back")
+    back = export_checkpoint(engine / "finetuned", tmp_path / "back")
     assert_moved(back, hf_models["mistral"], steps=1)
     old, new = files(hf_models["mistral"]), files(back)
     assert old.keys() == new.keys()
@@ -217,7 +215,6 @@ def test_nemo_trains_from_our_checkpoint(engine, hf_models, tmp_path):
 
 def test_we_train_from_nemos_checkpoint(engine, hf_models, tmp_path):
     """Its number of positions is null, and so is its number of vocabulary rows."""
-    (trained,) = engine.glob("longpo/checkpoints/*-last")
-    back = export_checkpoint(trained, tmp_path / "back", max_length=8192)
+    back = export_checkpoint(engine / "longpo", tmp_path / "back", max_length=8192)
     assert_moved(back, hf_models["mistral"], steps=1)
     assert read_config(back)["vocab_size"] == read_config(hf_models["mistral"])["vocab_size"]

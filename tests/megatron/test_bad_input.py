@@ -10,6 +10,7 @@ from support import training_pairs as pairs
 from support.jobs import megatron_jobs
 
 from nemo_longpo.checkpoints.integrity import RECORD
+from nemo_longpo.checkpoints.metrics_log import read_metrics
 
 pytestmark = [pytest.mark.distributed, pytest.mark.parametrize("workbench", ["mistral"], indirect=True)]
 
@@ -25,7 +26,7 @@ def _refusal(workers, workbench, tmp_path, **overrides) -> str:
     }
     (message,) = workers.run(megatron_jobs.refusal, 1, overrides=settings)
     assert not list((tmp_path / "run").rglob("checkpoints/*"))
-    assert not list((tmp_path / "run").rglob("metrics.jsonl"))
+    assert not read_metrics(tmp_path / "run")
     return message
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from support.jobs import megatron_jobs
 
+from nemo_longpo.checkpoints.metrics_log import read_metrics
+
 pytestmark = pytest.mark.distributed
 
 CURVE = Path(__file__).with_name("golden_curve.json")
@@ -41,7 +43,7 @@ def test_twenty_steps(workbench, workers, tmp_path):
         "trainer.strategy.context_parallel_size": 2,
     }
     workers.run(megatron_jobs.finetune, 2, overrides=overrides)
-    steps = [json.loads(line) for line in (tmp_path / "run/tb_logs/longpo/metrics.jsonl").read_text().splitlines()]
+    steps = read_metrics(tmp_path / "run")
     found = {name: [step[name] for step in steps] for name in NAMES}
     if os.environ.get("LONGPO_WRITE_GOLDEN"):
         CURVE.write_text(json.dumps(found, indent=1) + "\n")

@@ -1,6 +1,5 @@
 """Training starts from, and goes on from, checkpoints whose files are those that were written; else one sentence."""
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 from support.jobs import integrity_jobs
 
 from nemo_longpo.checkpoints.integrity import RECORD, check, list_files, read_record
+from nemo_longpo.checkpoints.metrics_log import read_metrics
 
 pytestmark = [pytest.mark.distributed, pytest.mark.parametrize("workbench", ["mistral"], indirect=True)]
 
@@ -68,7 +68,7 @@ def test_a_start_from_damaged_files_is_refused(fault, workbench, workers, tmp_pa
     assert said is not None
     assert said.startswith(f"{start / name} ")
     assert message in said
-    assert not list((tmp_path / "run").rglob("metrics.jsonl"))
+    assert not read_metrics(tmp_path / "run")
 
 
 @pytest.mark.parametrize("fault", WITHOUT_RECORD)
@@ -117,5 +117,4 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_with_room(workbench, wo
 
 
 def _steps(run: Path) -> list[int]:
-    lines = (run / "tb_logs" / "longpo" / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["step"] for line in lines]
+    return [metrics["step"] for metrics in read_metrics(run)]

@@ -1,7 +1,5 @@
 """A 7B recipe as it is shipped, on a small model and four processes instead of eight GPUs."""
 
-import json
-
 import pytest
 import torch
 from support import training_pairs as pairs
@@ -9,6 +7,7 @@ from support.jobs import megatron_jobs
 from support.reference import longpo_step
 from transformers import AutoModelForCausalLM
 
+from nemo_longpo.checkpoints.metrics_log import read_metrics
 from nemo_longpo.objective import METRICS
 
 pytestmark = [pytest.mark.distributed, pytest.mark.parametrize("workbench", ["mistral"], indirect=True)]
@@ -28,8 +27,8 @@ def _first_step(workbench, workers, run, **precision) -> dict[str, float]:
         **precision,
     }
     workers.run(megatron_jobs.finetune, 4, overrides=overrides, recipe_name="mistral_7b_longpo_128k")
-    (line,) = (run / "tb_logs" / "longpo" / "metrics.jsonl").read_text().splitlines()
-    return json.loads(line)
+    (metrics,) = read_metrics(run)
+    return metrics
 
 
 def test_first_step_equals_hugging_face(workbench, workers, tmp_path):

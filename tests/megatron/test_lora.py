@@ -1,7 +1,6 @@
 """NeMo's LoRA on our model: the adapters' gradients equal those of merged weights, these are what an export writes, and
 a run of adapters resumes."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from torch.distributed.checkpoint import FileSystemReader, load
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from transformers import AutoModelForCausalLM
 
+from nemo_longpo.checkpoints.metrics_log import read_metrics
 from nemo_longpo.conversion.exporter import export_checkpoint
 from nemo_longpo.conversion.inspection.inspect_model import inspect_model
 from nemo_longpo.conversion.nemo_checkpoint.adapters import Adapters
@@ -104,10 +104,6 @@ def _overrides(workbench, run: Path, **more) -> dict:
     }
 
 
-def _metrics(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "tb_logs" / "longpo" / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_adapter_gradients_equal_those_of_merged_weights(workbench, workers, tmp_path, case):
     cp, tp, strategy = CASES[case]
@@ -133,7 +129,7 @@ def test_adapter_gradients_equal_those_of_merged_weights(workbench, workers, tmp
     )
 
     metrics, gradients, weights = _reference(workbench, _tensors(tmp_path / "saved" / "adapters"))
-    (step,) = _metrics(tmp_path / "run")
+    (step,) = read_metrics(tmp_path / "run")
     for name in METRICS:
         assert step[name] == pytest.approx(metrics[name], rel=TOLERANCE), name
     found = _tensors(tmp_path / "saved" / "gradients")
@@ -179,7 +175,7 @@ def test_stopped_run_of_adapters_resumes(workbench, workers, tmp_path):
             stop_after=stop_after,
         )
         kept = (*METRICS, "step", "lr", "grad_norm")
-        return [{name: line[name] for name in kept} for line in _metrics(tmp_path / run)]
+        return [{name: line[name] for name in kept} for line in read_metrics(tmp_path / run)]
 
     straight = train("straight")
     assert [line["step"] for line in train("stopped", stop_after=1)] == [1]

@@ -1,6 +1,5 @@
 """The stock `nemo llm finetune` finds the recipes, shows them, and trains with one on two processes."""
 
-import json
 import os
 import signal
 import subprocess
@@ -12,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from nemo_longpo.checkpoints.metrics_log import read_metrics
+from nemo_longpo.checkpoints.run_directory import find_checkpoint, metrics_file
 from nemo_longpo.costs.flops import training_flops
 from nemo_longpo.costs.model_shape import load_shape
 
@@ -98,17 +99,16 @@ def test_two_processes_train_and_save(workbench, tmp_path):
     assert result.stdout.count("Resolved Arguments") == 1
     for shown in ("precision='bf16-mixed'", "params_dtype=torch.bfloat16", "bf16=True"):
         assert shown in result.stdout
-    (line,) = (tmp_path / "run" / "tb_logs" / "longpo" / "metrics.jsonl").read_text().splitlines()
-    step = json.loads(line)
+    (step,) = read_metrics(tmp_path / "run")
     assert step["step"] == 1
     assert "mfu" not in step, "nobody knows the peak of a CPU"
     tokens, flops = (step[name] * step["step_seconds"] for name in ("tokens_per_second", "tflops_per_device"))
     assert (tokens, 2 * 1e12 * flops) in list(_work_of_two(workbench))
-    (last,) = (tmp_path / "run" / "longpo" / "checkpoints").glob("*-last")
+    last = find_checkpoint(tmp_path / "run")
     assert (last / "weights").is_dir()
     for record in ("io.json", "model.yaml"):
         assert (last / "context" / record).is_file()
-    assert list((tmp_path / "run" / "tb_logs" / "longpo").glob("events.out.tfevents.*"))
+    assert list(metrics_file(tmp_path / "run").parent.glob("events.out.tfevents.*"))
 
 
 def _work_of_two(workbench) -> Iterator[Any]:

@@ -1,6 +1,5 @@
 """A run that was killed continues as if nothing had happened: weights, optimizer state, learning rate, data order."""
 
-import json
 import math
 from pathlib import Path
 
@@ -11,7 +10,8 @@ from support.worker_pool import WorkerPool
 from torch.distributed.checkpoint import FileSystemReader, load
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from nemo_longpo.checkpoints.run_directory import find_checkpoint
+from nemo_longpo.checkpoints.metrics_log import read_metrics
+from nemo_longpo.checkpoints.run_directory import find_checkpoint, metrics_file
 
 pytestmark = pytest.mark.distributed
 
@@ -34,9 +34,8 @@ def _consumed(checkpoint: Path) -> int:
 
 
 def _metrics(run: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (run / "tb_logs" / "longpo" / "metrics.jsonl").read_text().splitlines()]
     timed = "tokens_per_second", "tflops_per_device", "step_seconds"
-    return [{name: line[name] for name in line if name not in timed} for line in lines]
+    return [{name: line[name] for name in line if name not in timed} for line in read_metrics(run)]
 
 
 def _left_over(run: Path) -> set[str]:
@@ -126,7 +125,7 @@ def test_the_last_step_is_saved_once(workbench, workers, tmp_path):
     assert workers.run(resume_jobs.count_saves, 1, overrides=settings) == [[1]]
     assert _left_over(tmp_path) == {"global_step=1", "global_step=1-last -> global_step=1"}
     metrics = _metrics(tmp_path)
-    with (tmp_path / "tb_logs" / "longpo" / "metrics.jsonl").open("a") as file:
+    with metrics_file(tmp_path).open("a") as file:
         file.write('{"step": 2, "lo')
     assert workers.run(resume_jobs.count_saves, 1, overrides=settings) == [[]]
     settings["trainer.max_steps"] = 2

@@ -8,6 +8,7 @@ from support import tiny_models as tiny
 from support import training_pairs as pairs
 from support.jobs import megatron_jobs
 
+from nemo_longpo.checkpoints.metrics_log import read_metrics
 from nemo_longpo.conversion.importer import import_checkpoint
 from nemo_longpo.shards.fingerprint import weights_fingerprint
 
@@ -64,7 +65,7 @@ def test_a_resumed_run_wants_what_it_began_with(workers, workbench, tmp_path):
         resume__accept_changes=True, trainer__max_steps=3,
     )  # fmt: skip
     assert "other-shards; resume.accept_changes=True says that it is meant" in log
-    assert len((run / "tb_logs" / "longpo" / "metrics.jsonl").read_text().splitlines()) == 3
+    assert len(read_metrics(run)) == 3
 
 
 def test_the_weights_that_scored_the_shards(workers, workbench, tmp_path):

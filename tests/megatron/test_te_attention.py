@@ -3,7 +3,6 @@
 See `te_stand_in` for what this proves and what only a GPU can.
 """
 
-import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,8 @@ from support.jobs import megatron_jobs, te_jobs
 from support.worker_pool import WorkerPool
 from torch.distributed.checkpoint import FileSystemReader, load
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from nemo_longpo.checkpoints.metrics_log import read_metrics
 
 pytestmark = pytest.mark.distributed
 
@@ -65,8 +66,8 @@ def test_training_equals_the_cpu_backend(workbench, te_workers, tmp_path):
         }
         job = {"overrides": overrides, "gradients": str(run / "gradients")}
         calls = te_workers.run(te_jobs.finetune, 2, transformer_engine=transformer_engine, **job)
-        (line,) = (run / "tb_logs" / "longpo" / "metrics.jsonl").read_text().splitlines()
-        return json.loads(line), tensors(run / "gradients"), calls
+        (metrics,) = read_metrics(run)
+        return metrics, tensors(run / "gradients"), calls
 
     expected_metrics, expected, (nothing, _) = train(transformer_engine=False)
     metrics, found, calls = train(transformer_engine=True)

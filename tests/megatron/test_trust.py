@@ -9,6 +9,7 @@ from support.exploits import EXPLOITS
 from support.jobs import megatron_jobs
 
 from nemo_longpo.checkpoints.integrity import write_record
+from nemo_longpo.checkpoints.run_directory import find_checkpoint
 
 pytestmark = [pytest.mark.distributed, pytest.mark.parametrize("workbench", ["mistral"], indirect=True)]
 
@@ -62,9 +63,9 @@ def test_a_run_that_would_go_on_with_code(exploit, workbench, settings, workers,
     settings |= {"resume.restore_config.path": str(workbench.checkpoint), "trainer.max_steps": 2}
     trained = settings | {"log.ckpt.every_n_train_steps": 1, "trainer.max_steps": 1}
     workers.run(megatron_jobs.finetune, 1, overrides=trained, checkpoints=True)
-    (last,) = (tmp_path / "run" / "longpo" / "checkpoints").glob("*-last")
+    last = find_checkpoint(tmp_path / "run")
     trap = tmp_path / "trap"
-    sentence = plant_in(last.resolve(), exploit, trap)
+    sentence = plant_in(last, exploit, trap)
     (message,) = workers.run(megatron_jobs.refusal, 1, overrides=settings)
     assert sentence in message
     assert not trap.exists()

@@ -14,7 +14,7 @@ from support.mutations import mutated_bytes, mutated_json, mutated_lines
 from support.published_pairs import published_row, text_pair
 from support.small_corpus import make_document
 
-from nemo_longpo.checkpoints import integrity, origin, run_inputs
+from nemo_longpo.checkpoints import integrity, run_inputs
 from nemo_longpo.checkpoints.metrics_log import keep_steps
 from nemo_longpo.checkpoints.run_inputs import Given, RunInputs
 from nemo_longpo.checkpoints.trust import check_context
@@ -104,7 +104,7 @@ def weights_of_an_import(shop: Workshop) -> Prepared:
     context = shop.folder("imported") / "context"
     context.mkdir(exist_ok=True)
     return mutated_json({"weights_sha256": "a" * 64}), write_and(
-        lambda path: origin.read_origin(context.parent), context / origin.FILE
+        lambda path: run_inputs.read_origin(context.parent), context / run_inputs.ORIGIN_FILE
     )
 
 

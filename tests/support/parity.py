@@ -1,6 +1,5 @@
 """One step on the whole stack, and how its gradients are compared with another's."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from safetensors.torch import load_file
 from support.jobs import megatron_jobs
 from torch import Tensor
 
+from nemo_longpo.checkpoints.metrics_log import read_metrics
 from nemo_longpo.conversion.exporter import export_checkpoint
 
 TOLERANCE = 1e-4
@@ -39,10 +39,10 @@ def train_one_step(workbench, workers, directory: Path, case) -> tuple[dict, dic
         overrides=overrides,
         gradients=str(gradients / "weights"),
     )
-    (line,) = (directory / "run" / "tb_logs" / "longpo" / "metrics.jsonl").read_text().splitlines()
+    (metrics,) = read_metrics(directory / "run")
     # Gradients were saved under their parameters' keys, so the exporter gives them Hugging Face's names and shapes.
     shutil.copytree(workbench.checkpoint / "context", gradients / "context")
-    return json.loads(line), load_file(export_checkpoint(gradients, directory / "hf") / "model.safetensors"), rows
+    return metrics, load_file(export_checkpoint(gradients, directory / "hf") / "model.safetensors"), rows
 
 
 def assert_equal_gradients(found: dict[str, Tensor], expected: dict[str, Tensor]) -> Tensor:
