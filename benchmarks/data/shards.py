@@ -84,7 +84,13 @@ def draw_ids(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def write_shards(directory: Path, records: list[PairRecord]) -> Path:
-    provenance = Provenance("0" * 64, "0" * 64, VOCABULARY, ReferenceModel("0" * 64, {}, "float32"), "short")
+    provenance = Provenance(
+        tokenizer_fingerprint="0" * 64,
+        chat_template_hash="0" * 64,
+        vocab_size=VOCABULARY,
+        reference=ReferenceModel("0" * 64, {}, "float32"),
+        ref_context="short",
+    )
     with ShardWriter(directory, provenance) as writer:
         for record in records:
             writer.add(record)

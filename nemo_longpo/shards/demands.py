@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nemo_longpo.errors import InputError
 from nemo_longpo.objective import REF_CONTEXT_OF_LOSS, LossType
@@ -20,7 +21,7 @@ class Demands:
     positions: int | None
     loss_type: LossType
 
-    def check(self, reader: ShardReader, lengths: np.ndarray) -> None:
+    def check(self, reader: ShardReader, lengths: NDArray[np.int64]) -> None:
         """Refuse shards that this run cannot train on; `lengths` are the reader's. Raises InputError."""
         self._check_vocabulary(reader)
         self._check_reference(reader)
@@ -45,7 +46,7 @@ class Demands:
             f"`--ref-context {needed}`, or choose one of {', '.join(fitting)}."
         )
 
-    def _check_lengths(self, reader: ShardReader, lengths: np.ndarray) -> None:
+    def _check_lengths(self, reader: ShardReader, lengths: NDArray[np.int64]) -> None:
         if not len(lengths):
             return
         tokens = lengths[:, 0] + lengths[:, 1:].max(1)

@@ -15,7 +15,7 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.json_input import read_json_object
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HashedFile:
     inode: int
     size: int
@@ -25,9 +25,15 @@ class HashedFile:
 
     @classmethod
     def of(cls, path: Path, sha256: str) -> "HashedFile":
-        """Raises OSError."""
+        """Return the state of a file whose hash is known. Raises OSError."""
         found = path.stat()
-        return cls(found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, sha256)
+        return cls(
+            inode=found.st_ino,
+            size=found.st_size,
+            mtime_ns=found.st_mtime_ns,
+            ctime_ns=found.st_ctime_ns,
+            sha256=sha256,
+        )
 
 
 Known = Mapping[str, Mapping[str, list[Any]]]
@@ -35,7 +41,7 @@ Known = Mapping[str, Mapping[str, list[Any]]]
 
 
 def read_known(memory: Path) -> Known:
-    """Nothing is known where the file is not there or damaged: then all shards are read again."""
+    """Return what the file says; nothing if it is not there or damaged, and then all shards are read again."""
     try:
         content = read_json_object(memory, "")
     except InputError:

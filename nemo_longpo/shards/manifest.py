@@ -14,7 +14,7 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.json_input import read_json_object
 from nemo_longpo.typed_fields import build
 
-from .schema import ARROW_SCHEMAS, REF_CONTEXTS
+from .schema import ARROW_SCHEMAS, REF_CONTEXTS, PairRecord
 
 MANIFEST_NAME = "manifest.json"
 _ADVICE = "copy it again, or rebuild the shards with `longpo data pack`"
@@ -26,17 +26,19 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class ReferenceModel:
-    """Which model scored the pairs: a hash of its weights, its rotary settings, and the dtype that it ran in."""
+    """The model that scored the pairs: a hash of its weights, its rotary settings, and the dtype that it ran in."""
 
     weights_sha256: str
     rope: dict[str, Any]
     dtype: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What a trainer must agree with (tokenizer, template) and what people want to know (reference; each stage's
-    settings, under its name, in `generation`)."""
+    """Where pairs come from: a trainer must agree with the tokenizer and template, the rest is for people.
+
+    `generation` holds each stage's settings under its name.
+    """
 
     tokenizer_fingerprint: str
     chat_template_hash: str
@@ -54,7 +56,7 @@ class ShardFile:
     sha256: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Counts:
     """Sums over all records; tokens are counted per segment."""
 
@@ -65,7 +67,7 @@ class Counts:
     rejected_tokens: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """`length_histogram` counts documents by the longer full sequence, under the next power of two at or above it."""
 
@@ -85,12 +87,35 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """A sha256 that changes with the records, their order, and everything that is said of them."""
+        """Return a sha256 that changes with the records, their order, and everything that is said of them."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
-def length_bucket(tokens: int) -> str:
-    """The histogram key of a length: the next power of two at or above it, as text (JSON keys are text)."""
+class Tally:
+    """Sums over records, as a manifest states them."""
+
+    def __init__(self) -> None:
+        self._sums: Counter[str] = Counter()
+        self._histogram: Counter[str] = Counter()
+
+    def add(self, record: PairRecord) -> None:
+        trunk, chosen, rejected = record.lengths
+        self._sums.update(
+            documents=1, turns=record.turns, trunk_tokens=trunk, chosen_tokens=chosen, rejected_tokens=rejected
+        )
+        self._histogram[_length_bucket(trunk + max(chosen, rejected))] += 1
+
+    @property
+    def counts(self) -> Counts:
+        return Counts(**self._sums)
+
+    @property
+    def length_histogram(self) -> dict[str, int]:
+        return dict(sorted(self._histogram.items(), key=lambda item: int(item[0])))
+
+
+def _length_bucket(tokens: int) -> str:
+    """Return the histogram key of a length: the next power of two at or above it, as text (JSON keys are text)."""
     return str(1 << max(tokens - 1, 0).bit_length())
 
 
@@ -121,7 +146,7 @@ def load_manifest(directory: Path) -> Manifest:
 
 
 def _contradictions(manifest: Manifest) -> Iterator[str]:
-    """What is wrong with fields that have their types."""
+    """Yield what is wrong with fields that have the right types."""
     if manifest.ref_context not in REF_CONTEXTS:
         yield f"field 'ref_context' should be one of {', '.join(REF_CONTEXTS)}, not {short_repr(manifest.ref_context)}"
     if not 1 <= manifest.vocab_size <= _MAX_VOCABULARY:
@@ -135,7 +160,7 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
         if not 1 <= file.records <= file.bytes:
             yield f"{field}.records' is {file.records}, which a file of {file.bytes} bytes cannot hold"
     for length in manifest.length_histogram:
-        if not length.isdecimal() or len(length) > 12 or length_bucket(int(length)) != length:
+        if not length.isdecimal() or len(length) > 12 or _length_bucket(int(length)) != length:
             yield f"field 'length_histogram' counts by powers of two, and {short_repr(length)} is none"
     names = Counter(file.name for file in manifest.files)
     for name, times in names.items():
@@ -156,7 +181,7 @@ def _is_plain(name: str) -> bool:
 
 
 def sha256_file(path: Path | str) -> str:
-    """Hexadecimal sha256 of a file's bytes."""
+    """Return the hexadecimal sha256 of a file's bytes."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

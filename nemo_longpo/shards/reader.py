@@ -4,14 +4,16 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from nemo_longpo.errors import InputError
 
 from .arrow_stream import check_columns, map_stream
-from .manifest import Counts, Manifest, ShardFile, length_bucket, load_manifest, sha256_file
+from .manifest import Manifest, ShardFile, Tally, load_manifest, sha256_file
 from .schema import ARROW_SCHEMAS, PairRecord, from_batch
 from .validation import validate_record
 
@@ -21,9 +23,10 @@ class ShardReader:
 
     Opening checks the manifest and every file's size. With `tokenizer_fingerprint` (of the tokenizer that the trainer
     uses) shards of another tokenizer are refused. Files are mapped on first use, so a reader is cheap to make and to
-    send to a worker process. A record is validated when it is first read, and only then, so damage that went through
-    other hands ends in a sentence, never in the process; the hashes alone tell whether every byte is as it was written.
-    Raises InputError naming the file, record and document, or both fingerprints.
+    send to a worker process. A record is validated when it is first read, so damage ends in a sentence and never ends
+    the process. Only the hashes tell whether every byte is as it was written.
+
+    Raises InputError if a file, a record or a document is damaged, or if the fingerprints differ; it names them.
     """
 
     def __init__(self, directory: str | Path, *, tokenizer_fingerprint: str | None = None):
@@ -41,7 +44,7 @@ class ShardReader:
         self._batches: dict[int, list[pa.RecordBatch]] = {}
         self._sound: set[tuple[int, int]] = set()
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.directory, self._expected_tokenizer)
 
     def __len__(self) -> int:
@@ -61,8 +64,8 @@ class ShardReader:
     def __iter__(self) -> Iterator[PairRecord]:
         return (self[index] for index in range(len(self)))
 
-    def lengths(self) -> np.ndarray:
-        """int64 [records, 3]: tokens of (trunk, chosen, rejected) of every record, without reading the ids."""
+    def lengths(self) -> NDArray[np.int64]:
+        """Return int64 [records, 3]: tokens of (trunk, chosen, rejected) of every record, without reading the ids."""
         rows = []
         for index in range(len(self)):
             number, position = self._locate(index)
@@ -72,32 +75,26 @@ class ShardReader:
         return np.array(rows, dtype=np.int64).reshape(-1, 3)
 
     def describe(self, index: int) -> str:
-        """Where a record is, and which document it holds: "FILE, record N, document 'ID'"."""
+        """Say where a record is, and which document it holds: "FILE, record N, document 'ID'"."""
         number, position = self._locate(index)
         batch, where = self._batch(number, position), self._where(number, position)
         check_columns(batch, ["doc_id"], where)
         return f"{where}, document {batch.column('doc_id')[0].as_py()!r}"
 
     def verify(self) -> None:
-        """Recompute every checksum, validate every record, and compare the sums with the manifest's."""
+        """Raises InputError if a checksum, a record or one of the manifest's sums is wrong; reads everything."""
         self.check_hashes({file.name: sha256_file(self.directory / file.name) for file in self.manifest.files})
-        counts = dict.fromkeys(vars(Counts()), 0)
-        histogram: dict[str, int] = {}
-        seen: set[str] = set()
+        tally, seen = Tally(), set[str]()
         for index, record in enumerate(self):
             if record.doc_id in seen:
                 raise InputError(f"{self._where(*self._locate(index))}: doc_id {record.doc_id!r} occurs twice")
             seen.add(record.doc_id)
-            trunk, chosen, rejected = record.lengths
-            for name, value in zip(counts, (1, record.turns, trunk, chosen, rejected), strict=True):
-                counts[name] += value
-            bucket = length_bucket(trunk + max(chosen, rejected))
-            histogram[bucket] = histogram.get(bucket, 0) + 1
-        if Counts(**counts) != self.manifest.counts or histogram != self.manifest.length_histogram:
+            tally.add(record)
+        if (tally.counts, tally.length_histogram) != (self.manifest.counts, self.manifest.length_histogram):
             raise InputError(f"{self.directory}: the manifest's counts do not match the records; rebuild the shards")
 
     def check_hashes(self, found: Mapping[str, str]) -> None:
-        """Hold the sha256 of files, by name, against the manifest's. Raises InputError naming the file."""
+        """Raises InputError if the sha256 of a file, by its name in `found`, is not the manifest's."""
         for file in self.manifest.files:
             if found.get(file.name, file.sha256) != file.sha256:
                 raise InputError(
@@ -129,7 +126,7 @@ class ShardReader:
             )
 
     def _locate(self, index: int) -> tuple[int, int]:
-        """(file number, record within the file)."""
+        """Return (file number, record within the file)."""
         if index < 0:
             index += len(self)
         if not 0 <= index < len(self):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 SCHEMA_VERSION = 2  # what is written; version 1 had no chunk_spans and is read as well
 REF_CONTEXTS = ("short", "long")
@@ -18,6 +19,9 @@ Span = tuple[int, int]
 """[start, end) of token positions."""
 # A log-prob may round to just above zero where the model is certain.
 LOGP_TOLERANCE = 1e-4
+
+Ids = NDArray[np.int32]
+Logps = NDArray[np.float32]
 
 _ids = pa.list_(pa.int32())
 _spans = pa.list_(pa.list_(pa.int32(), 2))
@@ -44,7 +48,7 @@ OPTIONAL_COLUMNS = ("chunk_spans",)
 ARROW_SCHEMAS = {1: pa.schema([field for field in ARROW_SCHEMA if field.name != "chunk_spans"]), 2: ARROW_SCHEMA}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class PairRecord:
     """A document with N turns. Spans are [start, end); response spans lie within their branch and include the
     end-of-turn token; `nll_ignore_spans` index trunk + chosen. Log-probs are natural logarithms, one per span token.
@@ -52,16 +56,16 @@ class PairRecord:
     included; (0, 0) where it is no stretch of the trunk, None where nothing is known of any. Training ignores them."""
 
     doc_id: str
-    trunk_ids: np.ndarray  # int32 [T]
-    chosen_ids: np.ndarray  # int32 [A]
-    rejected_ids: np.ndarray  # int32 [B]
-    chosen_spans: np.ndarray  # int32 [N, 2]
-    rejected_spans: np.ndarray  # int32 [N, 2]
-    nll_ignore_spans: np.ndarray  # int32 [M, 2]
-    ref_chosen_logps: tuple[np.ndarray, ...]  # N float32 arrays
-    ref_rejected_logps: tuple[np.ndarray, ...]  # N float32 arrays
+    trunk_ids: Ids  # int32 [T]
+    chosen_ids: Ids  # int32 [A]
+    rejected_ids: Ids  # int32 [B]
+    chosen_spans: Ids  # int32 [N, 2]
+    rejected_spans: Ids  # int32 [N, 2]
+    nll_ignore_spans: Ids  # int32 [M, 2]
+    ref_chosen_logps: tuple[Logps, ...]  # N float32 arrays
+    ref_rejected_logps: tuple[Logps, ...]  # N float32 arrays
     ref_context: str  # "short": LongPO, "long": the DPO baseline
-    chunk_spans: np.ndarray | None = None  # int32 [N, 2]
+    chunk_spans: Ids | None = None  # int32 [N, 2]
 
     @property
     def turns(self) -> int:
@@ -74,7 +78,7 @@ class PairRecord:
 
 
 def to_batch(record: PairRecord) -> pa.RecordBatch:
-    """One Arrow record batch holding one record."""
+    """Return an Arrow record batch that holds one record."""
     trunk, chosen, rejected = record.lengths
     columns = {
         "doc_id": record.doc_id,
@@ -95,15 +99,17 @@ def to_batch(record: PairRecord) -> pa.RecordBatch:
 
 
 def from_batch(batch: pa.RecordBatch) -> PairRecord:
-    """The record of a batch of any schema version; the arrays are read-only views of the mapped file."""
+    """Return the record of a batch of any schema version; the arrays are read-only views of the mapped file."""
 
-    def ids(name: str) -> np.ndarray:
-        return batch.column(name)[0].values.to_numpy(zero_copy_only=True)
+    def ids(name: str) -> Ids:
+        found: Ids = batch.column(name)[0].values.to_numpy(zero_copy_only=True)
+        return found
 
-    def spans(name: str) -> np.ndarray:
-        return batch.column(name)[0].values.flatten().to_numpy(zero_copy_only=True).reshape(-1, 2)
+    def spans(name: str) -> Ids:
+        found: Ids = batch.column(name)[0].values.flatten().to_numpy(zero_copy_only=True)
+        return found.reshape(-1, 2)
 
-    def logps(name: str) -> tuple[np.ndarray, ...]:
+    def logps(name: str) -> tuple[Logps, ...]:
         return tuple(turn.values.to_numpy(zero_copy_only=True) for turn in batch.column(name)[0])
 
     has_chunks = "chunk_spans" in batch.schema.names and batch.column("chunk_spans")[0].is_valid

@@ -1,10 +1,11 @@
 """What must hold in every record, checked before it is written and again by `inspect --verify`."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nemo_longpo.errors import InputError
 
-from .schema import LOGP_TOLERANCE, REF_CONTEXTS, PairRecord
+from .schema import LOGP_TOLERANCE, REF_CONTEXTS, Ids, Logps, PairRecord
 
 
 def validate_record(record: PairRecord, *, where: str = "", vocab_size: int | None = None) -> None:
@@ -38,7 +39,7 @@ class _Check:
             raise InputError(f"{self.where}: field {field!r} {message}; rebuild the shards with `longpo data pack`")
 
 
-def _check_ids(check: _Check, name: str, ids: np.ndarray, vocab_size: int | None) -> None:
+def _check_ids(check: _Check, name: str, ids: Ids, vocab_size: int | None) -> None:
     check.that(name, ids.dtype == np.int32 and ids.ndim == 1, "must be a flat int32 array")
     check.that(name, len(ids) > 0, "is empty")
     check.that(name, int(ids.min()) >= 0, f"holds the negative token id {int(ids.min())}")
@@ -47,7 +48,7 @@ def _check_ids(check: _Check, name: str, ids: np.ndarray, vocab_size: int | None
         check.that(name, top < vocab_size, f"holds token id {top}, outside the vocabulary of {vocab_size}")
 
 
-def _check_spans(check: _Check, name: str, spans: np.ndarray, length: int) -> None:
+def _check_spans(check: _Check, name: str, spans: Ids, length: int) -> None:
     """Spans are ordered, disjoint, non-empty and inside [0, length)."""
     check.that(name, spans.dtype == np.int32 and spans.ndim == 2 and spans.shape[1] == 2, "must be int32 [n, 2]")
     flat = spans.reshape(-1)
@@ -56,9 +57,7 @@ def _check_spans(check: _Check, name: str, spans: np.ndarray, length: int) -> No
     check.that(name, bool(inside) and ordered, f"must be ordered, disjoint spans inside {length} tokens")
 
 
-def _check_branch(
-    check: _Check, branch: str, ids: np.ndarray, spans: np.ndarray, logps: tuple[np.ndarray, ...]
-) -> None:
+def _check_branch(check: _Check, branch: str, ids: Ids, spans: Ids, logps: tuple[Logps, ...]) -> None:
     _check_spans(check, f"{branch}_spans", spans, len(ids))
     check.that(f"{branch}_spans", len(spans) > 0, "has no turn")
     ends_match = spans[0, 0] == 0 and spans[-1, 1] == len(ids)
@@ -95,7 +94,7 @@ def _check_chunks(check: _Check, record: PairRecord) -> None:
     check.that("chunk_spans", bool(inside.all()), f"must be spans inside the trunk's {len(record.trunk_ids)} tokens")
 
 
-def spans_to_mask(spans: np.ndarray, length: int) -> np.ndarray:
+def spans_to_mask(spans: Ids, length: int) -> NDArray[np.bool_]:
     """Boolean [length], true inside the spans ([n, 2], [start, end))."""
     mask = np.zeros(length, dtype=bool)
     for start, end in spans:

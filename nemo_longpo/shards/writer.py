@@ -5,7 +5,6 @@ a memory-mapped stream has random access too, because opening it touches no more
 """
 
 import shutil
-from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -15,16 +14,7 @@ import pyarrow as pa
 from nemo_longpo.atomic import new_directory
 from nemo_longpo.errors import InputError
 
-from .manifest import (
-    MANIFEST_NAME,
-    Counts,
-    Manifest,
-    Provenance,
-    ShardFile,
-    length_bucket,
-    load_manifest,
-    sha256_file,
-)
+from .manifest import MANIFEST_NAME, Manifest, Provenance, ShardFile, Tally, load_manifest, sha256_file
 from .schema import ARROW_SCHEMA, SCHEMA_VERSION, PairRecord, to_batch
 from .validation import validate_record
 
@@ -51,8 +41,7 @@ class ShardWriter:
         self.max_records = max_records
         self.max_bytes = max_bytes
         self._files: list[ShardFile] = []
-        self._counts: Counter[str] = Counter()
-        self._histogram: Counter[str] = Counter()
+        self._tally = Tally()
         self._open: tuple[pa.OSFile, pa.RecordBatchStreamWriter] | None = None
         self._records_in_file = 0
         self._seen: set[str] = set()
@@ -84,16 +73,9 @@ class ShardWriter:
         sink, stream = self._open or self._open_file()
         stream.write_batch(to_batch(record))
         self._records_in_file += 1
-        self._count(record)
+        self._tally.add(record)
         if self._records_in_file >= self.max_records or sink.tell() >= self.max_bytes:
             self._close_file()
-
-    def _count(self, record: PairRecord) -> None:
-        trunk, chosen, rejected = record.lengths
-        self._counts.update(
-            documents=1, turns=record.turns, trunk_tokens=trunk, chosen_tokens=chosen, rejected_tokens=rejected
-        )
-        self._histogram[length_bucket(trunk + max(chosen, rejected))] += 1
 
     def _file_name(self) -> str:
         return f"shard-{len(self._files):05d}.arrow"
@@ -123,14 +105,9 @@ class ShardWriter:
             raise InputError("no pair is left to write: the input is empty, or every document was dropped")
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
-            tokenizer_fingerprint=self.provenance.tokenizer_fingerprint,
-            chat_template_hash=self.provenance.chat_template_hash,
-            vocab_size=self.provenance.vocab_size,
-            reference=self.provenance.reference,
-            ref_context=self.provenance.ref_context,
-            generation=self.provenance.generation,
-            counts=Counts(**self._counts),
-            length_histogram=dict(sorted(self._histogram.items(), key=lambda item: int(item[0]))),
+            **vars(self.provenance),
+            counts=self._tally.counts,
+            length_histogram=self._tally.length_histogram,
             files=tuple(self._files),
         )
         (self._new / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")

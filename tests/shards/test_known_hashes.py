@@ -52,7 +52,9 @@ def test_machines_add_to_what_is_known(shard):
 def test_what_is_compared_and_under_which_path(shard, tmp_path, monkeypatch):
     """Each figure for itself: file systems differ in which of them a copy or a restored backup changes."""
     stat = shard.stat()
-    assert HashedFile.of(shard, "a") == HashedFile(stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, "a")
+    assert HashedFile.of(shard, "a") == HashedFile(
+        inode=stat.st_ino, size=stat.st_size, mtime_ns=stat.st_mtime_ns, ctime_ns=stat.st_ctime_ns, sha256="a"
+    )
     known = read_known(_remember(shard))
     monkeypatch.chdir(tmp_path)
     assert is_known(known, "here", Path(shard.name), "a" * 64)
