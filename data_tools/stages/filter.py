@@ -13,9 +13,7 @@ from ..engines.base import Tick
 from ..model import load_chat, tokenizer_identity
 from ..pairs import Pair, Turn, is_empty, parse_pair, special_tokens, without_spelled_ends
 from ..prompts import Prompts, choose_prompts
-from ..quality.copying import longest_copy, repeats, searchable
-from ..quality.refusals import is_refusal
-from ..quality.repetition import compressed_share, longest_loop
+from ..quality.useless_answers import compressed_share, is_refusal, longest_copy, longest_loop, repeats, searchable
 from ..runner.parts import PartResult, PartsJob, Process, run_parts
 from ..runner.rows import Row, open_parts
 from ..settings import CpuWorkShare, FilterSettings

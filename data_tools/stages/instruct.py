@@ -11,7 +11,7 @@ from nemo_longpo.errors import InputError
 from ..chat.format import ChatFormat
 from ..engines.base import Completion, Sampling, Tick
 from ..prompts import Prompts
-from ..quality.requests import Pool, Wording, read_requests
+from ..quality.usable_requests import Pool, Wording, read_requests
 from ..runner.parts import PartResult
 from ..runner.rows import Row
 from ..seeds import seed_for

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from nemo_longpo.data_tools.prompts import Prompts, load_prompts, prompts_from_dict
-from nemo_longpo.data_tools.quality.asking import language
-from nemo_longpo.data_tools.quality.pointing import names_text, points_at_passage
+from nemo_longpo.data_tools.quality.language import language, names_text
+from nemo_longpo.data_tools.quality.usable_requests import points_at_passage
 from nemo_longpo.errors import InputError
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_longpo.data_tools.prompts import Prompts
-from nemo_longpo.data_tools.quality.requests import Wording, read_requests
+from nemo_longpo.data_tools.quality.usable_requests import Wording, read_requests
 
 WORDING = Wording(Prompts().request_instructions("", 4))
 

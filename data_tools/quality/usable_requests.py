@@ -1,19 +1,22 @@
 """The gate on what a model writes as instructions: which items are requests that a whole document can answer."""
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 
 from ..words import contained, length_in_words, words
-from .asking import asks, is_title, states
-from .copying import longest_copy, searchable
-from .framing import clean, is_answer, without_answer, without_frames
-from .instructions import is_remark, list_items
-from .pointing import points_at_passage
+from . import wrapping
+from .language import asks, entries, is_title, states
+from .listed_requests import is_remark, list_items
+from .useless_answers import longest_copy, searchable
 
 LONGEST_WORDS = 60
 _ECHOED_WORDS = 5  # in a row, of the prompt's own wording
 _ECHOED_SHARE = 0.4  # of an item's 3-grams
 _COPIED_SHARE = 0.8  # of an item's words, in one stretch of the chunk
+_POINTS = re.compile("|".join(f"(?:{pattern})" for pattern in entries("points").values()), re.IGNORECASE)
+# "The Northwest Passage": a name, not a noun.
+_PASSAGE_AS_NAME = re.compile(r"\b(?!(?:The|This|That|A)\b)[A-Z]\w+ Passage\b")
 
 
 class Wording:
@@ -45,7 +48,7 @@ def read_requests(text: str, count: int, chunk: str, wording: Wording, *, trunca
     found: dict[str, str] = {}
     rejected = []
     for item in list_items(text, count, truncated=truncated):
-        request = clean(without_answer(without_frames(item, wording.words)))
+        request = wrapping.clean(wrapping.without_answer(wrapping.without_frames(item, wording.words)))
         key = " ".join(words(request))
         if key in found:
             reason: str | None = "repeated"
@@ -64,7 +67,7 @@ def rejection(request: str, source: str, wording: Wording) -> str | None:
         return "no_letters"
     if is_remark(request):
         return "remark"
-    if is_answer(request):
+    if wrapping.is_answer(request):
         return "answer"
     length = length_in_words(request)
     if length < 2 and (request[-1] in "?？؟" or not asks(request)):
@@ -80,6 +83,15 @@ def rejection(request: str, source: str, wording: Wording) -> str | None:
     if states(request):
         return "statement"
     return "title" if is_title(request) else None
+
+
+def points_at_passage(text: str) -> bool:
+    """Whether a text names the passage that it was made from, or what stands above, as something before its reader.
+
+    "The text", "the document" and "the story" may stay: in front of every instruction there is one. What may not is the
+    name of a part ("this excerpt", "the paragraph"), and whatever is said to stand above or to have been given.
+    """
+    return _POINTS.search(_PASSAGE_AS_NAME.sub("", text.replace("’", "'"))) is not None
 
 
 def _echoes(request: str, wording: Wording) -> bool:

@@ -1,8 +1,19 @@
-"""Every language once as a hit, and answers that only look like refusals."""
+"""Answers that refuse, copy or loop are recognised, in many languages; others are not."""
+
+import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from nemo_longpo.data_tools.quality.refusals import declines, is_refusal
+from nemo_longpo.data_tools.quality.useless_answers import (
+    compressed_share,
+    declines,
+    is_refusal,
+    longest_copy,
+    longest_loop,
+    searchable,
+)
 
 DECLINING = [
     "I'm sorry, but I can't help with that.",
@@ -87,3 +98,64 @@ def test_only_the_beginning_counts():
     start = text.index("I'm")
     assert is_refusal(text, start + 1)
     assert not is_refusal(text, start - 1)
+
+
+TEXT = "The old clock stood by the harbour, and nobody knew who had repaired it in the winter of 1984."
+
+
+def test_stretches_of_the_source():
+    source = searchable(TEXT)
+    assert longest_copy(TEXT.upper(), source, 5) == 19
+    assert longest_copy(f"It says: “{TEXT[4:34]}”, no more.", source, 5) == 6
+    assert longest_copy(f"It says: “{TEXT[4:34]}”, no more.", source, 7) == 0
+    assert longest_copy("The clock of the harbour was old.", source, 3) == 0
+    assert longest_copy("old clock stood by the harb", source, 6) == 0  # no halves of words
+    assert longest_copy("", source, 1) == 0
+
+
+LETTERS = st.lists(st.sampled_from("abc"), max_size=14).map(" ".join)
+
+
+@settings(deadline=None)
+@given(LETTERS, LETTERS, st.integers(1, 4))
+def test_it_is_the_longest_one(answer, source, shortest):
+    words = answer.split()
+    stretches = [words[i:j] for i in range(len(words)) for j in range(i + 1, len(words) + 1)]
+    found = [len(stretch) for stretch in stretches if f" {' '.join(stretch)} " in f" {source} "]
+    assert longest_copy(answer, searchable(source), shortest) == max([n for n in found if n >= shortest], default=0)
+
+
+PROSE = "The captain wrote to his daughter about the old clock, the harbour and the boat that had left so early."
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("He went home. " * 20, 60),
+        (f"{PROSE} " + "He went home. " * 5, 15),
+        (f"{PROSE} " + "He went home. " * 5 + "He we", 16),  # cut in the middle of a round
+        ("He went home. " * 5 + PROSE, 15),  # and out of the loop again
+        (f"{PROSE} " * 4, 80),
+        ("他说船很好。" * 6, 30),
+        ("no " * 7, 7),
+        ("He went home. " * 3, 0),
+        (f"{PROSE} {PROSE}", 0),
+        ("0, 0, 0, 0, 0, 0, 0, 0", 0),
+        ("1 2 1 2 1 2 1 2", 0),
+        (", ".join(map(str, range(50))), 0),
+        ("", 0),
+        ("one", 0),
+    ],
+)
+def test_loops(text, expected):
+    assert longest_loop(text) == expected
+
+
+def test_compressed_size():
+    assert compressed_share(PROSE * 3) == 1.0  # too short to tell
+    numbered = "\n".join(f"{number}. The boat is red and the clock is old." for number in range(40))
+    assert longest_loop(numbered) == 0
+    assert compressed_share(numbered) < 0.1
+    records = [{"name": f"person {n}", "age": 20 + n % 30, "city": ["Rome", "Oslo", "Lima"][n % 3]} for n in range(40)]
+    table = "\n".join(f"| {n} | {n * n} | {n**3} |" for n in range(60))
+    assert all(compressed_share(text) > 0.1 for text in (json.dumps(records, indent=1), table))

@@ -1,8 +1,8 @@
 """Read the items out of a model's answer to "write some requests, as a numbered list".
 
 Models number, bullet, label, quote, wrap and comment such lists in many ways. A list is taken to be the lines with one
-kind of mark (see marks.py). What stands between them continues an item, or is a heading, an answer or a remark.
-Whether an item is a request is not decided here but in requests.py.
+kind of mark (see wrapping.py). What stands between them continues an item, or is a heading, an answer or a remark.
+Whether an item is a request is decided in usable_requests.py.
 """
 
 import re
@@ -10,16 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from ..words import length_in_words, needs_space
-from .asking import asks
-from .framing import clean
-from .marks import Line, ends_sentence, ends_with_colon, is_title, read_line, split_numbered
-from .markup import markup_items, plain_lines, without_thinking
-from .refusals import declines
-from .wording import CHATTER
+from . import wrapping
+from .language import alternation, asks
+from .useless_answers import declines
+from .wrapping import Line, clean, ends_sentence, ends_with_colon, read_line
 
 _LONGEST_WORDS = 200  # of what may be an item
 
-_CHATTER = re.compile(rf"{CHATTER}(?![a-zà-ÿа-я])", re.IGNORECASE)
+_CHATTER = re.compile(rf"{alternation('chatter')}(?![a-zà-ÿа-я])", re.IGNORECASE)
 
 
 def list_items(text: str, count: int, *, truncated: bool) -> list[str]:
@@ -28,14 +26,14 @@ def list_items(text: str, count: int, *, truncated: bool) -> list[str]:
     The end of a truncated list is incomplete and left out. So are remarks around the list, headings and answers. An
     answer that refuses has no items.
     """
-    text = without_thinking(text)
+    text = wrapping.without_thinking(text)
     if declines(text):
         return []
     if count == 1:
         return [whole] if (whole := _whole(text)) else []
-    if found := [item for item in map(clean, markup_items(text)) if item]:
+    if found := [item for item in map(clean, wrapping.markup_items(text)) if item]:
         return found
-    lines = _aligned([read_line(part) for line in plain_lines(text) for part in split_numbered(line)])
+    lines = _aligned([read_line(part) for line in wrapping.plain_lines(text) for part in wrapping.split_numbered(line)])
     return _marked(lines, truncated) or _unmarked(lines, truncated)
 
 
@@ -81,7 +79,7 @@ class _Item:
 
     def request(self) -> str:
         """The item's text without a bold title above it; "" if the item itself is the title of a list of requests."""
-        first, bold = self.first.body, is_title(self.first.body)
+        first, bold = self.first.body, wrapping.is_title(self.first.body)
         if self.has_requests and (bold or ends_with_colon(first)):
             return ""
         text = "" if bold and self.more and not self.more[0].kind else first
@@ -153,7 +151,7 @@ def _unmarked(lines: list[Line], truncated: bool) -> list[str]:
         items.pop()
     items = [item for item in map(clean, items) if item and not is_remark(item)]
     found = [item for item in items if _may_be_item(item)]
-    titles = [item for line in lines if is_title(line.body) and _may_be_item(item := clean(line.body))]
+    titles = [item for line in lines if wrapping.is_title(line.body) and _may_be_item(item := clean(line.body))]
     return found or titles or items
 
 

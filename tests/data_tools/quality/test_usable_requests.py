@@ -6,7 +6,7 @@ import pytest
 from support.instruction_corpus import ANSWERS, CLOCK, ITEMS, PLANTS, SECOND
 
 from nemo_longpo.data_tools.prompts import Prompts
-from nemo_longpo.data_tools.quality.requests import LONGEST_WORDS, Wording, read_requests
+from nemo_longpo.data_tools.quality.usable_requests import LONGEST_WORDS, Wording, read_requests
 
 WORDING = Wording(Prompts().request_instructions("", 4))
 
