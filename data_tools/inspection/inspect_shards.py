@@ -7,8 +7,7 @@ from typing import Any
 from nemo_longpo.errors import InputError
 from nemo_longpo.shards.reader import ShardReader
 
-from .measures import measure
-from .shard_summary import summarise
+from .shard_summary import measure, summarise
 
 MOST_SAMPLES = 100
 
@@ -29,15 +28,15 @@ def inspect_shards(
     tokenizer = None if model is None else _tokenizer(model, reader)
     if verify:
         reader.verify()
-    measures = measure(reader)
-    summary = summarise(reader, measures, verified=verify)
+    values = measure(reader)
+    summary = summarise(reader, values, verified=verify)
     if page is not None:
         from nemo_longpo.atomic import write_file
 
         from .page import make_page
         from .token_text import TokenText
 
-        write_file(page, make_page(reader, summary, measures, TokenText(tokenizer), samples))
+        write_file(page, make_page(reader, summary, values, TokenText(tokenizer), samples))
         summary["page"] = str(page)
     return summary
 

@@ -1,107 +1,92 @@
-"""The page's plots as inline SVG. Colours come from the page's style sheet, through classes."""
+"""The page's plots, in the units of their data; page.html makes SVG of them, page.css the colours.
 
-from collections.abc import Callable, Collection
+No plotting library: each bar and point says its values on hover, and colours follow the light or dark page.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .markup import Html, element
-from .numbers import minus, number, signed
-from .shard_summary import even_edges
+from nemo_longpo.terminal import number
 
-_WIDTH, _HEIGHT = 400, 216
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 380, 14, 172
-_MOST_LABELS = 7
+from .shard_summary import Values, even_edges
+from .summary_text import signed
+
 _MOST_POINTS = 2000
-
-Histogram = dict[str, list[float]]
-Scale = Callable[[float], float]
+_SIDES = ("chosen", "rejected")
 
 
-def histogram(title: str, axis: str, series: dict[str, Histogram], *, median: float | None = None) -> Html:
-    """Bars of one histogram, or of several over the same edges side by side; the key of a series is its class.
+class Mark(NamedTuple):
+    """A bar from `x` to `x` + `width`, or a point if it has no width. `kind` is its class, `note` is shown on hover."""
 
-    The series "signed" takes the class "rejected" below 0 and "chosen" above. `median` gets a line of its own.
+    kind: str
+    note: str
+    x: float
+    width: float
+    y: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """Marks over two axes, each given as even edges."""
+
+    title: str
+    axis: str
+    across: list[float]
+    up: list[float]
+    marks: list[Mark]
+    legend: tuple[str, ...] = ()
+    median: float | None = None
+
+
+def draw(summary: dict[str, Any], values: Values) -> list[Plot]:
+    """Return the page's plots in order."""
+    rows = [
+        ("Margins of documents", "log p(chosen) − log p(rejected)", {"signed": "margin_per_document"}),
+        ("Similarity of the answers to a turn", "0 nothing shared, 1 equal", {"all": "similarity_per_turn"}),
+        ("Length of answers", "tokens", {side: f"{side}_tokens_per_turn" for side in _SIDES}),
+        ("Mean log-prob of answers", "log p per token", {side: f"{side}_logp_per_token" for side in _SIDES}),
+        ("Length of sequences", "tokens", {"all": "tokens_per_sequence"}),
+    ]
+    plots = [histogram(summary, *row) for row in rows]
+    plots.insert(
+        1, scatter("Margin and length", "tokens", values["tokens_per_sequence"], values["margin_per_document"])
+    )
+    return plots
+
+
+def histogram(summary: dict[str, Any], title: str, axis: str, series: dict[str, str]) -> Plot:
+    """Return bars of one of the summary's histograms with its median, or of several over the same edges side by side.
+
+    `series` maps classes to names. The class "signed" stands for "rejected" below 0 and "chosen" above.
     """
-    edges = next(iter(series.values()))["edges"]
-    levels = even_edges(0, max(max(data["counts"]) for data in series.values()), bins=4, whole=True)
-    x, y = _scale(edges, _LEFT, _RIGHT), _scale(levels, _BOTTOM, _TOP)
-    shapes = _grid(edges, x, levels, y)
-    for place, (name, data) in enumerate(series.items()):
-        for low, high, count in zip(edges[:-1], edges[1:], data["counts"], strict=True):
-            width = (x(high) - x(low) - 1) / len(series)
-            kind = name if name != "signed" else "rejected" if high <= 0 else "chosen"
-            shapes.append(_bar(x(low) + 0.5 + place * width, width, y(count), kind, f"{low:g} to {high:g}: {count}"))
-    if median is not None:
-        shapes += _median(median, x)
-    return _figure(title, axis, series if len(series) > 1 else (), shapes)
+    marks, (first, *others) = [], series.values()
+    across = summary["histograms"][first]["edges"]
+    width = (across[1] - across[0]) / len(series)
+    for place, (kind, name) in enumerate(series.items()):
+        for low, high, count in zip(across[:-1], across[1:], summary["histograms"][name]["counts"], strict=True):
+            shown = ("rejected" if high <= 0 else "chosen") if kind == "signed" else kind
+            marks.append(
+                Mark(shown, f"{low:g} to {high:g}: {count}".replace("-", "−"), low + place * width, width, count)
+            )
+    return Plot(
+        title=title,
+        axis=axis,
+        across=across,
+        up=even_edges(0, max(mark.y for mark in marks), bins=4, whole=True),
+        marks=marks,
+        legend=tuple(series) if others else (),
+        median=None if others else summary["distributions"][first]["median"],
+    )
 
 
-def scatter(title: str, axis: str, xs: np.ndarray, ys: np.ndarray) -> Html:
-    """Points, of class "chosen" above 0 and "rejected" below; at most 2,000 of them, evenly picked."""
-    picked = np.unique(np.linspace(0, len(xs) - 1, min(len(xs), _MOST_POINTS)).round().astype(int))
+def scatter(title: str, axis: str, xs: np.ndarray, ys: np.ndarray) -> Plot:
+    """Return points, of class "chosen" above 0 and "rejected" below; at most 2,000 of them, evenly picked."""
     across = even_edges(float(xs.min()), float(xs.max()), bins=8, whole=True)
     up = even_edges(min(float(ys.min()), 0.0), max(float(ys.max()), 0.0), bins=5)
-    x, y = _scale(across, _LEFT, _RIGHT), _scale(up, _BOTTOM, _TOP)
-    points = [
-        element(
-            "circle",
-            element("title", f"document {index + 1}: {number(xs[index])} tokens, margin {signed(ys[index])}"),
-            class_="chosen" if ys[index] > 0 else "rejected",
-            cx=_at(x(xs[index])),
-            cy=_at(y(ys[index])),
-            r=3,
-        )
-        for index in picked
-    ]
-    zero = element("line", class_="zero", x1=_LEFT, x2=_RIGHT, y1=_at(y(0)), y2=_at(y(0)))
-    return _figure(title, axis, (), [*_grid(across, x, up, y), zero, *points])
-
-
-def _figure(title: str, axis: str, legend: Collection[str], shapes: list[Html]) -> Html:
-    keys = [element("span", name, class_=f"key {name}") for name in legend]
-    label = element("text", axis, class_="axis", x=(_LEFT + _RIGHT) / 2, y=_HEIGHT - 6, text_anchor="middle")
-    picture = element(
-        "svg", *shapes, label, viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", aria_label=f"{title}, over {axis}"
-    )
-    return element("figure", element("figcaption", element("b", title), *keys), picture)
-
-
-def _grid(across: list[float], x: Scale, up: list[float], y: Scale) -> list[Html]:
-    """Lines and labels at the values of `up`, labels at round values within `across`."""
-    low, high = across[0], across[-1]
-    whole = all(float(value).is_integer() for value in across)
-    ticks = [value for value in even_edges(low, high, bins=_MOST_LABELS, whole=whole) if low <= value <= high]
-    lines = [element("line", x1=_LEFT, x2=_RIGHT, y1=_at(y(value)), y2=_at(y(value))) for value in up]
-    names = [element("text", _tick(value), class_="left", x=_LEFT - 6, y=_at(y(value) + 4)) for value in up]
-    below = [element("text", _tick(value), class_="below", x=_at(x(value)), y=_BOTTOM + 16) for value in ticks]
-    return lines + names + below
-
-
-def _bar(left: float, width: float, top: float, kind: str, note: str) -> Html:
-    title = element("title", minus(note))
-    height = _at(_BOTTOM - top)
-    return element("rect", title, class_=kind, x=_at(left), y=_at(top), width=_at(width), height=height)
-
-
-def _median(value: float, x: Scale) -> list[Html]:
-    """A line with its value on the side that has more room."""
-    at, right = x(value), x(value) < (_LEFT + _RIGHT) / 2
-    anchor, beside = ("start", at + 4) if right else ("end", at - 4)
-    label = f"median {number(value)}"
-    return [
-        element("line", class_="median", x1=_at(at), x2=_at(at), y1=_TOP - 8, y2=_BOTTOM),
-        element("text", minus(label), class_="median", x=_at(beside), y=_TOP, text_anchor=anchor),
-    ]
-
-
-def _scale(values: list[float], start: float, end: float) -> Scale:
-    low, span = values[0], values[-1] - values[0]
-    return lambda value: start + (end - start) * (value - low) / span
-
-
-def _tick(value: float) -> str:
-    return minus(f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}")
-
-
-def _at(position: float) -> str:
-    return f"{position:.1f}"
+    marks = []
+    for index in np.unique(np.linspace(0, len(xs) - 1, min(len(xs), _MOST_POINTS)).round().astype(int)):
+        note = f"document {index + 1}: {number(xs[index])} tokens, margin {signed(ys[index])}"
+        marks.append(Mark("chosen" if ys[index] > 0 else "rejected", note, xs[index], 0, ys[index]))
+    return Plot(title=title, axis=axis, across=across, up=up, marks=marks)

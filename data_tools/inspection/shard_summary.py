@@ -1,18 +1,20 @@
 """What shards hold, in numbers: the object that `longpo data inspect --json` prints."""
 
 import math
+from array import array
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from nemo_longpo.shards.reader import ShardReader
+from nemo_longpo.shards.schema import PairRecord
 
-from .measures import Measures
+from .similarity import similarity
 
 _PERCENTILES = {"min": 0, "p5": 5, "p25": 25, "median": 50, "p75": 75, "p95": 95, "max": 100}
 SPREAD = (*_PERCENTILES, "mean")
-_STEPS = (1, 2, 5, 10)
 _SAME_EDGES = (
     ("tokens_per_sequence",),
     ("chosen_tokens_per_turn", "rejected_tokens_per_turn"),
@@ -23,29 +25,60 @@ _SAME_EDGES = (
 _FIXED = {"similarity_per_turn": (0.0, 1.0)}
 
 
-def summarise(reader: ShardReader, measures: Measures, *, verified: bool) -> dict[str, Any]:
-    """Provenance, counts, and the spread of everything that can go wrong in preference data.
+Values = dict[str, np.ndarray]
+"""float64 arrays by name, over documents or over turns (all documents' turns in order)."""
 
-    A margin is the reference's log p(chosen) − log p(rejected) in nats, summed over the tokens of a turn or of all
-    turns of a document; per token, it is the difference of the two answers' means. "Prefers chosen" is the share of
-    margins above 0. `similarity_per_turn` is defined in similarity.py. A histogram's bin i is [edges[i], edges[i + 1]).
+
+def measure(records: Iterable[PairRecord]) -> Values:
+    """Read every record once and return its numbers; no token ids are kept.
+
+    Log-probs are the reference's, in nats, over an answer's tokens with the end of turn. A margin is log p(chosen) −
+    log p(rejected), summed over the tokens of a turn or of all turns of a document; per token, it is the difference of
+    the two answers' means. A sequence is the trunk and the longer branch.
+    """
+    documents, turns = array("d"), array("d")
+    for record in records:
+        trunk, chosen, rejected = record.lengths
+        documents.extend((trunk + max(chosen, rejected), record.turns))
+        for turn in range(record.turns):
+            left = record.chosen_ids[slice(*record.chosen_spans[turn])].tolist()
+            right = record.rejected_ids[slice(*record.rejected_spans[turn])].tolist()
+            sums = logp_sum(record.ref_chosen_logps[turn]), logp_sum(record.ref_rejected_logps[turn])
+            turns.extend((len(left), len(right), *sums, similarity(left, right)))
+    lengths, counts = np.array(documents).reshape(-1, 2).T
+    chosen_tokens, rejected_tokens, chosen_sums, rejected_sums, shared = np.array(turns).reshape(-1, 5).T
+    chosen_means, rejected_means = (
+        chosen_sums / np.maximum(chosen_tokens, 1),
+        rejected_sums / np.maximum(rejected_tokens, 1),
+    )
+    margins, owner = chosen_sums - rejected_sums, np.repeat(np.arange(len(counts)), counts.astype(np.int64))
+    return {
+        "tokens_per_sequence": lengths,
+        "turns_per_document": counts,
+        "chosen_tokens_per_turn": chosen_tokens,
+        "rejected_tokens_per_turn": rejected_tokens,
+        "length_difference_per_turn": chosen_tokens - rejected_tokens,
+        "similarity_per_turn": shared,
+        "chosen_logp_per_token": chosen_means,
+        "rejected_logp_per_token": rejected_means,
+        "margin_per_document": np.bincount(owner, weights=margins, minlength=len(counts)),
+        "margin_per_turn": margins,
+        "margin_per_token": chosen_means - rejected_means,
+    }
+
+
+def logp_sum(logps: np.ndarray) -> float:
+    """Return the sum in float64, which thousands of float32 values need."""
+    return float(logps.sum(dtype=np.float64))
+
+
+def summarise(reader: ShardReader, values: Values, *, verified: bool) -> dict[str, Any]:
+    """Return provenance, counts, and the spread of everything that can go wrong in preference data.
+
+    "Prefers chosen" is the share of margins above 0. A histogram's bin i is [edges[i], edges[i + 1]).
     """
     manifest = reader.manifest
-    margins = measures.turn_margins
-    token_margins = measures.chosen_means - measures.rejected_means
-    values = {
-        "tokens_per_sequence": measures.sequence_tokens,
-        "turns_per_document": measures.turns,
-        "chosen_tokens_per_turn": measures.chosen_tokens,
-        "rejected_tokens_per_turn": measures.rejected_tokens,
-        "length_difference_per_turn": measures.chosen_tokens - measures.rejected_tokens,
-        "similarity_per_turn": measures.similarity,
-        "chosen_logp_per_token": measures.chosen_means,
-        "rejected_logp_per_token": measures.rejected_means,
-        "margin_per_document": measures.document_margins,
-        "margin_per_turn": margins,
-        "margin_per_token": token_margins,
-    }
+    percents = list(_PERCENTILES.values())
     return {
         "directory": str(reader.directory),
         "verified": verified,
@@ -53,12 +86,18 @@ def summarise(reader: ShardReader, measures: Measures, *, verified: bool) -> dic
         "bytes": sum(file.bytes for file in manifest.files),
         "counts": asdict(manifest.counts),
         "length_histogram": dict(sorted(manifest.length_histogram.items(), key=lambda item: int(item[0]))),
-        "distributions": {name: _spread(array) for name, array in values.items()},
+        "distributions": {
+            name: dict(zip(SPREAD, [*np.percentile(array, percents).tolist(), float(array.mean())], strict=True))
+            for name, array in values.items()
+        },
         "histograms": _histograms(values),
         "reference_prefers_chosen": {
-            "documents": _share_above_zero(measures.document_margins),
-            "turns": _share_above_zero(margins),
-            "turns_per_token": _share_above_zero(token_margins),
+            what: float(np.mean(values[name] > 0))
+            for what, name in (
+                ("documents", "margin_per_document"),
+                ("turns", "margin_per_turn"),
+                ("turns_per_token", "margin_per_token"),
+            )
         },
         "ref_context": manifest.ref_context,
         "reference": asdict(manifest.reference),
@@ -70,35 +109,25 @@ def summarise(reader: ShardReader, measures: Measures, *, verified: bool) -> dic
     }
 
 
-def _spread(values: np.ndarray) -> dict[str, float]:
-    """Percentiles are interpolated."""
-    found = {name: float(np.percentile(values, percent)) for name, percent in _PERCENTILES.items()}
-    return found | {"mean": float(values.mean())}
-
-
-def _share_above_zero(margins: np.ndarray) -> float:
-    return float(np.mean(margins > 0))
-
-
 def _histograms(values: dict[str, np.ndarray]) -> dict[str, dict[str, list[float]]]:
-    found = {}
+    histograms = {}
     for group in _SAME_EDGES:
         together = np.concatenate([values[name] for name in group])
         low, high = _FIXED.get(group[0], (float(together.min()), float(together.max())))
         edges = even_edges(low, high, whole=bool((together % 1 == 0).all()) and group[0] not in _FIXED)
         for name in group:
-            found[name] = {"edges": edges, "counts": np.histogram(values[name], edges)[0].tolist()}
-    return found
+            histograms[name] = {"edges": edges, "counts": np.histogram(values[name], edges)[0].tolist()}
+    return histograms
 
 
 def even_edges(low: float, high: float, *, bins: int = 16, whole: bool = False) -> list[float]:
-    """Round, evenly spaced edges around [low, high], with `high` below the last one; at most `bins` + 2 bins.
+    """Return round, evenly spaced edges around [low, high], with `high` below the last one; at most `bins` + 2 bins.
 
     With `whole`, a bin is at least 1 wide.
     """
     span = (high - low) / bins or 1.0
     power = 10.0 ** math.floor(math.log10(span))
-    step = next(factor * power for factor in _STEPS if factor * power >= span * (1 - 1e-9))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= span * (1 - 1e-9))
     if whole:
         step = max(step, 1.0)
     first = math.floor(low / step + 1e-9)

@@ -17,8 +17,9 @@ from support.told_shards import Told, Turn
 
 from nemo_longpo.data_tools.inspection import plots
 from nemo_longpo.data_tools.inspection.inspect_shards import inspect_shards
-from nemo_longpo.data_tools.inspection.numbers import signed
-from nemo_longpo.data_tools.inspection.samples import CHUNK_END, CONTEXT_END, MOST_TURNS, pick
+from nemo_longpo.data_tools.inspection.page import environment, pick
+from nemo_longpo.data_tools.inspection.sample_view import CHUNK_END, CONTEXT_END, MOST_TURNS
+from nemo_longpo.data_tools.inspection.summary_text import signed
 from nemo_longpo.shards.reader import ShardReader
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -151,7 +152,17 @@ def test_numbers_on_the_page_are_the_summary(write, read):
     assert cards["reference prefers chosen, turns"] == "75.0 %"
     bars = [int(bar.text.split(": ")[1]) for bar in tree.all("figure")[0].all("rect")]
     assert bars == summary["histograms"]["margin_per_document"]["counts"]
-    assert len(tree.all("circle")) == 4
+    assert len(tree.all("path")) == 4
+
+
+def test_values_of_templates_are_escaped_and_hidden_characters_spelled_out():
+    made = environment().from_string('<i title="{{ text }}">{{ text }}</i>{{ joined }}')
+    assert made.render(text='say "a & <b>"', joined="a\u202eb\u200bc\x00\x1b\ud800") == (
+        '<i title="say &#34;a &amp; &lt;b&gt;&#34;">say &#34;a &amp; &lt;b&gt;&#34;</i>'
+        "a⟨U+202E⟩b⟨U+200B⟩c⟨U+0000⟩⟨U+001B⟩⟨U+D800⟩"
+    )
+    needed = "line\n\ttab می\u200cخواهم 👩\u200d🚀"
+    assert made.render(text="", joined=needed) == f'<i title=""></i>{needed}'
 
 
 def test_hostile_text_stays_text(write, read):
@@ -320,15 +331,15 @@ def test_pages_that_cannot_be_written_are_refused_first(longpo, write, tmp_path)
 
 def test_many_documents_stay_a_bounded_number_of_points():
     xs = np.arange(5000.0)
-    tree = Tree(plots.scatter("title", "axis", xs, -xs)).open[0]
-    assert len(tree.all("circle")) == 2000
-    assert {point.attributes["class"] for point in tree.all("circle")} == {"rejected"}
+    marks = plots.scatter("title", "axis", xs, -xs).marks
+    assert len(marks) == 2000
+    assert {mark.kind for mark in marks[1:]} == {"rejected"}
 
 
 def test_style_and_script_are_installed():
     patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     folder = ROOT / "data_tools" / "inspection"
     extra = [path.name for path in folder.iterdir() if path.is_file() and path.suffix != ".py"]
-    assert sorted(extra) == ["page.css", "page.js"]
+    assert sorted(extra) == ["page.css", "page.html", "page.js"]
     wanted = patterns["nemo_longpo.data_tools.inspection"]
     assert all(any(fnmatch(name, pattern) for pattern in wanted) for name in extra)

@@ -7,11 +7,11 @@ import pytest
 from support.told_shards import GENERATION, Told, Turn
 
 from nemo_longpo.data_tools.inspection.inspect_shards import inspect_shards
-from nemo_longpo.data_tools.inspection.numbers import number, size
 from nemo_longpo.data_tools.inspection.shard_summary import even_edges
 from nemo_longpo.data_tools.inspection.summary_text import bar
 from nemo_longpo.errors import InputError
 from nemo_longpo.shards.reader import ShardReader
+from nemo_longpo.terminal import number, size
 
 DOCUMENTS = [
     Told("a", "The river. " * 30, [Turn("Who?", "One letter", "12 bright lamps!", -0.5, -1.5)]),

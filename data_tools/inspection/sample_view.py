@@ -1,0 +1,115 @@
+"""What the page shows of one document: its context, and turn by turn the chunk, the instruction and both answers."""
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nemo_longpo.shards.schema import PairRecord, Span
+from nemo_longpo.shards.validation import spans_to_mask
+from nemo_longpo.terminal import number
+
+from .shard_summary import logp_sum
+from .similarity import differences, similarity
+from .summary_text import signed
+from .token_text import TokenText
+
+MOST_TURNS = 8  # of a document
+CONTEXT_END = 160  # tokens at either end of a context or an instruction
+CHUNK_END = 1024  # tokens at either end of a chunk
+ANSWER_START, ANSWER_END = 384, 128  # tokens of a long answer; those between are counted and summed
+SHADES = (0.001, 0.01, 0.05, 0.2, 0.5, 0.9)  # a token's shade, by its probability: the lower, the darker
+_VISIBLE = str.maketrans({"\n": "↵\n", "\t": "⇥\t", "\r": "␍"})
+
+
+class Token(NamedTuple):
+    """One token, or several that make one character; `note` holds their ids and log-probs."""
+
+    classes: str
+    note: str
+    text: str
+
+
+def document_view(record: PairRecord, text: TokenText) -> dict[str, Any]:
+    """Return a document's context and turns. Passages are lists of (kind, words), as `_passage` makes them."""
+    trunk = len(record.trunk_ids)
+    sides = {
+        "chosen": (record.chosen_ids, record.chosen_spans, record.ref_chosen_logps),
+        "rejected": (record.rejected_ids, record.rejected_spans, record.ref_rejected_logps),
+    }
+    ids = {side: np.concatenate([record.trunk_ids, branch]).tolist() for side, (branch, _, _) in sides.items()}
+    ignored = spans_to_mask(record.nll_ignore_spans, len(ids["chosen"]))
+
+    def passage(start: int, end: int, most: int) -> list[tuple[str, str]]:
+        return list(_passage(ids["chosen"], (start, end), ignored, most, text))
+
+    turns, last_end = [], 0
+    for turn in range(min(record.turns, MOST_TURNS)):
+        spans = {side: tuple((spans[turn] + trunk).tolist()) for side, (_, spans, _) in sides.items()}
+        logps = {side: values[turn] for side, (_, _, values) in sides.items()}
+        answers = [ids[side][slice(*spans[side])] for side in sides]
+        chunk = None if record.chunk_spans is None else record.chunk_spans[turn].tolist()
+        turns.append(
+            {
+                "margin": logp_sum(logps["chosen"]) - logp_sum(logps["rejected"]),
+                "similarity": similarity(*answers),
+                "chunk": chunk,
+                "chunk_passage": passage(chunk[0], chunk[1], CHUNK_END) if chunk else [],
+                "instruction": passage(last_end, spans["chosen"][0], CONTEXT_END) if turn else [],
+                "answers": [
+                    _answer(side, ids[side], spans[side], logps[side], differ, text)
+                    for side, differ in zip(sides, differences(*answers), strict=True)
+                ],
+            }
+        )
+        last_end = spans["chosen"][1]
+    return {"context": passage(0, trunk, CONTEXT_END), "turns": turns, "left_out": max(record.turns - MOST_TURNS, 0)}
+
+
+def _passage(ids: list[int], span: Span, ignored: np.ndarray, most: int, text: TokenText) -> Iterator[tuple[str, str]]:
+    """Yield (kind, words) of ids[start:end] with `most` tokens at either end.
+
+    The kinds are "text", "template" (what the NLL leaves out, line breaks as signs to save room) and "elided".
+    """
+    shown = text.elided(ids, *span, most, most)
+    for first, last in shown:
+        if first > span[0]:
+            yield "elided", f"… {number(first - shown[0][1])} tokens not shown …"
+        for template, groups in groupby(text.groups(ids, first, last), key=lambda group: bool(ignored[group.start])):
+            words = "".join(group.text for group in groups)
+            yield ("template", words.replace("\n", "↵")) if template else ("text", words)
+
+
+def _answer(
+    side: str, ids: list[int], span: Span, logps: np.ndarray, differ: list[bool], text: TokenText
+) -> dict[str, Any]:
+    """Return an answer's facts and tokens; a string among these stands for those left out."""
+    start, end = span
+    total = logp_sum(logps)
+    tokens: list[Token | str] = []
+    shown = text.elided(ids, start, end, ANSWER_START, ANSWER_END)
+    for first, last in shown:
+        if first > start:
+            left_out = logps[shown[0][1] - start : first - start]
+            tokens.append(f"… {number(len(left_out))} tokens, Σ log p {signed(logp_sum(left_out))}, not shown …")
+        for group in text.groups(ids, first, last):
+            at = slice(group.start - start, group.end - start)
+            shade = f"q{len(SHADES) - bisect_right(SHADES, math.exp(min(logp_sum(logps[at]), 0.0)))}"
+            blank = group.text != "" and not group.text.strip(" ")
+            notes = [
+                f"token {token}: log p {logp:.4f}".replace("-", "−") + f", p {math.exp(min(logp, 0.0)):.3g}"
+                for token, logp in zip(ids[group.start : group.end], logps[at].tolist(), strict=True)
+            ]
+            tokens.append(
+                Token(
+                    shade + " d" * any(differ[at]) + " s" * group.special + " w" * blank,
+                    "\n".join(notes),
+                    # Whitespace that one could overlook is spelled out.
+                    "·" * len(group.text) if blank else group.text.translate(_VISIBLE) or "∅",
+                )
+            )
+    facts = f"{number(len(logps))} tokens · Σ log p {signed(total)} · mean {signed(total / max(len(logps), 1))}"
+    return {"side": side, "facts": facts, "tokens": tokens}
