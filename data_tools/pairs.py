@@ -13,7 +13,7 @@ from .runner.rows import Row
 BRANCHES = ("chosen", "rejected")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Turn:
     chunk: str
     instruction: str

@@ -6,13 +6,13 @@ reference model reads in front of either answer.
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from nemo_longpo.errors import InputError
 from nemo_longpo.shards.schema import Span
+from nemo_longpo.shards.validation import branch_problem, ignored_problem, spans_problem
 
 from .chat.format import ChatFormat, LongPair
 from .pairs import BRANCHES, read_field, read_ids, read_logps, read_text
@@ -92,27 +92,32 @@ def parse_tokenised(row: Row) -> TokenisedPair:
     read_text(row, record, "doc_id", "")
     ids = {name: read_ids(row, record, name, "") for name in _ID_FIELDS}
     trunk = len(ids["trunk_ids"])
-    chosen, rejected = (_branch_spans(row, branch, len(ids[f"{branch}_ids"])) for branch in BRANCHES)
-    if len(chosen) != len(rejected):
-        raise InputError(
-            f"{row.where}: field 'rejected_spans' has {len(rejected)} turns, but chosen_spans has {len(chosen)}; "
-            "both answers to every turn are needed"
-        )
-    ignored = _spans(row, "nll_ignore_spans", trunk + len(ids["chosen_ids"]))
-    answers = [(start + trunk, end + trunk) for start, end in chosen]
-    if any(start < answer_end and answer < end for start, end in ignored for answer, answer_end in answers):
-        raise InputError(f"{row.where}: field 'nll_ignore_spans' covers an answer; leave answers out of it")
+    spans = {branch: _spans(row, f"{branch}_spans", len(ids[f"{branch}_ids"])) for branch in BRANCHES}
+    for branch in BRANCHES:
+        _refuse(row, f"{branch}_spans", branch_problem(spans[branch], branch, len(ids[f"{branch}_ids"])))
+    turns = len(spans["chosen"])
     prompts = read_field(row, record, "short_prompts", list, "")
-    if len(prompts) != len(chosen):
-        raise InputError(
-            f"{row.where}: field 'short_prompts' has {len(prompts)} turns, but chosen_spans has {len(chosen)}; "
-            "give one prompt per turn"
-        )
+    for name, count in (("rejected_spans", len(spans["rejected"])), ("short_prompts", len(prompts))):
+        if count != turns:
+            _refuse(
+                row,
+                name,
+                f"has {count} turns, but chosen_spans has {turns}; every turn needs both answers and one prompt",
+            )
+    ignored = _spans(row, "nll_ignore_spans", trunk + len(ids["chosen_ids"]))
+    _refuse(row, "nll_ignore_spans", ignored_problem(ignored, spans["chosen"], trunk))
     named = _numbered("short_prompts", prompts)
     for name in named:
         read_ids(row, named, name, "")
-    trunk_ids, chosen_ids, rejected_ids = (ids[name] for name in _ID_FIELDS)
-    return TokenisedPair(row, LongPair(trunk_ids, chosen_ids, rejected_ids, chosen, rejected, ignored), prompts)
+    pair = LongPair(
+        trunk_ids=ids["trunk_ids"],
+        chosen_ids=ids["chosen_ids"],
+        rejected_ids=ids["rejected_ids"],
+        chosen_spans=spans["chosen"],
+        rejected_spans=spans["rejected"],
+        nll_ignore_spans=ignored,
+    )
+    return TokenisedPair(row, pair, prompts)
 
 
 def _numbered(name: str, values: list[Any]) -> dict[str, Any]:
@@ -120,24 +125,14 @@ def _numbered(name: str, values: list[Any]) -> dict[str, Any]:
     return {f"{name}[{index}]": value for index, value in enumerate(values)}
 
 
-def _branch_spans(row: Row, branch: str, length: int) -> list[Span]:
-    """Answers, from the first token of the branch to its last."""
-    spans = _spans(row, f"{branch}_spans", length)
-    if not spans or spans[0][0] != 0 or spans[-1][1] != length:
-        raise InputError(
-            f"{row.where}: field '{branch}_spans' must start at 0 and end at {length}, the length of {branch}_ids; "
-            "a branch begins and ends with an answer"
-        )
-    return spans
-
-
 def _spans(row: Row, name: str, length: int) -> list[Span]:
-    """Ordered, disjoint, non-empty [start, end) inside `length` tokens."""
     spans = read_field(row, row.record, name, list, "")
-    well_formed = all(
-        isinstance(span, list) and len(span) == 2 and set(map(type, span)) == {int} and 0 <= span[0] < span[1] <= length
-        for span in spans
-    )
-    if not well_formed or any(before[1] > after[0] for before, after in pairwise(spans)):
-        raise InputError(f"{row.where}: field '{name}' must be ordered, disjoint [start, end) inside {length} tokens")
+    if not all(isinstance(span, list) and len(span) == 2 and set(map(type, span)) == {int} for span in spans):
+        _refuse(row, name, f"must be ordered, disjoint [start, end) inside {length} tokens")
+    _refuse(row, name, spans_problem(spans, length))
     return [(start, end) for start, end in spans]
+
+
+def _refuse(row: Row, name: str, problem: str) -> None:
+    if problem:
+        raise InputError(f"{row.where}: field '{name}' {problem}")

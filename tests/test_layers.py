@@ -95,6 +95,14 @@ MAY_IMPORT_TRAINER = ADAPTER | {
     "nemo_longpo.conversion",
     "nemo_longpo.conversion.comparison",
 }
+# The rooms of data_tools from the ground up: a room imports from lower floors alone.
+DATA_FLOORS = (
+    {"chat", "quality", "readers", "inspection"},
+    {"runner"},
+    {"engines", "corpus", "published"},
+    {"stages"},
+    {"pipeline"},
+)
 PARALLEL_STATE = ("megatron.core.parallel_state", "megatron.core.mpu")  # one module under two names
 PARALLEL_STATE_READER = "nemo_longpo/megatron/topology.py"
 
@@ -279,3 +287,19 @@ def test_all_but_the_adapter_runs_without_the_trainer():
     loaded, _ = modules_loaded_by("\n".join(f"import {module}" for module in modules))
     assert "torch" in loaded
     assert not loaded & TRAINER
+
+
+def test_rooms_of_data_tools_import_downwards():
+    floor_of = {room: floor for floor, rooms in enumerate(DATA_FLOORS) for room in rooms}
+    folders = {path.parent.name for path in (ROOT / "data_tools").glob("*/__init__.py")}
+    assert folders == set(floor_of), "give every room a floor"
+    upwards = [
+        f"{file.relative_to(ROOT)}:{line} imports {name}"
+        for room, floor in floor_of.items()
+        for file in sorted((ROOT / "data_tools" / room).glob("*.py"))
+        for line, name in imported_names(file)
+        if name.startswith("nemo_longpo.data_tools.")
+        and (other := name.split(".")[2]) != room
+        and floor_of.get(other, -1) >= floor
+    ]
+    assert upwards == []

@@ -18,7 +18,7 @@ from nemo_longpo.shards.schema import Span
 from .template import ChatTemplate, TurnPieces
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LongPair:
     """The token ids of one document's pair, as in a PairRecord. Lists of (start, end) spans, end excluded."""
 

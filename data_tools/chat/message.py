@@ -23,7 +23,7 @@ class Message:
     stretches: list[Span]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Frame:
     """What stands around a message: ids of the pieces up to the next special tokens, then text that touches it.
 

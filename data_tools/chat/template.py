@@ -26,7 +26,7 @@ _RENDERING_ERRORS = (TypeError, ValueError, LookupError, ArithmeticError, Attrib
 """What the expressions of a template may raise beside Jinja's own errors."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TurnPieces:
     """A conversation of n turns: 2n contents between 2n + 1 pieces."""
 

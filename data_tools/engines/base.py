@@ -1,6 +1,6 @@
 """What the stages ask of an engine: token ids in, token ids or log-probs out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -8,18 +8,7 @@ import numpy as np
 
 from nemo_longpo.shards.schema import Span
 
-
-@dataclass(frozen=True)
-class Usage:
-    """What one or more finished requests took; cached prompt tokens are those that were not computed again."""
-
-    requests: int
-    prompt_tokens: int
-    cached_prompt_tokens: int = 0
-    generated_tokens: int = 0
-
-
-Tick = Callable[[Usage], None]
+from ..runner.progress import Tick
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.shards.fingerprint import read_model_config
 from nemo_longpo.shards.schema import Span
 
+from ..runner.progress import Tick, Usage
 from ..settings import EngineSettings, TransformersSettings
-from .base import Completion, Sampling, Tick, Usage
+from .base import Completion, Sampling
 
 # Most padded tokens of a batch, as a multiple of its own: a long request and a short one are two batches.
 MOST_PADDING = 1.15

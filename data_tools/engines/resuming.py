@@ -10,7 +10,8 @@ import numpy as np
 
 from nemo_longpo.shards.schema import Span
 
-from .base import Completion, Engine, Sampling, Tick, Usage
+from ..runner.progress import Tick, Usage
+from .base import Completion, Engine, Sampling
 
 Result = TypeVar("Result")
 

@@ -11,8 +11,9 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.shards.fingerprint import read_model_config
 from nemo_longpo.shards.schema import Span
 
+from ..runner.progress import Tick, Usage
 from ..settings import EngineSettings, ServerSettings
-from .base import Completion, Sampling, Tick, Usage
+from .base import Completion, Sampling
 from .server_http import Address, ServedModel, parse_address
 from .server_pool import Pauses, ServerPool
 

@@ -9,7 +9,7 @@ import numpy as np
 from ..chat.format import ChatFormat
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TemplateIds:
     """`followers` are what the template may put behind an end of turn: the way to the next user message, and the end
     of a conversation with or without another opening for an answer."""

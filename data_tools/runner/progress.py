@@ -6,16 +6,28 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from ..engines.base import Usage
 from .kept import Kept
 
 _SILENCE = 600  # seconds after which a process that said nothing of its part counts as lost
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one or more finished requests took; cached prompt tokens are those that were not computed again."""
+
+    requests: int
+    prompt_tokens: int
+    cached_prompt_tokens: int = 0
+    generated_tokens: int = 0
+
+
+Tick = Callable[[Usage], None]
 
 
 class TenthsBar(tqdm):

@@ -18,9 +18,9 @@ from ..corpus.chunking import chunk_document, draw_chunks
 from ..corpus.domains import domain_of
 from ..corpus.source import CorpusSource, Fields
 from ..corpus.tokens import token_ends
-from ..engines.base import Tick
 from ..model import load_chat, tokenizer_identity
 from ..runner.parts import PartResult, PartsJob, Process, run_parts
+from ..runner.progress import Tick
 from ..runner.rows import Row
 from ..seeds import seed_for
 from ..settings import ChunkSettings, CpuWorkShare

@@ -12,7 +12,6 @@ from typing import Any
 from nemo_longpo.errors import InputError
 from nemo_longpo.shards.fingerprint import read_model_config
 
-from ..engines.base import Tick
 from ..model import load_chat, tokenizer_identity
 from ..published.conversation import Refused
 from ..published.document import Limits, read_document
@@ -20,6 +19,7 @@ from ..published.ledger import Ledger, Refusal
 from ..published.source import PublishedSource
 from ..published.template import TemplateIds, template_ids
 from ..runner.parts import PartResult, PartsJob, Process, run_parts
+from ..runner.progress import Tick
 from ..runner.rows import Row, is_given
 from ..settings import CpuWorkShare, ImportSettings
 

@@ -9,10 +9,11 @@ from typing import Any
 from nemo_longpo.errors import InputError
 
 from ..chat.format import ChatFormat
-from ..engines.base import Completion, Sampling, Tick
+from ..engines.base import Completion, Sampling
 from ..prompts import Prompts
 from ..quality.usable_requests import Pool, Wording, read_requests
 from ..runner.parts import PartResult
+from ..runner.progress import Tick
 from ..runner.rows import Row
 from ..seeds import seed_for
 from ..settings import InstructSettings

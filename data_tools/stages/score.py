@@ -16,10 +16,11 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.shards.schema import Span
 
 from ..encoded import EncodedPair, PairEncoder, check_row
-from ..engines.base import Engine, Tick
+from ..engines.base import Engine
 from ..model import load_chat, tokenizer_identity
 from ..pairs import BRANCHES
 from ..runner.parts import PartResult
+from ..runner.progress import Tick
 from ..runner.rows import Row, read_stage_settings
 from ..settings import ScoreSettings
 from .score_check import EngineCheck, Scored

@@ -10,14 +10,14 @@ from nemo_longpo.errors import InputError
 
 from ..chat.format import ChatFormat
 from ..doc_ids import check_own_rows
-from ..engines.base import Engine, Tick
+from ..engines.base import Engine
 from ..engines.load import EngineOptions
 from ..engines.resuming import ResumingEngine
 from ..model import load_chat, model_identity, rendering_identity, tokenizer_identity
 from ..options import Settings, settings_from
 from ..prompts import Prompts, choose_prompts
 from ..runner.parts import PartResult, PartsJob, Process, run_parts
-from ..runner.progress import Progress
+from ..runner.progress import Progress, Tick
 from ..runner.rows import Row, open_parts, read_stage_settings
 from ..settings import TemplateSettings, WorkShare
 

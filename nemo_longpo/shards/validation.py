@@ -1,11 +1,14 @@
 """What must hold in every record, checked before it is written and again by `inspect --verify`."""
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
 from nemo_longpo.errors import InputError
 
-from .schema import LOGP_TOLERANCE, REF_CONTEXTS, Ids, Logps, PairRecord
+from .schema import LOGP_TOLERANCE, REF_CONTEXTS, Ids, Logps, PairRecord, Span
 
 
 def validate_record(record: PairRecord, *, where: str = "", vocab_size: int | None = None) -> None:
@@ -49,19 +52,15 @@ def _check_ids(check: _Check, name: str, ids: Ids, vocab_size: int | None) -> No
 
 
 def _check_spans(check: _Check, name: str, spans: Ids, length: int) -> None:
-    """Spans are ordered, disjoint, non-empty and inside [0, length)."""
     check.that(name, spans.dtype == np.int32 and spans.ndim == 2 and spans.shape[1] == 2, "must be int32 [n, 2]")
-    flat = spans.reshape(-1)
-    inside = len(flat) == 0 or (flat[0] >= 0 and flat[-1] <= length)
-    ordered = bool(np.all(spans[:, 0] < spans[:, 1]) and np.all(spans[:-1, 1] <= spans[1:, 0]))
-    check.that(name, bool(inside) and ordered, f"must be ordered, disjoint spans inside {length} tokens")
+    problem = spans_problem(spans.tolist(), length)
+    check.that(name, not problem, problem)
 
 
 def _check_branch(check: _Check, branch: str, ids: Ids, spans: Ids, logps: tuple[Logps, ...]) -> None:
     _check_spans(check, f"{branch}_spans", spans, len(ids))
-    check.that(f"{branch}_spans", len(spans) > 0, "has no turn")
-    ends_match = spans[0, 0] == 0 and spans[-1, 1] == len(ids)
-    check.that(f"{branch}_spans", bool(ends_match), f"must start at 0 and end at the branch's {len(ids)} tokens")
+    problem = branch_problem(spans.tolist(), branch, len(ids))
+    check.that(f"{branch}_spans", not problem, problem)
     name = f"ref_{branch}_logps"
     check.that(name, len(logps) == len(spans), f"has {len(logps)} turns, but there are {len(spans)}")
     for turn, (values, (start, end)) in enumerate(zip(logps, spans, strict=True), start=1):
@@ -73,12 +72,10 @@ def _check_branch(check: _Check, branch: str, ids: Ids, spans: Ids, logps: tuple
 
 
 def _check_ignored(check: _Check, record: PairRecord) -> None:
-    """No response token may be hidden from the NLL, and something must remain after position 0."""
     trunk, chosen, _ = record.lengths
     _check_spans(check, "nll_ignore_spans", record.nll_ignore_spans, trunk + chosen)
-    ignored = spans_to_mask(record.nll_ignore_spans, trunk + chosen)
-    responses = spans_to_mask(record.chosen_spans + np.int32(trunk), trunk + chosen)
-    check.that("nll_ignore_spans", not bool((ignored & responses).any()), "covers a response token")
+    problem = ignored_problem(record.nll_ignore_spans.tolist(), record.chosen_spans.tolist(), trunk)
+    check.that("nll_ignore_spans", not problem, problem)
 
 
 def _check_chunks(check: _Check, record: PairRecord) -> None:
@@ -92,6 +89,28 @@ def _check_chunks(check: _Check, record: PairRecord) -> None:
     check.that("chunk_spans", len(spans) == record.turns, f"has {len(spans)} turns, but there are {record.turns}")
     inside = (spans[:, 0] >= 0) & (spans[:, 0] <= spans[:, 1]) & (spans[:, 1] <= len(record.trunk_ids))
     check.that("chunk_spans", bool(inside.all()), f"must be spans inside the trunk's {len(record.trunk_ids)} tokens")
+
+
+def spans_problem(spans: Sequence[Span], length: int) -> str:
+    """Say what is wrong with spans that must be ordered, disjoint, not empty and inside `length` tokens; "" if nothing
+    is."""
+    edges = [edge for span in spans for edge in span]
+    inside = not edges or (edges[0] >= 0 and edges[-1] <= length)
+    ordered = all(start < end for start, end in spans) and all(end <= start for (_, end), (start, _) in pairwise(spans))
+    return "" if inside and ordered else f"must be ordered, disjoint [start, end) inside {length} tokens"
+
+
+def branch_problem(spans: Sequence[Span], branch: str, length: int) -> str:
+    """Say what is wrong with the answers of a branch, which begins and ends with one; "" if nothing is."""
+    if spans and spans[0][0] == 0 and spans[-1][1] == length:
+        return ""
+    return f"must start at 0 and end at {length}, the length of {branch}_ids; a branch begins and ends with an answer"
+
+
+def ignored_problem(ignored: Sequence[Span], chosen: Sequence[Span], trunk: int) -> str:
+    """Say whether the NLL would leave out a token of an answer; "" if it does not. `chosen` lies behind the trunk."""
+    overlaps = any(start < trunk + to and trunk + at < end for start, end in ignored for at, to in chosen)
+    return "covers an answer; leave answers out of it" if overlaps else ""
 
 
 def spans_to_mask(spans: Ids, length: int) -> NDArray[np.bool_]:

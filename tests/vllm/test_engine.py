@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_longpo.data_tools.engines.base import Sampling, Usage
+from nemo_longpo.data_tools.engines.base import Sampling
 from nemo_longpo.data_tools.engines.vllm_engine import VllmEngine
 from nemo_longpo.data_tools.model import load_chat
+from nemo_longpo.data_tools.runner.progress import Usage
 from nemo_longpo.data_tools.settings import EngineSettings, VllmSettings
 from nemo_longpo.errors import InputError
 

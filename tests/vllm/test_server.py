@@ -13,9 +13,10 @@ from support.server_process import ServerProcess
 from support.small_corpus import make_document
 
 from nemo_longpo.cli import main
-from nemo_longpo.data_tools.engines.base import Sampling, Usage
+from nemo_longpo.data_tools.engines.base import Sampling
 from nemo_longpo.data_tools.engines.server import ServerEngine
 from nemo_longpo.data_tools.model import load_chat
+from nemo_longpo.data_tools.runner.progress import Usage
 from nemo_longpo.data_tools.settings import EngineSettings, ServerSettings
 
 DOCUMENTS, TURNS, DOCUMENTS_PER_PART = 12, 3, 6

@@ -8,8 +8,9 @@ import pytest
 import torch
 from support.tiny_models import save_tiny, tiny_tokenizer
 
-from nemo_longpo.data_tools.engines.base import Sampling, Usage
+from nemo_longpo.data_tools.engines.base import Sampling
 from nemo_longpo.data_tools.engines.hf_engine import TransformersEngine, _pick
+from nemo_longpo.data_tools.runner.progress import Usage
 from nemo_longpo.data_tools.settings import EngineSettings, TransformersSettings
 from nemo_longpo.errors import InputError
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from support.fake_vllm import STOP, VOCAB_SIZE, FakeVllm, Fault, logp, written
 
-from nemo_longpo.data_tools.engines.base import Completion, Sampling, Usage
+from nemo_longpo.data_tools.engines.base import Completion, Sampling
 from nemo_longpo.data_tools.engines.server import ServerEngine
 from nemo_longpo.data_tools.engines.server_pool import Pauses
+from nemo_longpo.data_tools.runner.progress import Usage
 from nemo_longpo.data_tools.settings import EngineSettings, ServerSettings
 from nemo_longpo.errors import InputError
 

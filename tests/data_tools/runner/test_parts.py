@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
-from nemo_longpo.data_tools.engines.base import Usage
 from nemo_longpo.data_tools.runner.claims import Claims
 from nemo_longpo.data_tools.runner.parts import PartResult, PartsJob, run_parts
+from nemo_longpo.data_tools.runner.progress import Usage
 from nemo_longpo.data_tools.runner.rows import PartsSource, open_parts
 from nemo_longpo.data_tools.settings import WorkShare
 from nemo_longpo.errors import InputError
