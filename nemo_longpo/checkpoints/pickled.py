@@ -10,9 +10,9 @@ import io
 import pickle
 import pickletools
 from collections.abc import Collection
-from typing import Any, NoReturn
+from typing import Any
 
-from nemo_longpo.errors import InputError
+from nemo_longpo.errors import InputError, one_line
 
 DAMAGED = (
     *(pickle.UnpicklingError, EOFError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError),
@@ -23,67 +23,28 @@ DAMAGED = (
 Name = tuple[str, str]
 """Module, and the name within it."""
 
-_COUNTS = {
-    pickletools.TAKEN_FROM_ARGUMENT1: 1,
-    pickletools.TAKEN_FROM_ARGUMENT4: 4,
-    pickletools.TAKEN_FROM_ARGUMENT4U: 4,
-    pickletools.TAKEN_FROM_ARGUMENT8U: 8,
-}
-"""How pickletools marks an argument with a count in front → bytes of the count."""
-
-_NEVER_WRITTEN = {"INST", "DUP", "EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER"}
-"""Beside instructions whose argument is a line of text: what `pickle.dump` and `torch.save` do not write."""
-
-
-def _instructions() -> tuple[dict[int, int], dict[int, int]]:
-    fixed, counted = {}, {}
-    for opcode in pickletools.opcodes:
-        code, size = ord(opcode.code), opcode.arg.n if opcode.arg else 0
-        if opcode.name in _NEVER_WRITTEN:
-            continue
-        if size >= 0:
-            fixed[code] = 1 + size
-        elif size in _COUNTS:
-            counted[code] = _COUNTS[size]
-    return fixed, counted
-
-
-_FIXED, _COUNTED = _instructions()
-_STOP, _GLOBAL, _FRAME, _LONG_BINPUT = pickle.STOP[0], pickle.GLOBAL[0], pickle.FRAME[0], pickle.LONG_BINPUT[0]
+_NEVER_WRITTEN = {"DUP", "EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER"}
+"""What `pickle.dump` and `torch.save` do not write, beside instructions whose argument is a line of text."""
 
 
 def check_claims(content: bytes, where: str) -> None:
-    """Python reserves what a pickle claims before it reads on. Raises InputError if that is more than what follows."""
+    """Raises InputError if a pickle claims more memory than its bytes fill, which Python reserves before it reads on.
 
-    def refuse(reason: str) -> NoReturn:
-        raise InputError(f"{where} is damaged (byte {at}: {reason}); copy it again")
-
+    So it does for a pickle that ends early, or holds an instruction that is not written today.
+    """
     at, end = 0, len(content)
-    while at < end:
-        code = content[at]
-        step = _FIXED.get(code)
-        if step is not None:
-            if code == _STOP:
-                return
-            if code == _LONG_BINPUT and int.from_bytes(content[at + 1 : at + 5], "little") > end:
-                refuse("a place in memory beyond the number of objects")
-            if code == _FRAME and int.from_bytes(content[at + 1 : at + 9], "little") > end - at - 9:
-                refuse("a frame longer than the file")
-        elif code in _COUNTED:
-            start = at + 1 + _COUNTED[code]
-            size = int.from_bytes(content[at + 1 : start], "little")
-            if size > end - start:
-                refuse("a value longer than the file")
-            step = start - at + size
-        elif code == _GLOBAL:
-            second = content.find(b"\n", content.find(b"\n", at) + 1)
-            if second < 0:
-                refuse("a name without an end")
-            step = second + 1 - at
-        else:
-            refuse(f"{code:#04x} is no instruction of a pickle")
-        at += step
-    refuse("it ends early")
+    try:
+        for opcode, argument, position in pickletools.genops(content):
+            name, size, at = opcode.name, argument or 0, position or 0
+            is_line = opcode.arg is not None and opcode.arg.n == pickletools.UP_TO_NEWLINE and name != "GLOBAL"
+            if is_line or name in _NEVER_WRITTEN:
+                raise ValueError(f"{name} is no instruction of today's pickles")
+            if name == "LONG_BINPUT" and size > end:
+                raise ValueError("a place in memory beyond the number of objects")
+            if name == "FRAME" and size > end - at - 9:
+                raise ValueError("a frame longer than the file")
+    except ValueError as error:
+        raise InputError(f"{where} is damaged (at byte {at} or after: {one_line(error)}); copy it again") from error
 
 
 class _Inert:

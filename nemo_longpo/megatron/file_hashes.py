@@ -11,7 +11,7 @@ from tqdm import tqdm
 from nemo_longpo.checkpoints import integrity
 from nemo_longpo.checkpoints.completeness import require_complete
 from nemo_longpo.errors import InputError, one_line
-from nemo_longpo.shards.known_hashes import HashedFile, Known, is_known, read_known, write_known
+from nemo_longpo.shards.known_hashes import Known, State, is_known, read_known, state_of, write_known
 from nemo_longpo.shards.manifest import ShardFile
 from nemo_longpo.shards.reader import ShardReader
 
@@ -68,7 +68,7 @@ def check_shards(readers: Sequence[ShardReader], directory: Path | None, *, loca
     raise_first(problem for problem, _, _ in results)
 
 
-def _read(readers: Sequence[ShardReader], known: Known, shown: bool) -> tuple[str | None, dict[str, HashedFile]]:
+def _read(readers: Sequence[ShardReader], known: Known, shown: bool) -> tuple[str | None, dict[str, State]]:
     """Return the first problem, if any, and the files that were found right before it."""
     machine = socket.gethostname()
 
@@ -78,12 +78,12 @@ def _read(readers: Sequence[ShardReader], known: Known, shown: bool) -> tuple[st
     unread = [
         (reader, {file.name: file for file in reader.manifest.files if is_new(reader, file)}) for reader in readers
     ]
-    found: dict[str, HashedFile] = {}
+    found: dict[str, State] = {}
     total = sum(file.bytes for _, files in unread for file in files.values())
     with tqdm(desc="hashes of shards", total=total, unit="B", unit_scale=True, delay=2, disable=not shown) as bar:
         for reader, files in unread:
             # Before the bytes, so that a file that changes meanwhile is another one next time.
-            states = {name: HashedFile.of(reader.directory / name, file.sha256) for name, file in files.items()}
+            states = {name: state_of(reader.directory / name, file.sha256) for name, file in files.items()}
             sizes = {name: file.bytes for name, file in files.items()}
             try:
                 reader.check_hashes(integrity.hash_files(reader.directory, sizes, bar.update))

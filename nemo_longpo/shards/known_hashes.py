@@ -1,43 +1,28 @@
 """Which files of shards were hashed on which machine, so that a restarted run does not read all of them again.
 
-A file counts as the one that was hashed while its inode, size, time of change and time of status change are the same;
-the last is set by the kernel at every write and by nobody else.
+A file counts as the one that was hashed while its inode, size, time of change and time of status change are the same.
+The kernel sets the last at every write, and nobody else can.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nemo_longpo.atomic import write_file
 from nemo_longpo.errors import InputError
 from nemo_longpo.json_input import read_json_object
 
+State = list[int | str]
+"""Inode, size, time of change and of status change (nanoseconds), and sha256 of a file."""
 
-@dataclass(frozen=True, kw_only=True)
-class HashedFile:
-    inode: int
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-    sha256: str
-
-    @classmethod
-    def of(cls, path: Path, sha256: str) -> "HashedFile":
-        """Return the state of a file whose hash is known. Raises OSError."""
-        found = path.stat()
-        return cls(
-            inode=found.st_ino,
-            size=found.st_size,
-            mtime_ns=found.st_mtime_ns,
-            ctime_ns=found.st_ctime_ns,
-            sha256=sha256,
-        )
+Known = Mapping[str, Mapping[str, State]]
+"""Machine → absolute path → state."""
 
 
-Known = Mapping[str, Mapping[str, list[Any]]]
-"""Machine → absolute path → the fields of `HashedFile`."""
+def state_of(path: Path, sha256: str) -> State:
+    """Return the state of a file that has this sha256. Raises OSError."""
+    found = path.stat()
+    return [found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, sha256]
 
 
 def read_known(memory: Path) -> Known:
@@ -50,13 +35,11 @@ def read_known(memory: Path) -> Known:
 
 
 def is_known(known: Known, machine: str, path: Path, sha256: str) -> bool:
-    return known.get(machine, {}).get(str(path.absolute())) == list(vars(HashedFile.of(path, sha256)).values())
+    return known.get(machine, {}).get(str(path.absolute())) == state_of(path, sha256)
 
 
-def write_known(memory: Path, known: Known, found: Mapping[str, Mapping[str, HashedFile]]) -> None:
+def write_known(memory: Path, known: Known, found: Known) -> None:
     """Add what machines found. Raises OSError, or InputError if the disk is full."""
-    content = {machine: dict(files) for machine, files in known.items()}
-    for machine, files in found.items():
-        content.setdefault(machine, {}).update({path: list(vars(file).values()) for path, file in files.items()})
+    content = {machine: {**known.get(machine, {}), **found.get(machine, {})} for machine in {**known, **found}}
     memory.parent.mkdir(parents=True, exist_ok=True)
     write_file(memory, json.dumps(content, indent=1) + "\n")

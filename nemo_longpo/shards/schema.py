@@ -8,6 +8,7 @@ Shape letters: T trunk tokens, A chosen-branch tokens, B rejected-branch tokens,
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -79,50 +80,25 @@ class PairRecord:
 
 def to_batch(record: PairRecord) -> pa.RecordBatch:
     """Return an Arrow record batch that holds one record."""
-    trunk, chosen, rejected = record.lengths
-    columns = {
-        "doc_id": record.doc_id,
-        "trunk_ids": record.trunk_ids,
-        "chosen_ids": record.chosen_ids,
-        "rejected_ids": record.rejected_ids,
-        "chosen_spans": record.chosen_spans.tolist(),
-        "rejected_spans": record.rejected_spans.tolist(),
-        "nll_ignore_spans": record.nll_ignore_spans.tolist(),
-        "ref_chosen_logps": list(record.ref_chosen_logps),
-        "ref_rejected_logps": list(record.ref_rejected_logps),
-        "ref_context": record.ref_context,
-        "lengths": {"trunk": trunk, "chosen": chosen, "rejected": rejected},
-        "chunk_spans": None if record.chunk_spans is None else record.chunk_spans.tolist(),
-    }
-    arrays = [pa.array([columns[field.name]], field.type) for field in ARROW_SCHEMA]
+    columns = vars(record) | {"lengths": dict(zip(("trunk", "chosen", "rejected"), record.lengths, strict=True))}
+    spans = {name: value.tolist() for name, value in columns.items() if name.endswith("spans") and value is not None}
+    arrays = [pa.array([(columns | spans)[field.name]], field.type) for field in ARROW_SCHEMA]
     return pa.RecordBatch.from_arrays(arrays, schema=ARROW_SCHEMA)
 
 
 def from_batch(batch: pa.RecordBatch) -> PairRecord:
     """Return the record of a batch of any schema version; the arrays are read-only views of the mapped file."""
 
-    def ids(name: str) -> Ids:
-        found: Ids = batch.column(name)[0].values.to_numpy(zero_copy_only=True)
-        return found
+    def value(name: str, kind: pa.DataType) -> Any:
+        found = batch.column(name)[0]
+        if kind == _ids:
+            return found.values.to_numpy(zero_copy_only=True)
+        if kind == _logps:
+            return tuple(turn.values.to_numpy(zero_copy_only=True) for turn in found)
+        if kind == _spans and found.is_valid:
+            return found.values.flatten().to_numpy(zero_copy_only=True).reshape(-1, 2)
+        return found.as_py()
 
-    def spans(name: str) -> Ids:
-        found: Ids = batch.column(name)[0].values.flatten().to_numpy(zero_copy_only=True)
-        return found.reshape(-1, 2)
-
-    def logps(name: str) -> tuple[Logps, ...]:
-        return tuple(turn.values.to_numpy(zero_copy_only=True) for turn in batch.column(name)[0])
-
-    has_chunks = "chunk_spans" in batch.schema.names and batch.column("chunk_spans")[0].is_valid
     return PairRecord(
-        doc_id=batch.column("doc_id")[0].as_py(),
-        trunk_ids=ids("trunk_ids"),
-        chosen_ids=ids("chosen_ids"),
-        rejected_ids=ids("rejected_ids"),
-        chosen_spans=spans("chosen_spans"),
-        rejected_spans=spans("rejected_spans"),
-        nll_ignore_spans=spans("nll_ignore_spans"),
-        ref_chosen_logps=logps("ref_chosen_logps"),
-        ref_rejected_logps=logps("ref_rejected_logps"),
-        ref_context=batch.column("ref_context")[0].as_py(),
-        chunk_spans=spans("chunk_spans") if has_chunks else None,
+        **{field.name: value(field.name, field.type) for field in batch.schema if field.name != "lengths"}
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_longpo.shards.known_hashes import HashedFile, is_known, read_known, write_known
+from nemo_longpo.shards.known_hashes import is_known, read_known, state_of, write_known
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def shard(tmp_path) -> Path:
 
 def _remember(shard: Path, machine: str = "here") -> Path:
     memory = shard.parent / "inputs" / "checked_shards.json"
-    write_known(memory, read_known(memory), {machine: {str(shard): HashedFile.of(shard, "a" * 64)}})
+    write_known(memory, read_known(memory), {machine: {str(shard): state_of(shard, "a" * 64)}})
     return memory
 
 
@@ -52,9 +52,7 @@ def test_machines_add_to_what_is_known(shard):
 def test_what_is_compared_and_under_which_path(shard, tmp_path, monkeypatch):
     """Each figure for itself: file systems differ in which of them a copy or a restored backup changes."""
     stat = shard.stat()
-    assert HashedFile.of(shard, "a") == HashedFile(
-        inode=stat.st_ino, size=stat.st_size, mtime_ns=stat.st_mtime_ns, ctime_ns=stat.st_ctime_ns, sha256="a"
-    )
+    assert state_of(shard, "a") == [stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, "a"]
     known = read_known(_remember(shard))
     monkeypatch.chdir(tmp_path)
     assert is_known(known, "here", Path(shard.name), "a" * 64)
