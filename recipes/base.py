@@ -1,7 +1,6 @@
 """The one recipe that all others are variants of."""
 
-from dataclasses import dataclass
-from typing import Literal
+from functools import reduce
 
 import fiddle as fdl
 import nemo_run as run
@@ -21,55 +20,23 @@ from nemo_longpo.megatron.resume import LongPOResume
 from nemo_longpo.megatron.schedule import WarmupCosine
 from nemo_longpo.megatron.strategy import LongPOStrategy
 from nemo_longpo.objective import Objective
+from nemo_longpo.placement import GLOBAL_BATCH_SIZE, Placement, Precision
 
-Precision = Literal["32", "bf16-mixed"]
-
-
-@dataclass(frozen=True)
-class Placement:
-    """A job on its GPUs: how they share the work, and what is computed twice so that it fits.
-
-    What tensor and context parallelism leave of the GPUs is data-parallel. Fields other than the number of GPUs are
-    `LongPOStrategy`'s; sequence parallelism goes with tensor parallelism.
-    """
-
-    num_nodes: int = 1
-    devices: int = 1  # per node
-    tensor_model_parallel_size: int = 1
-    context_parallel_size: int = 1
-    recompute_granularity: Literal["full", "selective"] | None = None
-    recompute_modules: tuple[str, ...] = ()
-
-    def strategy(self) -> run.Config[LongPOStrategy]:
-        """Gradients and weights travel while the GPUs compute."""
-        return run.Config(
-            LongPOStrategy,
-            tensor_model_parallel_size=self.tensor_model_parallel_size,
-            context_parallel_size=self.context_parallel_size,
-            sequence_parallel=self.tensor_model_parallel_size > 1,
-            recompute_granularity=self.recompute_granularity,
-            recompute_modules=list(self.recompute_modules) or None,
-            ddp=run.Config(
-                DistributedDataParallelConfig,
-                check_for_nan_in_grad=True,
-                overlap_grad_reduce=True,
-                overlap_param_gather=True,
-            ),
-        )
+ONE_GPU = Placement()
 
 
 def longpo_recipe(
     *,
     seq_length: int,
-    placement: Placement = Placement(),
+    placement: Placement = ONE_GPU,
     precision: Precision = "bf16-mixed",
-    global_batch_size: int = 8,
+    global_batch_size: int = GLOBAL_BATCH_SIZE,
     learning_rate: float = 5e-7,
     warmup_ratio: float = 0.1,
     max_steps: int = 100,
     save_every_n_steps: int = 50,
 ) -> run.Partial:
-    """A complete `llm.finetune` configuration with the paper's constants; every value can be overridden by its path.
+    """Return a complete `llm.finetune` configuration with the paper's constants; its paths can all be overridden.
 
     The architecture and the tokenizer come from `resume.restore_config.path`, the data from `data.paths`.
     """
@@ -77,11 +44,11 @@ def longpo_recipe(
     data = run.Config(LongPODataModule, seq_length=seq_length, global_batch_size=global_batch_size)
     for config in (model, data):
         fdl.materialize_defaults(config)  # so that `--dryrun` shows every setting of ours
-    return run.Partial(
+    recipe = run.Partial(
         llm.finetune,
         model=model,
         data=data,
-        trainer=_trainer(precision, max_steps, placement),
+        trainer=_trainer(precision, max_steps),
         log=_log(save_every_n_steps),
         optim=_optimizer(precision, learning_rate, warmup_ratio),
         resume=run.Config(
@@ -92,29 +59,41 @@ def longpo_recipe(
         ),
         tokenizer="model",
     )
+    for path, value in placement.settings().items():
+        *owners, name = path.split(".")
+        setattr(reduce(getattr, owners, recipe), name, value)
+    return recipe
 
 
-def _trainer(precision: Precision, max_steps: int, placement: Placement) -> run.Config[nl.Trainer]:
+def _trainer(precision: Precision, max_steps: int) -> run.Config[nl.Trainer]:
+    """Weights have the precision of training from the start, never a whole model in fp32.
+
+    Gradients and weights travel between GPUs while these compute.
+    """
     return run.Config(
         nl.Trainer,
         accelerator="auto",
-        num_nodes=placement.num_nodes,
-        devices=placement.devices,
         max_steps=max_steps,
         limit_val_batches=0,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
         use_distributed_sampler=False,
-        strategy=placement.strategy(),
-        plugins=_precision(precision),
+        strategy=run.Config(
+            LongPOStrategy,
+            ddp=run.Config(
+                DistributedDataParallelConfig,
+                check_for_nan_in_grad=True,
+                overlap_grad_reduce=True,
+                overlap_param_gather=True,
+            ),
+        ),
+        plugins=run.Config(
+            nl.MegatronMixedPrecision,
+            precision=precision,
+            params_dtype=torch.bfloat16 if precision == "bf16-mixed" else torch.float32,
+        ),
         callbacks=[run.Config(MetricsCallback)],
     )
-
-
-def _precision(precision: Precision) -> run.Config[nl.MegatronMixedPrecision]:
-    """Weights of the training precision from the start, never a whole model in fp32; gradients add up in fp32."""
-    weights = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
-    return run.Config(nl.MegatronMixedPrecision, precision=precision, params_dtype=weights, grad_reduce_in_fp32=True)
 
 
 def _optimizer(
@@ -139,8 +118,7 @@ def _optimizer(
 
 
 def _log(save_every_n_steps: int) -> run.Config[nl.NeMoLogger]:
-    """One run directory under `log_dir`; the newest checkpoint is kept, with all that resuming needs, and linked as
-    `…-last`."""
+    """One run directory under `log_dir`; the newest checkpoint is kept with all that resuming needs, as `…-last`."""
     return run.Config(
         nl.NeMoLogger,
         log_dir="nemo_experiments",

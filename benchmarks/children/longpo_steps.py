@@ -18,7 +18,7 @@ from nemo.lightning.data import WrappedDataLoader
 
 from nemo_longpo.checkpoints.metrics_log import read_metrics
 from nemo_longpo.megatron.data import LongPODataModule
-from nemo_longpo.recipes.tiny import tiny_longpo
+from nemo_longpo.recipes.factories import tiny_longpo
 
 from ..common.meter import Meter
 

@@ -12,12 +12,12 @@ benchmarks/results.
 
 from typing import Any
 
+from nemo_longpo.planning.speed import branch_traffic
+
 from ..common.results import origin, parser, write_results
 
 # isort: split
 from support.worker_pool import WorkerPool
-
-from nemo_longpo.attention.branches import bytes_sent
 
 HEADS, KV_HEADS, HEAD = 32, 8, 128
 BRANCH = 4608
@@ -65,7 +65,7 @@ def count(pool: WorkerPool, kind: str, cp_size: int) -> dict[str, Any]:
     shares = pool.run("branch_jobs", "attention_traffic", cp_size, kind=kind, **sizes)
     (sent,) = {tuple(sum(collectives.values()) for collectives in share) for share in shares}
     if kind == "branches":
-        formula = bytes_sent(BRANCH, HEADS, KV_HEADS, HEAD, cp_size)
+        formula = branch_traffic(BRANCH, HEADS, KV_HEADS, HEAD, cp_size)
     else:
         formula = gathered_keys_and_values(BRANCH, cp_size)
     assert sent == formula, f"{kind}, cp {cp_size}: counted {sent}, the formula says {formula}"
@@ -103,7 +103,7 @@ def gathered_and_scattered_in_fp32(rows: int, cp_size: int) -> Traffic:
 def compare(document: int, cp_size: int) -> list[dict[str, Any]]:
     """A second answer of `BRANCH` rows to a document: as a branch, or as a whole second sequence."""
     ways = {
-        f"branch of {BRANCH:,} rows behind {document:,}, as it is done here": bytes_sent(
+        f"branch of {BRANCH:,} rows behind {document:,}, as it is done here": branch_traffic(
             BRANCH, HEADS, KV_HEADS, HEAD, cp_size
         ),
         "the same with reduce-scatters in fp32": gathered_and_scattered_in_fp32(BRANCH, cp_size),

@@ -20,8 +20,8 @@ from support.training_pairs import write_shards
 
 from nemo_longpo.conversion.importer import import_checkpoint
 from nemo_longpo.costs.model_shape import ModelShape
-from nemo_longpo.placement import PairLayout
-from nemo_longpo.planning.job import FP32, Job, Setup
+from nemo_longpo.placement import PairLayout, Placement
+from nemo_longpo.planning.job import Job
 from nemo_longpo.planning.memory import estimate_memory
 
 from .. import RESULTS
@@ -31,7 +31,7 @@ from ..common.results import origin, parser, write_results
 
 SHAPE = ModelShape(layers=6, hidden=512, ffn=1536, heads=8, kv_heads=2, head_size=64, vocab=8192)
 BRANCH = 512
-LOGPROB_BUFFER = 100e6
+LOGPROB_MEMORY_GB = 0.1
 STEPS = 2
 RECOMPUTE: dict[str, dict[str, Any]] = {
     "none": {},
@@ -57,7 +57,17 @@ def main() -> None:
             records = [random_pair(SHAPE.vocab, trunk, BRANCH, BRANCH, seed) for seed in range(STEPS)]
             shards = write_shards(work / f"shards-{trunk}", records, tokenizer(SHAPE.vocab), SHAPE.vocab)
             for layout, recompute in product(get_args(PairLayout), RECOMPUTE):
-                job = Job(SHAPE, trunk, BRANCH, BRANCH, pairs=1, layout=layout)
+                job = Job(
+                    shape=SHAPE,
+                    trunk=trunk,
+                    chosen=BRANCH,
+                    rejected=BRANCH,
+                    pairs=1,
+                    layout=layout,
+                    precision="32",
+                    logprob_memory_gb=LOGPROB_MEMORY_GB,
+                    on_cpu=True,
+                )
                 measured = measure(job, recompute, checkpoint, shards)
                 case = {"trunk": trunk, "layout": layout, "recompute": recompute}
                 found.append(case | compare(job, recompute, measured))
@@ -79,21 +89,14 @@ def main() -> None:
 
 def measure(job: Job, recompute: str, checkpoint: Path, shards: Path) -> float:
     """The higher peak of the steps, in MB (10⁶ bytes)."""
-    overrides = {"model.pair_layout": job.layout, "model.logprob_memory_gb": LOGPROB_BUFFER / 1e9}
+    overrides = {"model.pair_layout": job.layout, "model.logprob_memory_gb": LOGPROB_MEMORY_GB}
     overrides |= {f"trainer.strategy.{name}": value for name, value in RECOMPUTE[recompute].items()}
     run = {"checkpoint": str(checkpoint), "shards": str(shards), "steps": STEPS, "overrides": overrides}
     return max(step["peak_mb"] for step in measured_steps(sys.executable, "longpo_steps", run))
 
 
 def compare(job: Job, recompute: str, measured: float) -> dict[str, Any]:
-    setup = Setup(
-        recompute=recompute,  # type: ignore[arg-type]
-        precision=FP32,
-        logprob_buffer=LOGPROB_BUFFER,
-        fused_norms=False,
-        distributed=False,
-    )
-    memory = estimate_memory(job, setup)
+    memory = estimate_memory(job, Placement().recomputing(recompute))  # type: ignore[arg-type]
     predicted = memory.tensors / 1e6
     parts = {name: value / 1e6 for name, value in memory.as_dict().items()}
     return {

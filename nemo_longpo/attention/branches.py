@@ -2,7 +2,8 @@
 
 Every rank keeps its rows of the trunk's keys and values and attends to them with the queries of *all* branch rows,
 which are few. That gives parts; the rank that holds a row merges its parts by their log-sum-exp, and adds what the row
-reads of its own branch. What travels grows with the branches, never with the trunk: `bytes_sent` counts it.
+reads of its own branch. What travels grows with the branches, never with the trunk: `planning.speed.branch_traffic`
+counts it.
 
 Shape legend: n branch rows of this rank, N = n · W branch rows of all ranks, M trunk rows of this rank, H query heads,
 K key/value heads, D head size, W ranks.
@@ -41,20 +42,6 @@ def branch_attention(
     if scale is None:
         scale = query_nHD.shape[-1] ** -0.5
     return _BranchAttention.apply(query_nHD, key_nKD, value_nKD, trunk_key_MKD, trunk_value_MKD, branches, group, scale)
-
-
-def bytes_sent(
-    rows: int, heads: int, kv_heads: int, head_size: int, cp_size: int, number_bytes: int = 2
-) -> tuple[int, int]:
-    """Bytes that one rank sends in one layer, forward and backward, for N = `rows` branch rows over all W ranks.
-
-    With r = (W − 1) · N / W rows that come from or go to other ranks and `number_bytes` per number,
-    forward r · (2(H + K) · D · bytes + 4H): Q, K, V to all, `out` home, fp32 `lse` home;
-    backward r · (4(H + K) · D · bytes + 4H): Q, K, V, `out`, dO and `lse` to all, dQ, dK, dV home.
-    """
-    foreign = (cp_size - 1) * rows // cp_size
-    tensors, lse = 2 * (heads + kv_heads) * head_size * number_bytes, 4 * heads
-    return foreign * (tensors + lse), foreign * (2 * tensors + lse)
 
 
 class _BranchAttention(torch.autograd.Function):

@@ -2,16 +2,19 @@
 
 Letters in the formulas: h hidden, A query columns (heads · head size), K key columns (kv heads · head size), f
 feed-forward width, V vocabulary, R rows of a pair on this context-parallel rank, N branch rows of all ranks, L layers
-of this pipeline stage, b bytes of an activation. Everything below is in bytes.
+of this pipeline stage, b bytes of an activation. Results are in bytes.
+
+With sequence parallelism every activation of a layer is split over tensor-parallel ranks, by rows or by columns; the
+formulas name what is gathered.
 """
 
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 from nemo_longpo.costs.devices import GIB
+from nemo_longpo.placement import Placement
 
-from .activations import attention_moment, feed_forward_moment, kept_activations, per_gpu
-from .job import Job, Setup
+from .job import Job
 
 Stage = Literal["only", "first", "last"]
 
@@ -21,8 +24,12 @@ LIBRARIES = 1.0 * GIB
 PER_GROUP = 0.25 * GIB
 """NCCL's buffers of one process group; an estimate, it grows with channels and protocols."""
 
+GATE = 5
+"""Times f that a gated feed-forward part keeps as NeMo's Mistral and Qwen2.5 run it: both halves, the gate's value, the
+other half plus Megatron's offset, their product. With `bias_activation_fusion` it would be 3."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Memory:
     """Bytes by part. `layer` and `logprobs` are transient and never alive together, so the larger of them counts."""
 
@@ -50,65 +57,152 @@ class Memory:
         return asdict(self) | {"total": self.total}
 
 
-def estimate_memory(job: Job, setup: Setup) -> Memory:
-    """The pipeline stage that needs most; the stages in between never do."""
-    stages: tuple[Stage, ...] = ("only",) if setup.pp == 1 else ("first", "last")
-    return max((_stage_memory(job, setup, stage) for stage in stages), key=lambda memory: memory.total)
+def estimate_memory(job: Job, placement: Placement) -> Memory:
+    """Estimate the memory of the pipeline stage that needs most; the stages in between never do.
+
+    Gradients are summed in fp32, or in the type of the weights. The optimizer holds an fp32 copy of bf16 weights (4
+    bytes) and Adam's two averages (8 bytes) per parameter, over the dp · cp ranks that share the weights. The first
+    stage holds the activations of as many pairs as there are stages (1F1B schedule).
+    """
+    pairs = min(placement.pp, -(-job.pairs // placement.dp))
+    size = job.number_bytes
+
+    def stage_memory(stage: Stage) -> Memory:
+        parameters = parameters_per_gpu(job, placement, stage)
+        ranks = 1 if job.on_cpu else placement.dp * placement.cp
+        optimizer = (8 if size == 4 else 12) * parameters / ranks
+        return Memory(
+            weights=size * parameters,
+            gradients=(4 if placement.grad_reduce_in_fp32 else size) * parameters,
+            optimizer=0.0 if placement.offload_optimizer else optimizer,
+            activations=kept_activations(job, placement) * (pairs if stage == "first" else 1),
+            layer=max(feed_forward_moment(job, placement), attention_moment(job, placement)),
+            logprobs=0.0 if stage == "first" else logprob_moment(job, placement),
+            inputs=input_bytes(job, placement),
+            communication=communication_bytes(job, placement),
+            host=optimizer if placement.offload_optimizer else 0.0,
+        )
+
+    stages: tuple[Stage, ...] = ("only",) if placement.pp == 1 else ("first", "last")
+    return max(map(stage_memory, stages), key=lambda memory: memory.total)
 
 
-def _stage_memory(job: Job, setup: Setup, stage: Stage) -> Memory:
-    parameters = parameters_per_gpu(job, setup, stage)
-    return Memory(
-        weights=setup.precision.weight * parameters,
-        gradients=setup.precision.gradient * parameters,
-        optimizer=0.0 if setup.offload_optimizer else optimizer_bytes(setup, parameters),
-        activations=kept_activations(job, setup) * in_flight(job, setup, stage),
-        layer=max(feed_forward_moment(job, setup), attention_moment(job, setup)),
-        logprobs=0.0 if stage == "first" else logprob_moment(job, setup),
-        inputs=input_bytes(job, setup),
-        communication=communication_bytes(job, setup),
-        host=optimizer_bytes(setup, parameters) if setup.offload_optimizer else 0.0,
-    )
-
-
-def parameters_per_gpu(job: Job, setup: Setup, stage: Stage) -> float:
+def parameters_per_gpu(job: Job, placement: Placement, stage: Stage) -> float:
     """L · (matrices / tp + norms) + tables / tp; a tied table lies on the first and on the last stage."""
     shape = job.shape
-    tables = {"only": 1 if shape.tied else 2, "first": 1, "last": 1}[stage]
-    layers = setup.stage_layers(shape) * (shape.layer_matrices / setup.tp + shape.layer_vectors)
-    return layers + tables * shape.table / setup.tp + shape.hidden
+    tables = 2 if stage == "only" and not shape.tied else 1
+    layers = job.stage_layers(placement) * (shape.layer_matrices / placement.tp + shape.layer_vectors)
+    return layers + tables * shape.table / placement.tp + shape.hidden
 
 
-def optimizer_bytes(setup: Setup, parameters: float) -> float:
-    """(master + moments) · parameters, over the ranks that share the weights: dp · cp."""
-    ranks = setup.dp * setup.cp if setup.distributed else 1
-    return (setup.precision.master + setup.precision.moments) * parameters / ranks
+def layer_widths(job: Job, placement: Placement) -> dict[str, float]:
+    """Numbers per row that a layer's backward needs, by the part that keeps them; before the division by tp.
+
+    `core_attn` and `mlp` are the parts that selective recompute can drop. Attention keeps its norm's input and output
+    (2h), the projection that the values are a view of (A + 2K), rotated queries and keys (A + K) and its result (A).
+    Its core keeps the results of trunk and branches before they are joined (A), and the last keys and values of
+    Transformer Engine's ring (2K). The feed-forward part keeps its norm's input and output (2h) and what the gate needs
+    (`GATE` · f). A plain norm keeps the normalised rows too (h).
+    """
+    shape = job.shape
+    norm = 2 * shape.hidden if job.on_cpu else shape.hidden
+    apart = shape.query_size if job.branch_rows else 0
+    ring = 2 * shape.kv_size if placement.cp > 1 else 0
+    # Transformer Engine's second norm is part of the feed-forward module, which recomputes it.
+    before, inside = (norm, 0) if job.on_cpu else (0, norm)
+    return {
+        "input": shape.hidden,
+        "attention": norm + 3 * shape.query_size + 3 * shape.kv_size,
+        "core_attn": apart + ring,
+        "between": shape.hidden + before,
+        "mlp": inside + GATE * shape.ffn,
+    }
 
 
-def in_flight(job: Job, setup: Setup, stage: Stage) -> int:
-    """Pairs whose activations a stage holds under the 1F1B schedule: as many as there are stages on the first one."""
-    return min(setup.pp, -(-job.pairs // setup.dp)) if stage == "first" else 1
+def kept_activations(job: Job, placement: Placement) -> float:
+    """Σ over layers of kept width · R · b / tp for one pair: all of `layer_widths`, or what recompute leaves of it."""
+    widths = layer_widths(job, placement)
+    layers = job.stage_layers(placement)
+    again = placement.recomputed_layers(layers)
+    kept = sum(widths.values()) - sum(widths[part] for part in placement.recompute_modules or ())
+    return _per_gpu(job, placement, again * widths["input"] + (layers - again) * kept)
 
 
-def logprob_moment(job: Job, setup: Setup) -> float:
+def feed_forward_moment(job: Job, placement: Placement) -> float:
+    """Backward of the feed-forward part: what was recomputed, and gradients while they are needed.
+
+    Recomputed width · R · b / tp, then R · b / tp times h + max(2f at the gate, f + gathers): with sequence
+    parallelism the gradient behind fc2 (h · tp), then fc1's input and its gradient (2h · tp) are whole.
+    """
+    shape, widths = job.shape, layer_widths(job, placement)
+    whole = sum(widths.values()) if _recomputes_last_layer(job, placement) else 0
+    recomputed = widths["mlp"] if "mlp" in (placement.recompute_modules or ()) else whole
+    gathered = 2 * shape.hidden * (placement.tp if placement.tp > 1 else 0.5)
+    return _per_gpu(job, placement, recomputed + shape.hidden + max(2 * shape.ffn, shape.ffn + gathered))
+
+
+def attention_moment(job: Job, placement: Placement) -> float:
+    """Attention of one layer, forward or backward, with what was recomputed before it; the ring and the branches."""
+    widths = layer_widths(job, placement)
+    before = widths["input"] + widths["attention"] if _recomputes_last_layer(job, placement) else 0
+    return _per_gpu(job, placement, before) + max(ring_bytes(job, placement), branch_bytes(job, placement))
+
+
+def ring_bytes(job: Job, placement: Placement) -> float:
+    """Transformer Engine's ring forward holds every step's keys, values and partial result: cp · R · (A + 2K) · b / tp.
+
+    Transformer Engine 2.9, attention/dot_product_attention/context_parallel.py: `p2p_comm_buffers`, `out_per_step`.
+    """
+    if placement.cp == 1:
+        return 0.0
+    trunk_rows = job.rows_per_gpu(placement) - job.branch_rows / placement.cp
+    width = job.shape.query_size + 2 * job.shape.kv_size
+    return placement.cp * trunk_rows * width * job.number_bytes / placement.tp
+
+
+def branch_bytes(job: Job, placement: Placement) -> float:
+    """Backward of branch attention: N rows of q, k, v, out and their gradient gathered, gradients added up in fp32.
+
+    N · ((3A + 2K) · b + (A + 2K) · (4 + 2b)) / tp, and the gradients of this rank's trunk keys and values, 2K · R · b
+    / tp.
+    """
+    shape, size = job.shape, job.number_bytes
+    gathered = (3 * shape.query_size + 2 * shape.kv_size) * size
+    summed = (shape.query_size + 2 * shape.kv_size) * (4 + 2 * size)
+    trunk = _per_gpu(job, placement, 2 * shape.kv_size) if job.branch_rows else 0.0
+    return job.branch_rows * (gathered + summed) / placement.tp + trunk
+
+
+def logprob_moment(job: Job, placement: Placement) -> float:
     """Backward of the output layer: (1 / tp + 2) · R · h · b + the chunks' budget + V / tp · h · (4 + b).
 
     The final norm's input, its output and that one's gradient, both whole on every tensor-parallel rank; the weight's
     gradient summed in fp32 and, unless that is its type, rounded.
     """
-    shape, size = job.shape, setup.precision.activation
-    states = (1 / setup.tp + 2) * setup.rows(job) * shape.hidden * size
-    gradient = shape.table / setup.tp * (4 if size == 4 else 4 + size)
-    return states + setup.logprob_buffer + gradient
+    shape, size = job.shape, job.number_bytes
+    states = (1 / placement.tp + 2) * job.rows_per_gpu(placement) * shape.hidden * size
+    gradient = shape.table / placement.tp * (4 if size == 4 else 4 + size)
+    return states + job.logprob_memory_gb * 1e9 + gradient
 
 
-def input_bytes(job: Job, setup: Setup) -> float:
+def input_bytes(job: Job, placement: Placement) -> float:
     """Per row three integers of 8 bytes, four numbers of 4, and the rotary angles, fp32 of one head size."""
-    return setup.rows(job) * (3 * 8 + 4 * 4 + 4 * job.shape.head_size)
+    return job.rows_per_gpu(placement) * (3 * 8 + 4 * 4 + 4 * job.shape.head_size)
 
 
-def communication_bytes(job: Job, setup: Setup) -> float:
+def communication_bytes(job: Job, placement: Placement) -> float:
     """Libraries, buffers of every process group with more than one rank, 2 · R · h · b / tp between pipeline stages."""
-    groups = sum(size > 1 for size in (setup.tp, setup.pp, setup.cp, setup.dp, setup.dp * setup.cp))
-    exchanged = 2 * per_gpu(job, setup, job.shape.hidden) if setup.pp > 1 else 0.0
-    return LIBRARIES + groups * PER_GROUP + exchanged
+    sizes = placement.tp, placement.pp, placement.cp, placement.dp, placement.dp * placement.cp
+    exchanged = 2 * _per_gpu(job, placement, job.shape.hidden) if placement.pp > 1 else 0.0
+    return LIBRARIES + sum(size > 1 for size in sizes) * PER_GROUP + exchanged
+
+
+def _recomputes_last_layer(job: Job, placement: Placement) -> bool:
+    """Where some layers are kept, they come last and are gone when the first recomputed one is needed."""
+    layers = job.stage_layers(placement)
+    return placement.recomputed_layers(layers) == layers
+
+
+def _per_gpu(job: Job, placement: Placement, width: float) -> float:
+    """Bytes of `width` numbers per row, split over tensor-parallel ranks."""
+    return job.rows_per_gpu(placement) * width * job.number_bytes / placement.tp

@@ -1,15 +1,16 @@
-"""What `longpo plan` says, for people and as JSON."""
+"""What `longpo plan` says: for people, as JSON, and as a recipe that `nemo llm finetune` takes."""
 
-from collections.abc import Iterator
-from dataclasses import asdict
+import json
+import shlex
+from dataclasses import asdict, replace
 from typing import Any
 
 from nemo_longpo.costs.devices import GIB
 from nemo_longpo.costs.flops import forward_flops, layers_flops
+from nemo_longpo.placement import Placement
 
 from .job import Job
 from .memory import Memory
-from .overrides import overrides
 from .search import Candidate, Refusal, Search, Wishes
 from .speed import Machine
 
@@ -24,137 +25,157 @@ PARTS = {
     "communication": "CUDA and NCCL, estimated",
 }
 SHOWN = 5
-"""Alternatives, and setups that do not fit, that are printed; --json has all."""
+"""How many alternatives, and how many refusals, are printed; --json has all."""
+
+FACTORY = "longpo"
+"""The recipe without a placement of its own, which the settings of a plan complete."""
+
+
+def settings(job: Job, placement: Placement) -> dict[str, Any]:
+    """Return the settings of `nemo llm finetune` by path that make a recipe train `job` as planned."""
+    return placement.settings() | {
+        "data.global_batch_size": job.pairs,
+        "data.seq_length": job.trunk + max(job.chosen, job.rejected),
+        "model.pair_layout": job.layout,
+    }
+
+
+def overrides(job: Job, placement: Placement) -> list[str]:
+    """Return `key=value` arguments for `nemo llm finetune --factory NAME`, quoted for a shell where they need it.
+
+    Values are spelt as in Python, which NeMo-Run's parser understands also where it knows no type.
+    """
+    return [
+        f"{path}={shlex.quote(json.dumps(value)) if isinstance(value, list) else value}"
+        for path, value in settings(job, placement).items()
+    ]
+
+
+def as_recipe(job: Job, placement: Placement) -> str:
+    """Return the YAML file of `nemo llm finetune --yaml FILE`."""
+    import yaml
+
+    recipe: dict[str, Any] = {"run": {"factory": FACTORY}}
+    for path, value in settings(job, placement).items():
+        *folders, name = path.split(".")
+        branch = recipe
+        for folder in folders:
+            branch = branch.setdefault(folder, {})
+        branch[name] = value
+    use = "# nemo llm finetune --yaml THIS_FILE data.paths=SHARDS resume.restore_config.path=CHECKPOINT\n"
+    return use + yaml.safe_dump(recipe, sort_keys=False)
 
 
 def as_json(job: Job, machine: Machine, wishes: Wishes, found: Search) -> dict[str, Any]:
-    """Bytes, FLOPs and seconds. `recommended` is null when nothing fits."""
-    candidates = [_candidate(job, machine, candidate) for candidate in found.candidates]
+    """Return bytes, FLOPs and seconds. `recommended` is null when nothing fits."""
+
+    def described(candidate: Candidate) -> dict[str, Any]:
+        placement, speed = candidate.placement, candidate.speed
+        recomputed = placement.recomputed_layers(job.stage_layers(placement))
+        derived = {"seconds": speed.seconds, "tokens_per_second": speed.tokens_per_second, "mfu": speed.mfu}
+        return {
+            "setup": asdict(placement) | {"recompute": placement.recompute, "recompute_layers": recomputed},
+            "memory": candidate.memory.as_dict(),
+            "speed": asdict(speed) | derived,
+            "overrides": overrides(job, placement),
+        }
+
+    candidates = [described(candidate) for candidate in found.candidates]
     return {
         "job": asdict(job),
         "machine": asdict(machine) | {"margin": wishes.margin},
-        "flops_per_pair": {"forward": forward_flops(*_lengths(job), job.layout), "ratio": layout_ratio(job)},
+        "flops_per_pair": {"forward": forward_flops(*job.pair), "ratio": layout_ratio(job)},
         "recommended": candidates[0] if candidates else None,
         "alternatives": candidates[1:],
-        "refused": [_refusal(refusal) for refusal in found.refusals],
+        "refused": [
+            {axis: getattr(refusal.placement, axis) for axis in ("tp", "pp", "cp", "dp")}
+            | {"reason": refusal.reason, "missing_bytes": refusal.missing}
+            for refusal in found.refusals
+        ],
     }
 
 
 def layout_ratio(job: Job) -> float:
-    """How much less the layers compute with a shared prefix than with two full sequences."""
-    return layers_flops(*_lengths(job), "concatenated") / layers_flops(*_lengths(job), "shared_prefix")
+    """Return how many times as much the layers compute with two full sequences as with a shared prefix."""
+    concatenated, shared = (replace(job, layout=layout).pair for layout in ("concatenated", "shared_prefix"))
+    return layers_flops(*concatenated) / layers_flops(*shared)
 
 
 def nothing_fits(found: Search) -> str:
-    """One sentence: that nothing is possible, and what comes closest."""
-    closest = found.refusals[0] if found.refusals else None
-    if closest is None:
+    """Say in one sentence that nothing is possible, and what comes closest."""
+    if not found.refusals:
         return "the sizes given do not divide the number of GPUs; leave --tp, --pp or --cp out"
+    closest = found.refusals[0]
     if closest.missing is None:
-        return f"nothing is possible; for example {_sizes(closest)}: {closest.reason}"
+        return f"nothing is possible; for example {_sizes(closest.placement)}: {closest.reason}"
     return (
-        f"nothing fits; the closest is {_sizes(closest)}, which {closest.reason}; take more GPUs, larger ones "
-        "(--gpu-memory), or a shorter --length"
+        f"nothing fits; the closest is {_sizes(closest.placement)}, which {closest.reason}; take more GPUs, larger "
+        "ones (--gpu-memory), or a shorter --length"
     )
 
 
 def render(job: Job, machine: Machine, wishes: Wishes, found: Search) -> str:
-    """The report for a terminal; `found` has a candidate."""
-    best = found.candidates[0]
+    """Return the report for a terminal; `found` has a candidate."""
+    best, gpu = found.candidates[0], machine.gpu
+    speed = best.speed
     return "\n".join(
         [
-            *_task(job, machine, wishes),
+            f"{job.shape.parameters / 1e9:.2f} B parameters; {job.pairs} pairs per step, each a trunk of "
+            f"{job.trunk:,} tokens and branches of {job.chosen:,} and {job.rejected:,}, {job.layout}",
+            f"{machine.gpus} x {gpu.name} of {gpu.memory / GIB:.1f} GiB, {wishes.margin:.0%} of it left free; "
+            f"computing at {machine.utilisation:.0%} of {gpu.peak_flops / 1e12:.0f} TFLOP/s",
             "",
-            f"recommended: {best.setup.describe()}",
+            f"recommended: {_describe(job, best.placement)}",
             "",
-            *_memory_table(best.memory, machine, wishes),
+            *_memory_table(best.memory, gpu.memory * (1 - wishes.margin)),
             "",
-            *_costs(job, best),
+            f"FLOPs     forward of one pair {forward_flops(*job.pair):.3g}; a shared prefix costs "
+            f"{layout_ratio(job):.2f}x less",
+            f"          step {speed.model_flops:.3g} (three forwards), {speed.executed_flops:.3g} with recompute",
+            f"expected  {speed.seconds:,.0f} s per step: computing {speed.compute:,.1f}, exposed communication "
+            f"{speed.communication:,.1f}, pipeline idle {speed.idle:,.1f}, optimizer on the CPU {speed.optimizer:,.1f}",
+            f"          {speed.tokens_per_second:,.0f} tokens/s, {speed.tokens_per_second / speed.gpus:,.0f} per GPU; "
+            f"model FLOP utilisation {speed.mfu:.1%}",
             "",
-            "nemo llm finetune --factory NAME \\",
-            " \\\n".join(f"    {argument}" for argument in overrides(job, best.setup, machine)),
-            *_others(found),
+            f"nemo llm finetune --factory {FACTORY} \\",
+            " \\\n".join(f"    {argument}" for argument in overrides(job, best.placement)),
+            *_alternatives(job, found.candidates[1:]),
+            *_refusals(found.refusals),
         ]
     )
 
 
-def _task(job: Job, machine: Machine, wishes: Wishes) -> Iterator[str]:
-    gpu, billions = machine.gpu, job.shape.parameters / 1e9
-    yield (
-        f"{billions:.2f} B parameters; {job.pairs} pairs per step, each a trunk of {job.trunk:,} tokens and branches "
-        f"of {job.chosen:,} and {job.rejected:,}, {job.layout}"
-    )
-    yield (
-        f"{machine.gpus} x {gpu.name} of {gpu.memory / GIB:.1f} GiB, {wishes.margin:.0%} of it left free; computing at "
-        f"{machine.utilisation:.0%} of {gpu.peak_flops / 1e12:.0f} TFLOP/s"
-    )
-
-
-def _memory_table(memory: Memory, machine: Machine, wishes: Wishes) -> Iterator[str]:
-    yield "GiB per GPU"
-    for name, meaning in PARTS.items():
-        yield f"  {name:<14}{getattr(memory, name) / GIB:6.1f}  {meaning}"
-    usable, total = machine.gpu.memory * (1 - wishes.margin) / GIB, memory.total / GIB
-    yield f"  {'total':<14}{total:6.1f}  of {usable:.1f} usable; of `layer` and `logprobs` the larger counts"
+def _memory_table(memory: Memory, usable: float) -> list[str]:
+    lines = [f"  {name:<14}{getattr(memory, name) / GIB:6.1f}  {meaning}" for name, meaning in PARTS.items()]
+    remark = f"of {usable / GIB:.1f} usable; of `layer` and `logprobs` the larger counts"
+    lines.append(f"  {'total':<14}{memory.total / GIB:6.1f}  {remark}")
     if memory.host:
-        yield f"  {'host':<14}{memory.host / GIB:6.1f}  of the node's memory, for each of its GPUs"
+        lines.append(f"  {'host':<14}{memory.host / GIB:6.1f}  of the node's memory, for each of its GPUs")
+    return ["GiB per GPU", *lines]
 
 
-def _costs(job: Job, best: Candidate) -> Iterator[str]:
-    speed, forward = best.speed, forward_flops(*_lengths(job), job.layout)
-    yield f"FLOPs     forward of one pair {forward:.3g}; a shared prefix costs {layout_ratio(job):.2f}x less"
-    yield f"          step {speed.model_flops:.3g} (three forwards), {speed.executed_flops:.3g} with recompute"
-    yield (
-        f"expected  {speed.seconds:,.0f} s per step: computing {speed.compute:,.1f}, exposed communication "
-        f"{speed.communication:,.1f}, pipeline idle {speed.idle:,.1f}, optimizer on the CPU {speed.optimizer:,.1f}"
-    )
-    yield (
-        f"          {speed.tokens_per_second:,.0f} tokens/s, {speed.tokens_per_second / speed.gpus:,.0f} per GPU; "
-        f"model FLOP utilisation {speed.mfu:.1%}"
-    )
+def _alternatives(job: Job, candidates: list[Candidate]) -> list[str]:
+    lines = [
+        f"  {_describe(job, candidate.placement)}: {candidate.memory.total / GIB:.1f} GiB, "
+        f"{candidate.speed.tokens_per_second:,.0f} tokens/s"
+        for candidate in candidates[:SHOWN]
+    ]
+    return ["\nalso possible", *lines] if lines else []
 
 
-def _others(found: Search) -> Iterator[str]:
-    if found.candidates[1:]:
-        yield "\nalso possible"
-    for candidate in found.candidates[1 : SHOWN + 1]:
-        speed, total = candidate.speed, candidate.memory.total / GIB
-        yield f"  {candidate.setup.describe()}: {total:.1f} GiB, {speed.tokens_per_second:,.0f} tokens/s"
-    if found.refusals:
-        yield f"\nrefused, {len(found.refusals)} in all"
-    for refusal in [refusal for refusal in found.refusals if refusal.missing is not None][:SHOWN]:
-        yield f"  {_sizes(refusal)}: {refusal.reason}"
-    for reason in dict.fromkeys(refusal.reason for refusal in found.refusals if refusal.missing is None):
-        yield f"  {reason}"
+def _refusals(refusals: list[Refusal]) -> list[str]:
+    """The first that only lack memory, one by one; every other reason once."""
+    too_large = [refusal for refusal in refusals if refusal.missing is not None][:SHOWN]
+    lines = [f"  {_sizes(refusal.placement)}: {refusal.reason}" for refusal in too_large]
+    lines += dict.fromkeys(f"  {refusal.reason}" for refusal in refusals if refusal.missing is None)
+    return [f"\nrefused, {len(refusals)} in all", *lines] if lines else []
 
 
-def _sizes(refusal: Refusal) -> str:
-    setup = refusal.setup
-    return f"tp {setup.tp}, cp {setup.cp}, pp {setup.pp}, dp {setup.dp}"
+def _sizes(placement: Placement) -> str:
+    return f"tp {placement.tp}, cp {placement.cp}, pp {placement.pp}, dp {placement.dp}"
 
 
-def _lengths(job: Job) -> tuple[Any, int, int, int]:
-    return job.shape, job.trunk, job.chosen, job.rejected
-
-
-def _candidate(job: Job, machine: Machine, candidate: Candidate) -> dict[str, Any]:
-    speed = candidate.speed
-    derived = {"seconds": speed.seconds, "tokens_per_second": speed.tokens_per_second, "mfu": speed.mfu}
-    return {
-        "setup": asdict(candidate.setup),
-        "memory": candidate.memory.as_dict(),
-        "speed": asdict(speed) | derived,
-        "overrides": overrides(job, candidate.setup, machine),
-    }
-
-
-def _refusal(refusal: Refusal) -> dict[str, Any]:
-    setup = refusal.setup
-    return {
-        "tp": setup.tp,
-        "pp": setup.pp,
-        "cp": setup.cp,
-        "dp": setup.dp,
-        "reason": refusal.reason,
-        "missing_bytes": refusal.missing,
-    }
+def _describe(job: Job, placement: Placement) -> str:
+    recomputed = placement.recomputed_layers(job.stage_layers(placement))
+    parts = [_sizes(placement), f"recompute {placement.recompute}" + (f" of {recomputed} layers" if recomputed else "")]
+    return ", ".join([*parts, "optimizer on the CPU"] if placement.offload_optimizer else parts)

@@ -1,45 +1,46 @@
-"""Every way to spread a job over the GPUs at hand: what fits, how fast it would be, and why the rest is refused."""
+"""Every way to place a job on the GPUs at hand: what fits, how fast it would be, and why the rest is refused."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from nemo_longpo.costs.devices import GIB
+from nemo_longpo.placement import Placement, Recompute
 
-from .job import BF16, Job, Precision, Recompute, Setup
+from .job import Job
 from .memory import Memory, estimate_memory
 from .speed import Machine, Speed, estimate_speed
 
-MARGIN = 0.1
-"""Share of the GPU's memory left free: fragmentation, and what no formula here counts."""
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Wishes:
-    """What the user fixes; None leaves it to the search."""
+    """What the user fixes; None leaves it to the search.
+
+    `margin` is the share of the GPU's memory left free, for fragmentation and for what no formula here counts.
+    """
 
     tp: int | None = None
     pp: int | None = None
     cp: int | None = None
     recompute: Recompute | None = None
     offload_optimizer: bool | None = None
-    precision: Precision = BF16
-    margin: float = MARGIN
+    grad_reduce_in_fp32: bool = True
+    margin: float = 0.1
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A setup that fits, with its costs."""
+    """A placement that fits, with its costs."""
 
-    setup: Setup
+    placement: Placement
     memory: Memory
     speed: Speed
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A way to spread the job that is impossible; `missing` bytes where only memory is in the way."""
+    """A placement that is impossible; `missing` bytes where only memory is in the way."""
 
-    setup: Setup
+    placement: Placement
     reason: str
     missing: float | None = None
 
@@ -56,76 +57,82 @@ def search(job: Job, machine: Machine, wishes: Wishes) -> Search:
     """Try every (tp, pp, cp, dp) whose product is the number of GPUs; of each, the fastest way that fits."""
     candidates: list[Candidate] = []
     refusals: list[Refusal] = []
-    for setup in _spreads(machine.gpus, wishes):
-        reason = impossible(job, setup, machine)
+    room = machine.gpu.memory * (1 - wishes.margin)
+    for placement in _placements(machine, wishes):
+        reason = impossible(job, placement)
         if reason:
-            refusals.append(Refusal(setup, reason))
+            refusals.append(Refusal(placement, reason))
             continue
-        tried = [_judge(job, variant, machine) for variant in _variants(job, setup, wishes)]
-        room = machine.gpu.memory * (1 - wishes.margin)
+        tried = [
+            Candidate(variant, estimate_memory(job, variant), estimate_speed(job, variant, machine))
+            for variant in _variants(job, placement, wishes)
+        ]
         fitting = [candidate for candidate in tried if candidate.memory.total <= room]
         if fitting:
             candidates.append(min(fitting, key=_preference))
         else:
-            least = min(tried, key=lambda candidate: candidate.memory.total)
-            refusals.append(_too_large(least, room))
+            refusals.append(_too_large(min(tried, key=lambda candidate: candidate.memory.total), room))
     candidates.sort(key=_preference)
     refusals.sort(key=lambda refusal: float("inf") if refusal.missing is None else refusal.missing)
     return Search(candidates, refusals)
 
 
-def impossible(job: Job, setup: Setup, machine: Machine) -> str | None:
-    """Why this model, batch or machine cannot be split like this, whatever the memory; None if it can."""
-    shape = job.shape
+def impossible(job: Job, placement: Placement) -> str | None:
+    """Say why this model, batch or machine cannot be split like this, whatever the memory; None if it can."""
+    shape, tp = job.shape, placement.tp
     for count, name, size, axis in (
-        (shape.heads, "attention heads", setup.tp, "tp"),
-        (shape.kv_heads, "key/value heads", setup.tp, "tp"),
-        (shape.ffn, "feed-forward columns", setup.tp, "tp"),
-        (shape.layers, "layers", setup.pp, "pp"),
-        (job.pairs, "pairs of a batch", setup.dp, "dp"),
+        (shape.heads, "attention heads", tp, "tp"),
+        (shape.kv_heads, "key/value heads", tp, "tp"),
+        (shape.ffn, "feed-forward columns", tp, "tp"),
+        (shape.layers, "layers", placement.pp, "pp"),
+        (job.pairs, "pairs of a batch", placement.dp, "dp"),
     ):
         if count % size:
             return f"{count} {name} do not divide by {axis} {size}"
-    if setup.tp > machine.gpus_per_node:
-        return f"tp {setup.tp} reaches beyond a node of {machine.gpus_per_node} GPUs, whose links are too slow for it"
-    if job.trunk < 2 * setup.cp:
-        return f"a trunk of {job.trunk} tokens does not fill 2 x cp {setup.cp} chunks"
+    if tp > placement.gpus_per_node:
+        return f"tp {tp} reaches beyond a node of {placement.gpus_per_node} GPUs, whose links are too slow for it"
+    if job.trunk < 2 * placement.cp:
+        return f"a trunk of {job.trunk} tokens does not fill 2 x cp {placement.cp} chunks"
     return None
 
 
-def _spreads(gpus: int, wishes: Wishes) -> Iterator[Setup]:
-    for tp in _sizes(gpus, wishes.tp):
-        for pp in _sizes(gpus // tp, wishes.pp):
-            for cp in _sizes(gpus // tp // pp, wishes.cp):
-                yield Setup(tp, pp, cp, gpus // tp // pp // cp, precision=wishes.precision)
+def _placements(machine: Machine, wishes: Wishes) -> Iterator[Placement]:
+    def sizes(gpus: int, wish: int | None) -> list[int]:
+        return [size for size in range(1, gpus + 1) if gpus % size == 0 and wish in (None, size)]
+
+    for tp in sizes(machine.gpus, wishes.tp):
+        for pp in sizes(machine.gpus // tp, wishes.pp):
+            for cp in sizes(machine.gpus // tp // pp, wishes.cp):
+                yield Placement(
+                    tp=tp,
+                    pp=pp,
+                    cp=cp,
+                    dp=machine.gpus // tp // pp // cp,
+                    gpus_per_node=machine.gpus_per_node,
+                    grad_reduce_in_fp32=wishes.grad_reduce_in_fp32,
+                )
 
 
-def _sizes(gpus: int, wish: int | None) -> list[int]:
-    return [size for size in range(1, gpus + 1) if gpus % size == 0 and wish in (None, size)]
-
-
-def _variants(job: Job, setup: Setup, wishes: Wishes) -> Iterator[Setup]:
+def _variants(job: Job, placement: Placement, wishes: Wishes) -> Iterator[Placement]:
     """All ways to save memory, from nothing to everything; whole layers one by one."""
-    layers = setup.stage_layers(job.shape)
+    layers = job.stage_layers(placement)
+    recomputes: tuple[Recompute, ...] = ("none", "mlp", "full") if wishes.recompute is None else (wishes.recompute,)
     for offload in (False, True) if wishes.offload_optimizer is None else (wishes.offload_optimizer,):
-        for recompute in ("none", "mlp", "full") if wishes.recompute is None else (wishes.recompute,):
-            for again in range(1, layers + 1) if recompute == "full" else (0,):
-                yield replace(setup, recompute=recompute, recompute_layers=again, offload_optimizer=offload)
-
-
-def _judge(job: Job, setup: Setup, machine: Machine) -> Candidate:
-    return Candidate(setup, estimate_memory(job, setup), estimate_speed(job, setup, machine))
+        for recompute in recomputes:
+            # All layers is Megatron's method "uniform", for which no number is given.
+            for again in (*range(1, layers), None) if recompute == "full" else (None,):
+                yield replace(placement.recomputing(recompute, again), offload_optimizer=offload)
 
 
 def _preference(candidate: Candidate) -> tuple[bool, float, float]:
     """The fastest, but an optimizer on the CPU only where nothing else fits: its time depends on the host."""
-    return candidate.setup.offload_optimizer, candidate.speed.seconds, candidate.memory.total
+    return candidate.placement.offload_optimizer, candidate.speed.seconds, candidate.memory.total
 
 
 def _too_large(least: Candidate, room: float) -> Refusal:
-    missing = least.memory.total - room
+    total, missing = least.memory.total, least.memory.total - room
     reason = (
-        f"needs {least.memory.total / GIB:.1f} GiB of {room / GIB:.1f}, {missing / GIB:.1f} too many, with "
-        f"recompute {least.setup.recompute}{' and the optimizer on the CPU' if least.setup.offload_optimizer else ''}"
+        f"needs {total / GIB:.1f} GiB of {room / GIB:.1f}, {missing / GIB:.1f} too many, with recompute "
+        f"{least.placement.recompute}{' and the optimizer on the CPU' if least.placement.offload_optimizer else ''}"
     )
-    return Refusal(least.setup, reason, missing)
+    return Refusal(least.placement, reason, missing)

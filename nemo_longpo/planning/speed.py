@@ -7,7 +7,7 @@ What is sent, per layer and pair (letters as in memory.py, W ranks of a group, e
 |-----------------|--------------------------------|--------------------------------|----------------|
 | tensor parallel | 4 · R · h · b · (W−1)/W        | 6 · R · h · b · (W−1)/W        | nothing        |
 | trunk's ring    | 2K · R · b · (W−1)/tp          | 4K · R · b · (W−1)/tp          | its attention  |
-| branches        | (2A+2K) · N · b · (W−1)/W/tp   | (4A+4K) · N · b · (W−1)/W/tp   | nothing        |
+| branches        | `branch_traffic` / tp          | `branch_traffic` / tp          | nothing        |
 
 Once per step: gradients to their owners and weights back, over dp · cp ranks. Recomputed layers send their forward
 twice.
@@ -15,10 +15,11 @@ twice.
 
 from dataclasses import dataclass
 
+from nemo_longpo.costs import flops
 from nemo_longpo.costs.devices import Gpu
-from nemo_longpo.costs.flops import causal_flops, executed_flops, layers_flops, linear_flops, training_flops
+from nemo_longpo.placement import Placement
 
-from .job import Job, Setup
+from .job import Job
 from .memory import parameters_per_gpu
 
 HOST_LINK = 25e9
@@ -34,15 +35,19 @@ class Machine:
 
     gpu: Gpu
     gpus: int = 8
-    gpus_per_node: int = 8
+    gpus_per_node: int = Placement.gpus_per_node
     utilisation: float = 0.4
+
+    @property
+    def flops_per_second(self) -> float:
+        return self.gpu.peak_flops * self.utilisation
 
     def link(self, ranks: int) -> float:
         """Bytes per second and GPU for a group of neighbouring ranks."""
         return self.gpu.nvlink if ranks <= self.gpus_per_node else self.gpu.network
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Speed:
     """Seconds of one step and what they are spent on; `idle` is the pipeline's."""
 
@@ -70,84 +75,88 @@ class Speed:
         return self.model_flops / self.seconds / (self.gpus * self.peak_flops)
 
 
-def estimate_speed(job: Job, setup: Setup, machine: Machine) -> Speed:
-    """Expected time of a step. Data-parallel replicas are taken to be balanced."""
-    lengths = job.trunk, job.chosen, job.rejected
-    executed = executed_flops(job.shape, *lengths, job.layout, recomputed_share(job, setup))
-    pairs = -(-job.pairs // setup.dp)
+def estimate_speed(job: Job, placement: Placement, machine: Machine) -> Speed:
+    """Estimate the time of a step. Data-parallel replicas are taken to be balanced."""
+    executed = flops.executed_flops(*job.pair, recomputed_share(job, placement))
+    pairs = -(-job.pairs // placement.dp)
     # Of one pair on one pipeline stage; the stages work at the same time.
-    compute = executed / (setup.tp * setup.cp * setup.pp) / (machine.gpu.peak_flops * machine.utilisation)
-    sent = setup.stage_layers(job.shape) * layer_communication(job, setup, machine)
-    idle = (setup.pp - 1) * (compute + sent)
+    compute = executed / (placement.tp * placement.cp * placement.pp) / machine.flops_per_second
+    sent = job.stage_layers(placement) * layer_communication(job, placement, machine)
+    gradients, optimizer = _optimizer_seconds(job, placement, machine)
     return Speed(
         compute=pairs * compute,
-        communication=pairs * sent + gradient_seconds(job, setup, machine),
-        idle=idle,
-        optimizer=offload_seconds(job, setup) if setup.offload_optimizer else 0.0,
+        communication=pairs * sent + gradients,
+        idle=(placement.pp - 1) * (compute + sent),
+        optimizer=optimizer,
         tokens=job.pairs * job.tokens,
-        model_flops=job.pairs * training_flops(job.shape, *lengths, job.layout),
+        model_flops=job.pairs * flops.training_flops(*job.pair),
         executed_flops=job.pairs * executed,
-        gpus=setup.gpus,
+        gpus=placement.gpus,
         peak_flops=machine.gpu.peak_flops,
     )
 
 
-def recomputed_share(job: Job, setup: Setup) -> float:
+def recomputed_share(job: Job, placement: Placement) -> float:
     """Share of the layers' forward that runs a second time, by FLOPs."""
-    shape = job.shape
-    layers = setup.stage_layers(shape)
-    if setup.recompute == "full":
-        return (setup.recompute_layers or layers) / layers
-    whole = layers_flops(shape, job.trunk, job.chosen, job.rejected, job.layout)
-    linear = linear_flops(shape, job.rows)
-    if setup.recompute == "core_attn":
-        return (whole - linear) / whole
-    if setup.recompute == "mlp":
-        return linear * 3 * shape.hidden * shape.ffn / shape.layer_matrices / whole
-    return 0.0
+    shape, layers = job.shape, job.stage_layers(placement)
+    whole, linear = flops.layers_flops(*job.pair), flops.linear_flops(job.shape, job.rows)
+    shares = {
+        "core_attn": (whole - linear) / whole,
+        "mlp": linear * 3 * shape.hidden * shape.ffn / shape.layer_matrices / whole,
+    }
+    parts = sum(shares[part] for part in placement.recompute_modules or ())
+    return parts + placement.recomputed_layers(layers) / layers
 
 
-def layer_communication(job: Job, setup: Setup, machine: Machine) -> float:
+def branch_traffic(
+    rows: int, heads: int, kv_heads: int, head_size: int, ranks: int, number_bytes: int = 2, lse_bytes: int = 4
+) -> tuple[float, float]:
+    """Count the bytes that one rank sends for branch attention in one layer, forward and backward.
+
+    N = `rows` branch rows lie over W = `ranks`; r = (W − 1) · N / W of them come from or go to other ranks:
+
+        forward   r · (2(A + K) · b + lse · heads)    Q, K, V to all; the result and its log-sum-exp home
+        backward  r · (4(A + K) · b + lse · heads)    Q, K, V, the result, its gradient and lse to all; dQ, dK, dV home
+
+    The log-sum-exp is fp32, `lse_bytes` per head; estimates leave it out with 0, it is below 1 %.
+    """
+    foreign = (ranks - 1) * rows / ranks
+    tensors, lse = 2 * (heads + kv_heads) * head_size * number_bytes, lse_bytes * heads
+    return foreign * (tensors + lse), foreign * (2 * tensors + lse)
+
+
+def layer_communication(job: Job, placement: Placement, machine: Machine) -> float:
     """Seconds per layer and pair that nothing hides, both directions; see the table above."""
-    shape, size = job.shape, setup.precision.activation
-    again = recomputed_share(job, setup) if setup.recompute == "full" else 0.0
-    tensor = setup.rows(job) * shape.hidden * size * (setup.tp - 1) / setup.tp
-    tensor_seconds = (10 + 4 * again) * tensor / machine.link(setup.tp)
+    shape, size, tp, cp = job.shape, job.number_bytes, placement.tp, placement.cp
+    again = placement.recomputed_layers(job.stage_layers(placement)) / job.stage_layers(placement)
+    tensor = job.rows_per_gpu(placement) * shape.hidden * size * (tp - 1) / tp
+    tensor_seconds = (10 + 4 * again) * tensor / machine.link(tp)
 
-    link = machine.link(setup.tp * setup.cp)
-    kv_rows = setup.rows(job) - job.branch_rows / setup.cp
-    ring = 2 * shape.kv_size * kv_rows * size * (setup.cp - 1) / setup.tp / link
-    attention = trunk_attention_seconds(job, setup, machine)
+    link = machine.link(tp * cp)
+    kv_rows = job.rows_per_gpu(placement) - job.branch_rows / cp
+    ring = 2 * shape.kv_size * kv_rows * size * (cp - 1) / tp / link
+    if job.layout == "concatenated":
+        sequences = 2 * flops.causal_flops(shape, job.rows / 2)
+    else:
+        sequences = flops.causal_flops(shape, job.trunk)
+    attention = sequences / shape.layers / (cp * tp) / machine.flops_per_second
     # The backward sends gradients too, and computes 2.5 times as much: it forms the scores anew.
     ring_seconds = (1 + again) * max(0.0, ring - attention) + max(0.0, 2 * ring - 2.5 * attention)
 
-    share = job.branch_rows * size * (setup.cp - 1) / setup.cp / setup.tp / link
-    forward = (2 * shape.query_size + 2 * shape.kv_size) * share
-    backward = (4 * shape.query_size + 4 * shape.kv_size) * share
+    sent = branch_traffic(job.branch_rows, shape.heads, shape.kv_heads, shape.head_size, cp, size, lse_bytes=0)
+    forward, backward = (number / tp / link for number in sent)
     return tensor_seconds + ring_seconds + (1 + again) * forward + backward
 
 
-def trunk_attention_seconds(job: Job, setup: Setup, machine: Machine) -> float:
-    """Forward of one layer's causal attention on one GPU."""
-    if job.layout == "concatenated":
-        sequences = 2 * causal_flops(job.shape, job.rows / 2)
-    else:
-        sequences = causal_flops(job.shape, job.trunk)
-    per_gpu = sequences / job.shape.layers / (setup.cp * setup.tp)
-    return per_gpu / (machine.gpu.peak_flops * machine.utilisation)
+def _optimizer_seconds(job: Job, placement: Placement, machine: Machine) -> tuple[float, float]:
+    """Seconds once per step, for P parameters on this GPU and W = dp · cp ranks: exchange, and Adam on the CPU.
 
-
-def gradient_seconds(job: Job, setup: Setup, machine: Machine) -> float:
-    """Reduce-scatter of gradients and all-gather of weights over dp · cp ranks: (gradient + weight) · P · (W−1)/W."""
-    ranks = setup.dp * setup.cp
-    if ranks == 1:
-        return 0.0
-    parameters = parameters_per_gpu(job, setup, "only" if setup.pp == 1 else "first")
-    moved = (setup.precision.gradient + setup.precision.weight) * parameters * (ranks - 1) / ranks
-    return moved / machine.link(setup.tp * ranks)
-
-
-def offload_seconds(job: Job, setup: Setup) -> float:
-    """Adam on the CPU for this GPU's share: gradients down, weights up, 28 bytes of memory traffic per parameter."""
-    share = parameters_per_gpu(job, setup, "only" if setup.pp == 1 else "first") / (setup.dp * setup.cp)
-    return share * ((setup.precision.gradient + setup.precision.weight) / HOST_LINK + 28 / HOST_OPTIMIZER)
+    Gradients are reduce-scattered and weights gathered: (gradient + weight) · P · (W−1)/W bytes. On the CPU, gradients
+    come down and weights go up for this GPU's share, P / W, with 28 bytes of memory traffic per parameter.
+    """
+    ranks = placement.dp * placement.cp
+    parameters = parameters_per_gpu(job, placement, "only" if placement.pp == 1 else "first")
+    moved = (4 if placement.grad_reduce_in_fp32 else job.number_bytes) + job.number_bytes
+    exchange = moved * parameters * (ranks - 1) / ranks / machine.link(placement.tp * ranks)
+    offload = parameters / ranks * (moved / HOST_LINK + 28 / HOST_OPTIMIZER)
+    return exchange, offload if placement.offload_optimizer else 0.0

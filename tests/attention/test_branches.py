@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from support.jobs import branch_jobs
 from support.jobs.branch_jobs import HEAD, attend_from_branches, branch_problem
 
-from nemo_longpo.attention.branches import _own_branch, bytes_sent
+from nemo_longpo.attention.branches import _own_branch
 from nemo_longpo.attention.causal import causal_attention
+from nemo_longpo.planning.speed import branch_traffic
 
 TOLERANCE = 1e-12
 INPUTS = ("branch q", "branch k", "branch v", "trunk k", "trunk v")
@@ -179,6 +180,6 @@ def test_sends_what_it_says_and_nothing_of_the_trunk(workers, ranks, dtype, numb
         workers.run(branch_jobs.attention_traffic, ranks, kind="branches", trunk=trunk, dtype=dtype, **sizes)
         for trunk in (8, 64)
     ]
-    said = bytes_sent(12, 8, 2, 16, ranks, number_bytes)
+    said = branch_traffic(12, 8, 2, 16, ranks, number_bytes)
     for share in itertools.chain(*traffic):
         assert tuple(sum(collectives.values()) for collectives in share) == said

@@ -13,6 +13,7 @@ import pytest
 
 from nemo_longpo.checkpoints.metrics_log import read_metrics
 from nemo_longpo.checkpoints.run_directory import find_checkpoint, metrics_file
+from nemo_longpo.cli import main as longpo
 from nemo_longpo.costs.flops import training_flops
 from nemo_longpo.costs.model_shape import load_shape
 
@@ -109,6 +110,29 @@ def test_two_processes_train_and_save(workbench, tmp_path):
     for record in ("io.json", "model.yaml"):
         assert (last / "context" / record).is_file()
     assert list(metrics_file(tmp_path / "run").parent.glob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("workbench", ["mistral"], indirect=True)
+def test_trains_with_the_recipe_that_a_plan_writes(workbench, tmp_path):
+    """The file is taken as it is; only the data, the checkpoint and the length of the run are given."""
+    longest = max(max(record.lengths[0] for record in workbench.records), 2)
+    plan = ["--length", str(longest), "--branch-tokens", "64", "--gpus", "2", "--cp", "2", "--batch-size", "2"]
+    recipe = ["--layout", "concatenated", "--recompute", "mlp", "--recipe", str(tmp_path / "plan.yaml")]
+    assert longpo(["plan", "--model", str(workbench.checkpoint), *plan, *recipe]) == 0
+    result = _nemo(
+        tmp_path,
+        "--yaml",
+        "plan.yaml",
+        "--yes",
+        f"data.paths={workbench.shards}",
+        f"resume.restore_config.path={workbench.checkpoint}",
+        f"log.log_dir={tmp_path / 'run'}",
+        "trainer.max_steps=2",
+    )
+    assert result.returncode == 0, result.stdout[-3000:]
+    for shown in ("context_parallel_size=2", "pair_layout='concatenated'", "recompute_modules=['mlp']"):
+        assert shown in result.stdout
+    assert [step["step"] for step in read_metrics(metrics_file(tmp_path / "run"))] == [1, 2]
 
 
 def _work_of_two(workbench) -> Iterator[Any]:

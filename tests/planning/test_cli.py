@@ -5,13 +5,14 @@ import re
 import shlex
 
 import pytest
+import yaml
 
 from nemo_longpo.cli import main
 from nemo_longpo.costs.devices import GPUS, peak_of_device
 from nemo_longpo.costs.model_shape import MODELS
-from nemo_longpo.planning.job import Job, Setup
-from nemo_longpo.planning.overrides import overrides
-from nemo_longpo.planning.speed import Machine
+from nemo_longpo.placement import Placement
+from nemo_longpo.planning.job import Job
+from nemo_longpo.planning.report import overrides
 
 COMMAND = ["plan", "--model", "mistral-7b", "--length", "131072", "--gpus", "8"]
 
@@ -97,35 +98,71 @@ def test_values_out_of_range(capsys, arguments):
 
 
 @pytest.mark.parametrize(
-    ("setup", "expected"),
+    ("placement", "expected"),
     [
-        (Setup(tp=2, cp=4, recompute="mlp"), {"recompute_granularity": "selective", "recompute_modules": '["mlp"]'}),
-        (Setup(cp=8), {"recompute_granularity": "None", "recompute_modules": "None"}),
         (
-            Setup(cp=8, recompute="full"),
+            Placement(tp=2, cp=4).recomputing("mlp"),
+            {"recompute_granularity": "selective", "recompute_modules": '["mlp"]'},
+        ),
+        (Placement(cp=8), {"recompute_granularity": "None", "recompute_modules": "None"}),
+        (
+            Placement(cp=8).recomputing("full"),
             {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": "1"},
         ),
         (
-            Setup(cp=4, pp=2, recompute="full", recompute_layers=5),
+            Placement(cp=4, pp=2).recomputing("full", 5),
             {"recompute_method": "block", "recompute_num_layers": "5", "pipeline_model_parallel_size": "2"},
         ),
     ],
 )
-def test_overrides_say_what_the_setup_is(setup, expected):
-    job = Job(MODELS["mistral-7b"], 131_072, 4500, 4000)
-    settings = overrides(job, setup, Machine(GPUS["h100-80gb"]))
+def test_overrides_say_what_the_setup_is(placement, expected):
+    job = Job(shape=MODELS["mistral-7b"], trunk=131_072, chosen=4500, rejected=4000)
+    settings = overrides(job, placement)
     given = dict(argument.split("=", 1) for argument in shlex.split(" ".join(settings)))
     for name, value in expected.items():
         assert given[f"trainer.strategy.{name}"] == value
     assert given["data.seq_length"] == "135572"
-    assert given["trainer.strategy.sequence_parallel"] == str(setup.tp > 1)
+    assert given["trainer.strategy.sequence_parallel"] == str(placement.tp > 1)
     assert (given["trainer.num_nodes"], given["trainer.devices"]) == ("1", "8")
     assert given["optim.config.optimizer_cpu_offload"] == "False"
 
 
+def test_recipe_is_what_is_recommended(tmp_path, capsys):
+    """As `nemo llm finetune --yaml` takes it; tests/megatron/test_nemo_cli.py trains with one."""
+    file = tmp_path / "plan.yaml"
+    assert main([*COMMAND, "--recipe", str(file), "--json"]) == 0
+    recipe = yaml.safe_load(file.read_text())
+    assert recipe["run"] == {"factory": "longpo"}
+    assert recipe["data"] == {"global_batch_size": 8, "seq_length": 131_072 + 4500}
+    strategy = recipe["trainer"]["strategy"]
+    assert (strategy["tensor_model_parallel_size"], strategy["context_parallel_size"]) == (2, 4)
+    assert strategy["recompute_modules"] == ["mlp"]
+    flat = [f"{'.'.join(path)}={value}" for path, value in _leaves(recipe) if path[0] != "run"]
+    recommended = json.loads(capsys.readouterr().out)["recommended"]["overrides"]
+    assert flat == [shlex.split(argument)[0].replace('"', "'") for argument in recommended]
+
+
+def _leaves(tree, path=()):
+    for name, value in tree.items():
+        yield from _leaves(value, (*path, name)) if isinstance(value, dict) else [((*path, name), value)]
+
+
+@pytest.mark.parametrize("name", ["plan.txt", "nowhere/plan.yaml"])
+def test_recipe_file_is_checked_before_the_search(name, tmp_path, capsys):
+    assert main([*COMMAND, "--recipe", str(tmp_path / name)]) == 2
+    streams = capsys.readouterr()
+    assert "whose name ends with .yaml" in streams.err
+    assert (streams.out, list(tmp_path.iterdir())) == ("", [])
+
+
+def test_no_recipe_where_nothing_fits(tmp_path):
+    assert main([*COMMAND, "--gpu-memory", "12", "--recipe", str(tmp_path / "plan.yaml")]) == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_offload_and_nodes():
-    job = Job(MODELS["mistral-7b"], 524_288, 4500, 4500)
-    settings = overrides(job, Setup(tp=4, cp=4, offload_optimizer=True), Machine(GPUS["h100-80gb"], gpus=16))
+    job = Job(shape=MODELS["mistral-7b"], trunk=524_288, chosen=4500, rejected=4500)
+    settings = overrides(job, Placement(tp=4, cp=4, offload_optimizer=True))
     assert {"trainer.num_nodes=2", "trainer.devices=8", "optim.config.optimizer_cpu_offload=True"} <= set(settings)
 
 

@@ -5,50 +5,53 @@ from dataclasses import replace
 import pytest
 
 from nemo_longpo.costs.model_shape import MODELS, ModelShape
-from nemo_longpo.planning.activations import (
+from nemo_longpo.placement import Placement
+from nemo_longpo.planning.job import Job
+from nemo_longpo.planning.memory import (
     branch_bytes,
+    estimate_memory,
     feed_forward_moment,
     kept_activations,
     layer_widths,
+    logprob_moment,
+    parameters_per_gpu,
     ring_bytes,
 )
-from nemo_longpo.planning.job import BF16, FP32, Job, Setup
-from nemo_longpo.planning.memory import estimate_memory, logprob_moment, parameters_per_gpu
 
 GIB = 2**30
 SMALL = ModelShape(layers=4, hidden=8, ffn=20, heads=4, kv_heads=2, head_size=2, vocab=100)
-PAIR = Job(SMALL, trunk=60, chosen=3, rejected=1)
-LONG = Job(MODELS["mistral-7b"], 131_072, 4500, 4500)
+PAIR = Job(shape=SMALL, trunk=60, chosen=3, rejected=1)
+LONG = Job(shape=MODELS["mistral-7b"], trunk=131_072, chosen=4500, rejected=4500)
 
 
 def test_weights_gradients_and_optimizer_of_a_whole_model():
-    memory = estimate_memory(LONG, Setup(recompute="full"))
+    memory = estimate_memory(LONG, Placement().recomputing("full"))
     parameters = 7_241_732_096
     assert (memory.weights, memory.gradients, memory.optimizer) == (2 * parameters, 4 * parameters, 12 * parameters)
 
 
 @pytest.mark.parametrize(("stage", "tables"), [("only", 2), ("first", 1), ("last", 1)])
 def test_parameters_of_a_stage(stage, tables):
-    setup = Setup(tp=2, pp=1 if stage == "only" else 2)
+    placement = Placement(tp=2, pp=1 if stage == "only" else 2)
     matrices = 2 * 8 * (8 + 4) + 3 * 8 * 20
     layers = 4 if stage == "only" else 2
-    assert parameters_per_gpu(PAIR, setup, stage) == layers * (matrices / 2 + 16) + tables * 100 * 8 / 2 + 8
+    assert parameters_per_gpu(PAIR, placement, stage) == layers * (matrices / 2 + 16) + tables * 100 * 8 / 2 + 8
 
 
 def test_a_tied_table_is_held_twice_only_by_a_pipeline():
     tied = replace(PAIR, shape=replace(SMALL, tied=True))
-    whole = parameters_per_gpu(tied, Setup(), "only")
+    whole = parameters_per_gpu(tied, Placement(), "only")
     assert whole == tied.shape.parameters
-    stages = sum(parameters_per_gpu(tied, Setup(pp=2), stage) for stage in ("first", "last"))
+    stages = sum(parameters_per_gpu(tied, Placement(pp=2), stage) for stage in ("first", "last"))
     assert stages - whole == 100 * 8 + 8  # the table, and the final norm counted on both
 
 
 def test_everything_a_layer_keeps():
-    setup = Setup(cp=2)
+    placement = Placement(cp=2)
     # input, norm, projection, rotated, result, apart, ring, input, norm, gate
     width = 8 + 8 + (8 + 8) + (8 + 4) + 8 + 8 + 8 + 8 + 8 + 5 * 20
-    assert sum(layer_widths(PAIR, setup).values()) == width
-    assert kept_activations(PAIR, setup) == 4 * width * 32 * 2
+    assert sum(layer_widths(PAIR, placement).values()) == width
+    assert kept_activations(PAIR, placement) == 4 * width * 32 * 2
 
 
 @pytest.mark.parametrize(
@@ -62,19 +65,19 @@ def test_everything_a_layer_keeps():
     ],
 )
 def test_what_recompute_leaves(recompute, layers, width):
-    setup = Setup(cp=2, recompute=recompute, recompute_layers=layers)
-    assert kept_activations(PAIR, setup) == width * 32 * 2
+    placement = Placement(cp=2).recomputing(recompute, layers or None)
+    assert kept_activations(PAIR, placement) == width * 32 * 2
 
 
 def test_concatenated_has_no_branches_and_twice_the_trunk():
     job = replace(PAIR, layout="concatenated")
     assert job.rows == 2 * 63
-    assert branch_bytes(job, Setup()) == 0
-    assert sum(layer_widths(job, Setup()).values()) == sum(layer_widths(PAIR, Setup()).values()) - 8
+    assert branch_bytes(job, Placement()) == 0
+    assert sum(layer_widths(job, Placement()).values()) == sum(layer_widths(PAIR, Placement()).values()) - 8
 
 
 def test_tensor_parallelism_splits_activations_but_not_what_is_gathered():
-    one, four = Setup(cp=2), Setup(tp=4, cp=2)
+    one, four = Placement(cp=2), Placement(tp=4, cp=2)
     assert kept_activations(LONG, four) == kept_activations(LONG, one) / 4
     assert ring_bytes(LONG, four) == ring_bytes(LONG, one) / 4
     assert feed_forward_moment(LONG, four) > feed_forward_moment(LONG, one) / 4
@@ -85,13 +88,13 @@ def test_tensor_parallelism_splits_activations_but_not_what_is_gathered():
 
 def test_the_ring_holds_the_whole_sequence_whatever_its_size():
     trunk = 131_072 * (4096 + 2 * 1024) * 2
-    assert ring_bytes(LONG, Setup(cp=2)) == pytest.approx(trunk, rel=1e-3)
-    assert ring_bytes(LONG, Setup(cp=8)) == pytest.approx(trunk, rel=1e-3)
-    assert ring_bytes(LONG, Setup()) == 0
+    assert ring_bytes(LONG, Placement(cp=2)) == pytest.approx(trunk, rel=1e-3)
+    assert ring_bytes(LONG, Placement(cp=8)) == pytest.approx(trunk, rel=1e-3)
+    assert ring_bytes(LONG, Placement()) == 0
 
 
 def test_the_first_stage_of_a_pipeline_holds_several_pairs():
-    two, one = Setup(pp=2, recompute="full"), Setup(recompute="full")
+    two, one = Placement(pp=2).recomputing("full"), Placement().recomputing("full")
     first = estimate_memory(LONG, two)
     assert first.activations == estimate_memory(LONG, one).activations  # half the layers, two pairs
     assert first.logprobs == 0
@@ -100,35 +103,36 @@ def test_the_first_stage_of_a_pipeline_holds_several_pairs():
 
 
 def test_the_optimizer_is_split_over_dp_and_cp_or_leaves_the_gpu():
-    whole = estimate_memory(LONG, Setup(recompute="full")).optimizer
-    assert estimate_memory(LONG, Setup(cp=4, dp=2, recompute="full")).optimizer == whole / 8
-    assert estimate_memory(LONG, Setup(cp=4, dp=2, recompute="full", distributed=False)).optimizer == whole
-    away = estimate_memory(LONG, Setup(cp=8, recompute="full", offload_optimizer=True))
+    whole = estimate_memory(LONG, Placement().recomputing("full")).optimizer
+    assert estimate_memory(LONG, Placement(cp=4, dp=2).recomputing("full")).optimizer == whole / 8
+    on_cpu = replace(LONG, on_cpu=True)
+    assert estimate_memory(on_cpu, Placement(cp=4, dp=2).recomputing("full")).optimizer == whole
+    away = estimate_memory(LONG, Placement(cp=8, offload_optimizer=True).recomputing("full"))
     assert (away.optimizer, away.host) == (0, whole / 8)
 
 
 def test_total_counts_the_larger_of_the_two_transient_parts():
-    memory = estimate_memory(LONG, Setup(tp=4, cp=2, recompute="full"))
+    memory = estimate_memory(LONG, Placement(tp=4, cp=2).recomputing("full"))
     lasting = memory.weights + memory.gradients + memory.optimizer + memory.activations + memory.inputs
     assert memory.total == lasting + max(memory.layer, memory.logprobs) + memory.communication
     assert memory.as_dict()["total"] == memory.total
 
 
 def test_plain_norms_keep_more_and_are_not_recomputed_with_the_feed_forward_part():
-    plain, fused = Setup(fused_norms=False), Setup()
-    assert kept_activations(PAIR, plain) - kept_activations(PAIR, fused) == 4 * 2 * 8 * 64 * 2
-    plain, fused = (replace(setup, recompute="mlp") for setup in (plain, fused))
-    assert kept_activations(PAIR, plain) - kept_activations(PAIR, fused) == 4 * 3 * 8 * 64 * 2
+    on_cpu = replace(PAIR, on_cpu=True)
+    for placement, widths in ((Placement(), 2), (Placement().recomputing("mlp"), 3)):
+        difference = kept_activations(on_cpu, placement) - kept_activations(PAIR, placement)
+        assert difference == 4 * widths * 8 * 64 * 2
 
 
 def test_fp32():
-    setup = Setup(precision=FP32, distributed=False)
-    memory = estimate_memory(PAIR, setup)
-    assert memory.optimizer == 8 * SMALL.parameters
-    assert kept_activations(PAIR, setup) == 2 * kept_activations(PAIR, replace(setup, precision=BF16))
+    job = replace(PAIR, precision="32", on_cpu=True)
+    assert estimate_memory(job, Placement()).optimizer == 8 * SMALL.parameters
+    in_bf16 = replace(job, precision="bf16-mixed")
+    assert kept_activations(job, Placement()) == 2 * kept_activations(in_bf16, Placement())
 
 
 def test_half_a_million_tokens_fit_on_one_node():
     """The stretch goal: 8 GPUs of 80 GB, fp32 gradients, nothing on the CPU."""
-    memory = estimate_memory(replace(LONG, trunk=524_288), Setup(tp=4, cp=2, recompute="full"))
+    memory = estimate_memory(replace(LONG, trunk=524_288), Placement(tp=4, cp=2).recomputing("full"))
     assert 45 * GIB < memory.total < 65 * GIB

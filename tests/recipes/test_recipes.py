@@ -7,10 +7,10 @@ from nemo_longpo.backends import cpu
 from nemo_longpo.costs.devices import find_gpu
 from nemo_longpo.costs.model_shape import load_shape
 from nemo_longpo.errors import InputError
-from nemo_longpo.planning.job import Job, Setup
+from nemo_longpo.placement import LONGEST_BRANCH, Placement
+from nemo_longpo.planning.job import Job
 from nemo_longpo.planning.memory import estimate_memory
 from nemo_longpo.planning.search import impossible
-from nemo_longpo.planning.speed import Machine
 
 # Recipe -> model, length in thousands of 1,024 tokens, GPUs.
 LONG = {
@@ -52,7 +52,7 @@ def _connected(name: str, **strategy):
 def test_the_table_is_complete():
     from nemo_longpo.recipes.factories import RECIPES
 
-    assert {*LONG, "tiny_longpo"} == set(RECIPES)
+    assert {*LONG, "longpo", "tiny_longpo"} == set(RECIPES)
 
 
 @pytest.mark.parametrize("name", [*LONG, "tiny_longpo"])
@@ -87,27 +87,24 @@ def test_has_the_papers_constants(name):
 @pytest.mark.parametrize("name", LONG)
 def test_fits_its_gpus(name):
     """`longpo plan` finds the place possible, and small enough for 80 GB with a tenth to spare."""
-    from nemo_longpo.recipes.long_context import BRANCH_TOKENS
 
     model, thousands, gpus = LONG[name]
     recipe = _recipe(name)
     strategy, trainer = recipe.trainer.strategy, recipe.trainer
     assert trainer.num_nodes * trainer.devices == gpus
-    assert recipe.data.seq_length == thousands * 1024 + BRANCH_TOKENS
+    assert recipe.data.seq_length == thousands * 1024 + LONGEST_BRANCH
     tp, cp = strategy.tensor_model_parallel_size, strategy.context_parallel_size
     dp, rest = divmod(gpus, tp * cp)
     assert rest == 0
     assert recipe.data.global_batch_size % dp == 0
     assert strategy.sequence_parallel == (tp > 1)
 
-    shape = load_shape(model)
-    job = Job(shape, thousands * 1024, BRANCH_TOKENS, BRANCH_TOKENS)
+    job = Job(shape=load_shape(model), trunk=thousands * 1024, chosen=LONGEST_BRANCH, rejected=LONGEST_BRANCH)
     full = strategy.recompute_granularity == "full"
     (recompute,) = ("full",) if full else strategy.recompute_modules
-    setup = Setup(tp, 1, cp, dp, recompute, shape.layers if full else 0)
-    machine = Machine(find_gpu(GPU), gpus, trainer.devices)
-    assert impossible(job, setup, machine) is None
-    assert estimate_memory(job, setup).total <= 0.9 * find_gpu(GPU).memory
+    placement = Placement(tp=tp, cp=cp, dp=dp).recomputing(recompute)
+    assert impossible(job, placement) is None
+    assert estimate_memory(job, placement).total <= 0.9 * find_gpu(GPU).memory
 
 
 @pytest.mark.parametrize("name", ["mistral_7b_longpo_128k", "qwen25_7b_longpo_512k"])
