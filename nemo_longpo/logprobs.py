@@ -10,11 +10,14 @@ vocabulary is not split).
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from nemo_longpo.errors import InputError
 
 IGNORE_LABEL = -100
 
@@ -39,16 +42,34 @@ def token_logprobs(
     return _TokenLogprobs.apply(hidden_NH, weight_PH, labels_N, chunk_size, vocab_start, group)
 
 
-def rows_within(memory: float, vocab_rows: int, hidden_size: int, dtype: torch.dtype) -> int:
-    """The `chunk_size` with which `token_logprobs` takes at most so many bytes for what grows with it; at least 1.
+@dataclass(frozen=True)
+class LogitBudget:
+    """How many rows of logits are there at once: as many as take `memory_gb` (10⁹ bytes), or `rows` where it is given.
 
-    A row takes P fp32 logits, in low precision a rounded copy of their gradient, and its own hidden state and gradient.
-    Besides, and whatever the chunk, the backward holds both gradients that it returns, and in low precision the
-    weight's in fp32 too: P · H · 4 bytes.
+    Raises InputError if one of the two is too small, by the name that `LongPOModel` has for it.
     """
-    copies = 4 if dtype == torch.float32 else 4 + dtype.itemsize
-    rows = int(memory // (vocab_rows * copies + 2 * hidden_size * dtype.itemsize))
-    return max(1, rows - rows % 64 if rows > 64 else rows)  # matrix units like whole tiles
+
+    memory_gb: float
+    rows: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.memory_gb <= 0:
+            raise InputError(f"model.logprob_memory_gb is {self.memory_gb}; it must be more than 0.")
+        if self.rows is not None and self.rows < 1:
+            raise InputError(f"model.logprob_chunk_size is {self.rows}; give at least 1, or null.")
+
+    def chunk_size(self, vocab_rows: int, hidden_size: int, dtype: torch.dtype) -> int:
+        """Return the `chunk_size` with which `token_logprobs` keeps to the budget; at least 1.
+
+        A row takes P fp32 logits, in low precision a rounded copy of their gradient, and its own hidden state and
+        gradient. Besides, and whatever the chunk, the backward holds both gradients that it returns, and in low
+        precision the weight's in fp32 too: P · H · 4 bytes.
+        """
+        if self.rows is not None:
+            return self.rows
+        copies = 4 if dtype == torch.float32 else 4 + dtype.itemsize
+        rows = int(self.memory_gb * 1e9 // (vocab_rows * copies + 2 * hidden_size * dtype.itemsize))
+        return max(1, rows - rows % 64 if rows > 64 else rows)  # matrix units like whole tiles
 
 
 class _TokenLogprobs(torch.autograd.Function):

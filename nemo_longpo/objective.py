@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nemo_longpo.errors import InputError
+
 LossType = Literal["longpo", "longpo_no_nll", "dpo", "sft_chosen", "sft_rejected", "sft_chosen_constraint"]
 RefContext = Literal["short", "long"]
 
@@ -61,16 +63,16 @@ class Objective:
 
     def __post_init__(self) -> None:
         if self.loss_type not in get_args(LossType):
-            raise ValueError(
+            raise InputError(
                 f"objective.loss_type is {self.loss_type!r}; choose one of {', '.join(get_args(LossType))}."
             )
         if not (self.beta > 0 and self.preference_weight >= 0):
-            raise ValueError(
+            raise InputError(
                 f"objective.beta must be > 0 and preference_weight >= 0; got {self.beta} and {self.preference_weight}."
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PairSums:
     """What the objective needs to know of B pairs; natural logarithms.
 
@@ -127,17 +129,17 @@ def longpo_loss(sums: PairSums, objective: Objective) -> tuple[Tensor, dict[str,
     else:
         loss = nll
 
-    values = (
-        loss,
-        nll,
-        preference,
-        rewards_chosen,
-        rewards_rejected,
-        margins,
-        (margins > 0).float(),
-        sums.chosen,
-        sums.rejected,
-        sums.ref_chosen,
-        sums.ref_rejected,
-    )
-    return loss.mean(), {name: value.detach().mean() for name, value in zip(METRICS, values, strict=True)}
+    metrics = {
+        "loss": loss,
+        "loss/nll": nll,
+        "loss/longpo": preference,
+        "rewards/chosen": rewards_chosen,
+        "rewards/rejected": rewards_rejected,
+        "rewards/margins": margins,
+        "rewards/accuracies": (margins > 0).float(),
+        "logps/chosen": sums.chosen,
+        "logps/rejected": sums.rejected,
+        "ref_logps/chosen": sums.ref_chosen,
+        "ref_logps/rejected": sums.ref_rejected,
+    }
+    return loss.mean(), {name: value.detach().mean() for name, value in metrics.items()}

@@ -11,7 +11,7 @@ from support.jobs.gloo_jobs import HIDDEN, ROWS, logprob_problem
 from torch.utils.flop_counter import FlopCounterMode
 
 from nemo_longpo import logprobs as module
-from nemo_longpo.logprobs import IGNORE_LABEL, rows_within, token_logprobs
+from nemo_longpo.logprobs import IGNORE_LABEL, LogitBudget, token_logprobs
 
 VOCAB = 7
 IGNORED = (0, 4, 5, 10)
@@ -168,7 +168,7 @@ def test_chunk_of_a_memory_budget_stays_within_it(dtype, rows):
     hidden = torch.randn(count, hidden_size).to(dtype).requires_grad_()
     weight = torch.randn(vocab, hidden_size).to(dtype).requires_grad_()
     labels = torch.randint(0, vocab, (count,))
-    chunk_size = rows_within(budget, vocab, hidden_size, dtype)
+    chunk_size = LogitBudget(budget / 1e9).chunk_size(vocab, hidden_size, dtype)
     assert chunk_size == rows
 
     def step() -> None:
@@ -183,10 +183,11 @@ def test_chunk_of_a_memory_budget_stays_within_it(dtype, rows):
 
 
 def test_rows_of_a_budget():
-    assert rows_within(1e9, 32_768, 4096, torch.bfloat16) == 4672  # of 5,011 rows, whole tiles
-    assert rows_within(1e9, 152_064, 3584, torch.bfloat16) == 1024
-    assert rows_within(1e9 / 20, 152_064, 3584, torch.bfloat16) == 53
-    assert rows_within(1.0, 152_064, 3584, torch.bfloat16) == 1
+    assert LogitBudget(1.0).chunk_size(32_768, 4096, torch.bfloat16) == 4672  # of 5,011 rows, whole tiles
+    assert LogitBudget(1.0).chunk_size(152_064, 3584, torch.bfloat16) == 1024
+    assert LogitBudget(0.05).chunk_size(152_064, 3584, torch.bfloat16) == 53
+    assert LogitBudget(1e-9).chunk_size(152_064, 3584, torch.bfloat16) == 1
+    assert LogitBudget(1.0, rows=7).chunk_size(152_064, 3584, torch.bfloat16) == 7
 
 
 def test_low_precision_products_on_cuda_come_in_float32():

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_longpo.logprobs import rows_within, token_logprobs
+from nemo_longpo.logprobs import LogitBudget, token_logprobs
 
 from .. import RESULTS
 from ..common.meter import Meter
@@ -60,7 +60,7 @@ def main() -> None:
 
 def compare(vocab: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Both ways in turn, and what their medians are; stops if they disagree."""
-    chunk_size = rows_within(arguments.memory_mb * 1e6, vocab, arguments.hidden, torch.float32)
+    chunk_size = LogitBudget(arguments.memory_mb / 1e3).chunk_size(vocab, arguments.hidden, torch.float32)
     runs: dict[str, list[dict[str, float]]] = {"all": [], "chunked": []}
     for _ in range(arguments.rounds):
         for way, found in runs.items():

@@ -31,7 +31,7 @@ from nemo_longpo.attention.branches import branch_attention
 from nemo_longpo.costs.devices import peak_of_device
 from nemo_longpo.costs.flops import layers_flops, output_flops
 from nemo_longpo.costs.model_shape import MODELS, ModelShape
-from nemo_longpo.logprobs import rows_within, token_logprobs
+from nemo_longpo.logprobs import LogitBudget, token_logprobs
 from nemo_longpo.placement import PairLayout
 
 from .. import RESULTS
@@ -199,7 +199,7 @@ def measure_output(shape: ModelShape, share: Share, device: str, rounds: int) ->
         for rows in (count, shape.vocab)
     )
     labels = torch.randint(0, shape.vocab, (count,), device=device)
-    chunk = rows_within(LOGPROB_MEMORY, shape.vocab, shape.hidden, DTYPES[device])
+    chunk = LogitBudget(LOGPROB_MEMORY / 1e9).chunk_size(shape.vocab, shape.hidden, DTYPES[device])
 
     def step() -> None:
         hidden.grad = weight.grad = None

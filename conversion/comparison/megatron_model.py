@@ -10,43 +10,32 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from nemo_longpo.attention.rope import RopeSettings
 from nemo_longpo.attention.rope_config import parse_scaling
-from nemo_longpo.backends import cpu
 from nemo_longpo.checkpoints.trust import check_weights
 from nemo_longpo.errors import InputError
-from nemo_longpo.megatron.gpt import LogprobGPTModel, build_gpt
+from nemo_longpo.logprobs import LogitBudget
+from nemo_longpo.megatron.backend import start_backend
+from nemo_longpo.megatron.gpt import LogprobGPTModel
+from nemo_longpo.megatron.job_settings import complete, put_one_process_on
 from nemo_longpo.megatron.resume import load_architecture, load_rope_scaling
 from nemo_longpo.megatron.topology import become_single_process
+from nemo_longpo.placement import LOGPROB_MEMORY_GB
 
 from ..model_on_disk import ModelOnDisk
 from ..nemo_checkpoint.adapters import MergedWeights
 from ..nemo_checkpoint.names import KEY_PREFIX
 from .forward import Forward
 
-_ONE_PROCESS_FP32 = {
-    "tensor_model_parallel_size": 1,
-    "pipeline_model_parallel_size": 1,
-    "virtual_pipeline_model_parallel_size": None,
-    "context_parallel_size": 1,
-    "sequence_parallel": False,
-    "bf16": False,
-    "fp16": False,
-    "params_dtype": torch.float32,
-    "pipeline_dtype": torch.float32,
-    "perform_initialization": False,  # every weight is loaded
-    "recompute_granularity": None,
-}
-
 
 def load(source: ModelOnDisk, rope: RopeSettings | None) -> tuple[torch.nn.Module, Forward]:
     """The model and its forward function; `rope` takes the place of what training would read from the checkpoint."""
-    cpu.activate()
+    backend = start_backend()
     become_single_process()
     config = load_architecture(source.path, source.access.trust_checkpoint)
     rope = rope or RopeSettings(config.rotary_base, parse_scaling(load_rope_scaling(source.path), str(source.path)))
     config.vocab_size = source.geometry.vocabulary
-    for name, value in _ONE_PROCESS_FP32.items():
-        setattr(config, name, value)
-    model = build_gpt(config, rope, logprob_memory_gb=1.0, logprob_chunk_size=None).eval()
+    put_one_process_on(config)
+    complete(backend.prepare(config), rope)
+    model = LogprobGPTModel(config, rope, LogitBudget(LOGPROB_MEMORY_GB), backend).eval()
     _load_weights(model, source)
 
     states: list[Tensor] = []

@@ -16,6 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nemo_longpo.parallel.collectives import gather_rows, place, send_home
+
 from .kernels import partial_attention, partial_attention_backward
 
 
@@ -48,14 +50,14 @@ class _BranchAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, trunk_key, trunk_value, branches, group, scale):
         heads = query.shape[1], key.shape[1], value.shape[1]
-        q_NHD, k_NKD, v_NKD = _gather_rows(torch.cat([query, key, value], 1), group).split(heads, 1)
+        q_NHD, k_NKD, v_NKD = gather_rows(torch.cat([query, key, value], 1), group).split(heads, 1)
         trunk_out, trunk_lse = partial_attention(q_NHD, trunk_key, trunk_value, False, scale)
         everything = slice(0, len(query))
         parts = [
             (everything, out, lse)
-            for out, lse in zip(_send_home(trunk_out, group), _send_home(trunk_lse, group), strict=True)
+            for out, lse in zip(send_home(trunk_out, group), send_home(trunk_lse, group), strict=True)
         ]
-        for rows, keys, causal in _own_branch(branches, len(query), _rank(group)):
+        for rows, keys, causal in _own_branch(branches, len(query), place(group)[0]):
             parts.append((rows, *partial_attention(query[rows], k_NKD[keys], v_NKD[keys], causal, scale)))
         out_nHD, lse_nH = _merge(parts)
         ctx.save_for_backward(query, key, value, trunk_key, trunk_value, out_nHD, lse_nH)
@@ -68,20 +70,20 @@ class _BranchAttention(torch.autograd.Function):
         query, key, value, trunk_key, trunk_value, out, lse = ctx.saved_tensors
         branches, group, scale = ctx.settings
         heads = query.shape[1], key.shape[1], value.shape[1]
-        rows_of_all = _gather_rows(torch.cat([query, key, value, out, grad], 1), group)
+        rows_of_all = gather_rows(torch.cat([query, key, value, out, grad], 1), group)
         q_NHD, k_NKD, v_NKD, out_NHD, grad_NHD = rows_of_all.split((*heads, heads[0], heads[0]), 1)
         to_trunk, grad_trunk_key, grad_trunk_value = partial_attention_backward(
-            grad_NHD, q_NHD, trunk_key, trunk_value, out_NHD, _gather_rows(lse, group), False, scale
+            grad_NHD, q_NHD, trunk_key, trunk_value, out_NHD, gather_rows(lse, group), False, scale
         )
         grad_q = torch.zeros_like(query, dtype=lse.dtype)
         grad_k, grad_v = torch.zeros_like(k_NKD), torch.zeros_like(v_NKD)
-        for rows, keys, causal in _own_branch(branches, len(query), _rank(group)):
+        for rows, keys, causal in _own_branch(branches, len(query), place(group)[0]):
             part_q, part_k, part_v = partial_attention_backward(
                 grad[rows], query[rows], k_NKD[keys], v_NKD[keys], out[rows], lse[rows], causal, scale
             )
             grad_q[rows] += part_q
             grad_k[keys], grad_v[keys] = part_k, part_v  # no two of these parts share keys
-        total = _send_home(torch.cat([to_trunk, grad_k, grad_v], 1), group).sum(0, dtype=lse.dtype)
+        total = send_home(torch.cat([to_trunk, grad_k, grad_v], 1), group).sum(0, dtype=lse.dtype)
         total[:, : heads[0]] += grad_q
         return *total.to(query.dtype).split(heads, 1), grad_trunk_key, grad_trunk_value, None, None, None
 
@@ -117,25 +119,3 @@ def _merge(parts: Sequence[tuple[slice, Tensor, Tensor]]) -> tuple[Tensor, Tenso
         out_nHD[rows] += out * weight[..., None]
         weight_nH[rows] += weight
     return (out_nHD / weight_nH[..., None]).to(some_out.dtype), lse_nH
-
-
-def _rank(group: dist.ProcessGroup | None) -> int:
-    return 0 if group is None else group.rank()
-
-
-def _gather_rows(local: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """The rows of all ranks, in rank order."""
-    if group is None or group.size() == 1:
-        return local
-    gathered = local.new_empty(group.size() * local.shape[0], *local.shape[1:])
-    dist.all_gather_into_tensor(gathered, local.contiguous(), group=group)
-    return gathered
-
-
-def _send_home(found: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """Send every rank what was found for its rows: [N, …] → [W, n, …], what each rank found for this rank's rows."""
-    if group is None or group.size() == 1:
-        return found[None]
-    received = torch.empty_like(found, memory_format=torch.contiguous_format)
-    dist.all_to_all_single(received, found.contiguous(), group=group)
-    return received.view(group.size(), -1, *found.shape[1:])

@@ -11,22 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-
-class _GatherRows(torch.autograd.Function):
-    """All-gather along the rows; the gradient of a rank's rows is the sum of what every rank sends back for them."""
-
-    @staticmethod
-    def forward(ctx, local: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        gathered = local.new_empty(group.size() * local.shape[0], *local.shape[1:])
-        dist.all_gather_into_tensor(gathered, local.contiguous(), group=group)
-        return gathered
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        local = grad.new_empty(grad.shape[0] // ctx.group.size(), *grad.shape[1:])
-        dist.reduce_scatter_tensor(local, grad.contiguous(), group=ctx.group)
-        return local, None
+from nemo_longpo.parallel.collectives import gather_rows_and_their_gradients, place
 
 
 def _in_sequence_order(gathered: Tensor, cp_size: int) -> Tensor:
@@ -56,10 +41,11 @@ def causal_attention(
 
     Equals full causal attention over the gathered sequence, and so do its gradients. `scale` defaults to 1/√D.
     """
-    if group is None or group.size() == 1:
+    cp_rank, cp_size = place(group)
+    if cp_size == 1:
         return _attend(query_SBHD, key_SBKD, value_SBKD, scale)
-    cp_size, cp_rank = group.size(), group.rank()
-    key, value = (_in_sequence_order(_GatherRows.apply(t, group), cp_size) for t in (key_SBKD, value_SBKD))
+    gathered = (gather_rows_and_their_gradients(rows, group) for rows in (key_SBKD, value_SBKD))
+    key, value = (_in_sequence_order(rows, cp_size) for rows in gathered)
     early, late = query_SBHD.chunk(2)
     chunk = early.shape[0]
     outputs = [

@@ -58,80 +58,30 @@ def redirections() -> list[Redirection]:
     from nemo.lightning import megatron_init
     from nemo.lightning.io import pl as nemo_checkpoint
 
-    cuda = torch.cuda
+    cuda, state = torch.cuda, torch.get_rng_state
+    p2p, rng = "megatron/core/pipeline_parallel/p2p_communication.py", "megatron/core/tensor_parallel/random.py"
+    seed = _also_seeding_the_rng_tracker(megatron_init._set_random_seed)
     return [
-        Redirection(
-            cuda, "Stream", _Stream, "nemo/lightning/megatron_parallel.py init_model_parallel: stream(Stream())"
-        ),
-        Redirection(
-            cuda, "synchronize", lambda device=None: None, "megatron/core/pipeline_parallel/p2p_communication.py:242"
-        ),
-        Redirection(
-            cuda,
-            "current_device",
-            lambda: torch.device("cpu"),
-            "megatron/core/pipeline_parallel/p2p_communication.py:190: torch.empty(device=current_device())",
-        ),
-        Redirection(
-            cuda, "get_rng_state", lambda *a, **k: torch.get_rng_state(), "megatron/core/tensor_parallel/random.py:196"
-        ),
-        Redirection(
-            cuda,
-            "manual_seed",
-            lambda seed: torch.manual_seed(seed),
-            "megatron/core/tensor_parallel/random.py:198; without CUDA torch puts the seed off for ever, "
-            "and all of Megatron's generators would be one",
-        ),
-        Redirection(
-            megatron_random,
-            "_get_cuda_rng_state",
-            lambda *a, **k: torch.get_rng_state(),
-            "random.py:66 cuda.default_generators",
-        ),
-        Redirection(
-            megatron_random,
-            "_set_cuda_rng_state",
-            lambda state, *a, **k: torch.set_rng_state(state),
-            "random.py:111 cuda.default_generators",
-        ),
-        Redirection(
-            megatron_init,
-            "_set_random_seed",
-            _also_seeding_the_rng_tracker(megatron_init._set_random_seed),
-            "nemo/lightning/megatron_init.py:238 seeds Megatron's tracker only if device_count() > 0; "
-            "sequence parallelism draws from it",
-        ),
-        Redirection(
-            nemo_checkpoint,
-            "_fix_tensors_device",
-            lambda checkpoint: checkpoint,
-            "nemo/lightning/io/pl.py:495 asserts torch.cuda.is_initialized()",
-        ),
-        Redirection(
-            filesystem_async,
-            "_results_queue",
-            queue.SimpleQueue(),
-            "filesystem_async.py:54 spawns a manager process for a queue that a synchronous save reads in this process",
-        ),
-        Redirection(
-            lora,
-            "te",
-            SimpleNamespace(Linear=_NoLayer),
-            "nemo/collections/llm/peft/lora.py:703 compares every layer's class with te.Linear, which raises without "
-            "Transformer Engine",
-        ),
-        Redirection(
-            peft_utils,
-            "HAVE_TE",
-            False,
-            "nemo/collections/llm/peft/utils.py:54 takes Megatron-Core's stand-ins for Transformer Engine's layers",
-        ),
-        Redirection(
-            torch.Tensor,
-            "cuda",
-            lambda tensor, *a, **k: tensor,
-            "megatron/core/models/common/embeddings/rope_utils.py:64 and dist_checkpointing/exchange_utils.py:502",
-        ),
+        Redirection(cuda, "Stream", _Stream, "nemo/lightning/megatron_parallel.py init_model_parallel"),
+        Redirection(cuda, "synchronize", lambda device=None: None, f"{p2p}:242"),
+        Redirection(cuda, "current_device", lambda: torch.device("cpu"), f"{p2p}:190"),
+        Redirection(cuda, "get_rng_state", lambda *a, **k: state(), f"{rng}:196"),
+        # Without CUDA torch defers the seed forever, so all of Megatron's generators would share one state.
+        Redirection(cuda, "manual_seed", lambda seed: torch.manual_seed(seed), f"{rng}:198"),
+        Redirection(megatron_random, "_get_cuda_rng_state", lambda *a, **k: state(), f"{rng}:66"),
+        Redirection(megatron_random, "_set_cuda_rng_state", lambda to, *a, **k: torch.set_rng_state(to), f"{rng}:111"),
+        # Seeds Megatron's tracker only if device_count() > 0; sequence parallelism draws from it.
+        Redirection(megatron_init, "_set_random_seed", seed, "nemo/lightning/megatron_init.py:238"),
+        # Asserts torch.cuda.is_initialized().
+        Redirection(nemo_checkpoint, "_fix_tensors_device", lambda saved: saved, "nemo/lightning/io/pl.py:495"),
+        # Spawns a manager process for a queue that a synchronous save reads in this process.
+        Redirection(filesystem_async, "_results_queue", queue.SimpleQueue(), "filesystem_async.py:54"),
+        # Compares every layer's class with te.Linear, which raises without Transformer Engine.
+        Redirection(lora, "te", SimpleNamespace(Linear=_NoLayer), "nemo/collections/llm/peft/lora.py:703"),
+        # Takes Megatron-Core's stand-ins for Transformer Engine's layers.
+        Redirection(peft_utils, "HAVE_TE", False, "nemo/collections/llm/peft/utils.py:54"),
+        # Also megatron/core/models/common/embeddings/rope_utils.py:64.
+        Redirection(torch.Tensor, "cuda", lambda self, *a, **k: self, "dist_checkpointing/exchange_utils.py:502"),
     ]
 
 

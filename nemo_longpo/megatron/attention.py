@@ -1,5 +1,7 @@
 """Core attention over the segments of a pair: a causal attention for the trunk, ours for the branches behind it.
 
+What the GPU's (`te_attention`) and the CPU's (`cpu_attention`) share.
+
 Shape legend: S local rows (trunk, then branches), B batch, H query heads of this rank, K key/value heads of this rank,
 D head size.
 """
@@ -7,16 +9,11 @@ D head size.
 from collections.abc import Callable
 
 import torch
-from megatron.core.transformer import TransformerConfig
-from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.module import MegatronModule
+import torch.distributed as dist
 from torch import Tensor
 
 from nemo_longpo.attention.branches import branch_attention
-from nemo_longpo.attention.causal import causal_attention
 from nemo_longpo.parallel.segments import Segments
-
-from .topology import current_topology
 
 
 def attend_over_segments(
@@ -25,6 +22,7 @@ def attend_over_segments(
     value_SBKD: Tensor,
     segments: Tensor | None,
     attend_causally: Callable[[Tensor, Tensor, Tensor], Tensor],
+    cp_group: dist.ProcessGroup,
     softmax_scale: float | None,
 ) -> Tensor:
     """`attend_causally(query, key, value)` for the trunk's rows, `branch_attention` for the rest; returns [S, B, H·D].
@@ -36,10 +34,9 @@ def attend_over_segments(
     if described is None or not described.branch_rows:
         return attend_causally(query_SBHD, key_SBKD, value_SBKD)
 
-    topology = current_topology()
-    trunk = described.trunk_rows // topology.cp_size
+    trunk = described.trunk_rows // cp_group.size()
     trunk_out = attend_causally(query_SBHD[:trunk], key_SBKD[:trunk], value_SBKD[:trunk])
-    tokens = described.trunk_tokens_on_rank(topology.cp_size, topology.cp_rank)
+    tokens = described.trunk_tokens_on_rank(cp_group.size(), cp_group.rank())
     query, key, value = (tensor[:, 0] for tensor in (query_SBHD, key_SBKD, value_SBKD))  # one pair per micro-batch
     branch_out = branch_attention(
         query[trunk:],
@@ -48,36 +45,7 @@ def attend_over_segments(
         key[:tokens],
         value[:tokens],
         described.branch_slices(),
-        topology.cp_group,
+        cp_group,
         softmax_scale,
     )
     return torch.cat([trunk_out, branch_out.flatten(1)[:, None]])
-
-
-class CpuPairAttention(MegatronModule):
-    """For machines without an accelerator: works under context parallelism, which Megatron's own refuses."""
-
-    def __init__(
-        self,
-        config: TransformerConfig,
-        layer_number: int,
-        attn_mask_type: AttnMaskType,
-        attention_type: str,
-        softmax_scale: float | None = None,
-        **unused,
-    ):
-        super().__init__(config)
-        assert (attention_type, attn_mask_type) == ("self", AttnMaskType.causal), "only causal self-attention"
-        self.softmax_scale = softmax_scale
-        self.cp_group = current_topology().cp_group
-
-    def forward(
-        self, query_SBHD: Tensor, key_SBKD: Tensor, value_SBKD: Tensor, attention_mask: Tensor | None = None, **unused
-    ) -> Tensor:
-        """Returns [S, B, H·D]; the mask is causal by construction."""
-        return attend_over_segments(
-            query_SBHD, key_SBKD, value_SBKD, attention_mask, self._attend_causally, self.softmax_scale
-        )
-
-    def _attend_causally(self, query_SBHD: Tensor, key_SBKD: Tensor, value_SBKD: Tensor) -> Tensor:
-        return causal_attention(query_SBHD, key_SBKD, value_SBKD, self.cp_group, self.softmax_scale).flatten(2)

@@ -1,6 +1,7 @@
 """Preference shards as a NeMo data module: one pair per micro-batch, an order that survives every restart."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Optional, Union
 
 import lightning.pytorch as pl
@@ -15,8 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 from nemo_longpo.attention.rope_config import parse_scaling, usable_positions
 from nemo_longpo.costs.flops import forward_flops
 from nemo_longpo.errors import InputError
+from nemo_longpo.parallel.collectives import place
+from nemo_longpo.parallel.layout import PairRows, lay_out_pair
 from nemo_longpo.parallel.sampling import RecordOrder
-from nemo_longpo.placement import GLOBAL_BATCH_SIZE
+from nemo_longpo.placement import GLOBAL_BATCH_SIZE, PairLayout
 from nemo_longpo.shards.demands import Demands
 from nemo_longpo.shards.fingerprint import tokenizer_fingerprint
 from nemo_longpo.shards.reader import ShardReader
@@ -44,8 +47,10 @@ class OrderedRecords(Dataset):
         return self.samples
 
     def __getitem__(self, item: int) -> PairRecord | InputError:
-        """A record that is not valid is handed over as its error: of one that a data worker raises, PyTorch makes a
-        traceback, and `next_record` raises it where it is wanted."""
+        """Return a record, or the error of one that is not valid; `next_rows` raises it in the training process.
+
+        PyTorch would make a traceback of what a data worker raises.
+        """
         number, index = self.records[self.order[int(item)]]
         try:
             return self.readers[number][index]
@@ -53,13 +58,18 @@ class OrderedRecords(Dataset):
             return error
 
 
-def _only_item(items: list[PairRecord | InputError]) -> PairRecord | InputError:
+def lay_out_on_rank(
+    items: list[PairRecord | InputError], layout: PairLayout, cp_size: int, cp_rank: int, tp_size: int
+) -> PairRows | InputError:
+    """Lay out the one record of a micro-batch where it was read: in a data worker, if there is one."""
     (item,) = items
-    return item
+    return (
+        item if isinstance(item, InputError) else lay_out_pair(item, layout, cp_size, tp_size).on_rank(cp_size, cp_rank)
+    )
 
 
-def next_record(dataloader_iter: Iterator) -> PairRecord:
-    """The next of `OrderedRecords`. Raises InputError if it is not valid, naming file and document."""
+def next_rows(dataloader_iter: Iterator) -> PairRows:
+    """The rows of the next record. Raises InputError if it is not valid, naming file and document."""
     item, *_ = next(dataloader_iter)
     if isinstance(item, InputError):
         raise item
@@ -117,10 +127,10 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
         )
 
     def setup(self, stage: str = "fit") -> None:
-        """Open the shards; refuse those of another tokenizer or schema, what `Demands` says, and changed bytes.
+        """Open the shards.
 
-        Raises:
-            InputError: on all ranks the same, whichever machine's files are at fault.
+        Raises InputError, the same on all ranks, if they are of another tokenizer or schema, do not meet the `Demands`
+        of the model, or have changed bytes.
         """
         raise_on_all(self._open)
         if self.check_hashes:
@@ -137,7 +147,9 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
         fingerprint = tokenizer_fingerprint(self.tokenizer.tokenizer) if self.tokenizer is not None else None
         self.readers = [ShardReader(path, tokenizer_fingerprint=fingerprint) for path in self.paths]
         lengths = [reader.lengths() for reader in self.readers]
-        demands = self._demands()
+        model: Any = self.trainer.lightning_module
+        positions = usable_positions(model.config.seq_length, parse_scaling(model.rope_scaling, "model.rope_scaling"))
+        demands = Demands(model.config.vocab_size, self.seq_length, positions, model.objective.loss_type)
         for reader, trunk_chosen_rejected in zip(self.readers, lengths, strict=True):
             demands.check(reader, trunk_chosen_rejected)
         self.lengths = np.concatenate(lengths)
@@ -146,35 +158,35 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
                 f"{', '.join(self.paths)}: no records to train on; check the report of `longpo data filter`."
             )
 
-    def _demands(self) -> Demands:
-        model: Any = self.trainer.lightning_module
-        config, scaling = model.config, parse_scaling(model.rope_scaling, "model.rope_scaling")
-        positions = usable_positions(config.seq_length, scaling)
-        return Demands(config.vocab_size, self.seq_length, positions, model.objective.loss_type)
-
     def train_dataloader(self) -> DataLoader:
         """Lightning asks for it once, when a resumed run knows its step again."""
+        model: Any = self.trainer.lightning_module
+        topology = current_topology()
+        cp_rank, cp_size = place(topology.cp_group)
         self.init_global_step = self.data_sampler.init_global_step = self.trainer.global_step
         steps = max(self.trainer.max_steps - self.trainer.global_step, 1)  # NeMo refuses an empty sampler
         return WrappedDataLoader(
             mode="train",
             dataset=OrderedRecords(
                 self.readers,
-                self._order(),
+                self._order(model, topology.dp_group.size()),
                 samples=self.data_sampler.init_consumed_samples + steps * self.global_batch_size,
             ),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            collate_fn=_only_item,
+            collate_fn=partial(
+                lay_out_on_rank,
+                layout=model.pair_layout,
+                cp_size=cp_size,
+                cp_rank=cp_rank,
+                tp_size=topology.tp_size,
+            ),
         )
 
-    def _order(self) -> RecordOrder:
-        model: Any = self.trainer.lightning_module
+    def _order(self, model: Any, dp_size: int) -> RecordOrder:
         shape = model_shape(model.config)
         flops = [forward_flops(shape, trunk, a, b, model.pair_layout) for trunk, a, b in self.lengths.tolist()]
-        return RecordOrder(
-            np.array(flops), self.seed, self.global_batch_size, self.length_window, current_topology().dp_size
-        )
+        return RecordOrder(np.array(flops), self.seed, self.global_batch_size, self.length_window, dp_size)
 
     def val_dataloader(self) -> list:
         return []
@@ -189,8 +201,7 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on behind the documents that were trained.
 
-        Raises:
-            InputError: the settings put the documents in another order; some would be repeated and others left out.
+        Raises InputError if the settings put the documents in another order: some would be repeated, others left out.
         """
         for name, value in state_dict.get("order", {}).items():
             if getattr(self, name) != value:

@@ -11,39 +11,45 @@ from nemo.collections.llm.gpt.model.base import GPTConfig
 from torch import Tensor
 
 from nemo_longpo.attention.rope import RopeSettings, rotary_angles
-from nemo_longpo.backends import cpu
 from nemo_longpo.errors import InputError
+from nemo_longpo.logprobs import LogitBudget
 
-from .layer_spec import block_spec
+from .backend import Backend
 from .output_layer import LogprobOutputLayer
 from .topology import current_topology
 
 
 class LogprobGPTModel(GPTModel):
-    """`forward(..., labels)` returns log p(label) per row, fp32 [B, R], 0 where the label is `IGNORE_LABEL`.
+    """This pipeline stage's share of a model; `forward(..., labels)` returns log p(label) per row, fp32 [B, R], 0 where
+    the label is `IGNORE_LABEL`.
 
-    `vocab_size` is the number of rows the checkpoint's embedding has. Under tensor parallelism the tables are padded to
-    a multiple of it; the padding rows' logits are −inf, so they take no probability and get no gradient.
+    `config` has the job's settings, see `job_settings`, and `vocab_size` rows of the checkpoint's embedding. Under
+    tensor parallelism the tables are padded to a multiple of it; the padding rows' logits are −inf, so they take no
+    probability and get no gradient.
 
     Angles come from `rope` and the rows' positions. Megatron's own rotary embedding, which counts rows, is never asked.
     """
 
     def __init__(
-        self,
-        config: GPTConfig,
-        *,
-        rope: RopeSettings,
-        vocab_size: int,
-        logprob_memory_gb: float,
-        logprob_chunk_size: int | None,
-        **kwargs: Any,
+        self, config: GPTConfig, rope: RopeSettings, budget: LogitBudget, backend: Backend, vp_stage: int | None = None
     ):
-        tp_size = current_topology().tp_size
-        rows_per_rank = -(-vocab_size // tp_size)
-        super().__init__(config, vocab_size=rows_per_rank * tp_size, **kwargs)
+        topology = current_topology(vp_stage)
+        super().__init__(
+            config,
+            transformer_layer_spec=backend.layer_spec(config, vp_stage),
+            vocab_size=-(-config.vocab_size // topology.tp_size) * topology.tp_size,
+            max_sequence_length=config.seq_length,
+            parallel_output=True,
+            share_embeddings_and_output_weights=config.share_embeddings_and_output_weights,
+            position_embedding_type=config.position_embedding_type,
+            pre_process=topology.is_first_stage,
+            post_process=topology.is_last_stage,
+            scatter_embedding_sequence_parallel=config.scatter_embedding_sequence_parallel,
+            vp_stage=vp_stage,
+        )
         self.inverse_frequencies = rope.inverse_frequencies(config.kv_channels)
         if self.post_process:
-            LogprobOutputLayer.take_over(self.output_layer, vocab_size, logprob_memory_gb, logprob_chunk_size)
+            LogprobOutputLayer.take_over(self.output_layer, config.vocab_size, budget)
 
     def _preprocess(self, input_ids: Tensor, position_ids: Tensor, decoder_input: Tensor | None = None, **unused: Any):
         """Embeddings, and rotary angles [R, 1, 1, D] of the rows' own positions (the same for all B sequences)."""
@@ -67,37 +73,3 @@ class LogprobGPTModel(GPTModel):
             )
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         return self.output_layer(hidden_states, weight, labels=labels)
-
-
-def build_gpt(
-    config: GPTConfig,
-    rope: RopeSettings,
-    logprob_memory_gb: float,
-    logprob_chunk_size: int | None,
-    vp_stage: int | None = None,
-) -> LogprobGPTModel:
-    """Build this rank's share of the model that a NeMo config describes, for the backend of this machine."""
-    # In the scores, YaRN's factor of queries and keys costs nothing and leaves fused rotary kernels usable.
-    if rope.attention_factor != 1:
-        config.softmax_scale = rope.softmax_scale(config.kv_channels)
-    # Pairs differ in length, and so do the activations that pipeline stages exchange.
-    config.variable_seq_lengths = config.pipeline_model_parallel_size > 1
-    if cpu.is_active():
-        cpu.without_cuda_kernels(config)
-    topology = current_topology(vp_stage)
-    return LogprobGPTModel(
-        config,
-        transformer_layer_spec=block_spec(config, vp_stage),
-        rope=rope,
-        vocab_size=config.vocab_size,
-        logprob_memory_gb=logprob_memory_gb,
-        logprob_chunk_size=logprob_chunk_size,
-        max_sequence_length=config.seq_length,
-        parallel_output=True,
-        share_embeddings_and_output_weights=config.share_embeddings_and_output_weights,
-        position_embedding_type=config.position_embedding_type,
-        pre_process=topology.is_first_stage,
-        post_process=topology.is_last_stage,
-        scatter_embedding_sequence_parallel=config.scatter_embedding_sequence_parallel,
-        vp_stage=vp_stage,
-    )

@@ -14,6 +14,7 @@ from nemo.lightning.megatron_parallel import MegatronLossReduction
 from torch import Tensor
 
 from nemo_longpo.objective import Objective, PairSums, longpo_loss, token_divergence
+from nemo_longpo.parallel.collectives import sum_over_ranks
 from nemo_longpo.parallel.layout import PairRows
 
 from .topology import current_topology
@@ -21,36 +22,24 @@ from .topology import current_topology
 WORK = ("tokens", "flops")
 
 
-class _SumOverContextRanks(torch.autograd.Function):
-    """All-reduce (sum) forward, identity backward; see the module docstring."""
-
-    @staticmethod
-    def forward(ctx, partial: Tensor, group: dist.ProcessGroup) -> Tensor:
-        total = partial.clone()
-        dist.all_reduce(total, group=group)
-        return total
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        return grad, None
-
-
 def sum_pair(logprobs: Tensor, rows: PairRows, cp_group: dist.ProcessGroup) -> PairSums:
     """Reduce log-probs [B, R] of this rank's rows to the sums of one pair (each [1]), complete over the CP group."""
     divergence = token_divergence(logprobs, rows.ref_logps)
-    partial = torch.stack(
-        [
-            (logprobs * rows.chosen_mask).sum(),
-            (logprobs * rows.rejected_mask).sum(),
-            (rows.ref_logps * rows.chosen_mask).sum(),
-            (rows.ref_logps * rows.rejected_mask).sum(),
-            (logprobs * rows.nll_mask).sum(),
-            (divergence * rows.chosen_mask).sum(),
-        ]
+    partial = {
+        "chosen": (logprobs * rows.chosen_mask).sum(),
+        "rejected": (logprobs * rows.rejected_mask).sum(),
+        "ref_chosen": (rows.ref_logps * rows.chosen_mask).sum(),
+        "ref_rejected": (rows.ref_logps * rows.rejected_mask).sum(),
+        "sequence": (logprobs * rows.nll_mask).sum(),
+        "chosen_divergence": (divergence * rows.chosen_mask).sum(),
+    }
+    sums = sum_over_ranks(torch.stack(list(partial.values())), cp_group)
+    return PairSums(
+        **{name: value.view(1) for name, value in zip(partial, sums, strict=True)},
+        chosen_tokens=rows.chosen_tokens.view(1),
+        rejected_tokens=rows.rejected_tokens.view(1),
+        sequence_tokens=rows.sequence_tokens.view(1),
     )
-    counts = rows.chosen_tokens, rows.rejected_tokens, rows.sequence_tokens
-    sums = _SumOverContextRanks.apply(partial, cp_group)
-    return PairSums(*(value.view(1) for value in (*sums.unbind(), *counts)))
 
 
 class LongPOLossReduction(MegatronLossReduction):
@@ -67,15 +56,13 @@ class LongPOLossReduction(MegatronLossReduction):
 
     def forward(self, batch: PairRows, forward_out: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         loss, metrics = longpo_loss(sum_pair(forward_out, batch, current_topology().cp_group), self.objective)
-        work = loss.new_tensor([batch.pair_tokens, self.training_flops(*batch.lengths)])
-        return loss, {**metrics, **dict(zip(WORK, work, strict=True))}
+        work = {"tokens": batch.pair_tokens, "flops": self.training_flops(*batch.lengths)}
+        return loss, metrics | {name: loss.new_tensor(work[name]) for name in WORK}
 
     def reduce(self, losses_reduced_per_micro_batch: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Average each metric over micro-batches and data-parallel ranks (one pair per micro-batch)."""
-        names = losses_reduced_per_micro_batch[0].keys()
-        values = torch.stack([torch.stack(list(metrics.values())) for metrics in losses_reduced_per_micro_batch]).mean(
-            0
-        )
-        topology = current_topology()
+        names, topology = losses_reduced_per_micro_batch[0], current_topology()
+        pairs = [torch.stack([metrics[name] for name in names]) for metrics in losses_reduced_per_micro_batch]
+        values = torch.stack(pairs).mean(0)
         dist.all_reduce(values, group=topology.dp_group)
-        return dict(zip(names, values / topology.dp_size, strict=True))
+        return dict(zip(names, values / topology.dp_group.size(), strict=True))

@@ -54,7 +54,7 @@ class MetricsCallback(pl.Callback, io.IOMixin):
             if isinstance(reduced, dict)
             else torch.zeros(len(names), device=torch.cuda.current_device())
         )
-        if topology.pp_size > 1:
+        if topology.pp_group.size() > 1:
             dist.broadcast(values, topology.pp_last_rank, group=topology.pp_group)
         self._values = dict(zip(names, values.tolist(), strict=True))
         self._values["lr"] = step.trainer.optimizers[0].param_groups[0]["lr"]
@@ -63,12 +63,13 @@ class MetricsCallback(pl.Callback, io.IOMixin):
         seconds = time.perf_counter() - self._started
         pairs = trainer.datamodule.global_batch_size  # type: ignore[attr-defined]
         tokens, flops = (pairs * self._values.pop(name) for name in WORK)
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
         record = {
             "step": trainer.global_step,
             **self._values,
             "grad_norm": float(trainer.callback_metrics.get("grad_norm", torch.nan)),
             "tokens_per_second": tokens / seconds,
-            **compute_speed(flops / seconds / trainer.world_size, _device_name()),
+            **compute_speed(flops / seconds / trainer.world_size, device),
             "step_seconds": seconds,
         }
         shown = {name: value for name, value in record.items() if name not in ("step", "grad_norm")}
@@ -83,7 +84,3 @@ def compute_speed(flops_per_second: float, device_name: str | None) -> dict[str,
     peak = None if device_name is None else peak_of_device(device_name)
     speed = {"tflops_per_device": flops_per_second / 1e12}
     return speed if peak is None else speed | {"mfu": flops_per_second / peak}
-
-
-def _device_name() -> str | None:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None

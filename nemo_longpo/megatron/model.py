@@ -16,15 +16,16 @@ from nemo_longpo.attention.rope import RopeSettings
 from nemo_longpo.attention.rope_config import parse_scaling
 from nemo_longpo.costs.flops import training_flops
 from nemo_longpo.errors import InputError
+from nemo_longpo.logprobs import LogitBudget
 from nemo_longpo.objective import Objective
-from nemo_longpo.parallel.layout import PairRows, lay_out_pair
+from nemo_longpo.parallel.layout import PairRows
 from nemo_longpo.placement import LOGPROB_MEMORY_GB, PairLayout
 
-from .data import next_record
-from .gpt import build_gpt
+from .backend import current_backend
+from .data import next_rows
+from .gpt import LogprobGPTModel
 from .loss import LongPOLossReduction
 from .shape import model_shape
-from .topology import current_topology
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,8 @@ class LongPOModel(llm.GPTModel):
         model_transform: Callable[[torch.nn.Module], torch.nn.Module] | None = None,
     ):
         if pair_layout not in get_args(PairLayout):
-            raise ValueError(f"model.pair_layout is {pair_layout!r}; choose one of {', '.join(get_args(PairLayout))}.")
-        if logprob_memory_gb <= 0:
-            raise InputError(f"model.logprob_memory_gb is {logprob_memory_gb}; it must be more than 0.")
-        if logprob_chunk_size is not None and logprob_chunk_size < 1:
-            raise InputError(f"model.logprob_chunk_size is {logprob_chunk_size}; give at least 1, or null.")
+            raise InputError(f"model.pair_layout is {pair_layout!r}; choose one of {', '.join(get_args(PairLayout))}.")
+        logit_budget = LogitBudget(logprob_memory_gb, logprob_chunk_size)
         parse_scaling(rope_scaling, "model.rope_scaling")
         super().__init__(
             config or ArchitectureFromCheckpoint(), optim=optim, tokenizer=tokenizer, model_transform=model_transform
@@ -80,8 +78,7 @@ class LongPOModel(llm.GPTModel):
         self.rope_scaling = rope_scaling
         self.objective = objective or Objective()
         self.pair_layout = pair_layout
-        self.logprob_memory_gb = logprob_memory_gb
-        self.logprob_chunk_size = logprob_chunk_size
+        self.logit_budget = logit_budget
 
     def adopt_architecture(self, config: GPTConfig, rope_scaling: dict[str, Any] | None) -> None:
         """Take over a checkpoint's architecture, also in what NeMo writes into our own checkpoints."""
@@ -90,16 +87,17 @@ class LongPOModel(llm.GPTModel):
         if self.rope_scaling is None:
             self.rope_scaling = self.__io__.rope_scaling = rope_scaling
 
+    @property
+    def rope(self) -> RopeSettings:
+        return RopeSettings(self.config.rotary_base, parse_scaling(self.rope_scaling, "model.rope_scaling"))
+
     def configure_model(self, vp_stage: int | None = None) -> None:
         if not hasattr(self, "module"):
-            rope = RopeSettings(self.config.rotary_base, parse_scaling(self.rope_scaling, "model.rope_scaling"))
-            self.module = build_gpt(self.config, rope, self.logprob_memory_gb, self.logprob_chunk_size, vp_stage)
+            self.module = LogprobGPTModel(self.config, self.rope, self.logit_budget, current_backend(), vp_stage)
 
     def data_step(self, dataloader_iter: Iterator) -> PairRows:
-        """One pair, laid out for this rank."""
-        topology = current_topology()
-        rows = lay_out_pair(next_record(dataloader_iter), self.pair_layout, topology.cp_size, topology.tp_size)
-        return rows.on_rank(topology.cp_size, topology.cp_rank).to_device(torch.cuda.current_device())
+        """The next pair's rows on this rank."""
+        return next_rows(dataloader_iter).to_device(torch.cuda.current_device())
 
     def forward_step(self, batch: PairRows) -> Tensor:
         return self(batch.tokens, batch.position_ids, batch.segments.to_tensor(), labels=batch.labels)

@@ -24,7 +24,7 @@ from megatron.core.tensor_parallel import (
 from torch import Tensor
 
 from nemo_longpo.errors import InputError
-from nemo_longpo.logprobs import rows_within, token_logprobs
+from nemo_longpo.logprobs import LogitBudget, token_logprobs
 
 
 class LogprobOutputLayer(ColumnParallelLinear):
@@ -36,11 +36,10 @@ class LogprobOutputLayer(ColumnParallelLinear):
 
     vocab_start: int  # the first vocabulary row of this rank
     real_rows: int  # how many of its rows the vocabulary has; what follows is padding and takes no probability
-    memory_gb: float  # for what the logits of a chunk of rows take
-    chunk_size: int | None  # the rows of a chunk, where somebody has chosen their number
+    budget: LogitBudget
 
     @classmethod
-    def take_over(cls, layer: ColumnParallelLinear, vocab_size: int, memory_gb: float, chunk_size: int | None) -> None:
+    def take_over(cls, layer: ColumnParallelLinear, vocab_size: int, budget: LogitBudget) -> None:
         """Turn the output layer that Megatron has built into this class, in place.
 
         GPTModel offers no way to say which class to build. Changing the class of what it has built, as FSDP2 does with
@@ -57,8 +56,7 @@ class LogprobOutputLayer(ColumnParallelLinear):
         rows = layer.output_size_per_partition
         layer.vocab_start = rows * layer.tp_group.rank()
         layer.real_rows = max(0, min(rows, vocab_size - layer.vocab_start))
-        layer.memory_gb = memory_gb
-        layer.chunk_size = chunk_size
+        layer.budget = budget
 
     def forward(
         self,
@@ -74,12 +72,11 @@ class LogprobOutputLayer(ColumnParallelLinear):
         else:
             hidden = copy_to_tensor_model_parallel_region(input_, group=self.tp_group)
         weight = self.weight if weight is None else weight
-        chunk_size = self.chunk_size or rows_within(self.memory_gb * 1e9, len(weight), self.input_size, weight.dtype)
         logprobs = token_logprobs(
             hidden.flatten(0, 1),
             weight if self.real_rows == len(weight) else weight[: self.real_rows],
             labels.T.flatten(),
-            chunk_size=chunk_size,
+            chunk_size=self.budget.chunk_size(len(weight), self.input_size, weight.dtype),
             vocab_start=self.vocab_start,
             group=self.tp_group,
         )

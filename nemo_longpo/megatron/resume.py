@@ -15,7 +15,6 @@ from nemo.utils import logging
 from nemo.utils.app_state import AppState
 
 from nemo_longpo.attention.rope_config import nemo_scaling_settings, scaling_of, scaling_settings
-from nemo_longpo.backends import cpu
 from nemo_longpo.checkpoints import integrity
 from nemo_longpo.checkpoints.completeness import require_complete
 from nemo_longpo.checkpoints.run_directory import (
@@ -31,6 +30,7 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.json_input import read_json_object
 from nemo_longpo.yaml_input import read_yaml_mapping
 
+from .backend import current_backend
 from .model import ArchitectureFromCheckpoint, LongPOModel
 from .run_inputs import KeepInputs
 from .strategy import LongPOStrategy
@@ -54,7 +54,7 @@ def load_architecture(checkpoint: Path, trusted: bool = False) -> llm.GPTConfig:
         raise InputError(f"{checkpoint} holds a {recorded.__fn_or_cls__.__name__}; {TRAINED_HERE}.")
     # Settings of a GPU run may not even construct on a CPU, and those of a CPU run must not get into checkpoints.
     settings = copy.deepcopy(recorded)
-    config = fdl.build(cpu.without_cuda_kernels(settings) if cpu.is_active() else settings)
+    config = fdl.build(current_backend().prepare(settings))
     if config.window_size is not None:
         raise InputError(
             f"{checkpoint} limits attention to a sliding window of {config.window_size[0]} tokens, and nemo_longpo "

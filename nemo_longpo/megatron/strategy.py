@@ -7,33 +7,26 @@ from typing import Any, Literal, Optional, Union
 import lightning.pytorch as pl
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from megatron.core.distributed import DistributedDataParallelConfig
-from megatron.core.optimizer import OptimizerConfig
-from megatron.core.transformer import TransformerConfig
 from nemo import lightning as nl
 from nemo.lightning.resume import AdapterPath
 from torch.distributed.checkpoint.api import CheckpointException
 
-from nemo_longpo.backends import cpu
 from nemo_longpo.checkpoints.run_directory import checkpoint_of
 from nemo_longpo.errors import InputError
-from nemo_longpo.parallel.communication import CpCommType
+from nemo_longpo.parallel.cp_comm import CpCommType
 
-from .activations import ActivationSettings
-from .communication import set_communication
+from .backend import start_backend
 from .file_hashes import check_checkpoint
 from .full_disk import GOES_ON, leave_to_main_thread, no_room
+from .job_settings import JobSettings, check_optimizer, complete
+from .model import LongPOModel
 
 
 class LongPOStrategy(nl.MegatronStrategy):
     """Every rank builds its strategy before it touches a device, so this is where the CPU backend switches itself on.
 
     Takes what `nemo.lightning.MegatronStrategy` takes, and settings that belong to the job although they stand on the
-    model's config, whose other fields come from the checkpoint. Without an accelerator, process groups run over gloo,
-    - checkpoints are written at once by the rank itself: the asynchronous writer spawns helpers;
-    - the optimizer is not distributed: Megatron's cannot be resumed with torch's Adam, which stands in for the fused
-      ones (megatron/core/optimizer/distrib_optimizer.py:637 asserts a step count that a fresh Adam does not have);
-    - progress is Lightning's bar: NeMo's printer gathers timers on rank 0 alone, which NCCL lets pass for zero timers
-      and gloo waits for forever.
+    model's config, whose other fields come from the checkpoint.
 
     Args:
         recompute_granularity: `full` recomputes whole layers in the backward, `selective` parts of every layer.
@@ -42,7 +35,7 @@ class LongPOStrategy(nl.MegatronStrategy):
         cpu_offloading_num_layers: so many layers keep their activations in host memory; instead of recompute, needs
             Transformer Engine.
         cp_comm_type: how context-parallel ranks exchange the trunk's keys and values on GPUs, see
-            `nemo_longpo.parallel.communication`; on the CPU they are gathered, whatever it says.
+            `nemo_longpo.parallel.cp_comm`; on the CPU they are gathered, whatever it says.
         hierarchical_context_parallel_sizes: for `a2a+p2p`, how many ranks exchange heads, how many form a ring.
     """
 
@@ -62,45 +55,40 @@ class LongPOStrategy(nl.MegatronStrategy):
         **kwargs: Any,
     ):
         leave_to_main_thread()
-        if cpu.activate():
-            kwargs |= {
-                "process_group_backend": "gloo",
-                "ckpt_async_save": False,
-                "ckpt_torch_dist_multiproc": 1,
-                "replace_progress_bar": False,
-            }
-        super().__init__(sequence_parallel=sequence_parallel, ddp=ddp, **kwargs)
-        self.activations = ActivationSettings(
-            recompute_granularity, recompute_method, recompute_num_layers, recompute_modules, cpu_offloading_num_layers
+        self.backend = start_backend()
+        super().__init__(sequence_parallel=sequence_parallel, ddp=ddp, **kwargs | self.backend.strategy_settings)
+        self.job = JobSettings(
+            recompute_granularity=recompute_granularity,
+            recompute_method=recompute_method,
+            recompute_num_layers=recompute_num_layers,
+            recompute_modules=recompute_modules,
+            cpu_offloading_num_layers=cpu_offloading_num_layers,
+            cp_comm_type=cp_comm_type,
+            hierarchical_context_parallel_sizes=hierarchical_context_parallel_sizes,
+            tensor_model_parallel_size=self.tensor_model_parallel_size,
+            pipeline_model_parallel_size=self.pipeline_model_parallel_size,
+            context_parallel_size=self.context_parallel_size,
+            sequence_parallel=self.sequence_parallel,
         )
         self.check_hashes = True
-        self.cp_comm_type = cp_comm_type
-        self.hierarchical_context_parallel_sizes = hierarchical_context_parallel_sizes
 
     def connect(self, model: pl.LightningModule) -> None:
-        config: TransformerConfig = model.config
+        assert isinstance(model, LongPOModel), model
         if self.virtual_pipeline_model_parallel_size is not None:
             raise InputError(
                 "trainer.strategy.virtual_pipeline_model_parallel_size is set, but interleaved pipeline stages have "
                 "never been held against a reference with pairs of different length; set it to null."
             )
-        check_parallel_sizes(
-            config, self.tensor_model_parallel_size, self.pipeline_model_parallel_size, self.sequence_parallel
-        )
-        self.activations.apply_to(config, self.pipeline_model_parallel_size)
-        set_communication(
-            config,
-            self.cp_comm_type,
-            self.hierarchical_context_parallel_sizes,
-            self.context_parallel_size,
-            self.tensor_model_parallel_size,
-            model.pair_layout,  # type: ignore[arg-type]
-        )
-        if model.optim is not None:
-            check_optimizer(model.optim.config)  # type: ignore[union-attr]
-        if cpu.is_active():
-            model.optim.config.use_distributed_optimizer = False  # type: ignore[union-attr]
+        optimizer = None if model.optim is None else model.optim.config
+        self.job.check(model.config, model.pair_layout)
+        self.backend.refuse(self.job, model.config, optimizer)
+        self.job.put_on(model.config)
+        if optimizer is not None:
+            check_optimizer(optimizer)
+            for name, value in self.backend.optimizer_settings.items():
+                setattr(optimizer, name, value)
         super().connect(model)
+        complete(self.backend.prepare(model.config), model.rope)
 
     def load_checkpoint(self, checkpoint_path: str | Path, selective_restore: bool = False) -> dict[str, Any]:
         """Of the run itself, or (`selective_restore`) the one that a run starts from; whole, or InputError."""
@@ -135,38 +123,3 @@ class LongPOStrategy(nl.MegatronStrategy):
         if isinstance(exception, OSError):  # a file that is written piece by piece is not named: events, logs
             place = exception.filename or f"a file of the run with {place}"
         return InputError(f"{place} cannot be written: {reason}; make room and run the same command again, {GOES_ON}")
-
-
-def check_parallel_sizes(
-    config: TransformerConfig, tensor_parallel_size: int, pipeline_parallel_size: int, sequence_parallel: bool
-) -> None:
-    """Refuse sizes over which this architecture cannot be split. Raises InputError."""
-    for name, count, size, setting in (
-        ("attention heads", config.num_attention_heads, tensor_parallel_size, "tensor_model_parallel_size"),
-        ("key/value heads", config.num_query_groups, tensor_parallel_size, "tensor_model_parallel_size"),
-        ("feed-forward columns", config.ffn_hidden_size, tensor_parallel_size, "tensor_model_parallel_size"),
-        ("layers", config.num_layers, pipeline_parallel_size, "pipeline_model_parallel_size"),
-    ):
-        if count % size:
-            raise InputError(
-                f"The model has {count} {name}, which trainer.strategy.{setting}={size} does not divide; "
-                f"choose a divisor of {count}."
-            )
-    if sequence_parallel and tensor_parallel_size == 1:
-        raise InputError(
-            "trainer.strategy.sequence_parallel splits what tensor parallelism leaves whole, and "
-            "trainer.strategy.tensor_model_parallel_size is 1; set trainer.strategy.sequence_parallel=False."
-        )
-
-
-def check_optimizer(config: OptimizerConfig) -> None:
-    """Refuse an optimizer in host memory that would not work, or not be there. Raises InputError."""
-    if not config.optimizer_cpu_offload:
-        return
-    offload = "optim.config.optimizer_cpu_offload=True"
-    if cpu.is_active():
-        raise InputError(f"{offload} needs an accelerator: here the optimizer is in host memory already.")
-    if not config.use_precision_aware_optimizer:
-        raise InputError(f"{offload} works through optim.config.use_precision_aware_optimizer=True; set that too.")
-    if config.optimizer_offload_fraction == 0:
-        raise InputError(f"{offload} moves nothing with optim.config.optimizer_offload_fraction=0; set up to 1.0.")

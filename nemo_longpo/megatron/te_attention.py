@@ -51,10 +51,10 @@ class TEPairAttention(TEDotProductAttention):
             cp_comm_type="p2p" if cp_groups else cp_comm_type,
             **settings,
         )
+        self.branch_group, self.branch_scale = current_topology().cp_group, softmax_scale
         if cp_groups:
-            ranks = dist.get_process_group_ranks(current_topology().cp_group)
+            ranks = dist.get_process_group_ranks(self.branch_group)
             self.set_context_parallel_group(cp_groups, ranks, self.cp_stream, cp_comm_type)
-        self.branch_scale = softmax_scale
 
     def forward(
         self,
@@ -74,4 +74,6 @@ class TEPairAttention(TEDotProductAttention):
             # The zero-argument super() finds its instance in a method's own frame only.
             return super(TEPairAttention, self).forward(query_SBHD, key_SBKD, value_SBKD, None, attn_mask_type)
 
-        return attend_over_segments(query, key, value, attention_mask, attend_causally, self.branch_scale)
+        return attend_over_segments(
+            query, key, value, attention_mask, attend_causally, self.branch_group, self.branch_scale
+        )

@@ -9,17 +9,11 @@ from megatron.core import parallel_state
 
 @dataclass(frozen=True)
 class Topology:
-    """Sizes, ranks and groups of the running job. `dp_group` leaves context parallelism out."""
+    """Groups of the running job, and where this rank's pipeline stage is. `dp_group` leaves context parallelism out."""
 
     tp_size: int
-    tp_rank: int
-    tp_group: dist.ProcessGroup
-    cp_size: int
-    cp_rank: int
     cp_group: dist.ProcessGroup
-    dp_size: int
     dp_group: dist.ProcessGroup
-    pp_size: int
     pp_group: dist.ProcessGroup
     pp_last_rank: int
     is_first_stage: bool
@@ -31,14 +25,8 @@ def current_topology(vp_stage: int | None = None) -> Topology:
     stage = {"ignore_virtual": vp_stage is None, "vp_stage": vp_stage}
     return Topology(
         tp_size=parallel_state.get_tensor_model_parallel_world_size(),
-        tp_rank=parallel_state.get_tensor_model_parallel_rank(),
-        tp_group=parallel_state.get_tensor_model_parallel_group(),
-        cp_size=parallel_state.get_context_parallel_world_size(),
-        cp_rank=parallel_state.get_context_parallel_rank(),
         cp_group=parallel_state.get_context_parallel_group(),
-        dp_size=parallel_state.get_data_parallel_world_size(),
         dp_group=parallel_state.get_data_parallel_group(),
-        pp_size=parallel_state.get_pipeline_model_parallel_world_size(),
         pp_group=parallel_state.get_pipeline_model_parallel_group(),
         pp_last_rank=parallel_state.get_pipeline_model_parallel_last_rank(),
         is_first_stage=parallel_state.is_pipeline_first_stage(**stage),

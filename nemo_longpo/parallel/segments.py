@@ -63,5 +63,9 @@ class Segments:
 
     @classmethod
     def from_tensor(cls, numbers: Tensor) -> "Segments":
+        assert (numbers.dtype, numbers.ndim) == (torch.int64, 1), (
+            f"expected the int64 numbers of Segments.to_tensor(), not {numbers.dtype} of shape {tuple(numbers.shape)}: "
+            "an attention mask?"
+        )
         trunk_rows, trunk_tokens, *branch_rows = numbers.tolist()
         return cls(trunk_rows, trunk_tokens, tuple(branch_rows))

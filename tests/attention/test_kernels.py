@@ -7,14 +7,9 @@ import torch
 from support.fake_cuda import fake_cuda
 from support.jobs.branch_jobs import branch_problem
 
+from nemo_longpo.attention import kernels
 from nemo_longpo.attention.branches import branch_attention
-from nemo_longpo.attention.kernels import (
-    CpuKernel,
-    CudaKernel,
-    kernel_for,
-    partial_attention,
-    partial_attention_backward,
-)
+from nemo_longpo.attention.kernels import partial_attention, partial_attention_backward
 from nemo_longpo.errors import InputError
 
 SCALE = 0.3
@@ -47,7 +42,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("rows", "keys", "kv_heads", "causal"), CASES)
-@pytest.mark.parametrize("attend", [CpuKernel().forward, partial_attention], ids=["kernel", "part"])
+@pytest.mark.parametrize("attend", [kernels.cpu_forward, partial_attention], ids=["kernel", "part"])
 def test_output_and_log_sum_exp(attend, rows, keys, kv_heads, causal):
     q, k, v, _ = problem(rows, keys, kv_heads)
     out, lse = attend(q, k, v, causal, SCALE)
@@ -57,7 +52,7 @@ def test_output_and_log_sum_exp(attend, rows, keys, kv_heads, causal):
 
 
 @pytest.mark.parametrize(("rows", "keys", "kv_heads", "causal"), CASES)
-@pytest.mark.parametrize("attend", [CpuKernel().backward, partial_attention_backward], ids=["kernel", "part"])
+@pytest.mark.parametrize("attend", [kernels.cpu_backward, partial_attention_backward], ids=["kernel", "part"])
 def test_gradients_of_parts_add_up_to_those_of_whole_rows(attend, rows, keys, kv_heads, causal):
     """Each part takes the output and the log-sum-exp of all keys, also of those that it does not see."""
     q, k, v, grad = problem(rows, keys, kv_heads)
@@ -108,7 +103,6 @@ def test_cuda_calls_are_such_as_torch_takes(causal, dtype):
     with fake_cuda():
         query = torch.empty(96, 32, 128, dtype=dtype, device="cuda")
         key, value = torch.empty(2, 96 if causal else 640, 8, 128, dtype=dtype, device="cuda").unbind()
-        assert isinstance(kernel_for(query), CudaKernel)
         out, lse = partial_attention(query, key, value, causal, SCALE)
         assert (out.shape, out.dtype, out.is_cuda) == (query.shape, dtype, True)
         assert (lse.shape, lse.dtype, lse.is_cuda) == (query.shape[:2], torch.float32, True)
@@ -152,8 +146,8 @@ def test_cuda_calls_mean_what_the_arguments_names_say(monkeypatch):
     with fake_cuda():
         grad, out, query = torch.empty(3, 96, 32, 128, dtype=torch.bfloat16, device="cuda").unbind()
         key, value = torch.empty(2, 640, 8, 128, dtype=torch.bfloat16, device="cuda").unbind()
-        lse = CudaKernel().forward(query, key, value, False, SCALE)[1]
-        CudaKernel().backward(grad, query, key, value, out, lse, False, SCALE)
+        lse = kernels.cuda_forward(query, key, value, False, SCALE)[1]
+        kernels.cuda_backward(grad, query, key, value, out, lse, False, SCALE)
 
     operators = torch.ops.aten._flash_attention_forward.default, torch.ops.aten._flash_attention_backward.default
     for operator, declared in zip(operators, TORCH_2_9, strict=True):
@@ -180,7 +174,7 @@ def test_cuda_calls_mean_what_the_arguments_names_say(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_gpu_takes_no_single_precision_and_says_what_to_set(dtype):
     with fake_cuda(), pytest.raises(InputError) as refused:
-        kernel_for(torch.empty(1, 1, 8, dtype=dtype, device="cuda"))
+        partial_attention(*torch.empty(3, 1, 1, 8, dtype=dtype, device="cuda"), causal=True, scale=SCALE)
     assert str(refused.value) == (
         f"attention over a shared prefix on a GPU takes bf16 or fp16, not {dtype}; set "
         "trainer.plugins.precision=bf16-mixed and optim.config.bf16=true, or model.pair_layout=concatenated"

@@ -73,3 +73,9 @@ def test_segments_survive_the_journey_as_a_tensor(segments):
     assert (numbers.dtype, numbers.device.type) == (torch.int64, "cpu")
     assert numbers.shape == (2 + len(segments.branch_rows),)
     assert Segments.from_tensor(numbers) == segments
+
+
+@pytest.mark.parametrize("mask", [torch.ones(4, 4, dtype=torch.int64), torch.ones(4, dtype=torch.bool)])
+def test_a_real_mask_is_refused(mask):
+    with pytest.raises(AssertionError, match="an attention mask"):
+        Segments.from_tensor(mask)

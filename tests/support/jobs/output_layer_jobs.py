@@ -11,6 +11,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 
 from nemo_longpo.backends import cpu
 from nemo_longpo.errors import InputError
+from nemo_longpo.logprobs import LogitBudget
 
 CHUNK = 3
 USED, BATCH = 8, 2
@@ -47,7 +48,7 @@ def _output_layer(config: Any, vocab: int, group: dist.ProcessGroup, **settings:
         tp_group=group,
         **settings,
     )
-    LogprobOutputLayer.take_over(layer, vocab, memory_gb=1.0, chunk_size=CHUNK)
+    LogprobOutputLayer.take_over(layer, vocab, LogitBudget(1.0, rows=CHUNK))
     return layer
 
 

@@ -93,11 +93,11 @@ def largest_differences(settings: list[tuple[str, list[int] | None]]) -> list[di
 
 
 def _differences(comm_type: str, hierarchical: list[int] | None, cp_size: int, rank: int) -> dict[str, float]:
-    from nemo_longpo.megatron.attention import CpuPairAttention
-    from nemo_longpo.megatron.layer_spec import transformer_engine_layer
+    from nemo_longpo.megatron.backend import Backend
+    from nemo_longpo.megatron.cpu_attention import CpuPairAttention
 
     config = _config(comm_type, hierarchical, cp_size)
-    spec = transformer_engine_layer(config).submodules.self_attention.submodules.core_attention
+    spec = Backend().layer_spec(config).submodules.self_attention.submodules.core_attention
     ours, expected = _core_attention(spec, config), _core_attention(CpuPairAttention, config)
     assert cp_size == 1 or ours.cp_comm_type == comm_type
     assert [group.size() for group in ours.groups] == (hierarchical or ([cp_size] if cp_size > 1 else []))
@@ -116,15 +116,12 @@ def finetune(transformer_engine: bool, **job: Any) -> dict[str, int]:
     from support.jobs.megatron_jobs import finetune as run
 
     from nemo_longpo.backends import cpu
-    from nemo_longpo.megatron import gpt, layer_spec
-
-    def layer(config, vp_stage=None):
-        return layer_spec.transformer_engine_layer(config)
+    from nemo_longpo.megatron.backend import Backend, CpuBackend
 
     te_stand_in.calls.clear()
     with ExitStack() as patches:
         if transformer_engine:
-            patches.enter_context(patch.object(gpt, "block_spec", layer))
+            patches.enter_context(patch.object(CpuBackend, "layer_spec", Backend.layer_spec))
             patches.enter_context(patch.dict(cpu._CUDA_ONLY_SETTINGS, {"apply_rope_fusion": True}))
         run(**job)
     return {name: len(noted) for name, noted in te_stand_in.calls.items()}
@@ -133,15 +130,15 @@ def finetune(transformer_engine: bool, **job: Any) -> dict[str, int]:
 def refusals() -> list[str]:
     """In a worker without Transformer Engine: why a GPU could not train there; why not with TE's own whole layers."""
     from nemo_longpo.errors import InputError
-    from nemo_longpo.megatron import layer_spec
+    from nemo_longpo.megatron import backend
 
     whole = _config("p2p", None, 1)
     whole.use_transformer_engine_full_layer_spec = True
     messages = []
     for present, config in ((False, _config("p2p", None, 1)), (True, whole)):
-        with patch.object(layer_spec, "HAVE_TE", present):
+        with patch.object(backend, "HAVE_TE", present):
             try:
-                layer_spec.transformer_engine_layer(config)
+                backend.Backend().layer_spec(config)
             except InputError as error:
                 messages.append(str(error))
     return messages
@@ -151,11 +148,11 @@ def only_core_attention_differs() -> None:
     """Our layer is NeMo's, field by field, but for the core attention; and NeMo's is not changed by making ours."""
     from nemo.collections.llm.gpt.model.base import default_layer_spec
 
-    from nemo_longpo.megatron.layer_spec import transformer_engine_layer
+    from nemo_longpo.megatron.backend import Backend
     from nemo_longpo.megatron.te_attention import TEPairAttention
 
     config = _config("p2p", None, 1)
-    ours, theirs = transformer_engine_layer(config), default_layer_spec(config)
+    ours, theirs = Backend().layer_spec(config), default_layer_spec(config)
     attention = theirs.submodules.self_attention.submodules
     assert attention.core_attention is TEPairAttention.__base__
     core = ours.submodules.self_attention.submodules.core_attention

@@ -36,7 +36,7 @@ class AttentionShape:
         return self.window is not None and self.window[0] != -1
 
 
-def check_communication(
+def check_cp_comm(
     shape: AttentionShape,
     comm_type: CpCommType,
     cp_size: int,

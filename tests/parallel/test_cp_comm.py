@@ -3,7 +3,7 @@
 import pytest
 
 from nemo_longpo.errors import InputError
-from nemo_longpo.parallel.communication import AttentionShape, check_communication
+from nemo_longpo.parallel.cp_comm import AttentionShape, check_cp_comm
 
 MISTRAL = AttentionShape(heads=32, kv_heads=8, head_size=128)
 QWEN = AttentionShape(heads=28, kv_heads=4, head_size=128)
@@ -32,7 +32,7 @@ NARROW = AttentionShape(heads=8, kv_heads=8, head_size=20)
     ],
 )
 def test_possible(shape, comm_type, cp, tp, hierarchical):
-    check_communication(shape, comm_type, cp, tp, hierarchical)
+    check_cp_comm(shape, comm_type, cp, tp, hierarchical)
 
 
 @pytest.mark.parametrize(
@@ -59,5 +59,5 @@ def test_possible(shape, comm_type, cp, tp, hierarchical):
 )
 def test_impossible(shape, comm_type, cp, tp, hierarchical, words):
     with pytest.raises(InputError) as refusal:
-        check_communication(shape, comm_type, cp, tp, hierarchical)
+        check_cp_comm(shape, comm_type, cp, tp, hierarchical)
     assert words in str(refusal.value)

@@ -1,0 +1,125 @@
+"""Whether this process trains on GPUs or on the CPU: the one place that tells, and what each of the two is.
+
+The GPU layer is NeMo's Transformer Engine layer with another core attention; the CPU layer is Megatron's local one with
+our attention and norm. Their sharded state dicts have the same keys, so checkpoints move between CPU and GPU. What NeMo
+and Megatron call of CUDA is answered in `nemo_longpo.backends.cpu`.
+"""
+
+from typing import Any
+
+from megatron.core.extensions.transformer_engine import HAVE_TE
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.optimizer import OptimizerConfig
+from megatron.core.transformer import ModuleSpec, TransformerConfig
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from nemo.collections.llm.gpt.model.base import GPTConfig, default_layer_spec
+
+from nemo_longpo.backends import cpu
+from nemo_longpo.errors import InputError
+
+from .cpu_attention import CpuPairAttention, RMSNorm
+from .job_settings import SETTING, JobSettings, attention_shape, window_refused
+from .topology import hierarchical_cp_groups
+
+
+class Backend:
+    """What training is where there are GPUs; `CpuBackend` says what is different without them."""
+
+    strategy_settings: dict[str, Any] = {}  # noqa: RUF012 (nobody changes it)
+    """Arguments of NeMo's strategy."""
+    optimizer_settings: dict[str, Any] = {}  # noqa: RUF012
+    """Fields of Megatron's OptimizerConfig."""
+
+    def prepare(self, config: Any) -> Any:
+        """Switch off, in place, what a model config, or the recipe of one, asks for and is not here; returns it."""
+        return config
+
+    def refuse(self, job: JobSettings, config: TransformerConfig, optimizer: OptimizerConfig | None) -> None:
+        """Raises InputError if a setting asks for what is not here."""
+
+    def layer_spec(self, config: GPTConfig, vp_stage: int | None = None) -> ModuleSpec | TransformerBlockSubmodules:
+        """The layer that all are, or all layers of a pipeline stage: NeMo's Transformer Engine layer, made anew by each
+        call, around our core attention. Collective for `cp_comm_type=a2a+p2p`.
+
+        Raises InputError without Transformer Engine: Megatron's local layer has no context parallelism, no RMSNorm with
+        sequence parallelism, and forms score matrices of whole sequences, too large for long documents.
+        """
+        if not HAVE_TE:
+            raise InputError(
+                "Training on a GPU needs Transformer Engine, which is not installed here; `longpo doctor` names an "
+                "image that has it. Without a GPU (CUDA_VISIBLE_DEVICES=) small models train on the CPU."
+            )
+        if config.use_transformer_engine_full_layer_spec:
+            raise InputError(
+                "The checkpoint asks for Transformer Engine's own whole layers "
+                "(use_transformer_engine_full_layer_spec), which have no place for attention over a shared prefix; "
+                "import it again with `longpo convert import`."
+            )
+        from .te_attention import TEPairAttention
+
+        nested = config.context_parallel_size > 1 and config.cp_comm_type == "a2a+p2p"
+        groups = hierarchical_cp_groups(config.hierarchical_context_parallel_sizes) if nested else None
+        layer = default_layer_spec(config)
+        layer.submodules.self_attention.submodules.core_attention = ModuleSpec(
+            module=TEPairAttention, params={"cp_groups": groups}
+        )
+        return layer
+
+
+class CpuBackend(Backend):
+    """Without an accelerator, process groups run over gloo,
+    - checkpoints are written at once by the rank itself: the asynchronous writer spawns helpers;
+    - the optimizer is not distributed: Megatron's cannot be resumed with torch's Adam, which stands in for the fused
+      ones (megatron/core/optimizer/distrib_optimizer.py:637 asserts a step count that a fresh Adam does not have);
+    - progress is Lightning's bar: NeMo's printer gathers timers on rank 0 alone, which NCCL lets pass for zero timers
+      and gloo waits for forever.
+    """
+
+    strategy_settings: dict[str, Any] = {  # noqa: RUF012
+        "process_group_backend": "gloo",
+        "ckpt_async_save": False,
+        "ckpt_torch_dist_multiproc": 1,
+        "replace_progress_bar": False,
+    }
+    optimizer_settings: dict[str, Any] = {"use_distributed_optimizer": False}  # noqa: RUF012
+
+    def prepare(self, config: Any) -> Any:
+        return cpu.without_cuda_kernels(config)
+
+    def refuse(self, job: JobSettings, config: TransformerConfig, optimizer: OptimizerConfig | None) -> None:
+        if "layernorm" in (job.recompute_modules or ()):
+            raise InputError(
+                f"{SETTING}recompute_modules names layernorm, which Megatron-Core recomputes by means of Transformer "
+                "Engine; on the CPU leave it out."
+            )
+        if job.cpu_offloading_num_layers:
+            raise InputError(
+                f"{SETTING}cpu_offloading_num_layers={job.cpu_offloading_num_layers} needs an accelerator: here "
+                "activations are in host memory already."
+            )
+        if attention_shape(config).slides:
+            raise window_refused(config)
+        if optimizer is not None and optimizer.optimizer_cpu_offload:
+            raise InputError(
+                "optim.config.optimizer_cpu_offload=True needs an accelerator: here the optimizer is in host memory "
+                "already."
+            )
+
+    def layer_spec(self, config: GPTConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
+        assert (config.normalization, config.qk_layernorm) == ("RMSNorm", False), "the CPU layer has plain RMSNorms"
+        layer = get_gpt_layer_local_spec(normalization=config.normalization)
+        layer.submodules.self_attention.submodules.core_attention = CpuPairAttention
+        layer.submodules.input_layernorm = RMSNorm
+        layer.submodules.pre_mlp_layernorm = RMSNorm
+        layers = [layer] * get_num_layers_to_build(config, vp_stage)
+        return TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm)
+
+
+def start_backend() -> Backend:
+    """Before anything touches a device: make training on the CPU possible if there is no accelerator."""
+    cpu.activate()
+    return current_backend()
+
+
+def current_backend() -> Backend:
+    return CpuBackend() if cpu.is_active() else Backend()

@@ -1,0 +1,191 @@
+"""The settings of a job on a Megatron config: the one place that puts there what is not the checkpoint's architecture."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core.optimizer import OptimizerConfig
+from megatron.core.transformer import TransformerConfig
+
+from nemo_longpo.attention.rope import RopeSettings
+from nemo_longpo.errors import InputError
+from nemo_longpo.parallel.cp_comm import AttentionShape, CpCommType, check_cp_comm
+from nemo_longpo.placement import PairLayout
+
+CHOICES = {
+    "recompute_granularity": (None, "full", "selective"),
+    "recompute_method": ("uniform", "block"),
+    "recompute_modules": ("core_attn", "layernorm", "mlp"),  # those of a dense decoder
+}
+SETTING = "trainer.strategy."
+ONE_PROCESS_IN_FP32: dict[str, Any] = {
+    "tensor_model_parallel_size": 1,
+    "pipeline_model_parallel_size": 1,
+    "virtual_pipeline_model_parallel_size": None,
+    "context_parallel_size": 1,
+    "sequence_parallel": False,
+    "bf16": False,
+    "fp16": False,
+    "params_dtype": torch.float32,
+    "pipeline_dtype": torch.float32,
+    "perform_initialization": False,  # every weight is loaded
+    "recompute_granularity": None,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSettings:
+    """Names and meanings are those of Megatron's TransformerConfig; `LongPOStrategy` says what users set.
+
+    What is kept of a layer's activations until its backward (everything, less by recompute, or elsewhere by offload),
+    how context-parallel ranks communicate, and over how many ranks the model is split.
+    """
+
+    recompute_granularity: str | None = None
+    recompute_method: str = "uniform"
+    recompute_num_layers: int = 1
+    recompute_modules: Sequence[str] | None = None
+    cpu_offloading_num_layers: int = 0
+    cp_comm_type: CpCommType = "p2p"
+    hierarchical_context_parallel_sizes: Sequence[int] | None = None
+    tensor_model_parallel_size: int = 1
+    pipeline_model_parallel_size: int = 1
+    context_parallel_size: int = 1
+    sequence_parallel: bool = False
+
+    def put_on(self, config: TransformerConfig) -> None:
+        """Set the fields that belong to the job; they replace what the config held. `check` comes first.
+
+        NeMo's strategy then adds parallel sizes and the types of numbers and has Megatron check the whole; after that,
+        `complete` sets the rest.
+        """
+        full = self.recompute_granularity == "full"
+        config.recompute_granularity = self.recompute_granularity
+        config.recompute_method = self.recompute_method if full else None
+        config.recompute_num_layers = self.recompute_num_layers if full else None
+        if self.recompute_modules is not None:
+            config.recompute_modules = list(self.recompute_modules)
+        config.cpu_offloading = self.cpu_offloading_num_layers > 0
+        config.cpu_offloading_num_layers = self.cpu_offloading_num_layers
+        sizes = self.hierarchical_context_parallel_sizes
+        config.cp_comm_type = self.cp_comm_type
+        config.hierarchical_context_parallel_sizes = None if sizes is None else list(sizes)
+
+    def check(self, config: TransformerConfig, pair_layout: PairLayout) -> None:
+        """Refuse what Megatron, Transformer Engine or our own attention cannot do on any machine.
+
+        Raises InputError naming the setting and what to choose. Also on the CPU, where one exact attention stands in
+        for every `cp_comm_type`: a run tried out there starts on GPUs too.
+        """
+        self._check_sizes(config)
+        self._check_recompute(config)
+        if self.cpu_offloading_num_layers:
+            self._check_offloading(config)
+        shape = attention_shape(config)
+        check_cp_comm(
+            shape,
+            self.cp_comm_type,
+            self.context_parallel_size,
+            self.tensor_model_parallel_size,
+            self.hierarchical_context_parallel_sizes,
+        )
+        if shape.slides and pair_layout == "shared_prefix":
+            raise window_refused(config)
+        if config.attention_dropout:
+            raise InputError(
+                f"The checkpoint has attention_dropout={config.attention_dropout}; LongPO's attention has no dropout, "
+                "import it again with `longpo convert import`."
+            )
+
+    def _check_sizes(self, config: TransformerConfig) -> None:
+        for name, count, setting in (
+            ("attention heads", config.num_attention_heads, "tensor_model_parallel_size"),
+            ("key/value heads", config.num_query_groups, "tensor_model_parallel_size"),
+            ("feed-forward columns", config.ffn_hidden_size, "tensor_model_parallel_size"),
+            ("layers", config.num_layers, "pipeline_model_parallel_size"),
+        ):
+            if count % (size := getattr(self, setting)):
+                raise InputError(
+                    f"The model has {count} {name}, which {SETTING}{setting}={size} does not divide; "
+                    f"choose a divisor of {count}."
+                )
+        if self.sequence_parallel and self.tensor_model_parallel_size == 1:
+            raise InputError(
+                f"{SETTING}sequence_parallel splits what tensor parallelism leaves whole, and "
+                f"{SETTING}tensor_model_parallel_size is 1; set {SETTING}sequence_parallel=False."
+            )
+
+    def _check_recompute(self, config: TransformerConfig) -> None:
+        for name, choices in CHOICES.items():
+            chosen = getattr(self, name)
+            for value in (chosen or ()) if name == "recompute_modules" else (chosen,):
+                if value not in choices:
+                    raise InputError(f"{SETTING}{name} is {value!r}; choose from {', '.join(map(str, choices))}.")
+        if self.recompute_modules is not None and self.recompute_granularity != "selective":
+            raise InputError(
+                f"{SETTING}recompute_modules says what `selective` recompute repeats; "
+                f"set {SETTING}recompute_granularity=selective, or leave the modules out."
+            )
+        layers = config.num_layers // self.pipeline_model_parallel_size
+        if self.recompute_granularity == "full" and not 1 <= self.recompute_num_layers <= layers:
+            raise InputError(
+                f"{SETTING}recompute_num_layers is {self.recompute_num_layers}, but a pipeline stage has {layers} "
+                f"layers; choose 1 to {layers}."
+            )
+
+    def _check_offloading(self, config: TransformerConfig) -> None:
+        offloading = f"{SETTING}cpu_offloading_num_layers={self.cpu_offloading_num_layers}"
+        if not 0 < self.cpu_offloading_num_layers < config.num_layers:
+            raise InputError(
+                f"{offloading}: the model has {config.num_layers} layers, choose 0 to {config.num_layers - 1}."
+            )
+        if self.recompute_granularity is not None:
+            raise InputError(
+                f"{offloading} keeps in host memory what recompute does not keep at all; "
+                f"set one of the two, {SETTING}recompute_granularity=None turns recompute off."
+            )
+        if self.pipeline_model_parallel_size > 1:
+            raise InputError(
+                f"{offloading} does not work with {SETTING}pipeline_model_parallel_size="
+                f"{self.pipeline_model_parallel_size}; use context or tensor parallelism instead, or recompute."
+            )
+
+
+def check_optimizer(config: OptimizerConfig) -> None:
+    """Raises InputError if the optimizer is to be in host memory and would not work, or not be there."""
+    if not config.optimizer_cpu_offload:
+        return
+    offload = "optim.config.optimizer_cpu_offload=True"
+    if not config.use_precision_aware_optimizer:
+        raise InputError(f"{offload} works through optim.config.use_precision_aware_optimizer=True; set that too.")
+    if config.optimizer_offload_fraction == 0:
+        raise InputError(f"{offload} moves nothing with optim.config.optimizer_offload_fraction=0; set up to 1.0.")
+
+
+def put_one_process_on(config: TransformerConfig) -> None:
+    """Let one process compute the model in fp32, outside of a job; `complete` sets the rest."""
+    for name, value in ONE_PROCESS_IN_FP32.items():
+        setattr(config, name, value)
+
+
+def complete(config: TransformerConfig, rope: RopeSettings) -> None:
+    """Set what follows from the model and its parallel sizes."""
+    # Pairs differ in length, and so do the activations that pipeline stages exchange. Megatron's check of a config
+    # would refuse it, for the sake of experts.
+    config.variable_seq_lengths = config.pipeline_model_parallel_size > 1
+    # In the scores, YaRN's factor of queries and keys costs nothing and leaves fused rotary kernels usable.
+    if rope.attention_factor != 1:
+        config.softmax_scale = rope.softmax_scale(config.kv_channels)
+
+
+def attention_shape(config: TransformerConfig) -> AttentionShape:
+    window = None if config.window_size is None else (int(config.window_size[0]), int(config.window_size[1]))
+    return AttentionShape(config.num_attention_heads, config.num_query_groups, config.kv_channels, window)
+
+
+def window_refused(config: TransformerConfig) -> InputError:
+    return InputError(
+        f"The model attends within a sliding window (window_size={list(config.window_size)}), which neither "
+        "branches behind a shared prefix nor the CPU backend do; import the checkpoint with --full-attention."
+    )

@@ -1,0 +1,73 @@
+"""What ranks of a group exchange: each collective a function of a tensor and a group. One rank alone sends nothing.
+
+Shape legend: n rows of this rank, W ranks, N = n · W rows of all ranks, in rank order.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import Function
+
+Group = dist.ProcessGroup | None
+
+
+def place(group: Group) -> tuple[int, int]:
+    """Return this rank's number and the number of ranks."""
+    return (0, 1) if group is None else (group.rank(), group.size())
+
+
+def gather_rows(local: Tensor, group: Group) -> Tensor:
+    """[n, …] → [N, …] on every rank; without a gradient, see `gather_rows_and_their_gradients`."""
+    _, ranks = place(group)
+    if ranks == 1:
+        return local
+    gathered = local.new_empty(ranks * local.shape[0], *local.shape[1:])
+    dist.all_gather_into_tensor(gathered, local.contiguous(), group=group)
+    return gathered
+
+
+def send_home(found: Tensor, group: Group) -> Tensor:
+    """Send every rank what was found for its rows: [N, …] → [W, n, …], what each rank found for this rank's rows."""
+    _, ranks = place(group)
+    if ranks == 1:
+        return found[None]
+    received = torch.empty_like(found, memory_format=torch.contiguous_format)
+    dist.all_to_all_single(received, found.contiguous(), group=group)
+    return received.view(ranks, -1, *found.shape[1:])
+
+
+def gather_rows_and_their_gradients(local: Tensor, group: Group) -> Tensor:
+    """`gather_rows` whose backward gives a rank's rows the sum of the gradients that all ranks have for them."""
+    return _GatherRows.apply(local, group)
+
+
+def sum_over_ranks(partial: Tensor, group: Group) -> Tensor:
+    """Sum over the ranks, on every rank; the backward hands the gradient of the sum to each part unchanged."""
+    return _SumOverRanks.apply(partial, group)
+
+
+class _GatherRows(Function):
+    @staticmethod
+    def forward(ctx: Any, local: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        return gather_rows(local, group)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        local = grad.new_empty(grad.shape[0] // ctx.group.size(), *grad.shape[1:])
+        dist.reduce_scatter_tensor(local, grad.contiguous(), group=ctx.group)
+        return local, None
+
+
+class _SumOverRanks(Function):
+    @staticmethod
+    def forward(ctx: Any, partial: Tensor, group: Group) -> Tensor:
+        total = partial.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None

@@ -1,0 +1,173 @@
+"""The settings of a job: what cannot work is refused with advice, the rest reaches the model's config."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from nemo_longpo.attention.rope import RopeSettings, YarnScaling
+from nemo_longpo.errors import InputError
+
+LAYERS = 8
+
+
+def config(**changes) -> SimpleNamespace:
+    """The fields of a TransformerConfig that matter; NeMo's own Mistral config comes with `a2a` and a window."""
+    fields = {
+        "num_layers": LAYERS,
+        "num_attention_heads": 32,
+        "num_query_groups": 8,
+        "kv_channels": 128,
+        "ffn_hidden_size": 64,
+        "window_size": None,
+        "attention_dropout": 0.0,
+        "cp_comm_type": "a2a",
+        "hierarchical_context_parallel_sizes": None,
+        "recompute_granularity": "full",
+        "recompute_method": "block",
+        "recompute_num_layers": 3,
+        "recompute_modules": ["core_attn"],
+        "cpu_offloading": False,
+        "cpu_offloading_num_layers": 0,
+        "softmax_scale": None,
+        "apply_rope_fusion": True,
+    }
+    return SimpleNamespace(**fields | changes)
+
+
+def job(cp: int = 1, tp: int = 1, pp: int = 1, **settings):
+    from nemo_longpo.megatron.job_settings import JobSettings
+
+    sizes = {"context_parallel_size": cp, "tensor_model_parallel_size": tp, "pipeline_model_parallel_size": pp}
+    return JobSettings(**sizes, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "stages", "advice"),
+    [
+        ({"recompute_granularity": "half"}, 1, "choose from None, full, selective"),
+        ({"recompute_granularity": "full", "recompute_method": "all"}, 1, "choose from uniform, block"),
+        (
+            {"recompute_granularity": "selective", "recompute_modules": ["moe"]},
+            1,
+            "choose from core_attn, layernorm, mlp",
+        ),
+        ({"recompute_granularity": "full", "recompute_modules": ["mlp"]}, 1, "recompute_granularity=selective"),
+        ({"recompute_granularity": "full", "recompute_num_layers": 5}, 2, "a pipeline stage has 4 layers"),
+        ({"cpu_offloading_num_layers": 8}, 1, "choose 0 to 7"),
+        ({"cpu_offloading_num_layers": 4, "recompute_granularity": "full"}, 1, "set one of the two"),
+        ({"cpu_offloading_num_layers": 4}, 2, "pipeline_model_parallel_size=2"),
+    ],
+)
+def test_impossible_combinations(settings, stages, advice):
+    with pytest.raises(InputError, match=advice):
+        job(pp=stages, **settings).check(config(), "shared_prefix")
+
+
+@pytest.mark.parametrize(
+    ("settings", "optimizer", "advice"),
+    [
+        ({"cpu_offloading_num_layers": 4}, None, "activations are in host memory already"),
+        ({"recompute_granularity": "selective", "recompute_modules": ["layernorm"]}, None, "on the CPU leave it out"),
+        ({}, SimpleNamespace(optimizer_cpu_offload=True), "the optimizer is in host memory already"),
+    ],
+)
+def test_what_the_cpu_cannot_do(settings, optimizer, advice):
+    from nemo_longpo.megatron.backend import Backend, CpuBackend
+
+    asked = job(**settings)
+    asked.check(config(), "shared_prefix")
+    Backend().refuse(asked, config(), optimizer)
+    with pytest.raises(InputError, match=advice):
+        CpuBackend().refuse(asked, config(), optimizer)
+    CpuBackend().refuse(job(), config(), SimpleNamespace(optimizer_cpu_offload=False))
+
+
+def test_settings_replace_those_of_the_checkpoint():
+    found = config()
+    job(cpu_offloading_num_layers=4, pp=2).put_on(found)
+    assert (found.recompute_granularity, found.recompute_method, found.recompute_num_layers) == (None, None, None)
+    assert (found.cpu_offloading, found.cpu_offloading_num_layers) == (True, 4)
+    assert (found.cp_comm_type, found.hierarchical_context_parallel_sizes) == ("p2p", None)
+    more = {"cp_comm_type": "a2a+p2p", "hierarchical_context_parallel_sizes": (4, 2)}
+    job(cp=8, recompute_granularity="selective", recompute_modules=["mlp"], **more).put_on(found)
+    assert (found.recompute_granularity, found.recompute_modules) == ("selective", ["mlp"])
+    assert (found.cp_comm_type, found.hierarchical_context_parallel_sizes) == ("a2a+p2p", [4, 2])
+    assert not found.cpu_offloading
+
+
+def test_only_the_cpu_goes_without_fused_kernels():
+    from nemo_longpo.megatron.backend import Backend, CpuBackend
+
+    assert Backend().prepare(config()).apply_rope_fusion
+    assert not CpuBackend().prepare(config()).apply_rope_fusion
+
+
+def test_what_follows_from_the_model():
+    from nemo_longpo.megatron.job_settings import complete
+
+    plain, stages, yarn = (config(pipeline_model_parallel_size=size) for size in (1, 2, 1))
+    complete(plain, RopeSettings(1e6))
+    assert (plain.variable_seq_lengths, plain.softmax_scale) == (False, None)
+    complete(stages, RopeSettings(1e6))
+    assert stages.variable_seq_lengths
+    rope = RopeSettings(1e6, YarnScaling(4.0, 4096))
+    complete(yarn, rope)
+    assert yarn.softmax_scale == rope.softmax_scale(128) != 128**-0.5
+
+
+def test_what_transformer_engine_refuses_is_refused():
+    with pytest.raises(InputError, match="16 attention heads and 4 key/value heads"):
+        job(cp=8, tp=2, cp_comm_type="a2a").check(config(), "shared_prefix")
+
+
+def test_sliding_window():
+    from nemo_longpo.megatron.backend import CpuBackend
+
+    sliding, heads, ring = config(window_size=[4096, 0]), job(cp=2, cp_comm_type="a2a"), job(cp=2)
+    with pytest.raises(InputError, match="--full-attention"):
+        heads.check(sliding, "shared_prefix")
+    heads.check(sliding, "concatenated")
+    with pytest.raises(InputError, match="cp_comm_type=p2p cannot do"):
+        ring.check(sliding, "concatenated")
+    with pytest.raises(InputError, match="nor the CPU backend"):
+        CpuBackend().refuse(heads, sliding, None)
+    ring.check(config(window_size=(-1, 0)), "shared_prefix")
+
+
+def test_dropout():
+    with pytest.raises(InputError, match=r"attention_dropout=0\.1"):
+        job().check(config(attention_dropout=0.1), "concatenated")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "advice"),
+    [
+        ({"tp": 16}, "8 key/value heads"),
+        ({"pp": 3}, "8 layers"),
+        ({"sequence_parallel": True}, "sequence_parallel=False"),
+    ],
+)
+def test_sizes_that_do_not_divide_the_model(sizes, advice):
+    with pytest.raises(InputError, match=advice):
+        job(**sizes).check(config(), "shared_prefix")
+
+
+@pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        ({"use_precision_aware_optimizer": False}, "use_precision_aware_optimizer=True"),
+        ({"optimizer_offload_fraction": 0.0}, "set up to 1.0"),
+    ],
+)
+def test_optimizer_in_host_memory(settings, advice):
+    from nemo_longpo.megatron.job_settings import check_optimizer
+
+    whole = {
+        "optimizer_cpu_offload": True,
+        "use_precision_aware_optimizer": True,
+        "optimizer_offload_fraction": 1.0,
+    }
+    check_optimizer(SimpleNamespace(**whole))
+    with pytest.raises(InputError, match=advice):
+        check_optimizer(SimpleNamespace(**whole | settings))
+    check_optimizer(SimpleNamespace(**whole | settings | {"optimizer_cpu_offload": False}))
