@@ -11,6 +11,7 @@ vocabulary is not split).
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -39,7 +40,9 @@ def token_logprobs(
     states and labels. All get the same log-probs, by two all-reduces of 2 N and N numbers. The backward communicates
     nothing: the hidden states' gradient is this rank's part of a sum over the group, which the caller completes.
     """
-    return _TokenLogprobs.apply(hidden_NH, weight_PH, labels_N, chunk_size, vocab_start, group)
+    return _TokenLogprobs.apply(  # type: ignore[no-untyped-call, no-any-return]
+        hidden_NH, weight_PH, labels_N, chunk_size, vocab_start, group
+    )
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,9 @@ class LogitBudget:
 
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_NH, weight_PH, labels_N, chunk_size, vocab_start, group):
+    def forward(
+        ctx: Any, hidden_NH: Tensor, weight_PH: Tensor, labels_N: Tensor, chunk_size: int, vocab_start: int, group: Any
+    ) -> Tensor:
         scored = (labels_N != IGNORE_LABEL).nonzero()[:, 0]
         labels = labels_N[scored] - vocab_start
         precise = torch.promote_types(hidden_NH.dtype, torch.float32)
@@ -88,12 +93,12 @@ class _TokenLogprobs(torch.autograd.Function):
         ctx.save_for_backward(hidden_NH, weight_PH, scored, labels, maximum_of_all + log_total)
         ctx.chunk_size = chunk_size
         # In this order a row that is nearly certain keeps its digits.
-        logprobs = (picked - maximum_of_all) - log_total
+        logprobs: Tensor = (picked - maximum_of_all) - log_total
         return logprobs.new_zeros(labels_N.shape).index_copy_(0, scored, logprobs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_N):
+    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, ...]:
         hidden_NH, weight_PH, scored, labels, logsumexp = ctx.saved_tensors
         needs_hidden, needs_weight, *_ = ctx.needs_input_grad
         grad_hidden_NH = torch.zeros_like(hidden_NH) if needs_hidden else None
@@ -127,7 +132,9 @@ def _summary(hidden_nH: Tensor, weight_PH: Tensor, labels_n: Tensor) -> tuple[Te
     return maximum, picked, logits_nP.sub_(maximum[:, None]).exp_().sum(-1)
 
 
-def _logit_gradient(hidden_nH: Tensor, weight_PH: Tensor, labels_n: Tensor, logsumexp_n: Tensor, grad_n: Tensor):
+def _logit_gradient(
+    hidden_nH: Tensor, weight_PH: Tensor, labels_n: Tensor, logsumexp_n: Tensor, grad_n: Tensor
+) -> Tensor:
     """`(onehot(label) − softmax) · grad`, [n, P], made in the logits' memory, then rounded to the model's precision."""
     grad_nP = _product(hidden_nH, weight_PH.T).sub_(logsumexp_n[:, None]).exp_().mul_(-grad_n[:, None])
     index, is_local = _within(labels_n, len(weight_PH))
@@ -158,7 +165,7 @@ def _add_transposed_product(total_PH: Tensor, left_nP: Tensor, right_nH: Tensor)
         torch.addmm(total_PH, left_nP.T, right_nH, out=total_PH)
         return
     columns = max(1, left_nP.numel() // right_nH.shape[1])
-    for total, left in zip(total_PH.split(columns), left_nP.split(columns, 1), strict=True):
+    for total, left in zip(torch.split(total_PH, columns), torch.split(left_nP, columns, 1), strict=True):
         total.add_(_product(left.T, right_nH))
 
 

@@ -10,13 +10,13 @@ K key/value heads, D head size, W ranks.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nemo_longpo.parallel.collectives import gather_rows, place, send_home
+from nemo_longpo.parallel.collectives import Group, gather_rows, place, send_home
 
 from .kernels import partial_attention, partial_attention_backward
 
@@ -28,7 +28,7 @@ def branch_attention(
     trunk_key_MKD: Tensor,
     trunk_value_MKD: Tensor,
     branches: Sequence[slice],
-    group: dist.ProcessGroup | None = None,
+    group: Group = None,
     scale: float | None = None,
 ) -> Tensor:
     """Softmax attention of every branch to the whole trunk and causally to itself; returns this rank's rows [n, H, D].
@@ -43,14 +43,19 @@ def branch_attention(
     """
     if scale is None:
         scale = query_nHD.shape[-1] ** -0.5
-    return _BranchAttention.apply(query_nHD, key_nKD, value_nKD, trunk_key_MKD, trunk_value_MKD, branches, group, scale)
+    return _BranchAttention.apply(  # type: ignore[no-untyped-call, no-any-return]
+        query_nHD, key_nKD, value_nKD, trunk_key_MKD, trunk_value_MKD, branches, group, scale
+    )
 
 
 class _BranchAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query, key, value, trunk_key, trunk_value, branches, group, scale):
-        heads = query.shape[1], key.shape[1], value.shape[1]
-        q_NHD, k_NKD, v_NKD = gather_rows(torch.cat([query, key, value], 1), group).split(heads, 1)
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, trunk_key: Tensor, trunk_value: Tensor, *settings: Any
+    ) -> Tensor:
+        branches, group, scale = ctx.settings = settings
+        heads = [query.shape[1], key.shape[1], value.shape[1]]
+        q_NHD, k_NKD, v_NKD = torch.split(gather_rows(torch.cat([query, key, value], 1), group), heads, 1)
         trunk_out, trunk_lse = partial_attention(q_NHD, trunk_key, trunk_value, False, scale)
         everything = slice(0, len(query))
         parts = [
@@ -61,17 +66,16 @@ class _BranchAttention(torch.autograd.Function):
             parts.append((rows, *partial_attention(query[rows], k_NKD[keys], v_NKD[keys], causal, scale)))
         out_nHD, lse_nH = _merge(parts)
         ctx.save_for_backward(query, key, value, trunk_key, trunk_value, out_nHD, lse_nH)
-        ctx.settings = branches, group, scale
         return out_nHD
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, trunk_key, trunk_value, out, lse = ctx.saved_tensors
         branches, group, scale = ctx.settings
-        heads = query.shape[1], key.shape[1], value.shape[1]
+        heads = [query.shape[1], key.shape[1], value.shape[1]]
         rows_of_all = gather_rows(torch.cat([query, key, value, out, grad], 1), group)
-        q_NHD, k_NKD, v_NKD, out_NHD, grad_NHD = rows_of_all.split((*heads, heads[0], heads[0]), 1)
+        q_NHD, k_NKD, v_NKD, out_NHD, grad_NHD = torch.split(rows_of_all, [*heads, heads[0], heads[0]], 1)
         to_trunk, grad_trunk_key, grad_trunk_value = partial_attention_backward(
             grad_NHD, q_NHD, trunk_key, trunk_value, out_NHD, gather_rows(lse, group), False, scale
         )
@@ -85,7 +89,7 @@ class _BranchAttention(torch.autograd.Function):
             grad_k[keys], grad_v[keys] = part_k, part_v  # no two of these parts share keys
         total = send_home(torch.cat([to_trunk, grad_k, grad_v], 1), group).sum(0, dtype=lse.dtype)
         total[:, : heads[0]] += grad_q
-        return *total.to(query.dtype).split(heads, 1), grad_trunk_key, grad_trunk_value, None, None, None
+        return *torch.split(total.to(query.dtype), heads, 1), grad_trunk_key, grad_trunk_value, None, None, None
 
 
 def _own_branch(branches: Sequence[slice], rows: int, rank: int) -> Iterator[tuple[slice, slice, bool]]:

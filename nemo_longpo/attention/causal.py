@@ -7,11 +7,10 @@ K key/value heads, D head size; Megatron's "sbhd" order.
 """
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from nemo_longpo.parallel.collectives import gather_rows_and_their_gradients, place
+from nemo_longpo.parallel.collectives import Group, gather_rows_and_their_gradients, place
 
 
 def _in_sequence_order(gathered: Tensor, cp_size: int) -> Tensor:
@@ -34,7 +33,7 @@ def causal_attention(
     query_SBHD: Tensor,
     key_SBKD: Tensor,
     value_SBKD: Tensor,
-    group: dist.ProcessGroup | None = None,
+    group: Group = None,
     scale: float | None = None,
 ) -> Tensor:
     """Causal softmax attention of a sequence whose rows are zigzag-split over `group`; returns [S, B, H, D].

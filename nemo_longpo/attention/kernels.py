@@ -117,9 +117,9 @@ def _fold(rows: Tensor, kv_heads: int) -> Tensor:
     FlashAttention would expand its dK and dV to H heads: 1 GiB for 65,536 keys of a 7B model.
     """
     groups = rows.shape[1] // kv_heads
-    return rows.unflatten(1, (kv_heads, groups)).movedim(2, 0).flatten(0, 1)
+    return torch.unflatten(rows, 1, (kv_heads, groups)).movedim(2, 0).flatten(0, 1)
 
 
 def _unfold(rows: Tensor, kv_heads: int, count: int) -> Tensor:
     """The inverse of `_fold` for N = `count`."""
-    return rows.unflatten(0, (-1, count)).movedim(0, 2).flatten(1, 2)
+    return torch.unflatten(rows, 0, (-1, count)).movedim(0, 2).flatten(1, 2)

@@ -162,7 +162,7 @@ class RopeSettings:
 
     def softmax_scale(self, head_size: int) -> float:
         """a² / √D: queries and keys need no factor of their own when the scores have it."""
-        return self.attention_factor**2 * head_size**-0.5
+        return self.attention_factor**2 * float(head_size**-0.5)
 
 
 def _powers(head_size: int, theta: float) -> Tensor:

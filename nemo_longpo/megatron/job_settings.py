@@ -1,4 +1,4 @@
-"""The settings of a job on a Megatron config: the one place that puts there what is not the checkpoint's architecture."""
+"""The settings of a job, put on a Megatron config in this one place; its architecture is the checkpoint's."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

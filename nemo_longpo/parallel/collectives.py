@@ -40,12 +40,12 @@ def send_home(found: Tensor, group: Group) -> Tensor:
 
 def gather_rows_and_their_gradients(local: Tensor, group: Group) -> Tensor:
     """`gather_rows` whose backward gives a rank's rows the sum of the gradients that all ranks have for them."""
-    return _GatherRows.apply(local, group)
+    return _GatherRows.apply(local, group)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def sum_over_ranks(partial: Tensor, group: Group) -> Tensor:
     """Sum over the ranks, on every rank; the backward hands the gradient of the sum to each part unchanged."""
-    return _SumOverRanks.apply(partial, group)
+    return _SumOverRanks.apply(partial, group)  # type: ignore[no-untyped-call, no-any-return]
 
 
 class _GatherRows(Function):

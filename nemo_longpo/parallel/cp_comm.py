@@ -47,9 +47,9 @@ def check_cp_comm(
 
     `hierarchical_sizes` are those of `a2a+p2p`: ranks that exchange heads (neighbours), then ranks of a ring.
 
-    Raises:
-        InputError: naming the setting and what to choose instead.
+    Raises InputError naming the setting and what to choose instead.
     """
+    setting = f"trainer.strategy.cp_comm_type={comm_type}"
     if comm_type not in get_args(CpCommType):
         raise InputError(
             f"trainer.strategy.cp_comm_type is {comm_type!r}; choose one of {', '.join(get_args(CpCommType))}."
@@ -57,18 +57,26 @@ def check_cp_comm(
     _check_hierarchical_sizes(comm_type, cp_size, hierarchical_sizes)
     if cp_size == 1:
         return
-    if shape.slides and comm_type in ("p2p", "a2a+p2p"):
+    if shape.window and shape.slides and comm_type in ("p2p", "a2a+p2p"):
         raise InputError(
-            f"The model attends within a sliding window of {shape.window[0]} tokens, which "  # type: ignore[index]
-            f"trainer.strategy.cp_comm_type={comm_type} cannot do under context parallelism; choose a2a or all_gather, "
-            "or import the checkpoint with --full-attention."
+            f"The model attends within a sliding window of {shape.window[0]} tokens, which {setting} cannot do under "
+            "context parallelism; choose a2a or all_gather, or import the checkpoint with --full-attention."
         )
     if shape.head_size % 8 and comm_type in ("a2a", "all_gather"):
         raise InputError(
-            f"The model's heads have {shape.head_size} channels and trainer.strategy.cp_comm_type={comm_type} needs a "
-            "multiple of 8; choose p2p."
+            f"The model's heads have {shape.head_size} channels and {setting} needs a multiple of 8; choose p2p."
         )
-    _check_heads(shape, comm_type, cp_size, tp_size, hierarchical_sizes)
+    # Heads that a rank has after tensor parallelism must divide among the ranks that exchange them.
+    exchanging = {"a2a": cp_size, "a2a+p2p": (hierarchical_sizes or [1])[0]}.get(comm_type, 1)
+    heads, kv_heads = shape.heads // tp_size, shape.kv_heads // tp_size
+    if heads % exchanging or kv_heads % exchanging:
+        most = gcd(heads, kv_heads, cp_size)
+        nested = f", or a2a+p2p with hierarchical_context_parallel_sizes=[{most},{cp_size // most}]" if most > 1 else ""
+        raise InputError(
+            f"{setting} divides the {heads} attention heads and {kv_heads} key/value heads of a rank "
+            f"(tensor_model_parallel_size={tp_size}) among {exchanging} ranks, which does not work out; choose "
+            f"p2p, which takes any number of heads{nested}."
+        )
 
 
 def _check_hierarchical_sizes(comm_type: CpCommType, cp_size: int, sizes: Sequence[int] | None) -> None:
@@ -81,20 +89,3 @@ def _check_hierarchical_sizes(comm_type: CpCommType, cp_size: int, sizes: Sequen
             f"{name} is {None if sizes is None else list(sizes)}; cp_comm_type=a2a+p2p needs two sizes whose product "
             f"is context_parallel_size={cp_size}: ranks that exchange heads, then ranks of a ring."
         )
-
-
-def _check_heads(
-    shape: AttentionShape, comm_type: CpCommType, cp_size: int, tp_size: int, hierarchical_sizes: Sequence[int] | None
-) -> None:
-    """Heads that a rank has after tensor parallelism must divide among the ranks that exchange them."""
-    exchanging = {"a2a": cp_size, "a2a+p2p": (hierarchical_sizes or [1])[0]}.get(comm_type, 1)
-    heads, kv_heads = shape.heads // tp_size, shape.kv_heads // tp_size
-    if heads % exchanging == 0 and kv_heads % exchanging == 0:
-        return
-    most = gcd(heads, kv_heads, cp_size)
-    instead = f", or a2a+p2p with hierarchical_context_parallel_sizes=[{most},{cp_size // most}]" if most > 1 else ""
-    raise InputError(
-        f"trainer.strategy.cp_comm_type={comm_type} divides the {heads} attention heads and {kv_heads} key/value heads "
-        f"of a rank (tensor_model_parallel_size={tp_size}) among {exchanging} ranks, which does not work out; choose "
-        f"p2p, which takes any number of heads{instead}."
-    )

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nemo_longpo.logprobs import IGNORE_LABEL
@@ -20,6 +21,7 @@ from nemo_longpo.shards.schema import PairRecord
 
 from .segments import Segments
 
+Array = NDArray[Any]
 _ROW = np.dtype(
     [
         ("tokens", np.int64),
@@ -107,7 +109,7 @@ def lay_out_pair(record: PairRecord, layout: PairLayout, cp_size: int = 1, tp_si
     )
 
 
-def _sequence_rows(record: PairRecord, side: Literal["chosen", "rejected"]) -> np.ndarray:
+def _sequence_rows(record: PairRecord, side: Literal["chosen", "rejected"]) -> Array:
     """The rows of trunk + branch of one side, `_ROW` [L − 1]."""
     trunk = len(record.trunk_ids)
     ids = np.concatenate([record.trunk_ids, getattr(record, f"{side}_ids")])
@@ -126,16 +128,12 @@ def _sequence_rows(record: PairRecord, side: Literal["chosen", "rejected"]) -> n
     return rows
 
 
-def _concatenated(
-    chosen: np.ndarray, rejected: np.ndarray, shared: int, cp_size: int, tp_size: int
-) -> tuple[np.ndarray, Segments]:
+def _concatenated(chosen: Array, rejected: Array, shared: int, cp_size: int, tp_size: int) -> tuple[Array, Segments]:
     length = padded_length(max(len(chosen), len(rejected)), cp_size, tp_size)
     return np.stack([_padded(chosen, length), _padded(rejected, length)]), Segments(length, length)
 
 
-def _shared_prefix(
-    chosen: np.ndarray, rejected: np.ndarray, shared: int, cp_size: int, tp_size: int
-) -> tuple[np.ndarray, Segments]:
+def _shared_prefix(chosen: Array, rejected: Array, shared: int, cp_size: int, tp_size: int) -> tuple[Array, Segments]:
     # At least one row, so that the trunk is never an empty sequence; the branches make the rest divisible by tp.
     trunk_rows = padded_length(max(shared, 1), cp_size)
     rows_per_rank = -(-(len(chosen) + len(rejected) - 2 * shared) // cp_size)
@@ -151,7 +149,7 @@ def padded_length(length: int, cp_size: int, tp_size: int = 1) -> int:
     return -(-length // multiple) * multiple
 
 
-def _padded(rows: np.ndarray, length: int) -> np.ndarray:
+def _padded(rows: Array, length: int) -> Array:
     """`rows`, then rows that nobody scores and whose positions go on counting."""
     padding = np.zeros(length - len(rows), _ROW)
     padding["labels"] = IGNORE_LABEL

@@ -7,11 +7,15 @@ Shape legend: N records, B records of a global batch.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
 
 
-def epoch_order(costs_N: np.ndarray, seed: int, epoch: int, batch_size: int, window: int) -> np.ndarray:
+def epoch_order(costs_N: Array, seed: int, epoch: int, batch_size: int, window: int) -> Array:
     """The records of one epoch, each once, int64 [N]; records that share a global batch have similar costs.
 
     A random permutation; then `window` global batches at a time are sorted by cost, cut into batches again, and the
@@ -30,7 +34,7 @@ def epoch_order(costs_N: np.ndarray, seed: int, epoch: int, batch_size: int, win
     return order_N
 
 
-def spread_over_ranks(costs_B: np.ndarray, dp_size: int) -> np.ndarray:
+def spread_over_ranks(costs_B: Array, dp_size: int) -> Array:
     """An arrangement of a global batch, int64 [B], that gives all data-parallel ranks as many records and similar cost.
 
     Megatron's sampler gives place p to rank `p mod dp_size` as its micro-batch `p div dp_size`
@@ -55,24 +59,25 @@ class RecordOrder:
     The set of records of a batch depends on `seed`, `batch_size` and `window` alone; `dp_size` only arranges it.
     """
 
-    costs_N: np.ndarray
+    costs_N: Array
     seed: int
     batch_size: int
     window: int = 1
     dp_size: int = 1
-    _epochs: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False)
+    _epochs: dict[int, Array] = field(default_factory=dict, init=False, repr=False)
 
     def __getitem__(self, item: int) -> int:
         batch, place = divmod(item, self.batch_size)
         return int(self.batch(batch)[place])
 
-    def batch(self, number: int) -> np.ndarray:
+    def batch(self, number: int) -> Array:
         """Records of a global batch in the order of its places, int64 [B]."""
         items = range(number * self.batch_size, (number + 1) * self.batch_size)
         records_B = np.array([self._epoch(item // len(self.costs_N))[item % len(self.costs_N)] for item in items])
-        return records_B[spread_over_ranks(self.costs_N[records_B], self.dp_size)]
+        arranged: Array = records_B[spread_over_ranks(self.costs_N[records_B], self.dp_size)]
+        return arranged
 
-    def _epoch(self, epoch: int) -> np.ndarray:
+    def _epoch(self, epoch: int) -> Array:
         if epoch not in self._epochs:
             if len(self._epochs) > self.batch_size:  # a batch reaches over several epochs where records are few
                 self._epochs.clear()
