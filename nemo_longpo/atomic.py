@@ -98,7 +98,12 @@ def new_directory(
     """
     output = output.resolve()
     _clear_leftovers(output, alone=True)
-    _require_room(output, size)
+    above = next(parent for parent in output.parents if parent.exists())
+    if (free := shutil.disk_usage(above).free) < size:
+        raise InputError(
+            f"{output} takes {size / 1e9:.3g} GB and the disk of {above} has {free / 1e9:.3g} GB left; make room, or "
+            "choose another output"
+        )
     with ExitStack() as stack:
         stack.enter_context(_stopped_by_sigterm())
         stack.enter_context(explain_full_disk(output, kept))
@@ -171,16 +176,6 @@ def _give_back(old: Path, output: Path) -> None:
     """Undo the first half of a replacement that lacks the second."""
     if old.exists() and not output.exists():
         old.rename(output)
-
-
-def _require_room(output: Path, size: int) -> None:
-    above = next(parent for parent in output.parents if parent.exists())
-    free = shutil.disk_usage(above).free
-    if free < size:
-        raise InputError(
-            f"{output} takes {size / 1e9:.3g} GB and the disk of {above} has {free / 1e9:.3g} GB left; make room, or "
-            "choose another output"
-        )
 
 
 @contextmanager

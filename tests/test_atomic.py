@@ -184,14 +184,14 @@ def test_a_kill_between_old_and_new_gives_the_old_back(output):
     assert contents(output) == {"output/config.json": "old"}
 
 
-def test_what_another_machine_has_left_stays(output, capsys):
+def test_leftover_of_another_machine_stays(output, capsys):
     workplace = leave_behind(output, "elsewhere")
     write(output, "new")
     assert f"left {workplace} alone" in capsys.readouterr().err
     assert contents(output) == {"output/config.json": "new", f"{workplace.name}/old/config.json": "old"}
 
 
-def test_what_cannot_be_removed_stays(output, capsys, monkeypatch):
+def test_leftover_without_permission_stays(output, capsys, monkeypatch):
     """Another user's, or on a file system without locks."""
     workplace = leave_behind(output, socket.gethostname())
 

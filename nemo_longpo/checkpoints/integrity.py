@@ -181,10 +181,16 @@ def fingerprint(checkpoint: Path) -> str:
     Without a record it is made of names and sizes of all files, the content of those below 16 MiB and samples of the
     others. It tells models, their configurations and their trained weights apart, but not every single byte.
     """
-    digest = hashlib.new(ALGORITHM)
-    for line in _lines(checkpoint):
-        digest.update(f"{line}\n".encode())
-    return digest.hexdigest()
+    record = read_record(checkpoint)
+    if record is not None:
+        hashes = {name: recorded.sha256 for name, recorded in record.items()}
+    else:
+        sizes = list_files(checkpoint)
+        small = {name: size for name, size in sizes.items() if size < _SMALL}
+        samples = {name: _hash_samples(checkpoint / name, sizes[name]) for name in sizes.keys() - small.keys()}
+        hashes = hash_files(checkpoint, small) | samples
+    lines = "".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes))
+    return hashlib.new(ALGORITHM, lines.encode()).hexdigest()
 
 
 _SMALL = 1 << 24
@@ -199,13 +205,3 @@ def _hash_samples(path: Path, size: int) -> str:
             file.seek((size - _SAMPLE) * number // (_SAMPLES - 1))
             digest.update(file.read(_SAMPLE))
     return digest.hexdigest()
-
-
-def _lines(checkpoint: Path) -> Iterator[str]:
-    record = read_record(checkpoint)
-    if record is not None:
-        yield from (f"{recorded.sha256}  {name}" for name, recorded in sorted(record.items()))
-        return
-    for name, size in sorted(list_files(checkpoint).items()):
-        path = checkpoint / name
-        yield f"{_hash_samples(path, size) if size >= _SMALL else _hash_file(path, _ignore)}  {name}"

@@ -1,7 +1,7 @@
 """The `.metadata` of a distributed checkpoint: which boxes of which tensors lie where in which file.
 
-The file is a pickle. Only the classes that it is made of are let in, so reading it runs no code of the file's choosing,
-and one that Megatron wrote is read without Megatron. What it says of places and sizes is held to the files.
+The file is a pickle. Only the classes that it is made of are allowed, so reading it runs no code that the file
+names, and one that Megatron wrote is read without Megatron. Its places and sizes are checked against the files.
 """
 
 import io
@@ -67,8 +67,11 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_metadata(directory: Path) -> Metadata:
-    """Raises InputError if the file is not there, damaged, or made of anything else than metadata; if it names a file
-    elsewhere than in `directory`, one that is missing or too short, or a tensor that has no room in its file."""
+    """Read the `.metadata` in `directory` and hold it to the files beside it.
+
+    Raises InputError if it is not there, is damaged, or holds anything but metadata; if it names a file outside
+    `directory`, one that is missing or too short, or a tensor that does not fit into its file.
+    """
     path = directory / ".metadata"
     try:
         content = path.read_bytes()
@@ -91,7 +94,7 @@ def read_metadata(directory: Path) -> Metadata:
 
 
 class _Unfit(ValueError):
-    """What the metadata says cannot be."""
+    """The metadata contradicts itself."""
 
 
 def _hold(true: bool, reason: str) -> None:
@@ -121,7 +124,7 @@ def _check_tensors(found: Metadata) -> None:
 
 
 def _check_places(found: Metadata) -> dict[str, int]:
-    """File → bytes that must be there."""
+    """Return file → bytes that must be there."""
     chunks = {
         (name, chunk.offsets): math.prod(chunk.sizes) * entry.properties.dtype.itemsize
         for name, entry in found.state_dict_metadata.items()

@@ -18,7 +18,7 @@ DAMAGED = (
     *(pickle.UnpicklingError, EOFError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError),
     *(RuntimeError, AssertionError, ImportError),
 )
-"""What unpickling raises over bytes that it cannot make sense of (found by changing bytes at random)."""
+"""What unpickling raises for damaged bytes (found by changing bytes at random)."""
 
 Name = tuple[str, str]
 """Module, and the name within it."""
@@ -48,7 +48,7 @@ def check_claims(content: bytes, where: str) -> None:
 
 
 class _Inert:
-    """Takes whatever a pickle does with an object, and does nothing."""
+    """Accepts whatever a pickle does with an object, and does nothing."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "_Inert":
         return super().__new__(cls)

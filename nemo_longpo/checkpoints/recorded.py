@@ -1,4 +1,4 @@
-"""What a NeMo checkpoint's `context/io.json` would have NeMo build, read without importing or building anything.
+"""Read what NeMo would build of a checkpoint's `context/io.json`, without importing or building anything.
 
 The file is JSON of fiddle (`fiddle.experimental.serialization`): objects with a type, items and metadata, references
 among them, and names of Python objects, which loading imports and building calls.
@@ -17,7 +17,7 @@ from .integrity import COPY_AGAIN
 
 @dataclass(frozen=True)
 class Name:
-    """Of a Python object; `symbol` may have dots."""
+    """The name of a Python object; `symbol` may have dots."""
 
     module: str
     symbol: str
@@ -47,8 +47,10 @@ STRUCTURE = {
 
 
 def read_recorded(context: Path, subpath: str, check: Callable[[Name], None]) -> Any:
-    """The value at `subpath` ("model.config"). `check` is called with each name that loading the subpath imports, but
-    for STRUCTURE, and raises InputError for one that may not be there.
+    """Return the value at `subpath` ("model.config").
+
+    `check` is called with each name that loading the subpath imports, except those of STRUCTURE, and raises InputError
+    for one that may not be there.
 
     Raises:
         InputError: there is no readable `io.json`, no such subpath in it (NeMo would build everything), or an object of

@@ -8,11 +8,11 @@ from .integrity import write_record
 
 
 class _Stopped(Exception):
-    """Nobody wants this record any more."""
+    """The record is not wanted any more."""
 
 
 class Recorder:
-    """Writes the record of each checkpoint it is given in one thread of its own, one after the other.
+    """Writes the records of the checkpoints it is given, one after the other, in a thread of its own.
 
     Reading and hashing let other threads run. A checkpoint that is to be removed must be forgotten first: a file that
     appears in a directory while it is being removed would stay, and the directory with it.
@@ -23,17 +23,17 @@ class Recorder:
         self._work: dict[Path, tuple[Future[None], threading.Event]] = {}
 
     def record(self, checkpoint: Path) -> None:
-        """Begin with a checkpoint that is complete."""
+        """Begin the record of a complete checkpoint."""
         stop = threading.Event()
 
-        def go_on(size: int) -> None:
+        def continue_unless_stopped(size: int) -> None:
             if stop.is_set():
                 raise _Stopped
 
-        self._work[checkpoint] = self._pool.submit(write_record, checkpoint, go_on), stop
+        self._work[checkpoint] = self._pool.submit(write_record, checkpoint, continue_unless_stopped), stop
 
     def forget(self, checkpoint: Path) -> None:
-        """Returns when nothing is read or written in the checkpoint any more."""
+        """Stop the record; return when nothing is read or written in the checkpoint any more."""
         if checkpoint in self._work:
             future, stop = self._work.pop(checkpoint)
             stop.set()
@@ -49,10 +49,9 @@ class Recorder:
         return [checkpoint for checkpoint, (future, _) in self._work.items() if not future.done()]
 
     def collect(self, *, wait: bool) -> None:
-        """Let go of the records that are finished, of all of them with `wait`.
+        """Drop the records that are finished; with `wait`, finish and drop all of them.
 
-        Raises:
-            InputError: one could not be written, because the disk is full.
+        Raises InputError if one could not be written because the disk is full.
         """
         for checkpoint, (future, _) in [*self._work.items()]:
             if wait or future.done():

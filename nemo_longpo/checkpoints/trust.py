@@ -1,4 +1,4 @@
-"""What a NeMo checkpoint may ask for before NeMo, Megatron or PyTorch are let at it.
+"""What a NeMo checkpoint may ask for, checked before NeMo, Megatron or PyTorch load it.
 
 Their loaders do what a checkpoint says: NeMo imports and calls what `context/io.json` names, and unpickles files that
 it refers to; PyTorch unpickles `weights/.metadata` and the objects among the tensors; Megatron `weights/common.pt`; a
@@ -93,9 +93,9 @@ STATE_NAMES = TENSOR_NAMES | {
 
 
 def check_context(context: Path, subpath: str) -> Recorded:
-    """What NeMo would build of `subpath`, "model.config" or "model.tokenizer"; every name in it is on the list.
+    """Return what NeMo would build of `subpath`, "model.config" or "model.tokenizer".
 
-    Raises InputError naming what is not, and for a tokenizer that would load code.
+    Raises InputError if a name in it is not on the list, or if a tokenizer would load code.
     """
     path = context / "io.json"
     kinds, values = LISTED[subpath]
@@ -163,9 +163,9 @@ def check_tokenizer_files(directory: Path) -> None:
 
 
 def check_weights(weights: Path) -> None:
-    """Every pickle that loading `weights` would open asks for nothing but what a checkpoint is made of.
+    """Raises InputError if a pickle that loading `weights` would open asks for anything a checkpoint is not made of.
 
-    Raises InputError naming the file and what it asks for.
+    The sentence names the file and what it asks for.
     """
     require_files(weights, WEIGHT_FILES)
     settings = read_json_object(weights / "metadata.json", COPY_AGAIN)
@@ -187,7 +187,7 @@ def check_weights(weights: Path) -> None:
 
 
 def _check_extra_state(content: bytes, where: str) -> None:
-    """Transformer Engine unpickles the bytes of the tensors here; without FP8 there are none."""
+    """Refuse bytes in the tensors here, which Transformer Engine would unpickle; without FP8 there are none."""
     _check_saved(content, where, TENSOR_NAMES)
     try:
         values = [torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)]
@@ -199,7 +199,7 @@ def _check_extra_state(content: bytes, where: str) -> None:
 
 
 def _check_saved(content: bytes, where: str, allowed: Collection[tuple[str, str]]) -> None:
-    """Of a file of `torch.save`."""
+    """Check the names in a file of `torch.save`."""
     try:
         archive = torch._C.PyTorchFileReader(io.BytesIO(content))
         records, pickled = archive.get_all_records(), archive.get_record("data.pkl")

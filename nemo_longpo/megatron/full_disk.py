@@ -1,4 +1,4 @@
-"""A full disk, in whatever exception it reaches the trainer."""
+"""Recognise a full disk in whatever exception it reaches the trainer."""
 
 import logging
 import re
@@ -13,11 +13,11 @@ GOES_ON = "and it goes on from the newest complete checkpoint"
 
 _CODE = re.compile(r"\[Errno (\d+)\]")
 _TORCH_WRITER = re.compile(r"unexpected pos \d+ vs \d+|PytorchStreamWriter failed writing|basic_ios::clear")
-"""PyTorch's zip writer, which does not pass on what the operating system said."""
+"""Messages of PyTorch's zip writer, which does not pass on the operating system's."""
 
 
 def no_room(error: BaseException) -> str | None:
-    """Why the disk took no more, if that is at the bottom of an exception; else None.
+    """Return why the disk took no more, if that caused an exception; else None.
 
     Megatron's writers run in processes and threads of their own, which hand back other exceptions with the text of the
     first one, and wraps those of all ranks in one.
@@ -30,7 +30,7 @@ _UNKNOWN = "the disk took no more"
 
 
 def leave_to_main_thread() -> None:
-    """Spare a full disk the tracebacks of what writes on the side.
+    """Keep other threads from printing tracebacks for a full disk.
 
     TensorBoard's thread hands its error to the main thread, and handlers of log records print one for each record.
     """
@@ -54,7 +54,7 @@ def _reason(error: BaseException) -> str | None:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The exception, those of other ranks in it, and those that it came from."""
+    """Yield the exception, those of other ranks in it, and those that caused it."""
     seen: set[int] = set()
     waiting = [error]
     while waiting:

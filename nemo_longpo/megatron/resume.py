@@ -37,7 +37,7 @@ from .strategy import LongPOStrategy
 
 
 def load_architecture(checkpoint: Path, trusted: bool = False) -> llm.GPTConfig:
-    """The model config that a NeMo checkpoint was written with; `trusted`: whatever it names may be built.
+    """Return the model config that a NeMo checkpoint was written with; `trusted` allows to build whatever it names.
 
     Raises:
         InputError: no such directory, not a NeMo checkpoint, an architecture that is not trained here, or a config that
@@ -75,9 +75,9 @@ def _load_context(
 
 
 def _vocabulary_rows(context: Path, config: llm.GPTConfig, trusted: bool) -> int:
-    """Rows of the embedding in a model that NeMo's own Mistral importer made, which leaves the number to its tokenizer.
+    """Return the rows of the embedding in a model of NeMo's own Mistral importer, which leaves them to the tokenizer.
 
-    More rows that tensor parallelism may have added are not the model's.
+    Rows that tensor parallelism may have added do not count.
     """
     tokens = _load_context(context, "model.tokenizer", trusted, build=True).vocab_size
     multiple = config.make_vocab_size_divisible_by
@@ -85,14 +85,14 @@ def _vocabulary_rows(context: Path, config: llm.GPTConfig, trusted: bool) -> int
 
 
 def _is_trained_here(config: type) -> bool:
-    """Llama 4, in the same module as Llama 3, and what other modules derive (embedders, Nemotron) have other layers."""
+    """Refuse Llama 4, in the same module as Llama 3, and what other modules derive: they have other layers."""
     bases = (llm.MistralConfig7B, llm.Qwen2Config, llm.LlamaConfig)
     known = issubclass(config, bases) and config.__module__ in {base.__module__ for base in bases}
     return known and not issubclass(config, Llama4Config)
 
 
 def load_rope_scaling(checkpoint: Path) -> dict[str, Any] | None:
-    """The RoPE scaling of a NeMo checkpoint, complete in itself; None if its angles are plain.
+    """Return the RoPE scaling of a NeMo checkpoint, complete in itself; None if its angles are plain.
 
     Our own training records it with the model. An imported checkpoint keeps Hugging Face's `config.json`, because
     NeMo's configurations know only some scalings; one that NeMo itself imported has those.
@@ -118,7 +118,7 @@ def load_rope_scaling(checkpoint: Path) -> dict[str, Any] | None:
 class LongPOResume(AutoResume):
     """NeMo's resume, which also gives a model without a config the architecture of `restore_config.path`.
 
-    It goes on from the newest complete checkpoint of the run, whatever links lie beside it, and refuses to start over
+    It resumes from the newest complete checkpoint of the run, whatever links lie beside it, and refuses to start over
     beside one. `restore_config.path` and `resume_from_path` may be the directory of another run.
 
     Args:
@@ -134,7 +134,10 @@ class LongPOResume(AutoResume):
     accept_changes: bool = False
 
     def setup(self, trainer: pl.Trainer, model: LongPOModel) -> None:
-        self._take_checkpoints_of_runs()
+        if self.restore_config and self.restore_config.path:
+            self.restore_config.path = _take_checkpoint(self.restore_config.path, "resume.restore_config.path")
+        if self.resume_from_path:
+            self.resume_from_path = _take_checkpoint(self.resume_from_path, "resume.resume_from_path")
         origin = Path(self.restore_config.path) if self.restore_config and self.restore_config.path else None
         if isinstance(model.config, ArchitectureFromCheckpoint):
             if origin is None:
@@ -164,8 +167,10 @@ class LongPOResume(AutoResume):
             logging.warning(line)
 
     def _check_what_loads(self, model: LongPOModel, origin: Path | None) -> None:
-        """NeMo takes the tokenizer of the checkpoint that a run goes on from, or of where it began; its weights; and of
-        a run of adapters those of its base, which the adapters name."""
+        """Check what NeMo loads: tokenizer and weights of the checkpoint that the run resumes from or began with.
+
+        Adapters name their base, whose weights are loaded too.
+        """
         resumed = self.get_trainer_ckpt_path(model)
         found = [Path(resumed), getattr(resumed, "base_model_path", None)] if resumed else []
         for weights in filter(None, [*found, origin]):
@@ -177,18 +182,12 @@ class LongPOResume(AutoResume):
                 check_context(checkpoint / "context", "model.tokenizer")
 
     def _check_files(self, checkpoint: Path) -> None:
-        """What every rank reads now; the weights are looked at when all ranks are there to share the work."""
+        """Check what every rank reads now; weights are checked later, when all ranks can share the work."""
         integrity.check(checkpoint, hashes=self.check_hashes, below="context/")
         require_complete(checkpoint)
 
-    def _take_checkpoints_of_runs(self) -> None:
-        if self.restore_config and self.restore_config.path:
-            self.restore_config.path = _take_checkpoint(self.restore_config.path, "resume.restore_config.path")
-        if self.resume_from_path:
-            self.resume_from_path = _take_checkpoint(self.resume_from_path, "resume.resume_from_path")
-
     def _find_trainer_ckpt_path(self) -> Path | None:
-        """Instead of NeMo's, which knows links to checkpoints only."""
+        """Replace NeMo's, which knows links to checkpoints only."""
         place = self.resume_from_directory or Path(AppState().log_dir, CHECKPOINTS)
         if "://" in str(place):
             return super()._find_trainer_ckpt_path()
@@ -199,7 +198,7 @@ class LongPOResume(AutoResume):
 
 
 def _take_checkpoint(path: str, setting: str) -> str:
-    """Of a run's directory, the checkpoint that is meant; other paths, and addresses, as they are."""
+    """Return the newest checkpoint of a run's directory; other paths, and addresses, as they are."""
     taken = path if "://" in path else str(find_checkpoint(Path(path)))
     if Path(taken) != Path(path):
         logging.info(f"{setting} is a run's directory; takes its newest complete checkpoint, {taken}")

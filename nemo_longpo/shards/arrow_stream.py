@@ -1,4 +1,4 @@
-"""Arrow streams from foreign files: whatever bytes they hold, reading ends with batches or with InputError.
+"""Read Arrow streams from foreign files: whatever bytes they hold, the result is batches or an InputError.
 
 Arrow maps a file without looking at it: offsets may point anywhere and text may be no UTF-8, and taking a value then
 ends the process or gives another document's bytes. So a column is validated, in full, before anything is taken from it.
@@ -16,7 +16,7 @@ ADVICE = "copy it again, or rebuild the shards"
 
 
 def map_stream(path: Path, schema: pa.Schema, records: int) -> list[pa.RecordBatch]:
-    """The batches of a mapped stream, one record each, with their contents unread and unchecked.
+    """Return the batches of a mapped stream, one record each, with their contents unread and unchecked.
 
     Raises:
         InputError: not a stream, of another schema, or of another number of records.
@@ -37,7 +37,7 @@ def map_stream(path: Path, schema: pa.Schema, records: int) -> list[pa.RecordBat
 
 
 def check_columns(batch: pa.RecordBatch, names: list[str], where: str) -> None:
-    """Offsets stay inside their buffers, text is UTF-8 and nothing is null. Raises InputError naming the column."""
+    """Raises InputError naming a column if an offset leads out of its buffer, text is not UTF-8 or a value is null."""
     for name in names:
         column = batch.column(name)
         try:
@@ -49,15 +49,11 @@ def check_columns(batch: pa.RecordBatch, names: list[str], where: str) -> None:
 
 
 def _holds_null(array: pa.Array) -> bool:
-    if array.null_count:
-        return True
-    if pa.types.is_struct(array.type):
-        return any(_holds_null(field) for field in array.flatten())
-    if pa.types.is_list(array.type) or pa.types.is_fixed_size_list(array.type):
-        return _holds_null(array.flatten())
-    return False
+    is_list = pa.types.is_list(array.type) or pa.types.is_fixed_size_list(array.type)
+    parts = [array.flatten()] if is_list else array.flatten() if pa.types.is_struct(array.type) else []
+    return array.null_count > 0 or any(map(_holds_null, parts))
 
 
 def _reason(error: Exception) -> str:
-    """Arrow's own words can run over several lines."""
+    """Return Arrow's message, which can run over several lines, in one."""
     return " ".join(ascii(str(error)).strip("'\"").split("\\n")[0].split())[:200]

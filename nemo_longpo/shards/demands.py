@@ -13,8 +13,10 @@ from .reader import ShardReader
 
 @dataclass(frozen=True)
 class Demands:
-    """`vocabulary_rows` of the model's embedding; `seq_length`, the longest trunk + branch that the run is made for;
-    `positions`, those that the model's configuration gives it (None: it does not say)."""
+    """What a run can train on: `vocabulary_rows` of the model's embedding, and `seq_length` tokens of trunk + branch.
+
+    `positions` are those of the model's configuration (None if it does not say).
+    """
 
     vocabulary_rows: int
     seq_length: int
@@ -22,7 +24,7 @@ class Demands:
     loss_type: LossType
 
     def check(self, reader: ShardReader, lengths: NDArray[np.int64]) -> None:
-        """Refuse shards that this run cannot train on; `lengths` are the reader's. Raises InputError."""
+        """Raises InputError if this run cannot train on the shards; `lengths` are the reader's."""
         self._check_vocabulary(reader)
         self._check_reference(reader)
         self._check_lengths(reader, lengths)

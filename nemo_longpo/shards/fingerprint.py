@@ -25,12 +25,13 @@ _ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_f
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """sha256 over a Hugging Face tokenizer's vocabulary, BOS and EOS ids, and its encoding of a fixed text.
+    """Return a sha256 over a Hugging Face tokenizer's vocabulary, BOS and EOS ids, and its encoding of a fixed text.
 
     Every added token is part of that text, so its stripping rules count too. The padding and truncation state, and
     aliases such as the pad token, do not count: trainers set them freely.
     """
-    probe = _PROBE + "".join(f" {token.content} x{token.content}" for token in _added_tokens(tokenizer))
+    added = [token.content for _, token in sorted(tokenizer.added_tokens_decoder.items())]
+    probe = _PROBE + "".join(f" {token} x{token}" for token in added)
     encoded = tokenizer(probe, add_special_tokens=False, padding=False, truncation=False, verbose=False)["input_ids"]
     content = {
         "vocabulary": sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0])),
@@ -42,12 +43,12 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 
 def chat_template_hash(tokenizer: Any) -> str:
-    """sha256 of the chat template's text. Raises InputError if the tokenizer has none."""
+    """Return the sha256 of the chat template's text. Raises InputError if the tokenizer has none."""
     return hashlib.sha256(chat_template(tokenizer).encode()).hexdigest()
 
 
 def chat_template(tokenizer: Any) -> str:
-    """The template that a tokenizer uses for plain conversations. Raises InputError if there is none."""
+    """Return the template that a tokenizer uses for plain conversations. Raises InputError if there is none."""
     found, where = tokenizer.chat_template, f"the tokenizer of {tokenizer.name_or_path}"
     if not found:
         raise InputError(
@@ -80,21 +81,17 @@ def model_fingerprint(directory: str | Path, *, dtype: str | None = None) -> Ref
 
 
 def weights_fingerprint(directory: Path) -> str:
-    """sha256 over names and hashes of all safetensors files. Raises InputError if there are none."""
+    """Return a sha256 over names and hashes of all safetensors files. Raises InputError if there are none."""
     files = sorted(directory.glob("*.safetensors"))
     if not files:
         raise InputError(f"{directory} holds no .safetensors file; save the model with `safe_serialization=True`")
-    return _digest([(path.name, _hash_unless_known(path, *_state(path))) for path in files])
-
-
-def _state(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
+    states = [(path, path.stat()) for path in files]
+    return _digest([(path.name, _hash_unless_known(path, state.st_size, state.st_mtime_ns)) for path, state in states])
 
 
 @cache
 def _hash_unless_known(path: Path, size: int, mtime_ns: int) -> str:
-    """A run of many stages asks for the same gigabytes again and again."""
+    """Hash a file once, although a run of many stages asks for the same gigabytes again and again."""
     return sha256_file(path)
 
 
@@ -108,10 +105,6 @@ def read_model_config(directory: str | Path) -> dict[str, Any]:
     config = read_model_json(path)
     check_fields(config, str(path))
     return config
-
-
-def _added_tokens(tokenizer: Any) -> list[Any]:
-    return [token for _, token in sorted(tokenizer.added_tokens_decoder.items())]
 
 
 def _digest(content: Any) -> str:

@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ class ShardReader:
         self._sound: set[tuple[int, int]] = set()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.directory, self._expected_tokenizer)
+        return partial(ShardReader, tokenizer_fingerprint=self._expected_tokenizer), (self.directory,)
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -148,7 +149,3 @@ class ShardReader:
 def _stored_lengths(batch: pa.RecordBatch) -> tuple[int, int, int]:
     row = batch.column("lengths")[0].as_py()
     return row["trunk"], row["chosen"], row["rejected"]
-
-
-def _reopen(directory: Path, tokenizer_fingerprint: str | None) -> ShardReader:
-    return ShardReader(directory, tokenizer_fingerprint=tokenizer_fingerprint)

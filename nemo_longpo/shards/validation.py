@@ -15,7 +15,7 @@ def validate_record(record: PairRecord, *, where: str = "", vocab_size: int | No
     """Check one record's types, spans and sums.
 
     `where` (a file and a record index) goes in front of the message; with `vocab_size`, ids must be below it.
-    Raises InputError naming the field.
+    Raises InputError if a field is wrong, and names it.
     """
     check = _Check(f"{where}, document {record.doc_id!r}" if where else f"document {record.doc_id!r}")
     check.that("doc_id", isinstance(record.doc_id, str) and record.doc_id != "", "must be a non-empty string")
@@ -114,7 +114,7 @@ def ignored_problem(ignored: Sequence[Span], chosen: Sequence[Span], trunk: int)
 
 
 def spans_to_mask(spans: Ids, length: int) -> NDArray[np.bool_]:
-    """Boolean [length], true inside the spans ([n, 2], [start, end))."""
+    """Return boolean [length], true inside the spans ([n, 2], [start, end))."""
     mask = np.zeros(length, dtype=bool)
     for start, end in spans:
         mask[start:end] = True

@@ -20,12 +20,12 @@ def checkpoint(tmp_path) -> Path:
     return tmp_path
 
 
-def test_a_complete_one_passes(checkpoint):
+def test_complete_checkpoint_passes(checkpoint):
     require_complete(checkpoint)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_what_is_missing_or_empty_is_named(checkpoint, name):
+def test_missing_or_empty_file_is_named(checkpoint, name):
     (checkpoint / name).write_bytes(b"")
     with pytest.raises(InputError, match=f"{name} is empty; "):
         require_complete(checkpoint)
@@ -37,7 +37,7 @@ def test_what_is_missing_or_empty_is_named(checkpoint, name):
         require_complete(checkpoint)
 
 
-def test_a_cut_or_changed_archive_is_named(checkpoint):
+def test_damaged_archive_is_named(checkpoint):
     path = checkpoint / "weights" / "common.pt"
     content = path.read_bytes()
     for kept in range(1, len(content), 97):
@@ -51,7 +51,7 @@ def test_a_cut_or_changed_archive_is_named(checkpoint):
         require_complete(checkpoint)
 
 
-def test_whatever_byte_of_an_archive_changes_the_end_is_a_sentence(checkpoint):
+def test_every_changed_byte_of_an_archive_is_one_sentence(checkpoint):
     """A member then passes for encrypted or compressed, a name for other text, a place for one outside the file."""
     path = checkpoint / "weights" / "common.pt"
     content, refused = path.read_bytes(), 0

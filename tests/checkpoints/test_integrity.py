@@ -63,7 +63,7 @@ def test_the_record_holds_size_and_sha256_of_every_file(checkpoint):
     assert _damage(checkpoint) is None
 
 
-def test_links_locks_and_hidden_files_are_no_part_of_a_checkpoint(checkpoint):
+def test_links_locks_and_hidden_files_do_not_count(checkpoint):
     (checkpoint / "weights" / "link.distcp").symlink_to("__0_0.distcp")
     for name in ("context/hf/.cache/x.json", "context/hf/tokenizer.json.lock", ".nfs0001", "weights/.hidden"):
         (checkpoint / name).parent.mkdir(exist_ok=True)
@@ -73,7 +73,7 @@ def test_links_locks_and_hidden_files_are_no_part_of_a_checkpoint(checkpoint):
     assert _damage(checkpoint) is None
 
 
-def test_a_copy_elsewhere_is_as_good(checkpoint, tmp_path):
+def test_copy_keeps_its_record(checkpoint, tmp_path):
     write_record(checkpoint)
     copy = shutil.move(shutil.copytree(checkpoint, tmp_path / "copy"), tmp_path / "moved")
     assert _damage(copy) is None
@@ -105,7 +105,7 @@ def test_one_flipped_bit_is_named(checkpoint, name):
     assert str(_damage(checkpoint)).startswith(f"{checkpoint / name} is damaged: ")
 
 
-def test_without_a_record_nothing_is_known(checkpoint):
+def test_no_record(checkpoint):
     assert read_record(checkpoint) is None
 
 
@@ -129,7 +129,7 @@ def test_without_a_record_nothing_is_known(checkpoint):
         ('{"version": 1, "files": {"a\\u0000": {"size": 1, "sha256": ""}}}', "a file outside the checkpoint, 'a"),
     ],
 )
-def test_a_record_that_is_none_is_refused(checkpoint, content, reason):
+def test_damaged_record_is_refused(checkpoint, content, reason):
     (checkpoint / RECORD).write_text(content)
     with pytest.raises(InputError) as refusal:
         read_record(checkpoint)
@@ -159,7 +159,7 @@ def test_ranks_share_the_files_evenly(checkpoint, ranks):
         assert list(shares[0]) == ["weights/__0_0.distcp"], "the largest file is enough for one rank"
 
 
-def test_the_fingerprint_is_that_of_the_content(checkpoint, tmp_path):
+def test_fingerprint_follows_the_content(checkpoint, tmp_path):
     for recorded in (False, True):
         if recorded:
             write_record(checkpoint)
@@ -172,7 +172,7 @@ def test_the_fingerprint_is_that_of_the_content(checkpoint, tmp_path):
         assert fingerprint(other) != fingerprint(checkpoint)
 
 
-def test_other_weights_of_the_same_sizes_have_another_fingerprint_without_a_record(tmp_path):
+def test_fingerprint_without_a_record_tells_weights_apart(tmp_path):
     """Large files are sampled; two models of one architecture differ everywhere."""
     for name, value in (("one", b"\0"), ("same", b"\0"), ("other", b"\1")):
         (tmp_path / name / "weights").mkdir(parents=True)

@@ -58,7 +58,7 @@ def test_anything_else_is_refused(content, message, tmp_path, monkeypatch):
     assert not Path("ran").exists()
 
 
-def test_enumerations_are_read_however_they_were_pickled(tmp_path):
+def test_enumerations_of_every_python_are_read(tmp_path):
     member = _MEM_FORMAT_ENCODING.TORCH_CHANNELS_LAST
     for number, pickled in enumerate((member, Fetches(_MEM_FORMAT_ENCODING, member.name))):
         directory = tmp_path / str(number)
@@ -67,7 +67,7 @@ def test_enumerations_are_read_however_they_were_pickled(tmp_path):
         assert read_metadata(directory).planner_data is member
 
 
-def test_what_megatron_writes_is_read_without_megatron(tmp_path):
+def test_megatrons_metadata_is_read_without_megatron(tmp_path):
     """Its metadata names two classes of its own."""
     from megatron.core.dist_checkpointing.strategies.torch import MCoreMetadata, MCoreSavePlan
 
@@ -130,7 +130,7 @@ UNFIT = {
 
 
 @pytest.mark.parametrize("fault", UNFIT)
-def test_what_cannot_be(fault, weights):
+def test_contradictions_are_refused(fault, weights):
     change, message = UNFIT[fault]
     read_metadata(weights)
     edit(weights, change)
@@ -171,7 +171,7 @@ print(*outcomes.values())
 """
 
 
-def test_changed_bytes_end_in_a_sentence_and_take_no_memory(weights):
+def test_changed_bytes_are_one_sentence_and_take_no_memory(weights):
     """One byte can claim gigabytes, which Python reserves before it reads on."""
     child = subprocess.run(
         [sys.executable, "-c", LIMITED, weights, "1500"], capture_output=True, text=True, check=False
@@ -182,7 +182,7 @@ def test_changed_bytes_end_in_a_sentence_and_take_no_memory(weights):
     assert refused > 1000
 
 
-def test_claims_are_refused_before_they_are_met(weights):
+def test_false_sizes_are_refused_before_memory_is_taken(weights):
     content = pickle.dumps(Metadata({}, storage_data={}), protocol=4)
     for claim in (
         b"\x8e" + b"\xff" * 7 + b"\0",

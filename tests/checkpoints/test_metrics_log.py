@@ -13,7 +13,7 @@ from nemo_longpo.errors import InputError
 LINES = [json.dumps({"step": step, "loss": 0.5}).encode() + b"\n" for step in (1, 2, 3, 4)]
 
 
-def test_steps_that_will_be_trained_again_go(tmp_path):
+def test_later_steps_are_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b"".join(LINES))
     assert keep_steps(path, 2) == 0
@@ -56,7 +56,7 @@ def test_a_torn_line_is_dropped(tmp_path, torn):
     assert path.read_bytes() == b"".join(LINES[:2])
 
 
-def test_nothing_is_written_where_nothing_changes(tmp_path):
+def test_file_without_changes_is_not_written(tmp_path):
     path = tmp_path / "metrics.jsonl"
     assert keep_steps(path, 0) == 0
     assert not path.exists()
@@ -82,7 +82,7 @@ def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
     assert list(Path(tmp_path).iterdir()) == [path]
 
 
-def test_no_room_is_one_sentence_and_loses_nothing(tmp_path, monkeypatch):
+def test_full_disk_loses_nothing(tmp_path, monkeypatch):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b"".join(LINES))
 
@@ -95,7 +95,7 @@ def test_no_room_is_one_sentence_and_loses_nothing(tmp_path, monkeypatch):
     assert path.read_bytes() == b"".join(LINES)
 
 
-def test_metrics_of_a_run_are_its_whole_lines(tmp_path):
+def test_read_metrics_skips_torn_lines(tmp_path):
     assert read_metrics(tmp_path) == []
     path = metrics_file(tmp_path, "mine")
     path.parent.mkdir(parents=True)

@@ -16,7 +16,7 @@ def length(size: int, width: int) -> bytes:
 
 
 @pytest.mark.parametrize("protocol", range(3, 6))
-def test_what_is_listed_passes(protocol):
+def test_listed_names_pass(protocol):
     value = {"a": [1, -1, 2.5, "é" * 300, b"x" * 300, 10**400, None, True], "b": (set(), collections.OrderedDict(a=1))}
     check_names(pickle.dumps(value, protocol), ALLOWED, "it", "do")
 
@@ -31,7 +31,7 @@ def test_a_name_is_listed_with_its_module(name):
             check_names(content, ALLOWED, "it", "do")
 
 
-def test_what_lies_outside_is_for_files_of_torch_alone():
+def test_only_files_of_torch_refer_to_storages():
     content = b"\x80\x02X" + length(1, 4) + b"0Q."
     check_names(content, ALLOWED, "it", "do", storages=True)
     with pytest.raises(InputError, match="it refers to something outside"):
@@ -55,17 +55,17 @@ def test_what_lies_outside_is_for_files_of_torch_alone():
         (b"I1\n.", "byte 0 or after: INT is no instruction"),
     ],
 )
-def test_what_cannot_be_read_safely(content, reason):
+def test_unsafe_pickles_are_refused(content, reason):
     for check in (lambda: check_claims(content, "it"), lambda: check_names(content, ALLOWED, "it", "do")):
         with pytest.raises(InputError, match=reason):
             check()
 
 
 @pytest.mark.parametrize("content", [b"X" + length(3, 4) + b"abc.", b"\x95" + length(2, 8) + b"N.", b"Nr\0\0\0\0."])
-def test_what_fits_passes(content):
+def test_sizes_that_fit_pass(content):
     check_claims(content, "it")
     check_names(content, (), "it", "do")
 
 
-def test_what_follows_the_end_is_not_read():
+def test_bytes_after_the_end_are_not_read():
     check_claims(b"N.\xff\xff", "it")

@@ -67,7 +67,7 @@ def test_a_forgotten_checkpoint_is_left_alone(checkpoints, slow):
     assert not any(path.exists() for path in checkpoints)
 
 
-def test_an_error_of_a_forgotten_checkpoint_is_forgotten_too(checkpoints):
+def test_errors_of_a_forgotten_checkpoint_are_dropped(checkpoints):
     recorder = Recorder()
     shutil.rmtree(checkpoints[0])
     (checkpoints[0]).write_text("no directory")
@@ -76,7 +76,7 @@ def test_an_error_of_a_forgotten_checkpoint_is_forgotten_too(checkpoints):
     recorder.collect(wait=True)
 
 
-def test_a_full_disk_is_told_when_collected(checkpoints, monkeypatch):
+def test_full_disk_is_raised_by_collect(checkpoints, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 

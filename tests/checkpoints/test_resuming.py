@@ -21,12 +21,12 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
-def test_the_newest(folder):
+def test_newest_checkpoint_is_the_resume_point(folder):
     assert find_resume_point(folder) == folder / "global_step=4"
 
 
 @pytest.mark.parametrize("place", ["global_step=4", "global_step=4/weights", "global_step=4-last/weights"])
-def test_a_run_goes_on_from_its_end(folder, place):
+def test_resuming_from_the_newest_is_allowed(folder, place):
     (folder / "global_step=4-last").symlink_to("global_step=4")
     refuse_to_start_beside(folder, folder / place)
 
@@ -47,7 +47,7 @@ def test_going_back_is_refused(folder):
         refuse_to_start_beside(folder, folder / "global_step=2" / "weights")
 
 
-def test_a_damaged_one_is_left_out_with_a_word(folder):
+def test_damaged_checkpoint_is_left_out_with_a_warning(folder):
     (folder / "global_step=4" / "weights" / "common.pt").unlink()
     assert find_resume_point(folder) == folder / "global_step=2"
     refuse_to_start_beside(folder, folder / "global_step=2")
@@ -55,7 +55,7 @@ def test_a_damaged_one_is_left_out_with_a_word(folder):
     assert line.endswith("global_step=4/weights/common.pt is missing or empty")
 
 
-def test_nothing_but_damaged_ones_is_no_new_run(folder):
+def test_only_damaged_checkpoints_is_an_error(folder):
     for step in (2, 4):
         (folder / f"global_step={step}" / "weights" / ".metadata").unlink()
     with pytest.raises(
@@ -78,7 +78,7 @@ def test_a_run_killed_in_its_first_save_begins_again(folder):
     assert len(list_checkpoints(folder).describe_left_out()) == 2
 
 
-def test_a_kill_in_a_later_save_needs_no_word(folder):
+def test_kill_in_a_later_save_needs_no_warning(folder):
     (folder / "global_step=4-unfinished").touch()
     assert find_resume_point(folder) == folder / "global_step=2"
     assert list_checkpoints(folder).describe_left_out() == []
@@ -92,7 +92,7 @@ def test_a_run_directory_behind_a_link(folder, tmp_path_factory):
         refuse_to_start_beside(link, link / "global_step=2" / "weights")
 
 
-def test_going_back_to_a_damaged_one_is_going_back(folder):
+def test_going_back_to_a_damaged_checkpoint_is_refused(folder):
     (folder / "global_step=2" / "context" / "model.yaml").unlink()
     with pytest.raises(InputError, match=r"would go back to .*global_step=2 although .*global_step=4 is newer"):
         refuse_to_start_beside(folder, folder / "global_step=2" / "weights")

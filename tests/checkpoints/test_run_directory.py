@@ -33,32 +33,32 @@ def folder(tmp_path) -> Path:
     return folder
 
 
-def test_the_new_one_while_the_old_one_is_being_removed(folder):
+def test_newest_while_the_old_is_removed(folder):
     assert list_checkpoints(folder).newest == folder / "global_step=8"
     assert list_checkpoints(folder).unfinished == [folder / "global_step=6"]
 
 
-def test_the_new_one_when_the_link_dangles_or_is_gone(folder):
+def test_newest_without_a_valid_link(folder):
     shutil.rmtree(folder / "global_step=6")
     assert list_checkpoints(folder).newest == folder / "global_step=8"
     (folder / "global_step=6-last").unlink()
     assert list_checkpoints(folder).newest == folder / "global_step=8"
 
 
-def test_the_old_one_while_the_new_one_is_being_written(folder):
+def test_old_one_while_the_new_is_written(folder):
     save(folder, "global_step=6")
     (folder / "global_step=6-unfinished").rename(folder / "global_step=8-unfinished")
     assert list_checkpoints(folder).newest == folder / "global_step=6"
 
 
-def test_steps_are_numbers_and_age_is_not_that_of_the_files(folder):
+def test_steps_are_compared_as_numbers(folder):
     newest = save(folder, "global_step=10")
     for part in (newest / "weights").iterdir():
         os.utime(part, (0, 0))
     assert list_checkpoints(folder).newest == newest
 
 
-def test_without_a_step_in_the_name_the_files_tell_the_age(tmp_path):
+def test_names_without_a_step_are_ordered_by_time(tmp_path):
     checkpoints = [save(tmp_path / "checkpoints", name) for name in ("b", "a")]
     for seconds, checkpoint in enumerate(checkpoints):
         os.utime(checkpoint / "weights" / "metadata.json", (seconds, seconds))
@@ -94,7 +94,7 @@ def test_one_relative_link_to_the_newest(folder, tmp_path):
 
 
 @pytest.mark.parametrize("place", [".", "longpo", "longpo/checkpoints", "longpo/checkpoints/global_step=8"])
-def test_whatever_of_a_run_is_given(folder, place):
+def test_every_folder_of_a_run_is_accepted(folder, place):
     run = folder.parents[1]
     (run / "tb_logs" / "longpo").mkdir(parents=True)
     assert find_checkpoint(run / place) == folder / "global_step=8"
@@ -111,13 +111,13 @@ def test_a_run_with_a_version(tmp_path):
     assert find_checkpoint(tmp_path) == newest
 
 
-def test_several_runs_are_told_apart_by_the_user(folder, tmp_path):
+def test_several_runs_are_refused(folder, tmp_path):
     save(folder.parents[1] / "second" / "checkpoints", "global_step=2")
     with pytest.raises(InputError, match=r"several runs \(longpo, second\); give one of them"):
         find_checkpoint(folder.parents[1])
 
 
-def test_models_and_other_paths_stay_what_they_are(folder, tmp_path):
+def test_other_paths_are_returned_unchanged(folder, tmp_path):
     imported = save(tmp_path, "start")
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "config.json").touch()
@@ -134,7 +134,7 @@ def test_models_and_other_paths_stay_what_they_are(folder, tmp_path):
         ("gone-last", "gone-last is a link to gone, which is not there; give the run's directory instead"),
     ],
 )
-def test_checkpoints_that_are_none_are_refused(folder, place, message):
+def test_unfinished_checkpoints_and_dangling_links_are_refused(folder, place, message):
     (folder / "gone-last").symlink_to("gone")
     with pytest.raises(InputError, match=message):
         find_checkpoint(folder / place)
@@ -152,7 +152,7 @@ def test_a_run_without_a_complete_checkpoint(folder):
 
 
 @pytest.mark.parametrize("part", SMALL)
-def test_a_part_without_content_is_as_good_as_none(folder, part):
+def test_empty_part_counts_as_missing(folder, part):
     damaged = save(folder, "global_step=10")
     (damaged / part).write_bytes(b"")
     assert list_checkpoints(folder).damaged == [damaged]
@@ -187,14 +187,14 @@ def test_a_model_that_holds_a_run_is_that_model(folder, tmp_path):
         (tmp_path / part).rmdir()
 
 
-def test_files_are_neither_checkpoints_nor_folders_of_them(folder):
+def test_plain_files_are_ignored(folder):
     run = folder.parents[1]
     (run / "loss_step=8.png").touch()
     (run / "checkpoints").touch()
     assert find_checkpoint(run) == folder / "global_step=8"
 
 
-def test_without_a_complete_one_the_newest_is_named(tmp_path):
+def test_newest_damaged_checkpoint_is_named(tmp_path):
     for step in (9, 10):
         (save(tmp_path, f"step={step}") / "weights" / "common.pt").unlink()
     with pytest.raises(InputError, match=r"step=10/weights/common.pt is missing or empty"):
@@ -213,7 +213,7 @@ def test_copied_links_stay(folder):
     assert all(path.is_dir() for path in copies)
 
 
-def test_a_kill_between_link_and_name_does_not_matter(folder):
+def test_leftover_link_is_replaced(folder):
     (folder / ".global_step=8-last.partial").symlink_to("global_step=6")
     point_last_link(folder / "global_step=8")
     assert [path.readlink() for path in folder.iterdir() if path.is_symlink()] == [Path("global_step=8")]

@@ -54,7 +54,7 @@ def test_changes_are_named(changes, sentences):
     assert list(replace(BEGUN, **changes).changes_from(BEGUN)) == sentences
 
 
-def test_another_loss_is_named_apart():
+def test_other_loss_is_named():
     now = replace(BEGUN, loss={"model.objective.beta": 0.2, "model.objective.new": 1})
     assert list(now.changes_from(BEGUN)) == []
     assert list(now.loss_changes_from(BEGUN)) == ["model.objective.beta=0.2 instead of 0.1"]
@@ -64,7 +64,7 @@ def test_a_run_that_began_without_a_start_checkpoint():
     assert list(BEGUN.changes_from(replace(BEGUN, start=None))) == []
 
 
-def test_no_room_leaves_what_was_recorded(tmp_path, monkeypatch):
+def test_full_disk_keeps_the_old_record(tmp_path, monkeypatch):
     write_inputs(tmp_path, BEGUN)
 
     def full(descriptor: int) -> None:
@@ -76,7 +76,7 @@ def test_no_room_leaves_what_was_recorded(tmp_path, monkeypatch):
     assert read_inputs(tmp_path) == BEGUN
 
 
-def test_what_was_written_is_read(tmp_path):
+def test_record_round_trip(tmp_path):
     assert read_inputs(tmp_path / "inputs") is None
     for inputs in (BEGUN, replace(BEGUN, start=None)):
         write_inputs(tmp_path / "inputs", inputs)

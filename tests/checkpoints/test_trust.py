@@ -49,7 +49,7 @@ def test_a_configuration_of_plain_values(tmp_path):
     assert str(found.arguments["params_dtype"]) == "torch.bfloat16"
 
 
-def test_what_is_not_built_may_be_anything(tmp_path):
+def test_parts_that_are_not_built_may_hold_anything(tmp_path):
     """A run's callbacks and data are the user's; only NeMo's own configuration and tokenizer are built."""
     callback = call("my.project", "Callback") | {"paths": ["<root>.trainer.callbacks[0]"]}
     directory = context(tmp_path, callback=callback)
@@ -69,7 +69,7 @@ BAD_CONFIGS = {
 
 
 @pytest.mark.parametrize("place", BAD_CONFIGS)
-def test_a_name_that_is_not_listed(place, tmp_path):
+def test_unlisted_name_is_refused(place, tmp_path):
     directory = context(tmp_path, BAD_CONFIGS[place], popen=call("subprocess", "Popen"))
     with pytest.raises(
         InputError, match=r"io\.json has subprocess\.Popen built for model\.config, .* nothing of it was"
@@ -77,7 +77,7 @@ def test_a_name_that_is_not_listed(place, tmp_path):
         check_context(directory, "model.config")
 
 
-def test_a_module_that_nothing_refers_to(tmp_path):
+def test_unreferenced_module_is_refused(tmp_path):
     """NeMo imports the type of each object that has no path, or one that begins like the subpath."""
     for paths in ({}, {"paths": ["<root>.model.config.unused"]}):
         stray = {"type": reference("own_code", "Own"), "items": [], "metadata": None} | paths
@@ -145,7 +145,7 @@ def test_code_from_the_hub(tmp_path):
 
 
 @pytest.mark.distributed
-def test_what_is_listed_exists_and_is_what_it_is_listed_as():
+def test_listed_names_exist():
     for name in trust.ARCHITECTURES | trust.FIELD_VALUES | trust.TOKENIZERS | trust.NAMES_OF_FILES:
         found = importlib.import_module(name.module)
         for part in name.symbol.split("."):
@@ -153,7 +153,7 @@ def test_what_is_listed_exists_and_is_what_it_is_listed_as():
         assert (name in trust.ARCHITECTURES) == (dataclasses.is_dataclass(found) and "Config" in name.symbol), name
 
 
-def test_names_in_pickles_are_not_those_that_python_renames():
+def test_listed_names_are_not_renamed_by_python():
     """A pickle of an old protocol may mean another thing by a name than it says."""
     kept = {name for name in trust.STATE_NAMES if name[0] != "__builtin__"}
     assert not kept & _compat_pickle.NAME_MAPPING.keys()
@@ -205,7 +205,7 @@ def test_a_checkpoint_of_plain_state(weights):
         (saved({})[:100], "damaged, or not of torch.save"),
     ],
 )
-def test_state_that_is_not_plain(content, message, weights):
+def test_other_state_is_refused(content, message, weights):
     (weights / "common.pt").write_bytes(content)
     with pytest.raises(InputError, match=message):
         check_weights(weights)
@@ -231,13 +231,13 @@ def test_another_format(weights):
         check_weights(weights)
 
 
-def test_the_lists_of_configurations_and_tokenizers_are_two(tmp_path):
+def test_configurations_and_tokenizers_have_separate_lists(tmp_path):
     for config in (call(*AUTO, pretrained_model_name="hf"), call(*MISTRAL, num_layers=call(*AUTO))):
         with pytest.raises(InputError, match=r"AutoTokenizer built for model\.config, which is not on the list"):
             check_context(context(tmp_path, config), "model.config")
 
 
-def test_what_fields_may_hold_is_no_configuration(tmp_path):
+def test_field_value_is_not_a_configuration(tmp_path):
     with pytest.raises(InputError, match=r"io\.json records no model\.config"):
         check_context(context(tmp_path, call("torch.nn.init", "normal_")), "model.config")
 
@@ -254,13 +254,13 @@ def test_files_elsewhere_within_a_configuration(wrap, tmp_path):
 
 
 @pytest.mark.parametrize("value", [1, "no", [], None])
-def test_anything_but_false_trusts_code_from_the_hub(value, tmp_path):
+def test_trust_remote_code_must_be_false(value, tmp_path):
     trusting = call(*AUTO, pretrained_model_name=leaf("someone/model"), trust_remote_code=leaf(value))
     with pytest.raises(InputError, match="records a tokenizer with trust_remote_code and without files"):
         check_context(context(tmp_path, tokenizer=trusting), "model.tokenizer")
 
 
-def test_code_of_a_tokenizer_in_a_directory_that_the_user_has(tmp_path):
+def test_code_of_a_tokenizer_outside_the_checkpoint(tmp_path):
     hf = tmp_path / "hf"
     hf.mkdir()
     (hf / "config.json").write_text('{"auto_map": {"AutoTokenizer": "own.Own"}}')

@@ -56,7 +56,7 @@ def test_reason(case):
 
 
 @pytest.mark.parametrize("full", [True, False])
-def test_a_thread_tells_all_but_a_full_disk(full, monkeypatch, capsys):
+def test_threads_hide_only_a_full_disk(full, monkeypatch, capsys):
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     monkeypatch.setattr(logging, "raiseExceptions", True)
     leave_to_main_thread()
@@ -72,7 +72,7 @@ def test_a_thread_tells_all_but_a_full_disk(full, monkeypatch, capsys):
     assert ("Traceback" in capsys.readouterr().err) == (not full)
 
 
-def test_circles_end():
+def test_circular_causes():
     first, second = ValueError("a"), ValueError("b")
     first.__context__, second.__cause__ = second, first
     assert no_room(first) is None

@@ -60,7 +60,7 @@ WITHOUT_RECORD = {
 
 
 @pytest.mark.parametrize("fault", DAMAGE)
-def test_a_start_from_damaged_files_is_refused(fault, workbench, workers, tmp_path):
+def test_damaged_start_is_refused(fault, workbench, workers, tmp_path):
     damage, name, message = DAMAGE[fault]
     start = shutil.copytree(workbench.checkpoint, tmp_path / "start")
     damage(start / name)
@@ -72,7 +72,7 @@ def test_a_start_from_damaged_files_is_refused(fault, workbench, workers, tmp_pa
 
 
 @pytest.mark.parametrize("fault", WITHOUT_RECORD)
-def test_without_a_record_too(fault, workbench, workers, tmp_path):
+def test_damaged_start_without_a_record_is_refused(fault, workbench, workers, tmp_path):
     damage, name, message = WITHOUT_RECORD[fault]
     start = shutil.copytree(workbench.checkpoint, tmp_path / "start")
     (start / RECORD).unlink()
@@ -83,7 +83,7 @@ def test_without_a_record_too(fault, workbench, workers, tmp_path):
     assert message in said
 
 
-def test_a_run_records_its_checkpoints_and_holds_them_to_it(workbench, workers, tmp_path):
+def test_changed_checkpoint_of_a_run_is_refused(workbench, workers, tmp_path):
     run = tmp_path / "run"
     assert outcome(workers, settings(workbench, run)) is None
     (checkpoint,) = (path for path in (run / "longpo" / "checkpoints").iterdir() if not path.is_symlink())
@@ -103,7 +103,7 @@ def test_a_run_records_its_checkpoints_and_holds_them_to_it(workbench, workers, 
     assert _steps(run) == [1, 2]
 
 
-def test_a_full_disk_is_one_sentence_and_the_run_goes_on_with_room(workbench, workers, tmp_path):
+def test_run_continues_after_a_full_disk(workbench, workers, tmp_path):
     run = tmp_path / "run"
     assert outcome(workers, settings(workbench, run)) is None
     on = settings(workbench, run, **{"trainer.max_steps": 3})

@@ -45,7 +45,7 @@ def _left_over(run: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("workbench", ["mistral"], indirect=True)
-def test_killed_again_and_again_equals_undisturbed(workbench, workers, tmp_path):
+def test_killed_run_equals_undisturbed_run(workbench, workers, tmp_path):
     """With two context ranks, a decaying learning rate, and three of eight records a step, of similar length.
 
     One end is a SIGKILL, one falls into the removal of a checkpoint, and once the run goes on in another place. Where

@@ -39,7 +39,7 @@ def _shards(directory: Path, workbench, weights: str) -> Path:
     return pairs.write_shards(directory, workbench.records, tokenizer, len(tokenizer), weights_sha256=weights)
 
 
-def test_a_resumed_run_wants_what_it_began_with(workers, workbench, tmp_path):
+def test_changed_inputs_are_refused_at_resume(workers, workbench, tmp_path):
     run = tmp_path / "run"
     _train(workers, workbench, run)
     others = {
@@ -68,7 +68,7 @@ def test_a_resumed_run_wants_what_it_began_with(workers, workbench, tmp_path):
     assert len(read_metrics(run)) == 3
 
 
-def test_the_weights_that_scored_the_shards(workers, workbench, tmp_path):
+def test_other_weights_than_scored_the_shards_are_logged(workers, workbench, tmp_path):
     """A start that is not those is meant in later rounds, so it is one line and no refusal."""
     weights = weights_fingerprint(workbench.hf)
     same, other = (
@@ -82,7 +82,7 @@ def test_the_weights_that_scored_the_shards(workers, workbench, tmp_path):
     assert str(same) not in line
 
 
-def test_a_changed_byte_of_a_shard_stops_all_ranks(workers, workbench, tmp_path):
+def test_changed_shard_stops_all_ranks(workers, workbench, tmp_path):
     """A token became another one that exists, so that only the hash tells. Whoever began with the file knew it."""
     shards = shutil.copytree(workbench.shards, tmp_path / "shards")
     (file,) = shards.glob("*.arrow")

@@ -59,7 +59,7 @@ def change_bytes(shards: Path, cases: int, seed: int) -> None:
     print(f"{counts['refused']} refused, {counts['read']} read")
 
 
-def test_no_changed_byte_ends_the_process(shards, tmp_path):
+def test_changed_bytes_never_end_the_process(shards, tmp_path):
     code = (
         "import resource, sys; from pathlib import Path; resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n"
         "from test_changed_bytes import change_bytes; change_bytes(Path(sys.argv[1]), int(sys.argv[2]), 0)"
@@ -75,7 +75,7 @@ def test_no_changed_byte_ends_the_process(shards, tmp_path):
     assert refused > read > 0
 
 
-def test_a_whole_file_is_read(shards, tmp_path):
+def test_undamaged_file_is_read(shards, tmp_path):
     """Else the test above would pass with a reader that refuses everything."""
     shutil.copytree(shards, tmp_path / "copy")
     assert [record.doc_id for record in ShardReader(tmp_path / "copy")] == ["document 0", "document 1"]

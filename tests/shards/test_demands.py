@@ -48,7 +48,7 @@ def test_loss_and_reference_fit(shards_of, loss_type, ref_context):
         check(directory, demands)
 
 
-def test_more_tokens_than_the_model_has_rows(shards_of):
+def test_vocabulary_larger_than_the_model(shards_of):
     with pytest.raises(InputError, match="short was written for a vocabulary of 100, but the model has 99 rows"):
         check(shards_of("short"), replace(DEMANDS, vocabulary_rows=99))
 

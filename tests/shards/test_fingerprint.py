@@ -26,7 +26,7 @@ def test_the_root_of_a_model_in_the_hubs_cache(tmp_path):
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_padding_and_truncation_do_not_matter(style, tmp_path):
+def test_fingerprint_ignores_padding_and_truncation(style, tmp_path):
     tokenizer = copy.deepcopy(tiny_tokenizer(style))
     expected = tokenizer_fingerprint(tokenizer)
     tokenizer.pad_token = tokenizer.eos_token
@@ -40,14 +40,14 @@ def test_padding_and_truncation_do_not_matter(style, tmp_path):
     assert tokenizer_fingerprint(AutoTokenizer.from_pretrained(tmp_path)) == expected
 
 
-def test_every_style_has_its_own():
+def test_chat_templates_differ():
     prints = {tokenizer_fingerprint(tiny_tokenizer(style)) for style in STYLES}
     templates = {chat_template_hash(tiny_tokenizer(style)) for style in STYLES}
     # v0.1 and v0.2 share their tokenizer, not their template.
     assert (len(prints), len(templates)) == (4, 5)
 
 
-def test_what_changes_token_ids_changes_the_fingerprint():
+def test_fingerprint_follows_token_ids():
     tokenizer = tiny_tokenizer("mistral-v0.2")
     expected = tokenizer_fingerprint(tokenizer)
     added = copy.deepcopy(tokenizer)

@@ -22,7 +22,7 @@ def _remember(shard: Path, machine: str = "here") -> Path:
     return memory
 
 
-def test_only_this_file_on_this_machine_with_this_hash_is_known(shard, tmp_path):
+def test_file_machine_and_hash_must_match(shard, tmp_path):
     assert not is_known({}, "here", shard, "a" * 64)
     known = read_known(_remember(shard))
     assert is_known(known, "here", shard, "a" * 64)
@@ -32,7 +32,7 @@ def test_only_this_file_on_this_machine_with_this_hash_is_known(shard, tmp_path)
     assert not is_known(known, "here", copy, "a" * 64)
 
 
-def test_a_change_shows_although_size_and_time_are_put_back(shard):
+def test_restored_size_and_time_do_not_hide_a_change(shard):
     known, before = read_known(_remember(shard)), shard.stat()
     with shard.open("r+b") as file:
         file.write(b"T")
@@ -49,7 +49,7 @@ def test_machines_add_to_what_is_known(shard):
     assert read_known(memory) == {}
 
 
-def test_what_is_compared_and_under_which_path(shard, tmp_path, monkeypatch):
+def test_state_and_path(shard, tmp_path, monkeypatch):
     """Each figure for itself: file systems differ in which of them a copy or a restored backup changes."""
     stat = shard.stat()
     assert state_of(shard, "a") == [stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, "a"]
@@ -58,7 +58,7 @@ def test_what_is_compared_and_under_which_path(shard, tmp_path, monkeypatch):
     assert is_known(known, "here", Path(shard.name), "a" * 64)
 
 
-def test_files_of_a_machine_add_up_whole_or_not_at_all(shard, tmp_path, monkeypatch):
+def test_files_of_a_machine_add_up(shard, tmp_path, monkeypatch):
     other = tmp_path / "shard-00001.arrow"
     other.write_bytes(b"more")
     _remember(shard)
@@ -75,7 +75,7 @@ def test_files_of_a_machine_add_up_whole_or_not_at_all(shard, tmp_path, monkeypa
     assert read_known(memory) == known
 
 
-def test_a_machine_without_files_is_none(shard):
+def test_damaged_entry_of_a_machine_is_ignored(shard):
     memory = _remember(shard)
     memory.write_text('{"here": 3}')
     assert not is_known(read_known(memory), "here", shard, "a" * 64)

@@ -75,7 +75,7 @@ def places(content: Any, path: tuple = ()) -> Iterator[tuple]:
             yield from places(item, (*path, key))
 
 
-def test_whatever_is_missing_or_of_another_type_is_one_sentence(shards):
+def test_missing_or_mistyped_field_is_one_sentence(shards):
     whole = json.loads((shards / "manifest.json").read_text())
     allowed = set()
     for path in places(whole):

@@ -61,7 +61,7 @@ def test_round_trip_over_several_files(shards):
     reader.verify()
 
 
-def test_spans_of_chunks_come_back_and_need_not_be_known(tmp_path):
+def test_chunk_spans_are_optional(tmp_path):
     spans = np.array([[2, 5], [0, 0]], dtype=np.int32)
     records = [make_record(0, chunk_spans=spans), make_record(1)]
     write(tmp_path / "shards", *records)
@@ -116,7 +116,7 @@ def test_datasets_reads_every_file(shards):
     assert rows[3]["lengths"] == {"trunk": 8, "chosen": 7, "rejected": 5}
 
 
-def test_same_input_gives_the_same_bytes_and_may_be_written_again(shards, tmp_path):
+def test_same_input_gives_the_same_bytes(shards, tmp_path):
     for output in (tmp_path / "again", shards):
         write(output, *(make_record(index) for index in range(5)))
     for path in shards.iterdir():
