@@ -140,4 +140,4 @@ clean:
 	rm -rf $(VENV) $(NEMO26) $(VLLM_VENV) $(TRL_VENV) $(DOCS_VENV) build site dist nemo_longpo.egg-info demo_output nemo_experiments
 	rm -rf onelogger.err onelogger.log
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find $(SOURCES) tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find $(SOURCES) tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 SETUPTOOLS = PROJECT["tool"]["setuptools"]
 # Folders of Python files that are run or tested in place, never installed.
-NOT_INSTALLED = {"tests", "benchmarks", "docs"}
+NOT_INSTALLED = {"tests", "benchmarks", "docs", "examples"}
 
 
 def source_files(folder: str) -> list[Path]:

@@ -1,4 +1,4 @@
-"""One conversion by NeMo or by transformers, in a process of its own.
+"""Convert a model with NeMo or with transformers, in a process of its own.
 
     python -m benchmarks.children.convert_rivals TOOL FAMILY SOURCE TARGET
 

@@ -7,8 +7,10 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Meter:
-    """Memory counts from what the process held when the meter was made: make it when all libraries are loaded, and
-    before there is a model."""
+    """Measures memory above what the process held when the meter was made.
+
+    Make it when all libraries are loaded and before there is a model.
+    """
 
     def __init__(self) -> None:
         self.idle = _resident("VmRSS")

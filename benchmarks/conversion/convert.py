@@ -1,4 +1,4 @@
-"""Conversion beside NeMo's own and beside transformers' load and save: time and memory, same model, machine and run.
+"""Compare time and memory of conversion with NeMo's own, and with transformers' load and save.
 
     python -m benchmarks.conversion.convert --workers 1 2
 

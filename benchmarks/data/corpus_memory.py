@@ -1,4 +1,4 @@
-"""Memory and speed of `longpo data chunk` on a large corpus, beside those of the tokenizer alone.
+"""Measure memory and speed of `longpo data chunk` on a large corpus, and those of the tokenizer alone.
 
 Makes a corpus of random prose (one JSONL file, documents of 0.1 to 1 MB) and a tokenizer of 8,000 tokens in a temporary
 directory, runs the command once per number of workers, and writes OUTPUT/corpus_memory.json and .md. A process's peak

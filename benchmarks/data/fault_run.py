@@ -1,4 +1,4 @@
-"""Does generation survive a bad night? Kill its processes at random and compare the shards with an undisturbed run.
+"""Kill processes of `longpo data run` at random, and compare the shards with those of an undisturbed run.
 
     python -m benchmarks.data.fault_run --documents 50 --kills 20
 

@@ -12,12 +12,12 @@ benchmarks/results.
 
 from typing import Any
 
+from support.jobs import branch_jobs
+from support.worker_pool import WorkerPool
+
 from nemo_longpo.planning.speed import branch_traffic
 
 from ..common.results import origin, parser, write_results
-
-# isort: split
-from support.worker_pool import WorkerPool
 
 HEADS, KV_HEADS, HEAD = 32, 8, 128
 BRANCH = 4608
@@ -62,7 +62,7 @@ def main() -> None:
 def count(pool: WorkerPool, kind: str, cp_size: int) -> dict[str, Any]:
     """What every rank sent; all send the same, and as much as the formula says."""
     sizes = {"rows": BRANCH, "trunk": TRUNK, "heads": HEADS, "kv_heads": KV_HEADS, "head": HEAD, "dtype": "bfloat16"}
-    shares = pool.run("branch_jobs", "attention_traffic", cp_size, kind=kind, **sizes)
+    shares = pool.run(branch_jobs.attention_traffic, cp_size, kind=kind, **sizes)
     (sent,) = {tuple(sum(collectives.values()) for collectives in share) for share in shares}
     if kind == "branches":
         formula = branch_traffic(BRANCH, HEADS, KV_HEADS, HEAD, cp_size)

@@ -1,4 +1,4 @@
-"""One optimizer step of ours beside one of TRL's DPOTrainer: same model, same token ids, same machine, one run.
+"""Compare an optimizer step with one of TRL's DPOTrainer: same model, same token ids, same machine, one run.
 
     make trl-env
     python -m benchmarks.engine.compare_trl --output benchmarks/results/compare_trl.json

@@ -1,4 +1,4 @@
-"""What it takes to score every token, forward and backward: all logits at once, or a chunk of them at a time.
+"""Compare two ways to score every token, forward and backward: all logits at once, or a chunk at a time.
 
     python -m benchmarks.engine.logprobs
 

@@ -1,4 +1,4 @@
-"""What the shared prefix saves: step time and peak memory of both layouts of a pair.
+"""What does the shared prefix save? Step time and peak memory of both layouts of a pair.
 
     python -m benchmarks.engine.pair_layouts --output benchmarks/results/pair_layouts.json
 

@@ -1,4 +1,4 @@
-"""What the engine's attention and layers do on one GPU: exactness, time, memory, share of the chip's peak.
+"""Measure the engine's attention and layers on one GPU: exactness, time, memory, share of the chip's peak.
 
     python -m benchmarks.gpu.gpu_engine
 

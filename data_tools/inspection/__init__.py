@@ -1,1 +1,1 @@
-"""What shards hold, for people and machines."""
+"""Show what shards hold: a summary in numbers, lines for the terminal, and an HTML page."""

@@ -15,10 +15,11 @@ MOST_SAMPLES = 100
 def inspect_shards(
     directory: Path, *, verify: bool = False, model: Path | None = None, page: Path | None = None, samples: int = 0
 ) -> dict[str, Any]:
-    """The summary of a shard directory; with `page`, an HTML file with `samples` documents is written as well.
+    """Return the summary of a shard directory; with `page`, write an HTML file that shows `samples` documents as well.
 
     With `verify`, every hash, span and sum is recomputed first. `model` is a Hugging Face directory whose tokenizer
-    makes the page readable; it must be the one that made the shards. Raises InputError.
+    makes the page readable. Raises InputError if the page cannot be written, if the shards are damaged or hold no
+    documents, or if another tokenizer made them.
     """
     if page is not None:
         _check_page(page, samples)
@@ -42,7 +43,7 @@ def inspect_shards(
 
 
 def _check_page(page: Path, samples: int) -> None:
-    """Before the work, not after it."""
+    """Raise InputError before the work if the page cannot be written after it."""
     if page.is_dir():
         raise InputError(f"{page} is a directory; give --html a file, such as {page / 'shards.html'}")
     if not page.absolute().parent.is_dir():
@@ -54,6 +55,7 @@ def _check_page(page: Path, samples: int) -> None:
 
 
 def _tokenizer(model: Path, reader: ShardReader) -> Any:
+    """Return the model's tokenizer. Raises InputError if the shards were written with another one."""
     from ..model import load_chat, tokenizer_identity
 
     chat = load_chat(model)

@@ -15,8 +15,8 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from nemo_longpo import terminal
 from nemo_longpo.shards.reader import ShardReader
+from nemo_longpo.terminal import number, share, shortened, size
 
 from . import plots
 from .sample_view import SHADES, document_view
@@ -40,14 +40,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {
-        "number": terminal.number,
-        "share": terminal.share,
-        "shortened": terminal.shortened,
-        "signed": signed,
-        "size": terminal.size,
-        "words": words,
-    }
+    made.filters |= {call.__name__: call for call in (number, share, shortened, signed, size, words)}
     return made
 
 
@@ -58,24 +51,21 @@ def make_page(reader: ShardReader, summary: dict[str, Any], values: Values, text
     bounds = [f"{100 * bound:g} %" for bound in SHADES]
     shades = [f"under {bounds[0]}", *(f"{low} to {high}" for low, high in pairwise(bounds)), f"{bounds[-1]} and over"]
     margins = values["margin_per_document"]
-    return (
-        environment()
-        .get_template("page.html")
-        .render(
-            name=Path(summary["directory"]).absolute().name,
-            # The browser runs this script and no other, and loads nothing.
-            policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
-            style=Markup(style),
-            script=Markup(script),
-            summary=summary,
-            columns=SPREAD,
-            plots=plots.draw(summary, values),
-            documents=len(margins),
-            picked=[(standing, margins[index], reader[index]) for standing, index in pick(margins, samples)],
-            view=lambda record: document_view(record, text),
-            shades=shades[::-1],
-            flatten=lambda settings: dict(flatten(settings)),
-        )
+    template = environment().get_template("page.html")
+    return template.render(
+        name=Path(summary["directory"]).absolute().name,
+        # The browser runs this script and no other, and loads nothing.
+        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+        style=Markup(style),
+        script=Markup(script),
+        summary=summary,
+        columns=SPREAD,
+        plots=plots.draw(summary, values),
+        documents=len(margins),
+        picked=[(standing, margins[index], reader[index]) for standing, index in pick(margins, samples)],
+        view=lambda record: document_view(record, text),
+        shades=shades[::-1],
+        flatten=flatten,
     )
 
 

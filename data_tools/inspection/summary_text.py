@@ -1,6 +1,5 @@
 """The summary as aligned lines for people, and how its names and numbers are written on the page."""
 
-from collections.abc import Iterator
 from typing import Any
 
 from nemo_longpo.terminal import number, printable, share, size
@@ -66,13 +65,12 @@ def bar(value: float, top: float, width: int = _BAR) -> str:
     return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
 
 
-def flatten(settings: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (dotted key, value) of every leaf of nested settings."""
-    if not isinstance(settings, dict):
-        yield prefix, str(settings)
-        return
+def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return every leaf of nested settings by its dotted key."""
+    leaves: dict[str, str] = {}
     for key, value in settings.items():
-        yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
+        leaves |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)}
+    return leaves
 
 
 def _lines(**values: Any) -> list[str]:
@@ -98,7 +96,7 @@ def _provenance(summary: dict[str, Any]) -> dict[str, str]:
         # Prompts are too long for a line, and the reference model has lines of its own.
         values[f"made_by_{stage}"] = ", ".join(
             f"{key} {value}"
-            for key, value in flatten(settings)
+            for key, value in flatten(settings).items()
             if len(value) <= _LONGEST_SETTING and key.split(".")[0] not in ("prompts", "model")
         )
     return values

@@ -1,7 +1,7 @@
 """Token ids as readable pieces of text.
 
-A token may be a part of a character, or decode otherwise at the start of a text than inside it. So tokens are decoded
-behind their neighbours, and those that make one character together stay together.
+A token may be a part of a character, and may decode to another text at the start than inside. So tokens are decoded
+behind their neighbours, and those that make one character stay together.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class TokenText:
         self._special = frozenset(token for token, added_token in added if added_token.special)
 
     def groups(self, ids: Sequence[int], start: int = 0, end: int | None = None) -> list[Group]:
-        """Groups that cover ids[start:end]; what stands in front of `start` is looked at, but not part of them."""
+        """Return groups that cover ids[start:end]. Tokens in front of `start` are only looked at."""
         end = len(ids) if end is None else end
         if self._tokenizer is None:
             return [Group(at, at + 1, f"{ids[at]} ") for at in range(start, end)]
@@ -48,13 +48,15 @@ class TokenText:
         ]
 
     def elided(self, ids: Sequence[int], start: int, end: int, head: int, tail: int) -> list[tuple[int, int]]:
-        """The ranges to show of ids[start:end]: all of it, or about `head` tokens at the beginning and `tail` at the
-        end, cut between two characters as readers see them."""
+        """Return the ranges of ids[start:end] to show: all, or about `head` tokens at its start and `tail` at its end.
+
+        A cut lies between two characters as readers see them.
+        """
         first, last = self._border(ids, start + head, end), self._border(ids, end - tail, end)
         return [(start, end)] if end - start <= head + tail or first >= last else [(start, first), (last, end)]
 
     def _border(self, ids: Sequence[int], at: int, end: int) -> int:
-        """The first place from `at` on that is no middle of a grapheme cluster."""
+        """Return the first place from `at` on that is not inside a grapheme cluster."""
         groups = self.groups(ids, max(at - _AROUND, 0), min(at + _AROUND, end))
         borders = {cluster.start() for cluster in regex.finditer(r"\X", "".join(group.text for group in groups))}
         length = 0
@@ -65,8 +67,7 @@ class TokenText:
         return at
 
     def _whole_characters(self, ids: Sequence[int], start: int, end: int) -> list[tuple[int, int]]:
-        """The shortest spans that decode without a broken character; pieces of one that is never finished stand
-        alone."""
+        """Return the shortest spans that decode to whole characters; parts of one that never ends stand alone."""
         spans, first = [], start
         for last in range(start + 1, end + 1):
             if self._is_broken(ids[first:last]):
@@ -81,7 +82,7 @@ class TokenText:
         return spans
 
     def _text_behind(self, lead: Sequence[int], ids: Sequence[int]) -> str:
-        """What `ids` add to the text of `lead`."""
+        """Return what `ids` add to the text of `lead`."""
         before, whole, own = self._decode(lead), self._decode([*lead, *ids]), self._decode(ids)
         pairs = zip(before, whole, strict=False)
         text = whole[sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)) :]
