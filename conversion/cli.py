@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from nemo_longpo.arguments import positive_number, whole_number
+from nemo_longpo.errors import InputError
 from nemo_longpo.terminal import printable, show
 
-from .comparison.cli import VERIFY_EXAMPLE, add_hashes_option, add_verify_options, run_verify
-from .workers import DEFAULT_WORKERS
+from .progress import DEFAULT_WORKERS
 
 IMPORT_EXAMPLE = """example:
   longpo convert import --model models/Mistral-7B-Instruct-v0.2 --output checkpoints/mistral-128k \\
@@ -38,40 +38,39 @@ Needs no NeMo. Every weight is read once, in search of NaN and infinities; with 
 small files is, which takes a moment whatever the model's size. The last lines say what would stop an import, an export
 or training and which option helps."""
 
+VERIFY_EXAMPLE = """example:
+  longpo convert verify models/Mistral-7B-Instruct-v0.2 checkpoints/mistral-128k --prompt "The capital of France is"
+  longpo convert verify checkpoints/mistral-128k models/mistral-exported --strict
+
+Compares the configuration, the small files, every tensor (its bits, or rounded where the dtypes differ), and in fp32
+the logits and the residual stream behind every layer. A Hugging Face side is computed by transformers, a NeMo side by
+the Megatron model that training builds; each on the CPU, in a process of its own, one after the other.
+Memory: for tensors, one group of each side (the embedding, or gate and up of a layer); for logits, one model in fp32
+(4 bytes per parameter) and its largest tensor. Disk, in the temporary directory: 8 bytes times tokens times
+(vocabulary + layers x hidden size).
+
+Rotary settings, positions, sliding window and dtype may differ, because options of import and export change them, and
+so may transformers_version; --strict refuses that too. Where rotary settings differ, logits are compared under A's.
+Exit status: 0 equal, 1 different, 2 not comparable (a side is no complete model), or a crash."""
+
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the `convert` group and its four commands to the parser of `longpo`."""
     convert = subparsers.add_parser("convert", help="convert checkpoints between Hugging Face and NeMo")
     commands = convert.add_subparsers(dest="convert_command", required=True, metavar="COMMAND")
-    _register_import(commands)
-    _register_export(commands)
-    _register_inspect(commands)
-    _register_verify(commands)
+    for name, summary, example, add_options, run in (
+        ("import", "turn a Hugging Face directory into a NeMo checkpoint", IMPORT_EXAMPLE, _import_options, run_import),
+        ("export", "turn a NeMo checkpoint into a Hugging Face directory", EXPORT_EXAMPLE, _export_options, run_export),
+        ("inspect", "say what a model directory holds, on either side", INSPECT_EXAMPLE, _inspect_options, run_inspect),
+        ("verify", "say whether two directories hold the same model", VERIFY_EXAMPLE, _verify_options, run_verify),
+    ):
+        layout = argparse.RawDescriptionHelpFormatter
+        parser = commands.add_parser(name, help=summary, description=summary, epilog=example, formatter_class=layout)
+        add_options(parser)
+        parser.set_defaults(run=run)
 
 
-def _leaf(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, summary: str, example: str):
-    return commands.add_parser(
-        name,
-        help=summary,
-        description=summary,
-        epilog=example,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-
-def _scaling_choice(text: str) -> str | dict[str, Any]:
-    if text in ("keep", "none"):
-        return text
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        value = None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither keep nor none nor a JSON object")
-    return value
-
-
-def _register_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = _leaf(commands, "import", "turn a Hugging Face directory into a NeMo checkpoint", IMPORT_EXAMPLE)
+def _import_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, required=True, metavar="HF_DIR", help="Hugging Face model directory")
     parser.add_argument("--output", type=Path, required=True, metavar="NEMO_DIR", help="checkpoint to write")
     parser.add_argument("--rope-theta", type=positive_number, metavar="X", help="rotary base of the policy, e.g. 1e7")
@@ -96,11 +95,9 @@ def _register_import(commands: "argparse._SubParsersAction[argparse.ArgumentPars
         help="also read pytorch_model.bin files: their tensors, and nothing that would run code",
     )
     _add_output_options(parser)
-    parser.set_defaults(run=run_import)
 
 
-def _register_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = _leaf(commands, "export", "turn a NeMo checkpoint into a Hugging Face directory", EXPORT_EXAMPLE)
+def _export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", type=Path, required=True, metavar="NEMO_DIR", help="NeMo checkpoint, or a run's directory"
     )
@@ -121,19 +118,68 @@ def _register_export(commands: "argparse._SubParsersAction[argparse.ArgumentPars
         metavar="NEMO_DIR",
         help="where the checkpoint that LoRA adapters were trained on lies now (default: where it lay then)",
     )
-    add_hashes_option(parser)
+    _add_hashes_option(parser)
     _add_output_options(parser)
-    parser.set_defaults(run=run_export)
 
 
-def _register_inspect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = _leaf(commands, "inspect", "say what a model directory holds, on either side", INSPECT_EXAMPLE)
+def _inspect_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", type=Path, metavar="DIR", help="Hugging Face directory, NeMo checkpoint or run")
     parser.add_argument(
         "--headers-only", action="store_true", help="do not read the weights themselves, so NaN in them is not found"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(run=run_inspect)
+
+
+def _verify_options(parser: argparse.ArgumentParser) -> None:
+    for name in ("a", "b"):
+        parser.add_argument(name, type=Path, metavar=name.upper(), help="Hugging Face directory or NeMo checkpoint")
+    parser.add_argument(
+        "--base", type=Path, metavar="HF_DIR", help="small files of a NeMo side that does not carry its own"
+    )
+    parser.add_argument(
+        "--base-checkpoint", type=Path, metavar="NEMO_DIR", help="what LoRA adapters were trained on, if it was moved"
+    )
+    parser.add_argument("--allow-pickle", action="store_true", help="read weights from .bin files, tensors only")
+    parser.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="build whatever a NeMo side names, also what is not known to run no code (see SECURITY.md)",
+    )
+    parser.add_argument("--strict", action="store_true", help="fail on every difference of fields, files and bits")
+    parser.add_argument(
+        "--allow", action="append", default=[], metavar="NAME", help="a field or file that may differ (repeatable)"
+    )
+    parser.add_argument("--no-logits", action="store_true", help="compare what is on disk only; needs no NeMo")
+    parser.add_argument(
+        "--prompt", action="append", default=[], metavar="TEXT", help="compare logits on this text too (repeatable)"
+    )
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="compare logits on each line of a file too")
+    parser.add_argument(
+        "--random-tokens", type=whole_number, default=128, metavar="N", help="length of a random sequence (default 128)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random sequence (default 0)")
+    parser.add_argument(
+        "--tolerance",
+        type=positive_number,
+        default=1e-5,
+        metavar="X",
+        help="how far logits may be apart, relative to the largest logit of their token (default 1e-5)",
+    )
+    parser.add_argument(
+        "--own-rope", action="store_true", help="compute B's logits under its own rotary settings where they differ"
+    )
+    _add_hashes_option(parser)
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+
+
+def _add_hashes_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--no-hashes",
+        dest="check_hashes",
+        action="store_false",
+        help="hold the files of a NeMo checkpoint to their recorded sizes only, not to their hashes, which takes "
+        "reading all of it, 0.6 s of a core per GB",
+    )
 
 
 def _add_output_options(parser: argparse.ArgumentParser) -> None:
@@ -150,13 +196,20 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 
 
-def _register_verify(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = _leaf(commands, "verify", "say whether two directories hold the same model", VERIFY_EXAMPLE)
-    add_verify_options(parser)
-    parser.set_defaults(run=run_verify)
+def _scaling_choice(text: str) -> str | dict[str, Any]:
+    """Parse `--rope-scaling` for argparse."""
+    if text in ("keep", "none"):
+        return text
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither keep nor none nor a JSON object")
+    return value
 
 
-def run_import(arguments: argparse.Namespace) -> int:
+def run_import(arguments: argparse.Namespace) -> None:
     from .importer import import_checkpoint
 
     output = import_checkpoint(
@@ -170,11 +223,10 @@ def run_import(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
         workers=arguments.workers,
     )
-    _report(arguments, output)
-    return 0
+    _show_output(output, arguments.json)
 
 
-def run_export(arguments: argparse.Namespace) -> int:
+def run_export(arguments: argparse.Namespace) -> None:
     from .exporter import export_checkpoint
 
     output = export_checkpoint(
@@ -188,18 +240,59 @@ def run_export(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
         workers=arguments.workers,
     )
-    _report(arguments, output)
-    return 0
+    _show_output(output, arguments.json)
 
 
-def run_inspect(arguments: argparse.Namespace) -> int:
+def _show_output(output: Path, as_json: bool) -> None:
+    show(json.dumps({"output": str(output)}) if as_json else printable(f"wrote {output}"))
+
+
+def run_inspect(arguments: argparse.Namespace) -> None:
     from .inspection.inspect_model import inspect_model
     from .inspection.inspection_text import format_report
 
     report = inspect_model(arguments.path, headers_only=arguments.headers_only)
     show(json.dumps(report) if arguments.json else format_report(report))
-    return 0
 
 
-def _report(arguments: argparse.Namespace, output: Path) -> None:
-    show(json.dumps({"output": str(output)}) if arguments.json else printable(f"wrote {output}"))
+def run_verify(arguments: argparse.Namespace) -> int:
+    """Return 1 if the models differ."""
+    from .comparison.comparison_text import format_report
+    from .comparison.verify import LogitCheck, verify
+    from .model_on_disk import Access
+
+    check = LogitCheck(
+        random_tokens=arguments.random_tokens,
+        seed=arguments.seed,
+        prompts=[*arguments.prompt, *(_read_prompts(arguments.prompts) if arguments.prompts else [])],
+        tolerance=arguments.tolerance,
+        own_rope=arguments.own_rope,
+    )
+    report = verify(
+        arguments.a,
+        arguments.b,
+        access=Access(
+            base=arguments.base,
+            base_checkpoint=arguments.base_checkpoint,
+            allow_pickle=arguments.allow_pickle,
+            check_hashes=arguments.check_hashes,
+            trust_checkpoint=arguments.trust_checkpoint,
+        ),
+        logit_check=None if arguments.no_logits else check,
+        allow=arguments.allow,
+        strict=arguments.strict,
+    )
+    show(json.dumps(report.to_json()) if arguments.json else format_report(report))
+    return 0 if report.equal else 1
+
+
+def _read_prompts(path: Path) -> list[str]:
+    """One prompt per line. Raises InputError if the file is not readable text or holds none."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a readable text file: {error}") from error
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise InputError(f"{path} holds no prompt; write one per line")
+    return lines

@@ -29,9 +29,9 @@ from .nemo_checkpoint.context import HEADERS, WEIGHT_LIST
 from .nemo_checkpoint.opened import NemoCheckpoint
 from .nemo_checkpoint.stock import StockOrigin
 from .outputs import bytes_of, new_model, require_apart, require_free
+from .progress import DEFAULT_WORKERS, work_through
 from .targets import Target, original_headers, plan_targets
 from .values import NotFinite
-from .workers import DEFAULT_WORKERS, work_through
 
 
 def export_checkpoint(

@@ -25,9 +25,8 @@ from .nemo_checkpoint import context
 from .nemo_checkpoint.names import KEY_PREFIX, extra_states
 from .nemo_checkpoint.torch_dist_writer import Chunk, write_checkpoint
 from .outputs import bytes_of, new_model, require_apart, require_free
-from .quiet import quiet_libraries
+from .progress import DEFAULT_WORKERS, quiet_libraries
 from .values import NotFinite
-from .workers import DEFAULT_WORKERS
 
 
 def import_checkpoint(

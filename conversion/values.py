@@ -1,15 +1,20 @@
-"""Numbers that are none: found at the speed of reading, and never made by a conversion without a word."""
+"""Find NaN and infinities at the speed of reading, and refuse to make infinities of numbers."""
 
 import torch
 
 from nemo_longpo.errors import InputError
 
 BLOCK = 1 << 22
-"""Values that are looked at one by one at once."""
+"""Values that are compared one by one at once."""
+
+
+def dtype_name(dtype: object) -> str:
+    """`bfloat16` for `torch.bfloat16`."""
+    return str(dtype).removeprefix("torch.")
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether no value is NaN or infinite: one pass that lets NaN through, and no copy."""
+    """True if no value is NaN or infinite. One pass without a copy: `aminmax` passes NaN on."""
     return not tensor.numel() or all(bool(bound.isfinite()) for bound in torch.aminmax(tensor))
 
 
@@ -22,7 +27,7 @@ def to_dtype(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tenso
         lost = before[before.isfinite() & after.isinf()]
         if lost.numel():
             raise InputError(
-                f"tensor {name} holds {float(lost[0]):g}, and {str(dtype).removeprefix('torch.')} ends at "
+                f"tensor {name} holds {float(lost[0]):g}, and {dtype_name(dtype)} ends at "
                 f"{torch.finfo(dtype).max:g}; export with --dtype bfloat16, or float32"
             )
     return converted
@@ -39,7 +44,7 @@ class NotFinite:
             self.names.append(name)
 
     def __str__(self) -> str:
-        """What was found, as a sentence; nothing if all is well."""
+        """What was found, as a sentence; empty if all values are finite."""
         if not self.names:
             return ""
         others = f" and {len(self.names) - 1} more" if self.names[1:] else ""

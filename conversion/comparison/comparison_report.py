@@ -1,6 +1,6 @@
-"""What a comparison found: which parts passed, and everything as one JSON object."""
+"""The result of a comparison: which parts passed, and everything as one JSON object."""
 
-import math
+import json
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,9 +18,9 @@ class Side:
     parameters: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Report:
-    """`logits` is the reason where none were computed."""
+    """Differences of all parts. `logits` is the reason where none were computed."""
 
     a: Side
     b: Side
@@ -59,8 +59,8 @@ class Report:
     @property
     def apart(self) -> list[TensorComparison]:
         """Tensors that are neither exact nor rounded, the worst first."""
-        found = [tensor for tensor in self.tensors if not tensor.same]
-        return sorted(found, key=lambda tensor: (tensor.values > 0, -tensor.relative, -tensor.differing))
+        apart = [tensor for tensor in self.tensors if tensor.verdict not in ("exact", "rounded")]
+        return sorted(apart, key=lambda tensor: (tensor.values > 0, -tensor.relative, -tensor.differing))
 
     @property
     def dtypes(self) -> list[tuple[str | None, str | None]]:
@@ -74,7 +74,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; null for a number that is not finite."""
-        counts = Counter(tensor.verdict for tensor in self.tensors)
+        verdicts = Counter(tensor.verdict for tensor in self.tensors)
         value = {
             "equal": self.equal,
             "strict": self.strict,
@@ -84,8 +84,8 @@ class Report:
             "configuration": [asdict(field) for field in self.fields],
             "files": {"equal": self.files_equal, "differences": [asdict(file) for file in self.files]},
             "tensors": {
-                "exact": counts["exact"],
-                "rounded": counts["rounded"],
+                "exact": verdicts["exact"],
+                "rounded": verdicts["rounded"],
                 "different": len(self.apart),
                 "dtypes": self.dtypes,
                 "not_finite": self.not_finite,
@@ -93,12 +93,4 @@ class Report:
             },
             "logits": {"not_computed": self.logits} if isinstance(self.logits, str) else asdict(self.logits),
         }
-        return _without_nan(value)
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _without_nan(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return json.loads(json.dumps(value), parse_constant=lambda name: None)

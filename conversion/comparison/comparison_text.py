@@ -1,10 +1,9 @@
-"""A report for people: one line per part, what belongs to it indented below, and a last line that sums it up."""
+"""A comparison for people: one line per part, its details indented below, and a last line that sums it up."""
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
-from nemo_longpo.terminal import printable
+from nemo_longpo.terminal import count, printable, shortened
 
 from .comparison_report import Report
 from .logits import LogitsComparison
@@ -34,20 +33,21 @@ def format_report(report: Report) -> str:
 
 
 def _fields(report: Report) -> Iterator[str]:
-    yield f"{_count(len(report.fields), 'field')} not equal" if report.fields else "every field is equal"
+    yield f"{count(len(report.fields), 'field')} not equal" if report.fields else "every field is equal"
     for field in report.fields:
-        yield f"{field.name}: {_short(field.a)} in A, {_short(field.b)} in B{_mark(field.allowed)}"
+        a, b = (shortened(str(value), SHOWN_CHARACTERS) for value in (field.a, field.b))
+        yield f"{field.name}: {a} in A, {b} in B" + " (allowed)" * field.allowed
 
 
 def _files(report: Report) -> Iterator[str]:
     yield f"{report.files_equal} equal, {len(report.files)} not"
     for file in report.files:
-        yield f"{file.name}: {file.how}{_mark(file.allowed)}"
+        yield f"{file.name}: {file.how}" + " (allowed)" * file.allowed
 
 
 def _tensors(report: Report) -> Iterator[str]:
-    counts = Counter(tensor.verdict for tensor in report.tensors)
-    yield ", ".join(f"{count:,} {verdict}" for verdict, count in counts.items())
+    verdicts = Counter(tensor.verdict for tensor in report.tensors)
+    yield ", ".join(f"{number:,} {verdict}" for verdict, number in verdicts.items())
     for a, b in report.dtypes:
         if a != b:
             yield f"dtypes: {a} in A, {b} in B"
@@ -55,28 +55,28 @@ def _tensors(report: Report) -> Iterator[str]:
     if len(report.apart) > SHOWN_TENSORS:
         yield f"and {len(report.apart) - SHOWN_TENSORS:,} more, which --json lists"
     if report.not_finite:
-        yield f"NaN or infinities in {_count(len(report.not_finite), 'tensor')}, the first is {report.not_finite[0]}"
+        yield f"NaN or infinities in {count(len(report.not_finite), 'tensor')}, the first is {report.not_finite[0]}"
 
 
 def _logits(report: Report) -> Iterator[str]:
-    found = report.logits
-    if isinstance(found, str):
-        yield f"not computed: {found}"
+    logits = report.logits
+    if isinstance(logits, str):
+        yield f"not computed: {logits}"
         return
-    yield f"apart by {_amount(found.worst_sequence.relative)} of a token's largest logit, {found.tolerance:g} allowed"
-    if found.common_rope:
+    yield f"apart by {_amount(logits.worst_relative)} of a token's largest logit, {logits.tolerance:g} allowed"
+    if logits.common_rope:
         yield "B computed with the rotary settings of A"
-    if found.rounded_to:
-        yield f"weights of both rounded to {found.rounded_to}"
-    for sequence in found.sequences:
+    if logits.rounded_to:
+        yield f"weights of both rounded to {logits.rounded_to}"
+    for sequence in logits.sequences:
         yield (
-            f"{sequence.name}: {_count(sequence.tokens, 'token')}, {_amount(sequence.relative)} "
+            f"{sequence.name}: {count(sequence.tokens, 'token')}, {_amount(sequence.relative)} "
             f"({_amount(sequence.largest)} absolute), same next token {sequence.same_choice:.1%}, "
             f"KL {_amount(sequence.divergence)}"
         )
-    if found.first_apart is not None:
-        yield f"apart from {_state(found, found.first_apart)} on"
-    yield f"worst behind {_state(found, found.worst_state)}"
+    if logits.first_apart is not None:
+        yield f"apart from {_state(logits, logits.first_apart)} on"
+    yield f"worst behind {_state(logits, logits.worst_state)}"
 
 
 def _describe(tensor: TensorComparison) -> str:
@@ -92,22 +92,9 @@ def _describe(tensor: TensorComparison) -> str:
     )
 
 
-def _state(found: LogitsComparison, place: int) -> str:
-    return f"{found.name_of(place)} ({_amount(found.states[place])})"
+def _state(logits: LogitsComparison, place: int) -> str:
+    return f"{logits.name_of(place)} ({_amount(logits.states[place])})"
 
 
 def _amount(value: float) -> str:
     return f"{value:.1e}" if value else "0"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + "s" * (number != 1)
-
-
-def _mark(allowed: bool) -> str:
-    return " (allowed)" if allowed else ""
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 1]}…"

@@ -1,31 +1,29 @@
-"""Hidden states and logits of a model, asked of a process of its own.
+"""Hidden states and logits of a model, computed in a process of their own.
 
-The memory of one model is gone before the next one's is needed, and what the CPU backend redirects for Megatron stays
+The memory of one model is free before the next one's is needed, and what the CPU backend redirects for Megatron stays
 there. GPUs are hidden from that process: Transformer Engine multiplies fp32 matrices in TF32, with three digits.
 """
 
-import json
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from nemo_longpo.attention.rope import RopeSettings
-from nemo_longpo.attention.rope_config import parse_scaling, scaling_settings
 from nemo_longpo.errors import InputError
 
 from ..model_on_disk import NOTHING_ELSE, Access
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
-    """A model, and the token sequences it answers; answer i goes to `output/i.safetensors`.
+    """A model and token sequences; states and logits of sequence i go to `output/i.safetensors`.
 
-    `rope` takes the place of the model's own settings. Weights are rounded to `round_to` first (a dtype's name).
+    `rope` replaces the model's own settings. Weights are rounded to `round_to` first (a dtype's name).
     """
 
     model: Path
@@ -35,25 +33,12 @@ class Job:
     rope: RopeSettings | None = None
     round_to: str | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def absolute(self) -> "Job":
+        """The job for a process that runs in another directory."""
         access = self.access
-        return {
-            "model": str(self.model.resolve()),
-            "output": str(self.output.resolve()),
-            "sequences": [list(ids) for ids in self.sequences],
-            "access": [str(path.resolve()) if path else None for path in (access.base, access.base_checkpoint)],
-            "allow_pickle": access.allow_pickle,
-            "trust_checkpoint": access.trust_checkpoint,
-            "rope": [self.rope.theta, scaling_settings(self.rope.scaling)] if self.rope else None,
-            "round_to": self.round_to,
-        }
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Job":
-        rope = value["rope"] and RopeSettings(value["rope"][0], parse_scaling(value["rope"][1], "rope"))
-        base, base_checkpoint = (path and Path(path) for path in value["access"])
-        access = Access(base, base_checkpoint, value["allow_pickle"], trust_checkpoint=value["trust_checkpoint"])
-        return cls(Path(value["model"]), Path(value["output"]), value["sequences"], access, rope, value["round_to"])
+        base, base_checkpoint = (path and path.resolve() for path in (access.base, access.base_checkpoint))
+        access = replace(access, base=base, base_checkpoint=base_checkpoint)
+        return replace(self, model=self.model.resolve(), output=self.output.resolve(), access=access)
 
 
 def compute(jobs: Sequence[Job]) -> None:
@@ -62,8 +47,8 @@ def compute(jobs: Sequence[Job]) -> None:
     Raises InputError with the sentence with which that process refused a model, or because it was killed.
     """
     with TemporaryDirectory() as scratch:
-        request, refusal = Path(scratch) / "jobs.json", Path(scratch) / "refusal"
-        request.write_text(json.dumps([job.to_json() for job in jobs]))
+        request, refusal = Path(scratch) / "jobs", Path(scratch) / "refusal"
+        request.write_bytes(pickle.dumps([job.absolute() for job in jobs]))
         child = subprocess.run(
             [sys.executable, "-m", "nemo_longpo.conversion.comparison.logits_process", request, refusal],
             cwd=scratch,  # NeMo leaves log files where it runs

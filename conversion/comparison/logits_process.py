@@ -1,7 +1,7 @@
-"""The process that computes a model's hidden states and logits in fp32: `python -m … JOBS REFUSAL` (see `jobs`)."""
+"""The process that computes hidden states and logits in fp32: `python -m … JOBS REFUSAL` (see `logits_jobs`)."""
 
 import gc
-import json
+import pickle
 import sys
 from pathlib import Path
 
@@ -11,20 +11,11 @@ from safetensors.torch import save_file
 from nemo_longpo.errors import InputError
 
 from ..model_on_disk import open_model
-from .forward import Forward
 from .logits_jobs import Job
 
 
-def answer(job: Job) -> None:
+def run_job(job: Job) -> None:
     """Do a job in this process."""
-    forward = _load(job)
-    for number, ids in enumerate(job.sequences):
-        with torch.no_grad():
-            states, logits = forward(torch.tensor(ids))
-        save_file({"states": states, "logits": logits}, job.output / f"{number}.safetensors")
-
-
-def _load(job: Job) -> Forward:
     source = open_model(job.model, job.access)
     if source.side == "nemo":
         from .megatron_model import load
@@ -34,13 +25,16 @@ def _load(job: Job) -> Forward:
     if job.round_to is not None:
         for parameter in model.parameters():
             parameter.data = parameter.data.to(getattr(torch, job.round_to)).float()
-    return forward
+    for number, ids in enumerate(job.sequences):
+        with torch.no_grad():
+            states, logits = forward(torch.tensor(ids))
+        save_file({"states": states, "logits": logits}, job.output / f"{number}.safetensors")
 
 
 def main(request: Path, refusal: Path) -> int:
     try:
-        for value in json.loads(request.read_text()):
-            answer(Job.from_json(value))
+        for job in pickle.loads(request.read_bytes()):
+            run_job(job)
             gc.collect()  # modules refer to each other; the next model needs their memory
     except InputError as error:
         refusal.write_text(str(error))

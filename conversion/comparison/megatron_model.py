@@ -23,7 +23,7 @@ from nemo_longpo.placement import LOGPROB_MEMORY_GB
 from ..model_on_disk import ModelOnDisk
 from ..nemo_checkpoint.adapters import MergedWeights
 from ..nemo_checkpoint.names import KEY_PREFIX
-from .forward import Forward
+from .logits import Forward
 
 
 def load(source: ModelOnDisk, rope: RopeSettings | None) -> tuple[torch.nn.Module, Forward]:

@@ -10,7 +10,7 @@ from nemo_longpo.attention.rope_config import scaling_settings
 
 from ..huggingface.rope import rope_settings
 from ..model_on_disk import ModelOnDisk
-from .forward import Forward
+from .logits import Forward
 
 
 def load(source: ModelOnDisk, rope: RopeSettings | None) -> tuple[torch.nn.Module, Forward]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,37 +45,46 @@ def verify(
     b: Path,
     *,
     access: Access = NOTHING_ELSE,
-    questions: LogitCheck | None = LogitCheck(),
+    logit_check: LogitCheck | None = LogitCheck(),
     allow: Collection[str] = (),
     strict: bool = False,
 ) -> Report:
     """Compare two models, Hugging Face directories, NeMo checkpoints or directories of runs in any combination.
 
     Differences of fields that options of import and export change, and of dtype, are reported and allowed, unless
-    `strict`; `allow` names further fields or files. Without questions no logits are computed, and NeMo is not needed.
-    Raises InputError if a side is not a complete model.
+    `strict`; `allow` names further fields or files. Without a `logit_check` no logits are computed, and NeMo is not
+    needed. Raises InputError if a side is not a complete model.
     """
     a, b = find_checkpoint(a), find_checkpoint(b)
     if a.resolve() == b.resolve():
         raise InputError(f"both sides are {a}; give two models")
     ours, theirs = open_model(a, access), open_model(b, access)
-    if questions is not None:
+    if logit_check is not None:
         _require_trainer(ours, theirs)
-    sequences = {} if questions is None else _sequences(ours, questions)
+    sequences = {} if logit_check is None else _sequences(ours, logit_check)
     allowed = {*allow, *(() if strict else SET_BY_OPTIONS | PROVENANCE)}
     fields = compare_configs(ours, theirs, allowed)
     files_equal, files = compare_files(ours, theirs, allowed)
     tensors = _compare_tensors(ours, theirs)
     logits: LogitsComparison | str
-    if questions is None:
+    if logit_check is None:
         logits = "not asked for"
     elif (ours.family.architecture, ours.geometry) != (theirs.family.architecture, theirs.geometry):
         logits = "A and B are of different sizes"
     elif any(tensor.not_finite for tensor in tensors):
         logits = "weights are NaN or infinite, so logits would say nothing"
     else:
-        logits = _compare_logits(ours, theirs, _narrowest(tensors), questions, sequences)
-    return Report(_side(ours), _side(theirs), strict, fields, files_equal, files, tensors, logits)
+        logits = _compare_logits(ours, theirs, _narrowest(tensors), logit_check, sequences)
+    return Report(
+        a=_side(ours),
+        b=_side(theirs),
+        strict=strict,
+        fields=fields,
+        files_equal=files_equal,
+        files=files,
+        tensors=tensors,
+        logits=logits,
+    )
 
 
 def _side(source: ModelOnDisk) -> Side:
@@ -93,17 +102,17 @@ def _require_trainer(*sides: ModelOnDisk) -> None:
             )
 
 
-def _sequences(source: ModelOnDisk, questions: LogitCheck) -> dict[str, list[int]]:
+def _sequences(source: ModelOnDisk, logit_check: LogitCheck) -> dict[str, list[int]]:
     """Token ids by name."""
-    generator = torch.Generator().manual_seed(questions.seed)
-    ids = torch.randint(source.geometry.vocabulary, (questions.random_tokens,), generator=generator)
+    generator = torch.Generator().manual_seed(logit_check.seed)
+    ids = torch.randint(source.geometry.vocabulary, (logit_check.random_tokens,), generator=generator)
     sequences: dict[str, list[int]] = {"random tokens": ids.tolist()}
-    if questions.prompts:
+    if logit_check.prompts:
         from transformers import AutoTokenizer
 
         check_tokenizer_files(source.origin.path)
         tokenizer = AutoTokenizer.from_pretrained(source.origin.path, trust_remote_code=False)
-        for number, prompt in enumerate(questions.prompts, start=1):
+        for number, prompt in enumerate(logit_check.prompts, start=1):
             tokens = tokenizer(prompt)["input_ids"]
             if not tokens:
                 raise InputError(f"prompt {number} has no tokens; leave it out")
@@ -117,9 +126,8 @@ def _sequences(source: ModelOnDisk, questions: LogitCheck) -> dict[str, list[int
 
 
 def _compare_tensors(a: ModelOnDisk, b: ModelOnDisk) -> list[TensorComparison]:
-    total = sum(len(piece.names) for piece in a.family.pieces(a.geometry))
-    with tqdm(total=total, desc="tensors", unit="tensor") as bar:
-        return list(compare_models(a, b, bar.update))
+    names = {name for side in (a, b) for piece in side.family.pieces(side.geometry) for name in piece.names}
+    return list(tqdm(compare_models(a, b), total=len(names), desc="tensors", unit="tensor"))
 
 
 def _narrowest(tensors: Sequence[TensorComparison]) -> str | None:
@@ -132,19 +140,28 @@ def _compare_logits(
     a: ModelOnDisk,
     b: ModelOnDisk,
     round_to: str | None,
-    questions: LogitCheck,
+    logit_check: LogitCheck,
     sequences: Mapping[str, Sequence[int]],
 ) -> LogitsComparison:
     ropes = [rope_settings(side.config, side.where) for side in (a, b)]
-    common_rope = ropes[0] if ropes[0] != ropes[1] and not questions.own_rope else None
+    common_rope = ropes[0] if ropes[0] != ropes[1] and not logit_check.own_rope else None
     with TemporaryDirectory() as scratch:
         jobs = []
         for label, side, rope in (("A", a, None), ("B", b, common_rope)):
             output = Path(scratch) / label
             output.mkdir()
-            jobs.append(Job(side.path, output, list(sequences.values()), side.access, rope, round_to))
+            access = replace(side.access, check_hashes=False)  # done when the side was opened
+            token_ids = list(sequences.values())
+            job = Job(model=side.path, output=output, sequences=token_ids, access=access, rope=rope, round_to=round_to)
+            jobs.append(job)
         for together in [jobs] if a.side == b.side else [[job] for job in jobs]:
             note(f"logits of {' and '.join(str(job.model) for job in together)}")
             compute(together)
         compared, states = compare_outputs(jobs[0].output, jobs[1].output, list(sequences))
-    return LogitsComparison(questions.tolerance, common_rope is not None, round_to, compared, states)
+    return LogitsComparison(
+        tolerance=logit_check.tolerance,
+        common_rope=common_rope is not None,
+        rounded_to=round_to,
+        sequences=compared,
+        states=states,
+    )

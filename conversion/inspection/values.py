@@ -9,8 +9,8 @@ from ..families.family import Piece
 from ..huggingface.safetensors_file import TORCH_DTYPES
 from ..huggingface.weights import HfWeights
 from ..nemo_checkpoint.opened import NemoCheckpoint
+from ..progress import DEFAULT_WORKERS, work_through
 from ..values import NotFinite
-from ..workers import DEFAULT_WORKERS, work_through
 from .advice import Advice
 
 Item = TypeVar("Item")

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from ..workers import work_through
+from ..progress import work_through
 
 BACKEND = {
     "sharded_backend": "torch_dist",

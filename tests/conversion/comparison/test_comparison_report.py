@@ -13,19 +13,39 @@ from nemo_longpo.conversion.comparison.small_files import FieldDifference, FileD
 from nemo_longpo.conversion.comparison.tensors import TensorComparison
 
 SIDE = Side("models/a", "Hugging Face directory", "MistralForCausalLM", 7241732096)
-EXACT = TensorComparison("model.norm.weight", None, "exact", ("float32", "float32"), ([4], [4]), 4)
+EXACT = TensorComparison(
+    name="model.norm.weight",
+    layer=None,
+    verdict="exact",
+    dtypes=("float32", "float32"),
+    shapes=([4], [4]),
+    values=4,
+)
 ROUNDED = replace(EXACT, name="up", layer=0, verdict="rounded", dtypes=("float32", "bfloat16"), largest=1e-3)
 APART = replace(EXACT, name="down", layer=1, verdict="different", differing=3, largest=0.5, relative=0.25)
-ANSWER = SequenceComparison("random tokens", 128, 2e-6, 1e-6, 1.0, 1e-13)
-LOGITS = LogitsComparison(1e-5, False, None, [ANSWER], [0.0, 1e-7, 3e-7])
-EQUAL = Report(SIDE, replace(SIDE, path="b"), False, [], 5, [], [EXACT], LOGITS)
+SEQUENCE = SequenceComparison(
+    name="random tokens", tokens=128, largest=2e-6, relative=1e-6, same_choice=1.0, divergence=1e-13
+)
+LOGITS = LogitsComparison(
+    tolerance=1e-5, common_rope=False, rounded_to=None, sequences=[SEQUENCE], states=[0.0, 1e-7, 3e-7]
+)
+EQUAL = Report(
+    a=SIDE,
+    b=replace(SIDE, path="b"),
+    strict=False,
+    fields=[],
+    files_equal=5,
+    files=[],
+    tensors=[EXACT],
+    logits=LOGITS,
+)
 
 THETA = FieldDifference("rope_theta", 1e4, 1e7, True)
 WORSE = {
     "configuration": {"fields": [FieldDifference("eos_token_id", 2, 3, False), THETA]},
     "files": {"files": [FileDifference("tokenizer.json", "only in A", False)]},
     "tensors": {"tensors": [EXACT, APART]},
-    "logits": {"logits": replace(LOGITS, sequences=[ANSWER, replace(ANSWER, relative=math.nan)])},
+    "logits": {"logits": replace(LOGITS, sequences=[SEQUENCE, replace(SEQUENCE, relative=math.nan)])},
 }
 
 
@@ -65,7 +85,7 @@ def test_rounding_fails_only_where_bits_are_asked_for():
 
 def test_the_worst_tensors_come_first_and_the_rest_is_counted():
     many = [replace(APART, name=f"tensor {number}", relative=number / 10) for number in range(9)]
-    lost = TensorComparison("lost", 0, "only in A", (None, None), ([2], None))
+    lost = TensorComparison(name="lost", layer=0, verdict="only in A", shapes=([2], None))
     report = replace(EQUAL, tensors=[*many, EXACT, lost])
     lines = [line.strip() for line in format_report(report).splitlines()]
     assert "tensors        FAIL  9 different, 1 exact, 1 only in A" in lines

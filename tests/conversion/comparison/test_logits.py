@@ -33,7 +33,8 @@ def answers(tmp_path) -> tuple[Path, Path]:
 
 
 def compare(a: Path, b: Path, tolerance: float = 1e-5) -> LogitsComparison:
-    return LogitsComparison(tolerance, False, None, *compare_outputs(a, b, ["first", "second"]))
+    sequences, states = compare_outputs(a, b, ["first", "second"])
+    return LogitsComparison(tolerance=tolerance, common_rope=False, rounded_to=None, sequences=sequences, states=states)
 
 
 def change(directory: Path, number: int, what: str, place: tuple[int, ...], value: float) -> torch.Tensor:

@@ -1,8 +1,9 @@
 """The process that computes logits: what it is asked for, what it answers, and how its end is told."""
 
-import json
+import pickle
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,9 +27,10 @@ def test_answers_of_a_fresh_process(hf_models, tmp_path, monkeypatch):
     for name in ("plain", "scaled"):
         Path(name).mkdir()
     rope = RopeSettings(1e6, LinearScaling(2.0))
-    jobs = [Job(Path("model"), Path("plain"), IDS), Job(Path("model"), Path("scaled"), IDS, rope=rope)]
+    plain = Job(model=Path("model"), output=Path("plain"), sequences=IDS)
+    jobs = [plain, replace(plain, output=Path("scaled"), rope=rope), replace(plain, model=Path("absent"))]
     with pytest.raises(InputError, match="absent is neither a Hugging Face directory"):
-        compute([*jobs, Job(Path("absent"), tmp_path, IDS)])
+        compute(jobs)
 
     reference = {"plain": hf_models["mistral"], "scaled": shutil.copytree(hf_models["mistral"], tmp_path / "other")}
     edit_config(reference["scaled"], rope_theta=1e6, rope_scaling={"rope_type": "linear", "factor": 2.0})
@@ -42,11 +44,14 @@ def test_answers_of_a_fresh_process(hf_models, tmp_path, monkeypatch):
             assert torch.allclose(found["states"], torch.cat(expected.hidden_states), atol=1e-6)
 
 
-def test_a_job_survives_its_journey(tmp_path):
-    access = Access(base_checkpoint=tmp_path / "base", allow_pickle=True, trust_checkpoint=True)
+def test_a_job_holds_in_another_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for rope in (None, RopeSettings(1e6), RopeSettings(1e4, LinearScaling(4.0))):
-        job = Job(tmp_path / "model", tmp_path / "output", IDS, access, rope, "bfloat16")
-        assert Job.from_json(json.loads(json.dumps(job.to_json()))) == job
+        access = Access(base_checkpoint=Path("base"), allow_pickle=True, trust_checkpoint=True)
+        job = Job(model=Path("m"), output=Path("o"), sequences=IDS, access=access, rope=rope, round_to="bfloat16")
+        there = replace(access, base_checkpoint=tmp_path / "base")
+        there = replace(job, model=tmp_path / "m", output=tmp_path / "o", access=there)
+        assert pickle.loads(pickle.dumps(job.absolute())) == there
 
 
 @pytest.mark.parametrize(
@@ -62,4 +67,4 @@ def test_other_endings(ending, error, message, tmp_path, monkeypatch):
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     with pytest.raises(error, match=message):
-        compute([Job(tmp_path / "model", tmp_path, IDS)])
+        compute([Job(model=tmp_path / "model", output=tmp_path, sequences=IDS)])

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from support.adapter_checkpoints import make_adapters, make_base
 from support.conversion_cases import CASES
 from support.exploits import EXPLOITS
-from support.jobs import verification_jobs
+from support.jobs import comparison_jobs
 
 from nemo_longpo.cli import main
 from nemo_longpo.conversion.comparison import verify as verify_module
@@ -32,7 +32,7 @@ def in_worker(workers, monkeypatch):
     """Logits come from a process that has imported NeMo already."""
 
     def compute(jobs):
-        (refusal,) = workers.run(verification_jobs.answer_all, 1, jobs=[job.to_json() for job in jobs])
+        (refusal,) = workers.run(comparison_jobs.run_all, 1, jobs=jobs)
         if refusal:
             raise InputError(refusal)
 
@@ -41,7 +41,7 @@ def in_worker(workers, monkeypatch):
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_model_and_its_import(case, hf_models, nemo_checkpoints, in_worker):
-    report = verify(hf_models[case], nemo_checkpoints[case], strict=True, questions=LogitCheck(prompts=PROMPTS))
+    report = verify(hf_models[case], nemo_checkpoints[case], strict=True, logit_check=LogitCheck(prompts=PROMPTS))
     assert report.equal, format_report(report)
     assert not report.logits.common_rope
     assert [part.name for part in report.logits.sequences] == ["random tokens", "prompt 1", "prompt 2"]
@@ -61,7 +61,7 @@ def test_settings_of_an_import(hf_models, tmp_path, in_worker):
         assert report.logits.common_rope
         assert report.allowed == ["max_position_embeddings", "rope_scaling", "rope_theta"]
         assert report.logits.sequences[0].largest < 1e-5
-        assert not verify(*sides, questions=LogitCheck(own_rope=True)).equal
+        assert not verify(*sides, logit_check=LogitCheck(own_rope=True)).equal
     exported = export_checkpoint(nemo, tmp_path / "exported")
     report = verify(exported, nemo, strict=True)
     assert report.equal, format_report(report)

@@ -11,7 +11,7 @@ from support.conversion_cases import edit_config
 
 from nemo_longpo.cli import main
 from nemo_longpo.conversion.comparison import verify as verify_module
-from nemo_longpo.conversion.comparison.logits_process import answer
+from nemo_longpo.conversion.comparison.logits_process import run_job
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
@@ -28,7 +28,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 @pytest.fixture(autouse=True)
 def _in_this_process(monkeypatch):
     """Logits; to start Python and import transformers again and again takes long."""
-    monkeypatch.setattr(verify_module, "compute", lambda jobs: [answer(job) for job in jobs])
+    monkeypatch.setattr(verify_module, "compute", lambda jobs: [run_job(job) for job in jobs])
 
 
 @pytest.fixture

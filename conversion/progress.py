@@ -1,0 +1,74 @@
+"""What a conversion shows while it works: one progress bar over its threads, and nothing of what libraries print."""
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from tempfile import TemporaryFile
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from nemo_longpo.errors import InputError
+
+DEFAULT_WORKERS = min(4, os.cpu_count() or 1)
+"""Threads are enough: reading, copying and writing a tensor let other threads run."""
+
+VERBOSE = "LONGPO_VERBOSE"
+"""Environment variable; 1 lets libraries print."""
+
+_OUT, _ERR = 1, 2
+Item = TypeVar("Item")
+
+
+def work_through(
+    items: Iterable[Item], work: Callable[[Item], int], *, title: str, total: int, workers: int, unit: str = "B"
+) -> None:
+    """Call `work` on every item, `workers` at a time.
+
+    `work` returns how much of `total` it has done, in bytes or another `unit`. After an error or Ctrl-C no further item
+    is begun, and those in work are waited for.
+    """
+    with (
+        tqdm(desc=title, total=total, unit=unit, unit_scale=unit == "B") as bar,
+        ThreadPoolExecutor(workers) as pool,
+    ):
+        for size in pool.map(work, items):
+            bar.update(size)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Hold back what any library writes to standard output and error within the block.
+
+    It is shown if the block fails with another error than InputError.
+    """
+    if os.environ.get(VERBOSE, "0") != "0":
+        yield
+        return
+    _flush()
+    out, err = os.dup(_OUT), os.dup(_ERR)
+    with TemporaryFile() as held:
+        os.dup2(held.fileno(), _OUT)
+        os.dup2(held.fileno(), _ERR)
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception:
+            _flush()
+            held.seek(0)
+            os.write(err, held.read())
+            raise
+        finally:
+            _flush()
+            os.dup2(out, _OUT)
+            os.dup2(err, _ERR)
+            os.close(out)
+            os.close(err)
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
