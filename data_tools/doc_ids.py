@@ -1,4 +1,4 @@
-"""Two documents of one name are told apart by nobody downstream, so they are refused before any work is done."""
+"""Refuse two documents of one name before any work is done: no later stage could tell them apart."""
 
 import hashlib
 from array import array
@@ -17,7 +17,7 @@ def hash_id(doc_id: str) -> int:
 
 
 def refuse_repeated_ids(hashes: "array[int]", rows: Callable[[], Iterable[Row]]) -> None:
-    """Raises InputError naming both places of a document id that stands twice.
+    """Raises InputError if a document id stands twice, naming both places.
 
     `hashes` holds `hash_id` of every document, 8 bytes each. Only if two of them are equal are the rows read again, to
     compare the ids themselves.
@@ -37,8 +37,10 @@ def refuse_repeated_ids(hashes: "array[int]", rows: Callable[[], Iterable[Row]])
 
 
 def check_own_rows(source: PartsSource, check: Callable[[Row], object]) -> None:
-    """`check` every row of an input that somebody made by hand, and that no document id stands there twice: stages
-    check what they write. `check` raises InputError for a row without a text as "doc_id"."""
+    """Check an input that somebody made by hand: every row with `check`, and that no document id stands there twice.
+
+    Raises InputError if one does. `check` raises it for a row without a text as "doc_id".
+    """
     hashes = array("Q")
     for row in source.rows():
         check(row)

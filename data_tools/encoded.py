@@ -50,7 +50,8 @@ class PairEncoder:
     vocab_size: int
 
     def encode(self, row: Row) -> EncodedPair:
-        """Raises InputError naming the file, the line and the field, also for ids that are not of this model."""
+        """Parse and check a row. Raises InputError if it cannot be trained on, or holds ids that the model does not
+        have."""
         if not is_tokenised(row):
             return _TextPair(row, *parse_answered(row, self.chat), self)
         pair = parse_tokenised(row)
@@ -63,7 +64,7 @@ def is_tokenised(row: Row) -> bool:
 
 
 def check_row(row: Row, chat: ChatFormat) -> None:
-    """What can be checked of a row before the model is loaded. Raises InputError."""
+    """Check a row as far as that needs no model. Raises InputError if it cannot be trained on."""
     if is_tokenised(row):
         parse_tokenised(row)
     else:
@@ -71,14 +72,17 @@ def check_row(row: Row, chat: ChatFormat) -> None:
 
 
 def parse_answered(row: Row, chat: ChatFormat) -> tuple[Pair, int]:
-    """A text pair whose answers can be trained on, and how many of them spelled out an end token. Raises InputError."""
+    """Return a text pair and how many of its answers spelled out an end token.
+
+    Raises InputError if an answer cannot be trained on.
+    """
     pair, spelled_ends = without_spelled_ends(chat, parse_pair(row))
     check_answers(pair, chat, row.where)
     return pair, spelled_ends
 
 
 class _TextPair:
-    """Tokenises only what is asked for: the short sequences need no document, the long ones no chunks."""
+    """A pair of texts. Only what is asked for is tokenised: short sequences need no document, long ones no chunks."""
 
     def __init__(self, row: Row, pair: Pair, spelled_ends: int, encoder: PairEncoder):
         self._row, self._pair, self.spelled_ends = row, pair, spelled_ends
@@ -104,7 +108,7 @@ class _TextPair:
         return self._chat.long_pair(users, self._answers["chosen"], self._answers["rejected"], chunks)
 
     def _chunk_place(self, chunk: str, document_start: int) -> tuple[int, int]:
-        """The first time that a chunk stands in the document, as characters of the user message; or (0, 0)."""
+        """Return where a chunk first stands in the document, as characters of the user message; or (0, 0)."""
         found = self._pair.document.find(chunk)
         return (0, 0) if found < 0 else (document_start + found, document_start + found + len(chunk))
 

@@ -7,7 +7,7 @@ from nemo_longpo.json_input import parse_json_object
 
 
 def parse_line(line: bytes, where: str) -> dict[str, Any]:
-    """One JSONL line as an object. Raises InputError naming the place."""
+    """Parse one JSONL line. Raises InputError if it is no JSON object."""
     return parse_json_object(line, where, "correct or remove the line")
 
 

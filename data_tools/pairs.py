@@ -31,7 +31,7 @@ class Pair:
 
 
 def parse_pair(row: Row) -> Pair:
-    """A row as a Pair. Raises InputError naming the file, the line and the field."""
+    """Parse a row. Raises InputError if a field is missing or of the wrong kind, naming file, line and field."""
     turns = read_field(row, row.record, "turns", list, "")
     if not turns:
         raise InputError(f"{row.where}: field 'turns' is empty; give at least one turn")
@@ -43,7 +43,7 @@ def parse_pair(row: Row) -> Pair:
 
 
 def check_answers(pair: Pair, chat: ChatFormat, where: str) -> None:
-    """Training cannot use an empty answer, or one with special tokens. Raises InputError naming the place."""
+    """Raises InputError if an answer is empty, ends with an end of turn, or holds a special token."""
     for index, turn in enumerate(pair.turns):
         for name in BRANCHES:
             if is_empty(turn, name):
@@ -108,7 +108,7 @@ def without_spelled_ends(chat: ChatFormat, pair: Pair) -> tuple[Pair, int]:
 
 
 def read_logps(row: Row, record: dict[str, Any], name: str, prefix: str) -> np.ndarray:
-    """float32 reference log-probs that `score` stored. Raises InputError naming the field."""
+    """Return the float32 log-probs that `score` stored. Raises InputError if they are no finite numbers."""
     values = read_field(row, record, name, list, prefix)
     if not set(map(type, values)) <= {int, float} or not all(abs(value) < 1e30 for value in values):
         raise InputError(f"{row.where}: field '{prefix}{name}' must be finite numbers; run `longpo data score` again")
@@ -116,7 +116,7 @@ def read_logps(row: Row, record: dict[str, Any], name: str, prefix: str) -> np.n
 
 
 def read_ids(row: Row, record: dict[str, Any], name: str, prefix: str) -> list[int]:
-    """A list with at least one token id. Raises InputError naming the field."""
+    """Return a list of token ids. Raises InputError if it is empty or holds anything else."""
     ids = read_field(row, record, name, list, prefix)
     if set(map(type, ids)) != {int} or min(ids) < 0:
         raise InputError(f"{row.where}: field '{prefix}{name}' must be a list of token ids (whole numbers ≥ 0)")
@@ -140,7 +140,8 @@ _NAMES: dict[type, str] = {str: "text", list: "a list"}
 
 
 def read_field(row: Row, record: dict[str, Any], name: str, kind: type, prefix: str) -> Any:
-    """`record[name]`, of the right type. Raises InputError naming the field, with `prefix` as the way to it."""
+    """Return `record[name]`. Raises InputError if it is missing or of another type; `prefix` is the way to the
+    field."""
     if name not in record:
         raise InputError(f"{row.where}: field '{prefix}{name}' is missing; add it as {_NAMES[kind]}")
     if not isinstance(record[name], kind):

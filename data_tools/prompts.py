@@ -165,7 +165,7 @@ def choose_prompts(path: str | None, history: dict[str, Any]) -> Prompts:
 
 
 def prompts_from_dict(content: dict, where: str) -> Prompts:
-    """Raises InputError naming `where` and the key."""
+    """Return prompts. Raises InputError for an unknown key, a value of the wrong kind or a missing placeholder."""
     if not isinstance(content, dict):
         raise InputError(f"{where}: prompts must be an object with texts, not a {type(content).__name__}")
     known = [field.name for field in fields(Prompts)]
@@ -200,5 +200,5 @@ def _check_lead_ins(value: Any, where: str) -> None:
 
 
 def _fill(template: str, values: dict[str, str]) -> str:
-    """One pass, so that braces inside a document stay as they are."""
+    """Fill in all placeholders in one pass, so that braces inside a document stay as they are."""
     return _PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), template)

@@ -87,7 +87,7 @@ class TokenisedPair:
 
 
 def parse_tokenised(row: Row) -> TokenisedPair:
-    """A row as a TokenisedPair. Raises InputError naming the file, the line and the field."""
+    """Parse a row. Raises InputError if a field is missing, of the wrong kind, or contradicts another one."""
     record = row.record
     read_text(row, record, "doc_id", "")
     ids = {name: read_ids(row, record, name, "") for name in _ID_FIELDS}
@@ -121,7 +121,7 @@ def parse_tokenised(row: Row) -> TokenisedPair:
 
 
 def _numbered(name: str, values: list[Any]) -> dict[str, Any]:
-    """The elements of a list under the names that messages call them by."""
+    """Return the elements of a list under their names in messages."""
     return {f"{name}[{index}]": value for index, value in enumerate(values)}
 
 

@@ -65,7 +65,7 @@ def _folded(text: str) -> str:
 
 
 def _ngrams(left: Sequence[str], right: Sequence[str], size: int) -> tuple[Counter, Counter]:
-    """Those of two sequences, of the same n; empty if one of them is."""
+    """Count the n-grams of two sequences, for the same n; both are empty if one of them is."""
     n = min(size, len(left), len(right))
     if n == 0:
         return Counter(), Counter()

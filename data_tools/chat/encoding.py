@@ -1,8 +1,8 @@
 """Turn one stretch of a conversation into token ids as if it stood in its place in the whole text.
 
 SentencePiece-like tokenizers put a space in front of a text ("dummy prefix"). A stretch in the middle of a text must
-not get one, unless it follows a special token and the tokenizer starts afresh there. Which of these a tokenizer does
-is found out by asking it, not by looking at its class.
+not get one, unless it follows a special token and the tokenizer starts afresh there. Each tokenizer is
+asked which of these it does; its class does not say.
 """
 
 from dataclasses import dataclass
@@ -60,7 +60,7 @@ class Encoded:
 @dataclass(frozen=True)
 class Cut:
     """A place at a special token: how many tokens and characters stand in front of it. `swallows`: the special token
-    takes white space on the side of the cut along."""
+    also takes the white space on the side of the cut."""
 
     token: int = 0
     character: int = 0
@@ -73,7 +73,7 @@ class TextEncoder:
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
         self.special_ids = frozenset(tokenizer.added_tokens_decoder) | frozenset(tokenizer.all_special_ids)
-        # An anchor that merges with a probe gives None, one that swallows it gives no ids: neither will do.
+        # An anchor that merges with a probe gives None, one that swallows it gives no ids: neither can be used.
         self._anchors = [anchor for anchor in _ANCHORS if all(self._strip(anchor, probe) for probe in _PROBES)]
         if not self._anchors:
             raise InputError(
@@ -92,7 +92,7 @@ class TextEncoder:
         return self.encoded(text, place, content=content).ids if text else []
 
     def encoded(self, text: str, place: Place, *, content: bool) -> Encoded:
-        """The same, for texts that are not empty, with the place of every character."""
+        """Encode a text that is not empty, and keep the place of every character."""
         prefixed = place == "start" or (place == "after_special" and self._prefix_after_special)
         if prefixed or not self._has_prefix:
             answer = self._answer(text, content)
@@ -104,7 +104,7 @@ class TextEncoder:
         raise InputError(f"the tokenizer merges the text {text[:40]!r} with any text in front of it")
 
     def behind_special(self, text: str, place: Place) -> Cut:
-        """Behind the last special token of a template's piece; at its beginning if there is none."""
+        """Return the place behind the last special token of a template's piece; its beginning if there is none."""
         found = self._special_tokens(text, place)
         if not found:
             return Cut()
@@ -114,7 +114,8 @@ class TextEncoder:
         return Cut(token + 1, end, kind.rstrip)
 
     def in_front_of_special(self, text: str) -> Cut:
-        """In front of the first special token of a piece that follows a message; at its end if there is none."""
+        """Return the place in front of the first special token of a piece behind a message; its end if there is
+        none."""
         found = self._special_tokens(text, "inside")
         if not found:
             return Cut(len(self.encode(text, "inside", content=False)), len(text))

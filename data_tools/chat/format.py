@@ -51,7 +51,7 @@ class SpecialTokens:
         return list(dict.fromkeys([*found, *self._spelled.findall(text)]))
 
     def spelled_in(self, text: str) -> bool:
-        """Whether a text spells one out."""
+        """Whether a text spells out one that is `written`."""
         return self._spelled.search(text) is not None
 
     def in_front_of(self, ids: Sequence[int]) -> list[int]:
@@ -129,7 +129,8 @@ class ChatFormat:
         rejected: Sequence[Sequence[int]],
         chunks: Sequence[Span] | None = None,
     ) -> LongPair:
-        """The two full conversations of a document: user messages (the first one holds the document) and answers.
+        """Return the two full conversations of a document: user messages (the first one holds the document) and
+        answers.
 
         Answers are token ids without the end of turn, one per user message. `chunks` are characters [start, end) of
         the first user message, (0, 0) for none; the pair's `chunk_spans` are the tokens that hold them.
@@ -155,7 +156,8 @@ class ChatFormat:
     def _branch(
         self, pieces: TurnPieces, users: Sequence[str], answers: Sequence[Sequence[int]]
     ) -> tuple[list[int], list[Span], list[Span]]:
-        """(ids, response spans, template spans) of y_1 <eot> close, open, I_2, close, open, y_2 <eot> … y_n <eot>."""
+        """Return (ids, response spans, template spans) of y_1 <eot> close, open, I_2, close, open, y_2 <eot> … y_n
+        <eot>."""
         ids: list[int] = []
         spans, markers = [], []
         end = len(self.end_of_turn_ids)
@@ -174,16 +176,16 @@ class ChatFormat:
 
 
 def _moved(span: Span, by: int) -> Span:
-    """Empty spans stay (0, 0)."""
+    """Shift a span; an empty one stays (0, 0)."""
     start, end = span
     return (start + by, end + by) if start < end else (0, 0)
 
 
 def as_ids(ids: Sequence[int]) -> np.ndarray:
-    """int32 [n]"""
+    """Return ids as int32 [n]."""
     return np.asarray(ids, dtype=np.int32)
 
 
 def as_spans(spans: Sequence[Span]) -> np.ndarray:
-    """int32 [n, 2]"""
+    """Return spans as int32 [n, 2]."""
     return np.asarray(spans, dtype=np.int32).reshape(-1, 2)

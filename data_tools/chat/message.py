@@ -27,8 +27,8 @@ class Message:
 class Frame:
     """What stands around a message: ids of the pieces up to the next special tokens, then text that touches it.
 
-    `spaces` at the end of `lead` belong to the message. `strips`: whether the template, or a special token that takes
-    the white space beside it along, leaves out white space on the message's left and on its right.
+    `spaces` at the end of `lead` belong to the message. `strips`: whether white space on the message's left and on
+    its right is left out, by the template or by a special token that takes it.
     """
 
     before: list[int]
@@ -42,7 +42,7 @@ class Frame:
     strips: tuple[bool, bool]
 
     def message(self, encoder: TextEncoder, text: str, stretches: Sequence[Span]) -> Message:
-        """`stretches` are characters [start, end) of `text`."""
+        """Tokenise a text in this place. `stretches` are characters [start, end) of it."""
         left, right = self.strips
         begun = text.lstrip() if left else text
         written = self.spaces + (begun.rstrip() if right else begun)
@@ -70,7 +70,7 @@ class Frame:
 def make_frame(
     encoder: TextEncoder, before: str, spaces: str, after: str, strips: tuple[bool, bool], *, at_start: bool
 ) -> Frame:
-    """A frame from the texts of two pieces, the first one without its trailing `spaces`."""
+    """Make a frame from the texts of two pieces, the first one without its trailing `spaces`."""
     place: Place = "start" if at_start else "inside"
     ids, cut = encoder.encode(before, place, content=False), encoder.behind_special(before, place)
     lead, lead_ids = before[cut.character :], ids[cut.token :]

@@ -23,7 +23,7 @@ _PADDING = "\t\n\t"
 # Whatever a template prints of a date, it is not the same for both of these.
 _OTHER_DAYS = (date(1987, 1, 9), date(1994, 6, 15))
 _RENDERING_ERRORS = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError, MemoryError)
-"""What the expressions of a template may raise beside Jinja's own errors."""
+"""What the expressions of a template may raise, beside Jinja's own errors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class ChatTemplate:
         return pieces.frames[turn].message(self._encoder, text, stretches)
 
     def answer_ids(self, text: str) -> list[int]:
-        """Token ids of an answer, tokenised apart: a model has read its opening before it writes the first token."""
+        """Return the token ids of an answer, tokenised apart: a model has read its opening before it writes a token."""
         pieces = self.turn_pieces(1)
         left, right = pieces.strips[1]
         text = text.lstrip() if left else text
@@ -135,7 +135,7 @@ class ChatTemplate:
         return "after_special" if piece_ids[index][-1] in self._encoder.special_ids else "inside"
 
     def _pieces(self, turns: int, padding: str, day: date | None = None) -> list[str]:
-        """The template's text around 2 * turns contents; each content is a marker word between `padding`."""
+        """Return the template's text around 2 * turns contents. Each content is a marker word between `padding`."""
         markers = [f"content{index}qzx" for index in range(2 * turns)]
         roles = ("user", "assistant")
         messages = [
@@ -182,7 +182,7 @@ class ChatTemplate:
 
 
 def _what_failed(error: Exception, template: str) -> str:
-    """A template that raises an error by name has said what it does not take; any other error is a fault in it."""
+    """Say what a template refuses, if it raised an error of its own, or else what is wrong with it."""
     from jinja2 import TemplateError, TemplateSyntaxError
 
     if isinstance(error, TemplateSyntaxError):

@@ -1,14 +1,57 @@
-"""Cut a document into chunks of at most N tokens, at the kindest place near the limit, and draw some of them."""
+"""Cut a document into chunks of at most N tokens, at the best place near the limit, and draw some of them.
+
+A long text is never tokenised whole: tokenizers take about 0.7 KB per token while they work, and get slower as a text
+gets longer. So a text is read through windows that overlap. Two neighbours are joined where the same tokens stand on
+both sides of a cut in both of them. Byte-pair encoding has one result in which every two neighbouring tokens are what
+they encode to on their own, and a splitting pattern decides by nearby characters: so the joined result is that of the
+whole text.
+"""
 
 import random
-from bisect import bisect_right
+from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 
-from .domains import Domain
-from .segmentation import SEGMENTATIONS, best_cut, trimmed, with_line_feeds
+from .segmentation import SEGMENTATIONS, Domain, best_cut, trimmed, with_line_feeds
 
+_WINDOW = 16384  # characters
+_OVERLAP = 512  # of a window with the next one
+_AGREED = 8  # tokens on each side of a join
 # The rest of a document after its last whole chunk makes a chunk of its own only if it is at least this long.
 _SHORTEST_REST = 0.25
+
+
+def token_ends(
+    encode: Callable[[str], Sequence[int]], text: str, *, window: int = _WINDOW, overlap: int = _OVERLAP
+) -> Sequence[int]:
+    """Return what `encode(text)` gives: the end of each token, as an index into `text`.
+
+    Where two windows cannot be joined, as within a very long run of one character, the whole text is encoded at once.
+    """
+    if len(text) <= window:
+        return encode(text)
+    ends = array("q")
+    for start in range(0, len(text) - overlap, window - overlap):
+        found = array("q", (start + end for end in encode(text[start : start + window])))
+        join = _join(ends, found, start, start + overlap) if start else 0
+        if join is None:
+            return encode(text)
+        del ends[bisect_right(ends, join) :]
+        ends.extend(found[bisect_right(found, join) :])
+    return ends
+
+
+def _join(left: Sequence[int], right: Sequence[int], start: int, end: int) -> int | None:
+    """Return the end of a token between two places. Both windows have the same _AGREED tokens on each side of it."""
+    middle = bisect_left(left, (start + end) // 2)
+    for index in sorted(
+        range(bisect_left(left, start), bisect_right(left, end)), key=lambda index: abs(index - middle)
+    ):
+        around = left[index - _AGREED : index + _AGREED + 1]
+        other = bisect_left(right, left[index])
+        if len(around) == 2 * _AGREED + 1 and around == right[max(other - _AGREED, 0) : other + _AGREED + 1]:
+            return left[index]
+    return None
 
 
 def chunk_document(
@@ -18,7 +61,7 @@ def chunk_document(
     limit: int,
     domain: Domain = "prose",
 ) -> list[str]:
-    """All chunks of a document, in order: exact substrings without white space at their ends.
+    """Return all chunks of a document, in order: exact substrings without white space at their ends.
 
     Chunks of code begin with the indentation of their first line. `token_ends` holds the end of each token as an index
     into `text`; `count_tokens` counts a chunk on its own, which may differ by a token or two from its share of the
@@ -44,12 +87,12 @@ def chunk_document(
 
 
 def draw_chunks(chunks: list[str], count: int, seed: int) -> list[str]:
-    """At most `count` chunks, drawn without replacement, in document order."""
+    """Return at most `count` chunks, drawn without replacement, in document order."""
     if len(chunks) <= count:
         return chunks
     return [chunks[index] for index in sorted(random.Random(seed).sample(range(len(chunks)), count))]
 
 
 def _tokens_before(token_ends: Sequence[int], first: int, end: int) -> int:
-    """The first token, from `first` on, that ends behind `end`; at least one token further, so that cutting ends."""
+    """Return the first token behind `first` that ends behind `end`: at least one further, so that cutting ends."""
     return max(bisect_right(token_ends, end, first), first + 1)

@@ -14,7 +14,7 @@ from ..doc_ids import hash_id, refuse_repeated_ids
 from ..readers.find import Finder
 from ..readers.records import Columns, Mark, Piece, Record, read_parts
 from ..runner.rows import PartLimits, Row
-from .domains import CODE_SUFFIXES, TEXT_SUFFIXES
+from .segmentation import CODE_SUFFIXES, TEXT_SUFFIXES
 
 # Empty files are usual in source code, and a sign of trouble elsewhere.
 _FINDER = Finder(TEXT_SUFFIXES, may_be_empty=CODE_SUFFIXES)
@@ -79,7 +79,7 @@ class CorpusSource:
             yield number, [_document(record, self._fields) for record in records]
 
     def _rows(self) -> Iterator[tuple[int, Mark, Row]]:
-        """Every document, with the number of its file and its mark."""
+        """Yield every document, with the number of its file and its mark."""
         for number, file in enumerate(self._files):
             with closing(file.open(self._columns)) as reader:
                 for mark, record in reader.records():
@@ -104,7 +104,8 @@ class CorpusSource:
 
 
 def _document(record: Record, fields: Fields) -> Row:
-    """A record of someone's corpus as a row. Raises InputError naming the field."""
+    """Return a record of a corpus as a row. Raises InputError if its text is missing or empty, or its id has no
+    name's type."""
     content, where = record.content, record.where
     if fields.text not in content:
         raise InputError(

@@ -55,13 +55,13 @@ class Engine(Protocol):
         """Whether answers can be held to a JSON schema while they are written."""
 
     def batches(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Requests of so many tokens, answers included, as lists of indices: those that are worked on together. What a
-        batch gives does not depend on the others. An engine that takes requests as they come has one batch."""
+        """Group requests of so many tokens, answers included, into lists of indices that are worked on together. The
+        result of a batch does not depend on the others. An engine that takes requests as they come has one batch."""
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], tick: Tick
     ) -> list[Completion]:
-        """One completion per prompt, in order. What is drawn depends on the prompt and its seed, on nothing else.
+        """Return one completion per prompt, in order. What is drawn depends on the prompt and its seed alone.
 
         `tick` is called whenever requests have finished.
         """
@@ -69,4 +69,5 @@ class Engine(Protocol):
     def score(
         self, sequences: Sequence[Sequence[int]], spans: Sequence[Sequence[Span]], tick: Tick
     ) -> list[list[np.ndarray]]:
-        """Per sequence and span [start, end), start ≥ 1: float32 log p(x_t | x_<t) of every token in the span."""
+        """Return, per sequence and span [start, end) with start ≥ 1, float32 log p(x_t | x_<t) of every token in
+        the span."""

@@ -53,7 +53,7 @@ class TransformersEngine:
         return str(self._model.dtype).removeprefix("torch.")
 
     def batches(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Of requests of similar length, the longest first, so that memory runs out at once or never."""
+        """Group requests of similar length, the longest first, so that memory runs out at once or never."""
         made: list[list[int]] = []
         own = 0  # tokens of the last batch without padding
         for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
@@ -123,7 +123,8 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _score_batch(self, sequences: list[Sequence[int]], spans: list[Sequence[Span]]) -> list[list[np.ndarray]]:
-        """Padding on the right needs no mask: no token looks ahead. Logits exist only for the scored positions."""
+        """Score sequences padded on the right. No mask is needed: no token looks ahead. Only scored positions get
+        logits."""
         longest = max(len(sequence) for sequence in sequences)
         padded = [[*sequence, *[0] * (longest - len(sequence))] for sequence in sequences]
         ids_BS = torch.tensor(padded, device=self._device)

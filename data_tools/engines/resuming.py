@@ -1,37 +1,30 @@
-"""An engine that does no batch of requests twice, even if the process that did it the first time is gone."""
+"""An engine that runs no batch of requests twice, even if the process that ran it first was killed."""
 
 import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from nemo_longpo.shards.schema import Span
 
+from ..runner.kept import Kept
 from ..runner.progress import Tick, Usage
 from .base import Completion, Engine, Sampling
 
 Result = TypeVar("Result")
 
 
-class Keeper(Protocol):
-    """The runner's side: values that outlive the process, by key."""
-
-    def get(self, key: str) -> Any | None: ...
-
-    def put(self, key: str, value: Any) -> None: ...
-
-
 class ResumingEngine:
     """Passes requests on, batch by batch as `engine` would cut them, and keeps what each batch gave.
 
-    So a part that is made in two sittings has the same batches, and the same bits, as one made in one. `expect` is
+    So a part that is made by two processes has the same batches, and the same bits, as one made by one. `expect` is
     told how many requests there are. An engine that works on all requests at once has one batch, which is not kept.
     """
 
-    def __init__(self, engine: Engine, keeper: Keeper, expect: Callable[[int], None]):
+    def __init__(self, engine: Engine, keeper: Kept, expect: Callable[[int], None]):
         self._engine, self._keeper, self._expect = engine, keeper, expect
         self.context_length, self.max_length = engine.context_length, engine.max_length
         self.vocab_size, self.dtype, self.writes_json = engine.vocab_size, engine.dtype, engine.writes_json
@@ -86,25 +79,19 @@ class ResumingEngine:
             key = hashlib.sha256(json.dumps(question(batch)).encode()).hexdigest()
             kept = self._keeper.get(key)
             if kept is None:
-                found, usage = _watched(work, batch, tick)
+                usage: list[Usage] = []
+
+                def note(used: Usage, usage: list[Usage] = usage) -> None:
+                    usage.append(used)
+                    tick(used)
+
+                found = work(batch, note)
                 if len(batches) > 1:
-                    self._keeper.put(key, {"usage": usage, "results": [to_json(result) for result in found]})
+                    values = {"usage": list(map(asdict, usage)), "results": list(map(to_json, found))}
+                    self._keeper.put(key, values)
             else:
                 found = [from_json(value) for value in kept["results"]]
                 for used in kept["usage"]:
                     tick(Usage(**used))
             results.update(zip(batch, found, strict=True))
         return [results[index] for index in range(len(lengths))]
-
-
-def _watched(
-    work: Callable[[list[int], Tick], list[Result]], batch: list[int], tick: Tick
-) -> tuple[list[Result], list[dict[str, int]]]:
-    """The results, and what was said of their usage."""
-    usage: list[dict[str, int]] = []
-
-    def note(used: Usage) -> None:
-        usage.append(asdict(used))
-        tick(used)
-
-    return work(batch, note), usage

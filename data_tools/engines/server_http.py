@@ -47,7 +47,7 @@ class Address:
 
 
 def parse_address(text: str) -> Address:
-    """Raises InputError if it is no http address."""
+    """Split an address of a server. Raises InputError if it is no http address."""
     url = text.strip().rstrip("/")
     try:
         parts = urlsplit(url)
@@ -110,14 +110,6 @@ async def ask_completion(
     return answer
 
 
-@dataclass(frozen=True)
-class _Reply:
-    status: int
-    reason: str
-    retry_after: str
-    content: bytes
-
-
 async def _send(
     client: httpx.AsyncClient,
     method: str,
@@ -127,29 +119,31 @@ async def _send(
     largest: int,
     **options: Any,
 ) -> bytes:
-    """The content of a good reply. `seconds` are for all of it: a server that sends a byte now and then would keep
-    httpx, which times each read, for ever."""
+    """The content of a good reply. `seconds` limit all of it, because httpx times each read: a server could
+    send a byte now and then for ever."""
     if login is not None:
         options["auth"] = login
     try:
-        reply = await asyncio.wait_for(_exchange(client, method, url, largest, options), seconds)
+        reply, content = await asyncio.wait_for(_exchange(client, method, url, largest, options), seconds)
     except (asyncio.TimeoutError, httpx.TimeoutException) as error:
         raise ServerFailure(f"no answer within the time-out ({type(error).__name__})") from error
     except httpx.TransportError as error:
         raise ServerFailure(str(error) or type(error).__name__) from error
     except httpx.DecodingError as error:
         raise ServerFailure(f"the answer is not compressed as it says ({error})") from error
-    status = reply.status
+    status = reply.status_code
     if status in _TRY_AGAIN or status >= 500:
-        raise ServerFailure(f"status {status}: {_message(reply)}", _retry_after(reply.retry_after))
+        raise ServerFailure(f"status {status}: {_message(reply, content)}", _retry_after(reply))
     if status in (401, 403):
         raise InputError(f"{url} refuses access (status {status}); put the server's key into LONGPO_API_KEY")
     if status != 200:
-        raise InputError(f"{url} refuses the request (status {status}): {_message(reply)}")
-    return reply.content
+        raise InputError(f"{url} refuses the request (status {status}): {_message(reply, content)}")
+    return content
 
 
-async def _exchange(client: httpx.AsyncClient, method: str, url: str, largest: int, options: dict[str, Any]) -> _Reply:
+async def _exchange(
+    client: httpx.AsyncClient, method: str, url: str, largest: int, options: dict[str, Any]
+) -> tuple[httpx.Response, bytes]:
     content = bytearray()
     async with client.stream(method, url, **options) as response:
         async for block in response.aiter_bytes():
@@ -159,9 +153,7 @@ async def _exchange(client: httpx.AsyncClient, method: str, url: str, largest: i
                     f"{url} sends more than the {largest:,} bytes that an answer to this request can have; check "
                     "--base-url"
                 )
-        return _Reply(
-            response.status_code, response.reason_phrase, response.headers.get("Retry-After", ""), bytes(content)
-        )
+        return response, bytes(content)
 
 
 def _json(content: bytes) -> Any:
@@ -172,18 +164,19 @@ def _json(content: bytes) -> Any:
         return None
 
 
-def _message(reply: _Reply) -> str:
+def _message(reply: httpx.Response, content: bytes) -> str:
     """The server's own words, in the shapes that vLLM, FastAPI and proxies give them."""
-    content = _json(reply.content)
-    found = content.get("error", content) if isinstance(content, dict) else None
+    answer = _json(content)
+    found = answer.get("error", answer) if isinstance(answer, dict) else None
     if isinstance(found, dict):
         found = found.get("message") or found.get("detail")
-    words = found or reply.content[:_SHOWN_WORDS].decode("utf-8", "replace") or reply.reason
+    words = found or content[:_SHOWN_WORDS].decode("utf-8", "replace") or reply.reason_phrase
     return " ".join(str(words).split())[:500]
 
 
-def _retry_after(value: str) -> float:
-    """Seconds that the server asks to wait, which it gives as a number or as a date; 0 if it asks for nothing."""
+def _retry_after(reply: httpx.Response) -> float:
+    """The seconds that the server asks to wait, as a number or as a date; 0 if it asks for nothing."""
+    value = reply.headers.get("Retry-After", "")
     if re.fullmatch(r"[0-9]{1,9}", value):
         return float(value)
     try:

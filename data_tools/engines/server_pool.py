@@ -1,6 +1,6 @@
 """Several servers of one model: which request goes to which, and what happens when one is lost.
 
-All of it runs in one thread, so whatever stands between two `await`s happens at once.
+All of it runs in one thread, so nothing else happens between two `await`s.
 """
 
 import asyncio

@@ -53,7 +53,10 @@ class Columns:
 
 
 def read_conversation(columns: Columns, template: TemplateIds, repairs: Repairs) -> Conversation:
-    """Raises Refused."""
+    """Put the labels on the ids, take padding off, and find the answers.
+
+    Raises Refused if the columns contradict each other or hold ids that the model does not have.
+    """
     ids = flat(columns.ids, repairs)
     labelled = put_on_ids(ids, flat(columns.labels, repairs), repairs)
     kept = labelled if columns.lm_labels is None else put_on_ids(ids, flat(columns.lm_labels, repairs), repairs)
@@ -72,7 +75,7 @@ def read_conversation(columns: Columns, template: TemplateIds, repairs: Repairs)
 
 
 def flat(values: Any, repairs: Repairs) -> np.ndarray:
-    """int64 [S]. A list that holds the one list of ids is unpacked."""
+    """Return ids as int64 [S], out of a list around them if there is one. Raises Refused if they are no flat list."""
     if isinstance(values, list) and len(values) == 1 and isinstance(values[0], list | np.ndarray):
         repairs.add("nesting")
         values = values[0]
@@ -86,7 +89,7 @@ def flat(values: Any, repairs: Repairs) -> np.ndarray:
 
 
 def put_on_ids(ids: np.ndarray, labels: np.ndarray, repairs: Repairs) -> np.ndarray:
-    """bool [S], true where a label stands: labels are the ids themselves, or those of the next position."""
+    """Return bool [S], true where a label stands. Labels are the ids themselves, or those of the next position."""
     if len(labels) != len(ids):
         if (labels[len(ids) :] != IGNORE_LABEL).any():
             raise Refused("label_lengths_differ", f"{len(labels)} labels for {len(ids)} ids")
@@ -104,13 +107,13 @@ def put_on_ids(ids: np.ndarray, labels: np.ndarray, repairs: Repairs) -> np.ndar
 
 
 def runs(mask: np.ndarray) -> list[Span]:
-    """[start, end) of the maximal true stretches of a bool [S]."""
+    """Return [start, end) of the maximal true stretches of a bool [S]."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
     return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]
 
 
 def _without_padding(ids: np.ndarray, mask: np.ndarray | None, template: TemplateIds, repairs: Repairs) -> slice:
-    """What lies between padding on the left, and padding on the right where a mask tells it."""
+    """Find what lies between padding on the left and, where a mask shows it, padding on the right."""
     start, stop = 0, len(ids)
     if mask is not None and len(mask) == len(ids):
         real = np.flatnonzero(mask)
@@ -134,13 +137,13 @@ def _without_padding(ids: np.ndarray, mask: np.ndarray | None, template: Templat
 
 
 def _leading(ids: np.ndarray) -> int:
-    """How often the first id stands at the beginning."""
+    """Count how often the first id is repeated at the beginning."""
     others = np.flatnonzero(ids != ids[0])
     return int(others[0]) if len(others) else len(ids)
 
 
 def _answers(ids: np.ndarray, labelled: np.ndarray, template: TemplateIds, repairs: Repairs) -> Iterator[Answer]:
-    """One answer per labelled run; a run of nothing but template behind an answer is none."""
+    """Yield one answer per labelled run. A run behind an answer is none if it holds nothing but template."""
     last_end = -1
     for start, end in runs(labelled):
         if start <= last_end and template.behind_end_of_turn(ids[last_end:end]):
@@ -153,7 +156,7 @@ def _answers(ids: np.ndarray, labelled: np.ndarray, template: TemplateIds, repai
 
 
 def _behind_opening(ids: np.ndarray, start: int, end: int, opening: list[int], repairs: Repairs) -> int:
-    """Where the answer starts if the labels begin within the assistant's opening."""
+    """Find where the answer starts; the labels may begin within the assistant's opening."""
     length = len(opening)
     for inside in range(length):
         first = start + inside
@@ -165,7 +168,7 @@ def _behind_opening(ids: np.ndarray, start: int, end: int, opening: list[int], r
 
 
 def _answer(ids: np.ndarray, start: int, end: int, template: TemplateIds, repairs: Repairs) -> Answer:
-    """The run [start, end) up to its end of turn, which may follow without a label."""
+    """Return the run [start, end) up to its end of turn. That may follow without a label."""
     mark = template.end_of_turn
     last = np.flatnonzero(ids[start : end + len(mark)] == mark[-1]) + start + 1
     stop = next((int(at) for at in last if at - len(mark) >= start and ids[at - len(mark) : at].tolist() == mark), None)
@@ -184,7 +187,7 @@ def _answer(ids: np.ndarray, start: int, end: int, template: TemplateIds, repair
 
 
 def _note_tail(ids: np.ndarray, template: TemplateIds, repairs: Repairs) -> None:
-    """What stands behind the last answer is cut off: template as a matter of course, anything else is counted."""
+    """Count what is cut off behind the last answer, unless it is template."""
     template_only = [len(follower) for follower in template.followers if ids[: len(follower)].tolist() == follower]
     rest = ids[max(template_only, default=0) :]
     if len(rest) and set(rest.tolist()) <= template.padding:

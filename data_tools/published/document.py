@@ -26,7 +26,7 @@ OPTIONAL = tuple(f"{prefix}{branch}_attention_mask" for prefix in ("", "ref_") f
 
 @dataclass(frozen=True)
 class Limits:
-    """In tokens: of a whole conversation (None: any length), and of a short prompt with its answer."""
+    """Most tokens of a whole conversation (None: any number), and of a short prompt with its answer."""
 
     conversation: int | None
     reference: int
@@ -52,7 +52,7 @@ class _Reference:
 
 
 def read_document(columns: Mapping[str, Any], template: TemplateIds, limits: Limits) -> Document:
-    """Raises Refused."""
+    """Bring the conversations of one row together. Raises Refused if it cannot be trained on."""
     repairs: Repairs = set()
     chosen, rejected = (
         read_conversation(
@@ -88,7 +88,7 @@ def read_document(columns: Mapping[str, Any], template: TemplateIds, limits: Lim
 
 
 def _references(columns: Mapping[str, Any], template: TemplateIds, repairs: Repairs) -> list[_Reference]:
-    """Reference sequences of both branches that have the same prompt, in order; others are of no use."""
+    """Pair the reference sequences of both branches that have the same prompt, in order; others are left out."""
     sides = [list(_prompts_and_answers(columns, branch, template, repairs)) for branch in BRANCHES]
     references, unused = [], sides[1]
     for prompt, answer in sides[0]:
@@ -104,7 +104,7 @@ def _references(columns: Mapping[str, Any], template: TemplateIds, repairs: Repa
 def _prompts_and_answers(
     columns: Mapping[str, Any], branch: str, template: TemplateIds, repairs: Repairs
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """Of the reference sequences that have a prompt and exactly one answer."""
+    """Yield prompt and answer of the reference sequences that have a prompt and exactly one answer."""
     ids_of, labels_of = columns[f"ref_{branch}_input_ids"], columns[f"ref_{branch}_labels"]
     masks = columns.get(f"ref_{branch}_attention_mask")
     if not isinstance(ids_of, list) or not isinstance(labels_of, list) or len(ids_of) != len(labels_of):
@@ -121,7 +121,7 @@ def _prompts_and_answers(
 def _match(
     chosen: Conversation, rejected: Conversation, references: list[_Reference], repairs: Repairs
 ) -> list[_Reference | None]:
-    """Per turn, the first reference behind those of earlier turns that holds both of its answers."""
+    """Find per turn the first reference, behind those of earlier turns, with both of its answers."""
     wanted = list(zip_longest(_answer_ids(chosen), _answer_ids(rejected)))
     held = [(reference.chosen, reference.rejected) for reference in references]
     if len(held) != len(wanted) and any(held.count(answers) > 1 or wanted.count(answers) > 1 for answers in held):
@@ -144,7 +144,7 @@ def _answer_ids(conversation: Conversation) -> list[list[int]]:
 def _faults(
     chosen: Conversation, rejected: Conversation, matched: list[_Reference | None], limits: Limits
 ) -> Iterator[str | None]:
-    """Per turn, why it cannot be used; None if it can."""
+    """Yield per turn why it cannot be used, or None if it can."""
     instructions = list(zip_longest(_instructions(chosen), _instructions(rejected)))
     for turn, reference in enumerate(matched):
         if turn >= min(len(chosen.answers), len(rejected.answers)):
@@ -162,12 +162,12 @@ def _faults(
 
 
 def _instructions(conversation: Conversation) -> list[list[int]]:
-    """What stands between the answers."""
+    """Return what stands between the answers."""
     return [conversation.ids[before.end : after.start].tolist() for before, after in pairwise(conversation.answers)]
 
 
 def _usable(faults: list[str | None]) -> int:
-    """How many turns are kept: those in front of the first fault, if no good one comes after it."""
+    """Count the turns that are kept: those before the first fault, if no good one comes after it."""
     first = next((turn for turn, fault in enumerate(faults) if fault is not None), len(faults))
     if first == 0 or any(fault is None for fault in faults[first:]):
         reason = faults[first]

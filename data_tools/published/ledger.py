@@ -23,12 +23,13 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Ledger:
-    """Notes live in hidden files of the stage's output until `close`: a part that is made again is noted again."""
+    """Keeps notes in hidden files of the stage's output until `close`. A part that is made again is noted again."""
 
     directory: Path
 
     def note(self, part: int, taken: list[tuple[str, str]], refused: list[Refusal]) -> None:
-        """`taken` holds (document, place). Called before the part is committed, so that no finished part lacks it."""
+        """Note a part before it is committed, so that no finished part lacks its note. `taken` holds (document,
+        place)."""
         content = {"taken": taken, "refused": [asdict(refusal) for refusal in refused]}
         write_file(self._note(part), json.dumps(content, ensure_ascii=False) + "\n")
 

@@ -1,4 +1,4 @@
-"""What models put around the requests of a list, and how it is taken off again.
+"""Remove what models put around the requests of a list.
 
 A list is written as JSON, in tags, or in lines of the form: indent, bullet?, (number | label | letter)?, body. Around a
 request stand labels ("Third question:", "Reasons and connections –"), emphasis, quotes, or an answer behind it.
@@ -106,7 +106,7 @@ _CLOSERS = "\"'”’»」』)）*_"
 
 
 def without_thinking(text: str) -> str:
-    """Without what a reasoning model writes before its answer."""
+    """Remove what a reasoning model writes before its answer."""
     return _THINKING.sub("", text).strip()
 
 
@@ -195,7 +195,7 @@ def is_title(text: str) -> bool:
 
 
 def clean(text: str) -> str:
-    """Without emphasis, quotes, topic and label around it, and without an answer given along with it."""
+    """Remove emphasis, quotes, topic and label around a text, and an answer behind it."""
     text = _INLINE_ANSWER.sub("", text).strip()
     for frame in _FRAMES * 2:  # frames stand inside frames
         if match := frame.fullmatch(text):
@@ -205,7 +205,7 @@ def clean(text: str) -> str:
 
 
 def without_frames(text: str, own_words: frozenset[str] = frozenset()) -> str:
-    """A request without the ordinal, label or category that stands around it, in the words of its own prompt too."""
+    """Remove ordinal, label or category around a request, also where they are in the words of its own prompt."""
     for _ in range(4):  # frames stand inside frames
         if (inner := _inside(text, own_words)) == text:
             break
@@ -219,7 +219,7 @@ def is_answer(text: str) -> bool:
 
 
 def without_answer(text: str) -> str:
-    """A question without the answer that was left behind it: sentences that ask for nothing, or a labelled one."""
+    """Remove the answer behind a question: a labelled one, or sentences that ask for nothing."""
     text = _INLINE_ANSWER.sub("", text).strip()
     marks = list(_QUESTION_MARK.finditer(text))
     if not marks:

@@ -14,10 +14,9 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.shards.fingerprint import read_model_config
 
 from ..chat.format import ChatFormat
-from ..corpus.chunking import chunk_document, draw_chunks
-from ..corpus.domains import domain_of
+from ..corpus.chunking import chunk_document, draw_chunks, token_ends
+from ..corpus.segmentation import domain_of
 from ..corpus.source import CorpusSource, Fields
-from ..corpus.tokens import token_ends
 from ..model import load_chat, tokenizer_identity
 from ..runner.parts import PartResult, PartsJob, Process, run_parts
 from ..runner.progress import Tick

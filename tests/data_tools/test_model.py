@@ -145,7 +145,7 @@ def add_tokens(qwen, *tokens, special=False):
     ],
     ids=lambda words: words[0],
 )
-def test_a_token_without_a_row_of_the_embedding(longpo, qwen, tmp_path, words):
+def test_token_without_an_embedding_row(longpo, qwen, tmp_path, words):
     """The document spells it, so a forward pass would end in an index error."""
     rows = add_tokens(qwen, *(f"<extra{index}>" for index in range(3)))
     first = rows - len(tiny_tokenizer("qwen2.5"))
@@ -162,12 +162,12 @@ def test_a_token_without_a_row_of_the_embedding(longpo, qwen, tmp_path, words):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_pad_token_that_was_added_needs_no_row(qwen):
+def test_added_pad_token_needs_no_embedding_row(qwen):
     add_tokens(qwen, "<pad0>", "<pad1>", "<pad2>", special=True)
     assert load_chat(qwen).response_ids("A boat <pad2>")
 
 
-def test_a_special_token_of_the_template_needs_one(qwen):
+def test_special_token_of_the_template_needs_an_embedding_row(qwen):
     add_tokens(qwen, "<pad0>", "<pad1>", "<pad2>", special=True)
     path = qwen / "chat_template.jinja"
     path.write_text(path.read_text().replace("<|im_start|>", "<pad2>"))
@@ -175,7 +175,7 @@ def test_a_special_token_of_the_template_needs_one(qwen):
         load_chat(qwen)
 
 
-def test_texts_are_not_tidied_up(qwen):
+def test_decoded_texts_are_not_cleaned_up(qwen):
     """Llama 3's tokenizer_config.json asks for it, which takes the space out of `x != y`."""
     path = qwen / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"clean_up_tokenization_spaces": True}))

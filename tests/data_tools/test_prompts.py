@@ -83,7 +83,7 @@ def test_every_lead_in_is_in_a_known_language_and_points_to_the_whole_text():
     assert all(names_text(lead_in) and not points_at_passage(lead_in) for lead_in in Prompts().lead_ins)
 
 
-def test_no_lead_in_reads_on_as_half_a_sentence():
+def test_lead_ins_are_whole_phrases():
     """What was complained of: a clause that wants a statement behind it, and an announcement of one."""
     for lead_in in Prompts().lead_ins:
         assert not lead_in.startswith(("According to", "As far as", "Here is something", "Look it up", "Think back"))
@@ -110,7 +110,7 @@ def test_the_form_of_several_requests_is_a_list_or_json():
     assert not prompts_from_dict({"write_instruction": "{document} Ask!"}, "file").may_ask_for_json(2)
 
 
-def test_own_words_for_several_instructions_serve_for_one():
+def test_own_wording_for_several_instructions_serves_for_one():
     own = prompts_from_dict({"write_instruction": "{document} Write {count}."}, "file")
     assert own.request_instructions("TEXT", 1) == "TEXT Write 1."
     both = prompts_from_dict({"write_instruction": "{document} a", "write_one_instruction": "{document} b"}, "file")

@@ -40,7 +40,7 @@ def test_similarity(left, right, expected):
         ("a", "", 0.0),
     ],
 )
-def test_containment_is_that_of_the_first_in_the_second(part, whole, expected):
+def test_contained_share(part, whole, expected):
     assert contained(part, whole) == pytest.approx(expected)
 
 

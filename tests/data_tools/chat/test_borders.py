@@ -99,7 +99,7 @@ def test_long_sequences_are_what_the_template_renders(name, users, words):
     assert [pair.chosen_ids[start:end] for start, end in pair.chosen_spans] == [chat.finished(ids) for ids in answers]
 
 
-def test_a_token_that_holds_both_belongs_to_the_message():
+def test_token_across_the_border_belongs_to_the_message():
     """The NLL runs over it; the rest of the template's text stays out."""
     tokenizer, chat = TOKENIZERS["qwen2.5"], CHATS["qwen2.5"]
     pair = chat.long_pair(["\nThe river"], [[5]], [[6]])
@@ -110,7 +110,7 @@ def test_a_token_that_holds_both_belongs_to_the_message():
     assert chat.prompt("The river")[: merged + 1] != pair.trunk_ids[: merged + 1]
 
 
-def test_an_answer_is_what_the_model_would_have_to_write():
+def test_answer_has_the_tokens_that_a_model_would_write():
     """Its opening is read before its first token is, so nothing of an answer is in the opening's last token."""
     tokenizer, chat = TOKENIZERS["qwen2.5"], CHATS["qwen2.5"]
     opening = chat.template_ids(1)[1]

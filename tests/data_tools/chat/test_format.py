@@ -76,7 +76,7 @@ def test_prompt_equals_the_template(tokenizer):
     assert ChatFormat(tokenizer).prompt(USERS[0]) == expected
 
 
-def test_white_space_around_contents_goes_the_template_s_way(tokenizer):
+def test_white_space_around_contents_is_the_templates(tokenizer):
     """Llama-3 trims contents, Mistral v0.3 only answers, the others nothing."""
     messages = [{"role": "user", "content": "  The river "}, {"role": "assistant", "content": " A small boat \n"}]
     chat = ChatFormat(tokenizer)
@@ -84,7 +84,7 @@ def test_white_space_around_contents_goes_the_template_s_way(tokenizer):
     assert found == tokenizer.apply_chat_template(messages)[: len(found)]
 
 
-def test_a_content_right_behind_a_special_token():
+def test_content_right_behind_a_special_token():
     """Where the tokenizer starts every stretch with a dummy prefix, such a content gets one as well."""
     template = (
         "{% for m in messages %}{{ bos_token + m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}"

@@ -1,5 +1,6 @@
-"""Chunks: exact substrings, in order, never above the limit, cut at kind places."""
+"""Chunks: exact substrings, in order, never above the limit; token ends are those of the whole text."""
 
+import random
 import re
 
 import pytest
@@ -7,8 +8,8 @@ from support.small_corpus import make_document
 from support.tiny_models import STYLES, tiny_tokenizer
 
 from nemo_longpo.data_tools.chat.format import ChatFormat
-from nemo_longpo.data_tools.corpus.chunking import chunk_document, draw_chunks
-from nemo_longpo.data_tools.corpus.domains import domain_of
+from nemo_longpo.data_tools.corpus.chunking import chunk_document, draw_chunks, token_ends
+from nemo_longpo.data_tools.corpus.segmentation import domain_of
 
 
 def words_as_tokens(text):
@@ -33,11 +34,11 @@ def test_paragraphs_come_before_sentences_before_words():
     assert chunk_words(text, 6) == ["a b. c d.", "e f g h.", "i j k l m n", "o p"]
 
 
-def test_a_boundary_far_in_front_of_the_limit_is_not_used():
+def test_early_boundary_is_not_used():
     assert chunk_words("a.\n\n b c d e f g h i j", 8) == ["a.\n\n b c d e f g h", "i j"]
 
 
-def test_a_short_rest_is_left_out_unless_it_is_all():
+def test_short_rest_is_left_out():
     assert chunk_words("a b c d e f g h i", 8) == ["a b c d e f g h"]
     assert chunk_words("a", 8) == ["a"]
 
@@ -80,7 +81,7 @@ def test_every_line_end_makes_the_same_chunks(line_end, domain, text):
 
 @pytest.mark.parametrize("between", ["\n\n", "\r\n\r\n", "\r\r", "\u2029", "\r\n \r\n"])
 @pytest.mark.parametrize("style", STYLES)
-def test_chunks_end_with_paragraphs_whatever_stands_between_them(style, between):
+def test_chunks_end_with_paragraphs_in_any_script(style, between):
     chat = ChatFormat(tiny_tokenizer(style))
     paragraphs = make_document(1, 14).strip().split("\n\n")
     text, limit = between.join(paragraphs), 5 * max(map(chat.content_length, paragraphs)) // 2
@@ -99,3 +100,53 @@ def test_draws_are_ordered_and_seeded():
     assert drawn == draw_chunks(chunks, 4, seed=1)
     assert drawn != draw_chunks(chunks, 4, seed=2)
     assert draw_chunks(chunks[:3], 4, seed=1) == ["0", "1", "2"]
+
+
+def mixed_text(seed):
+    """Prose, code, digits, runs of one character, other scripts, combining marks and random characters."""
+    choose = random.Random(seed)
+    kinds = (
+        lambda: make_document(choose.randrange(1000), 1),
+        lambda: "def f(x):\n    return x  # 12345678\n\n\n",
+        lambda: "".join(choose.choices("ab 7\n", k=50)),
+        lambda: choose.choice("x 7\n=é你🙂") * choose.randrange(1, 60),
+        lambda: "naïve 你好。世界 🙂 e\u0301 ",
+        lambda: "".join(chr(choose.randrange(32, 0x2FFF)) for _ in range(20)),
+    )
+    return "".join(choose.choice(kinds)() for _ in range(60))
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_windows_give_the_tokens_of_the_whole_text(style):
+    chat = ChatFormat(tiny_tokenizer(style))
+    lengths = []
+
+    def encode(piece):
+        lengths.append(len(piece))
+        return chat.token_ends(piece)
+
+    for seed in range(12):
+        text = mixed_text(seed)
+        assert list(token_ends(encode, text, window=500, overlap=150)) == chat.token_ends(text)
+    assert max(lengths) <= 500
+
+
+def test_text_without_a_join_is_encoded_whole():
+    """Threes of a long run are counted from where a window starts."""
+
+    def threes(text):
+        return [*range(3, len(text), 3), len(text)]
+
+    text = "a" * 1000
+    assert list(token_ends(threes, text, window=100, overlap=50)) == threes(text)
+
+
+def test_one_common_end_is_not_enough_for_a_join():
+    """An encoder that sees other tokens near the end of what it is given."""
+
+    def encode(text):
+        edge = len(text) - 10
+        return [end for end in range(1, len(text) + 1) if end > edge or text[end - 1] == "."]
+
+    text = "abcdefghi." * 100
+    assert list(token_ends(encode, text, window=100, overlap=14)) == encode(text)

@@ -1,10 +1,69 @@
-"""The best place to cut, for every domain."""
+"""What a document is, by its name or its text, and the best place to cut it."""
 
 import pytest
+from support.small_corpus import make_document
 
-from nemo_longpo.data_tools.corpus.segmentation import SEGMENTATIONS, best_cut, trimmed
+from nemo_longpo.data_tools.corpus.segmentation import SEGMENTATIONS, best_cut, domain_of, trimmed
 
+PYTHON = """import os
+
+# Where a name stands is found out here, in words that a reader of prose could also read.
+def find(names: list[str]) -> None:
+    for name in names:
+        print(os.path.join("a", name))
+    total = len(names)
+    return total
+"""
+C = """#include <stdio.h>
+
+/* A list of words, in the order of their names. */
+int main(void) {
+    int n = 3;
+    while (n--) {
+        puts("x");
+    }
+}
+"""
+TABLE = "\n".join(f"{number}\tname {number}\t{number / 7:.2f}" for number in range(20))
+LATEX = "\\section{One}\nText of the first section,\nover two lines.\n\\begin{equation}\n  a = b\n\\end{equation}\n"
+POEM = """The river turns, the river stays;
+A boat goes by (it has no oar).
+For all who wait, if they still wait,
+It is the same boat as before.
+"""
+MARKDOWN = "# Title\n\nSome words about `code`, and more words.\n\n* one\n* two\n\n    x = 1\n"
 LEAD = "w" * 300 + " "
+
+
+@pytest.mark.parametrize(
+    ("text", "domain"),
+    [
+        (PYTHON, "code"),
+        (C, "code"),
+        (LATEX, "latex"),
+        ("% preamble\n\n\\documentclass{book}\nA\nB\n", "latex"),
+        (make_document(0), "prose"),
+        (POEM, "prose"),
+        (TABLE, "prose"),
+        ("Put this first:\n\n> a \\documentclass line\n\nThen write.\n", "prose"),
+        (MARKDOWN, "prose"),
+        ("x = 1;", "prose"),
+        ("", "prose"),
+    ],
+)
+def test_by_text(text, domain):
+    assert domain_of("corpus.jsonl:7", text) == domain
+    assert domain_of("book.txt", text) == domain
+
+
+def test_known_suffix_decides():
+    assert domain_of("some/path/main.RS", POEM) == "code"
+    assert domain_of("paper.tex", POEM) == "latex"
+    assert domain_of("notes.md", C) == "prose"
+
+
+def test_only_the_beginning_is_looked_at():
+    assert domain_of("long", make_document(0, 400) + C * 2000) == "prose"
 
 
 def cut(domain, text, limit=None):
@@ -50,12 +109,12 @@ def test_code_is_cut_in_a_line_only_if_there_is_no_other():
     assert cut("prose", "a\n" + "b " * 20) != "a|\n" + "b " * 20
 
 
-def test_a_boundary_is_seen_although_the_line_behind_it_is_beyond_the_limit():
+def test_boundary_right_before_the_limit_is_seen():
     text = "One two three. Four\n\\section{Five}\nsix"
     assert cut("latex", text, limit=20) == "One two three. Four|\n\\section{Five}\nsix"
 
 
-def test_a_cut_never_leaves_a_chunk_empty():
+def test_chunks_are_never_empty():
     for domain in SEGMENTATIONS:
         assert cut(domain, "\n\n\nabcdef", limit=6) == "\n\n\nabc|def"
 

@@ -127,7 +127,7 @@ def test_any_part_can_be_read_alone_and_in_another_process(tmp_path, name, write
         assert list(sent.parts(lambda number, wanted=wanted: number in wanted)) == [(n, whole[n]) for n in wanted]
 
 
-def test_parts_are_asked_for_right_before_they_are_read(tmp_path):
+def test_parts_are_claimed_right_before_they_are_read(tmp_path):
     write_jsonl(tmp_path / "a.jsonl")
     asked = []
     parts = CorpusSource([str(tmp_path)], rows_per_part=10).parts(lambda number: asked.append(number) or number % 2)

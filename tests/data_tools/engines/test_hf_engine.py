@@ -150,7 +150,7 @@ def test_rope_settings_as_transformers_5_writes_them(scaling, tmp_path):
         assert np.abs(other - expected).max() > 0.01
 
 
-def test_what_is_no_model_is_refused(tmp_path):
+def test_directory_without_a_model_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"holds no config.json"):
         load(tmp_path)
     tiny_tokenizer("qwen2.5").save_pretrained(tmp_path)

@@ -72,7 +72,7 @@ def generate(engine, prompts=PROMPTS, sampling=GREEDY, tick=ignore):
     return engine.generate(prompts, sampling, range(len(prompts)), tick)
 
 
-def test_answers_go_to_their_prompts_whatever_order_they_come_in(servers, load):
+def test_answers_in_any_order_go_to_their_prompts(servers, load):
     (server,) = servers()
     for _ in PROMPTS:
         server.faults.append(Fault(seconds=DRAW.random() / 20))
@@ -168,7 +168,7 @@ def aborted(answer):
     ],
     ids=["408", "429", "500", "503", "connection dropped", "time-out", "aborted"],
 )
-def test_what_may_succeed_later_is_sent_again(fault, servers, load):
+def test_temporary_failures_are_retried(fault, servers, load):
     (server,) = servers()
     engine = load(server, timeout=1.0 if fault.seconds else 60.0)
     server.faults.extend([fault, Fault(), fault])
@@ -177,7 +177,7 @@ def test_what_may_succeed_later_is_sent_again(fault, servers, load):
 
 
 @pytest.mark.parametrize("as_date", [False, True])
-def test_a_server_is_given_the_time_that_it_asks_for(as_date, servers, load):
+def test_retry_after_is_respected(as_date, servers, load):
     (server,) = servers()
 
     def be_busy_once(_, number):
@@ -193,7 +193,7 @@ def test_a_server_is_given_the_time_that_it_asks_for(as_date, servers, load):
     assert second - first > 0.9
 
 
-def test_one_request_that_always_fails_ends_the_run(servers, load):
+def test_request_that_always_fails_ends_the_run(servers, load):
     (server,) = servers()
     server.on_request = lambda body, _: server.faults.extend([Fault(status=500)] * (body["prompt"] == [7, 8]))
     engine = load(server, retries=2, concurrency=1)
@@ -213,14 +213,14 @@ def test_failures_far_apart_do_not_add_up(servers, load):
     assert len(server.bodies) == len(PROMPTS) + 10
 
 
-def test_requests_that_fail_together_are_one_failure(servers, load):
+def test_simultaneous_failures_count_once(servers, load):
     (server,) = servers(seconds=0.05)
     server.faults.extend([Fault(drop=True)] * 8)
     engine = load(server, retries=4, concurrency=8, first_pause=0.5)
     assert generate(engine, PROMPTS[:8]) == [expected(prompt) for prompt in PROMPTS[:8]]
 
 
-def test_a_lost_server_loses_no_request_and_gets_work_again_when_it_is_back(servers, load):
+def test_server_that_returns_gets_work_again(servers, load):
     both = servers(2, seconds=0.01)
     lost, other = both
     engine = load(*both, concurrency=2)
@@ -241,7 +241,7 @@ def test_a_lost_server_loses_no_request_and_gets_work_again_when_it_is_back(serv
     assert len(lost.bodies) > back[0]
 
 
-def test_a_run_goes_on_when_the_only_server_comes_back(servers, load):
+def test_run_continues_when_the_only_server_returns(servers, load):
     (server,) = servers()
     engine = load(server, retries=30)
 
@@ -255,7 +255,7 @@ def test_a_run_goes_on_when_the_only_server_comes_back(servers, load):
     assert len(server.bodies) > len(PROMPTS) + 1
 
 
-def test_a_server_that_stays_away_from_the_start_is_done_without(servers, load):
+def test_unreachable_server_is_skipped(servers, load):
     there, away = servers(2, seconds=0.01)
     away.kill()
     # Late, when the other one has been given up: one failure is no reason to give up this one too.
@@ -264,7 +264,7 @@ def test_a_server_that_stays_away_from_the_start_is_done_without(servers, load):
     assert found == [expected(prompt) for prompt in PROMPTS]
 
 
-def test_servers_that_stay_away_are_named(servers, load):
+def test_unreachable_servers_are_named(servers, load):
     both = servers(2)
     engine = load(*both, retries=2)
     for server in both:
@@ -278,7 +278,7 @@ def test_servers_that_stay_away_are_named(servers, load):
         load(*both, retries=1)
 
 
-def test_all_servers_must_serve_the_same_model_even_after_a_restart(servers, load):
+def test_server_with_another_model_is_refused(servers, load):
     first, second = servers(2)
     for name, value, old in (("name", "other", "tiny"), ("max_model_len", 512, 4096)):
         setattr(second, name, value)
@@ -291,7 +291,7 @@ def test_all_servers_must_serve_the_same_model_even_after_a_restart(servers, loa
         generate(engine)
 
 
-def test_a_refused_request_ends_the_run_with_the_words_of_the_server(servers, load):
+def test_refused_request_shows_the_servers_message(servers, load):
     (server,) = servers()
     engine = load(server)
     server.faults.append(Fault(status=400))
@@ -322,7 +322,7 @@ def test_the_key_is_sent_and_never_shown(servers, load, monkeypatch, caplog):
     assert "secret" not in str(e.value)
 
 
-def test_a_login_in_an_address_is_used_and_never_shown(servers, load, monkeypatch, caplog):
+def test_login_in_an_address_is_never_shown(servers, load, monkeypatch, caplog):
     caplog.set_level(0)
     (server,) = servers()
     monkeypatch.setenv("LONGPO_API_KEY", "key")
@@ -348,7 +348,7 @@ def test_a_login_in_an_address_is_used_and_never_shown(servers, load, monkeypatc
         *(("Fri, 31 Dec 9999 23:59:59 GMT", 0.5), ("Mon, 01 Jan 0001 00:00:00 GMT", 0.0)),
     ],
 )
-def test_what_a_server_asks_for_has_a_limit(asked, waited, servers, model_dir):
+def test_retry_after_has_a_limit(asked, waited, servers, model_dir):
     (server,) = servers()
     addresses = EngineSettings(), ServerSettings(base_url=(server.url,), concurrency=1)
     engine = ServerEngine(model_dir, *addresses, Pauses(0.01, 0.05, longest_asked_for=0.5))
@@ -357,7 +357,7 @@ def test_what_a_server_asks_for_has_a_limit(asked, waited, servers, model_dir):
     assert waited <= server.times[1] - server.times[0] < waited + 0.4
 
 
-def test_a_server_that_trickles_is_lost(servers, load):
+def test_slow_server_times_out(servers, load):
     """Each byte comes in time, the answer does not."""
     (server,) = servers()
     engine = load(server, timeout=0.5, retries=0)
@@ -368,7 +368,7 @@ def test_a_server_that_trickles_is_lost(servers, load):
     assert time.monotonic() - started < 3
 
 
-def test_an_answer_has_a_largest_size(servers, load):
+def test_oversized_answer_is_refused(servers, load):
     (server,) = servers()
     engine = load(server)
     server.faults.append(Fault(edit=choice_with(text="x" * (5 << 20))))
@@ -398,7 +398,7 @@ WRONG_COMPLETIONS = {
 
 
 @pytest.mark.parametrize("name", WRONG_COMPLETIONS)
-def test_completions_that_are_not_what_was_asked_for_are_refused(name, servers, load):
+def test_wrong_completions_are_refused(name, servers, load):
     edit, message = WRONG_COMPLETIONS[name]
     (server,) = servers()
     engine = load(server)
@@ -425,7 +425,7 @@ WRONG_SCORES = {
 @pytest.mark.parametrize(
     "usage", [None, [], {"prompt_tokens_details": 3}, {"prompt_tokens_details": {"cached_tokens": "x"}}]
 )
-def test_a_server_need_not_say_what_it_saved(usage, servers, load):
+def test_cached_tokens_are_optional(usage, servers, load):
     (server,) = servers()
     engine, seen = load(server), []
     server.faults.append(Fault(edit=lambda answer: answer | {"usage": usage}))
@@ -434,7 +434,7 @@ def test_a_server_need_not_say_what_it_saved(usage, servers, load):
 
 
 @pytest.mark.parametrize("name", WRONG_SCORES)
-def test_scores_that_are_not_what_was_asked_for_are_refused(name, servers, load):
+def test_wrong_scores_are_refused(name, servers, load):
     edit, message = WRONG_SCORES[name]
     (server,) = servers()
     engine = load(server)
@@ -443,7 +443,7 @@ def test_scores_that_are_not_what_was_asked_for_are_refused(name, servers, load)
         engine.score([[3, 4, 5, 6]], [[(2, 4)]], ignore)
 
 
-def test_a_server_of_another_kind_is_refused(servers, load):
+def test_other_kinds_of_servers_are_refused(servers, load):
     (server,) = servers(max_model_len=None)
     with pytest.raises(InputError, match="does not state a model and its max_model_len; the server must be vLLM's"):
         load(server)
@@ -471,7 +471,7 @@ def test_addresses_may_be_written_in_several_ways(servers, load):
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host/v1", "http://", "http://host:x", "http://host/v1?a=b"])
-def test_what_is_no_address_is_refused(url, load):
+def test_bad_addresses_are_refused(url, load):
     with pytest.raises(InputError, match="is no address of a server"):
         load(url)
 

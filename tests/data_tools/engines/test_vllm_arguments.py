@@ -77,7 +77,7 @@ def test_prompts_are_read_whole_on_cpu_unless_asked_otherwise(own, tokens, piece
         (CONFIG | {"rope_parameters": {"full_attention": {}}}, {"rope_theta": 1e7}, {}, "of type 'several'"),
     ],
 )
-def test_what_cannot_be_done_is_refused(config, common, own, message):
+def test_impossible_settings_are_refused(config, common, own, message):
     with pytest.raises(InputError, match=message):
         arguments(config, own=own, **common)
     arguments(CONFIG | {"rope_scaling": YARN}, rope_theta=1e7, own={"max_model_len": 8192})
@@ -88,7 +88,7 @@ def loaded(max_model_len=4096, positions=4096, **rope):
     return SimpleNamespace(max_model_len=max_model_len, hf_text_config=text)
 
 
-def test_an_override_that_got_lost_is_noticed():
+def test_ignored_override_is_noticed():
     check_loaded(loaded(rope_theta=1e6), 4096, 1e6)
     check_loaded(loaded(), 4096, None)
     with pytest.raises(InputError, match=r"with rope_theta 10000\.0 instead of 1000000\.0"):
@@ -106,7 +106,7 @@ def test_expected_base():
     assert expected_rope_theta({}, EngineSettings()) is None
 
 
-def test_without_vllm_it_says_how_to_get_it(tmp_path, monkeypatch):
+def test_missing_vllm_is_explained(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     monkeypatch.setitem(sys.modules, "vllm", None)
     monkeypatch.setattr(os, "environ", os.environ.copy())  # the engine sets what vLLM would read

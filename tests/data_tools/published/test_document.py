@@ -166,7 +166,7 @@ def test_limits(chat, template):
     assert refused.value.reason == "reference_too_long"
 
 
-def test_a_label_on_the_first_token_means_nothing(chat, template):
+def test_label_on_the_first_token_is_ignored(chat, template):
     """Nothing predicts it."""
     row = published_row(chat, text_pair(1))
     clean = read_document(row, template, UNLIMITED)
@@ -174,7 +174,7 @@ def test_a_label_on_the_first_token_means_nothing(chat, template):
     assert read_document(row, template, UNLIMITED) == clean
 
 
-def test_a_question_asked_twice(chat, template):
+def test_repeated_question(chat, template):
     """Two reference sequences with one prompt, each with its own answers."""
     pair = text_pair(1)
     pair["turns"][1] |= {name: pair["turns"][0][name] for name in ("chunk", "instruction")}

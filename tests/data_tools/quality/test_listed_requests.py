@@ -299,7 +299,7 @@ def test_messy_answers(name, answer, expected):
     assert parse_instructions(answer, 9, truncated=False) == (THREE if expected is None else expected)
 
 
-def test_no_more_than_asked_for():
+def test_at_most_count_requests():
     text = "\n".join(f"{number}. Who was number {number}?" for number in range(1, 9))
     assert parse_instructions(text, 4, truncated=False) == [f"Who was number {number}?" for number in range(1, 5)]
 
@@ -319,7 +319,7 @@ def test_no_more_than_asked_for():
         ("<think>1. Who ran away?\n2. Why did they? And", []),
     ],
 )
-def test_a_cut_answer_loses_only_what_is_incomplete(answer, expected):
+def test_truncated_answer_loses_its_last_item(answer, expected):
     assert parse_instructions(answer, 4, truncated=True) == expected
 
 
@@ -339,7 +339,7 @@ def test_a_cut_answer_loses_only_what_is_incomplete(answer, expected):
     ],
 )
 @pytest.mark.parametrize("truncated", [False, True])
-def test_a_single_instruction_is_the_whole_answer(answer, expected, truncated):
+def test_single_instruction_is_the_whole_answer(answer, expected, truncated):
     assert parse_instructions(answer, 1, truncated=truncated) == expected
 
 
@@ -426,7 +426,7 @@ CLOSINGS = st.sampled_from(["", "\n\nLet me know if you need more.", "\n\n---\n\
     gap=st.sampled_from(["\n", "\n\n"]),
     fence=st.booleans(),
 )
-def test_any_list_in_any_style_comes_back(style, items, before, after, gap, fence):
+def test_lists_in_any_style_are_read(style, items, before, after, gap, fence):
     body = gap.join(STYLES[style](items))
     text = before + (f"```\n{body}\n```" if fence else body) + after
     assert parse_instructions(text, len(items), truncated=False) == items
@@ -434,7 +434,7 @@ def test_any_list_in_any_style_comes_back(style, items, before, after, gap, fenc
 
 @settings(deadline=None)
 @given(items=distinct(LATIN), data=st.data(), mark=st.sampled_from(["{n}. {text}", "- {text}", "({n}) {text}"]))
-def test_wrapped_items_come_back(items, data, mark):
+def test_wrapped_items_are_read(items, data, mark):
     def wrap(item):
         words = item.split(" ")
         cut = data.draw(st.integers(1, len(words) - 1))
@@ -446,14 +446,14 @@ def test_wrapped_items_come_back(items, data, mark):
 
 @settings(deadline=None)
 @given(items=distinct(LATIN), cut=st.integers(1, 8))
-def test_a_cut_anywhere_never_gives_half_an_item(items, cut):
+def test_truncation_never_gives_half_an_item(items, cut):
     text = "\n".join(numbered("{n}. {text}")(items))
     assert parse_instructions(text[:-cut], 9, truncated=True) == items[:-1]
 
 
 @settings(deadline=None)
 @given(st.text(max_size=300), st.integers(1, 5), st.booleans())
-def test_any_text_at_all_gives_clean_text(text, count, truncated):
+def test_any_text_gives_clean_items(text, count, truncated):
     found = parse_instructions(text, count, truncated=truncated)
     assert len(found) <= count
     assert all(item == item.strip() != "" for item in found)

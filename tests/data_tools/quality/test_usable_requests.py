@@ -35,14 +35,14 @@ def test_answers(chunk, answer, requests, left_out):
 
 
 @pytest.mark.parametrize("line", SECOND)
-def test_a_second_collection(line):
+def test_second_collection_of_items(line):
     usable, item = line[0] == "+", line[2:]
     pool = read(f"1. Who is the first to appear?\n2. {item}", chunk=PLANTS)
     assert pool.requests[1:] == ([item] if usable else [])
 
 
 @pytest.mark.parametrize("chunk", [CLOCK, ""])
-def test_the_prompt_is_that_of_the_caller(chunk):
+def test_echoes_are_those_of_the_given_prompt(chunk):
     """Own words of the prompt are an echo in one wording, and a request like any other in another."""
     own = Wording("Write four riddles that a child of this village would solve with ease.")
     echo = "Write riddles that a child of this village would solve."

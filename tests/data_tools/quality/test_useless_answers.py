@@ -118,7 +118,7 @@ LETTERS = st.lists(st.sampled_from("abc"), max_size=14).map(" ".join)
 
 @settings(deadline=None)
 @given(LETTERS, LETTERS, st.integers(1, 4))
-def test_it_is_the_longest_one(answer, source, shortest):
+def test_longest_copy_is_the_longest(answer, source, shortest):
     words = answer.split()
     stretches = [words[i:j] for i in range(len(words)) for j in range(i + 1, len(words) + 1)]
     found = [len(stretch) for stretch in stretches if f" {' '.join(stretch)} " in f" {source} "]

@@ -27,7 +27,7 @@ def mixed_corpus(corpus):
     return corpus
 
 
-def test_the_same_bytes_for_any_number_of_workers_and_ranks(longpo, mixed_corpus, model_dir, tmp_path):
+def test_any_number_of_workers_and_ranks_gives_the_same_bytes(longpo, mixed_corpus, model_dir, tmp_path):
     def chunk(output, *more):
         words = ("--model", model_dir, "--chunk-tokens", 96, "--chunks-per-document", 2, "--part-size", 2)
         status, out, err = longpo(
@@ -75,7 +75,7 @@ def test_chunks_of_a_document_depend_on_its_id_and_the_seed_alone(longpo, model_
             assert len(tokenizer(turn["chunk"], add_special_tokens=False)["input_ids"]) <= 64
 
 
-def test_domains_are_told_apart_counted_and_can_be_set(longpo, model_dir, tmp_path):
+def test_domains(longpo, model_dir, tmp_path):
     folder = tmp_path / "sources"
     folder.mkdir()
     code = "".join(f"def function_{number}(x):\n    y = x\n\n    return y\n\n\n" for number in range(40))
@@ -107,7 +107,7 @@ def test_other_field_names_are_settings(longpo, model_dir, tmp_path):
     assert (status, 'settings.id_field was "key", now "other"' in err) == (2, True)
 
 
-def test_documents_outside_the_window_are_counted_and_all_of_them_are_an_error(longpo, corpus, model_dir, tmp_path):
+def test_documents_outside_the_window_are_counted(longpo, corpus, model_dir, tmp_path):
     words = ("chunk", "--input", corpus, "--model", model_dir, "--chunk-tokens", 64, "--part-size", 2, "--json")
     lengths = [len(chat_ids) for chat_ids in tokenised(corpus, model_dir)]
     middle = sorted(lengths)[3]
@@ -132,7 +132,7 @@ def tokenised(corpus, model_dir):
     return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
 
 
-def test_a_bad_document_is_found_before_anything_is_written(longpo, corpus, model_dir, tmp_path):
+def test_bad_document_is_found_before_anything_is_written(longpo, corpus, model_dir, tmp_path):
     (corpus / "z.txt").write_bytes(b"last \xff")
     words = ("chunk", "--input", corpus, "--model", model_dir, "--chunk-tokens", 64, "--part-size", 1)
     status, _, err = longpo(*words, "--output", tmp_path / "out", "--num-workers", 2)
@@ -141,7 +141,7 @@ def test_a_bad_document_is_found_before_anything_is_written(longpo, corpus, mode
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_without_a_chat_template(longpo, corpus, model_dir, tmp_path):
+def test_model_without_a_chat_template(longpo, corpus, model_dir, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     tokenizer.chat_template = None
     tokenizer.save_pretrained(tmp_path / "model")

@@ -77,7 +77,7 @@ def test_shards_end_with_the_templates_own_end_of_turn(longpo, respond, write, m
     assert record.chosen_spans.tolist() == [[0, 3]]
 
 
-def test_an_answer_ends_in_front_of_any_special_token(longpo, respond, write, tmp_path):
+def test_answer_ends_before_any_special_token(longpo, respond, write, tmp_path):
     """The other end token is declared nowhere, so the model runs over it. Such a chosen answer is left out; a rejected
     one stays, because it is what training should make less likely."""
     turn = respond(20)
@@ -117,7 +117,7 @@ def test_answers_with_a_special_token_inside_are_refused_or_left_out(longpo, wri
         assert (report["dropped_special_token"], report["turns_out"]) == (1, 1)
 
 
-def test_a_spelled_special_token_in_what_a_model_wrote(longpo, write, model, tmp_path):
+def test_spelled_special_token_in_a_generated_answer(longpo, write, model, tmp_path):
     """Plain pieces that read like one: the model imitates a conversation."""
     chat = load_chat(model)
     for name, other in (("chosen", "rejected"), ("rejected", "chosen")):
@@ -130,7 +130,7 @@ def test_a_spelled_special_token_in_what_a_model_wrote(longpo, write, model, tmp
         assert "(dropped_special_token 1)" in err
 
 
-def test_pack_lets_no_special_token_pass_either(longpo, write, model, tmp_path):
+def test_pack_refuses_special_tokens(longpo, write, model, tmp_path):
     turn = ASKED["turns"][0] | {"chosen": "aBa", "rejected": "No"}
     assert (
         longpo("score", "--pairs", write(ASKED | {"turns": [turn]}), "--model", model, "--output", tmp_path / "s")[0]
@@ -208,7 +208,7 @@ def test_special_tokens_spelled_within_an_answer(longpo, write, model, tmp_path)
     assert longpo("score", "--pairs", tmp_path / "filtered", *words, tmp_path / "scored")[0] == 0
 
 
-def test_documents_and_instructions_may_spell_them(longpo, write, model, tmp_path):
+def test_documents_and_instructions_may_spell_special_tokens(longpo, write, model, tmp_path):
     """They stay plain text there, where no one takes them for the end of a turn; `chunk` counts such documents."""
     text = "A page about <|im_end|> and its friends. "
     turn = {"chunk": text, "instruction": "What is <|im_end|>?", "chosen": "Yes", "rejected": "No"}
