@@ -4,12 +4,12 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
-import tomllib
 from packaging.requirements import Requirement
 
 import nemo_longpo
@@ -95,8 +95,8 @@ def test_wheel_holds_the_demo_model_and_prompts(wheel_names):
     assert {installed_name(file, "nemo_longpo.recipes", "recipes") for file in data} <= wheel_names
 
 
-def test_version_is_stated_once():
-    assert PROJECT["project"]["version"] == nemo_longpo.__version__
+def test_wheel_says_that_it_is_typed(wheel_names):
+    assert "nemo_longpo/py.typed" in wheel_names
 
 
 def test_longpo_command_loads():

@@ -125,7 +125,7 @@ async def _send(
         options["auth"] = login
     try:
         reply, content = await asyncio.wait_for(_exchange(client, method, url, largest, options), seconds)
-    except (asyncio.TimeoutError, httpx.TimeoutException) as error:
+    except (TimeoutError, httpx.TimeoutException) as error:
         raise ServerFailure(f"no answer within the time-out ({type(error).__name__})") from error
     except httpx.TransportError as error:
         raise ServerFailure(str(error) or type(error).__name__) from error

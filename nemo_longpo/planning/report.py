@@ -62,8 +62,9 @@ def as_recipe(job: Job, placement: Placement) -> str:
         for folder in folders:
             branch = branch.setdefault(folder, {})
         branch[name] = value
+    text: str = yaml.safe_dump(recipe, sort_keys=False)
     use = "# nemo llm finetune --yaml THIS_FILE data.paths=SHARDS resume.restore_config.path=CHECKPOINT\n"
-    return use + yaml.safe_dump(recipe, sort_keys=False)
+    return use + text
 
 
 def as_json(job: Job, machine: Machine, wishes: Wishes, found: Search) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def test_trains_with_the_recipe_that_a_plan_writes(workbench, tmp_path):
     assert result.returncode == 0, result.stdout[-3000:]
     for shown in ("context_parallel_size=2", "pair_layout='concatenated'", "recompute_modules=['mlp']"):
         assert shown in result.stdout
-    assert [step["step"] for step in read_metrics(metrics_file(tmp_path / "run"))] == [1, 2]
+    assert [step["step"] for step in read_metrics(tmp_path / "run")] == [1, 2]
 
 
 def _work_of_two(workbench) -> Iterator[Any]:

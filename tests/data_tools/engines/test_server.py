@@ -5,7 +5,7 @@ import random
 import time
 from base64 import b64encode
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import numpy as np
@@ -182,7 +182,7 @@ def test_retry_after_is_respected(as_date, servers, load):
 
     def be_busy_once(_, number):
         # Dates have whole seconds: two seconds ahead is more than one.
-        date = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=2), usegmt=True)
+        date = format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
         if number == 1:
             server.faults.append(Fault(status=503, headers={"Retry-After": date if as_date else "1"}))
 

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import re
 import shutil
+import tomllib
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from html.parser import HTMLParser
@@ -11,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tomllib
 from support.tiny_models import save_tiny
 from support.told_shards import Told, Turn
 
