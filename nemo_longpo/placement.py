@@ -20,8 +20,9 @@ class Placement:
     """How a job lies on GPUs, and how it saves their memory.
 
     `tp`, `pp`, `cp` and `dp` are the tensor-, pipeline-, context- and data-parallel sizes; their product is the number
-    of GPUs. Sequence parallelism goes with tp > 1. Fields with long names are settings of `LongPOStrategy`, except
-    `grad_reduce_in_fp32`, which is one of its precision plugin. `offload_optimizer` keeps the optimizer in host memory.
+    of GPUs. The strategy of a job knows neither this number nor dp, and leaves dp at 1. Sequence parallelism goes with
+    tp > 1 if nothing else is said. Fields with long names are settings of `LongPOStrategy`, except
+    `grad_reduce_in_fp32`, which is one of the precision plugin. `offload_optimizer` keeps the optimizer in host memory.
     """
 
     tp: int = 1
@@ -29,6 +30,7 @@ class Placement:
     cp: int = 1
     dp: int = 1
     gpus_per_node: int = 8
+    sequence_parallel: bool | None = None
     recompute_granularity: Literal["full", "selective"] | None = None
     recompute_method: Literal["uniform", "block"] = "uniform"
     recompute_num_layers: int = 1
@@ -85,7 +87,7 @@ class Placement:
             "tensor_model_parallel_size": self.tp,
             "pipeline_model_parallel_size": self.pp,
             "context_parallel_size": self.cp,
-            "sequence_parallel": self.tp > 1,
+            "sequence_parallel": self.tp > 1 if self.sequence_parallel is None else self.sequence_parallel,
             "recompute_granularity": self.recompute_granularity,
             "recompute_modules": self.recompute_modules and list(self.recompute_modules),
         }

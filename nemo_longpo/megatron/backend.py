@@ -16,9 +16,10 @@ from nemo.collections.llm.gpt.model.base import GPTConfig, default_layer_spec
 
 from nemo_longpo.backends import cpu
 from nemo_longpo.errors import InputError
+from nemo_longpo.placement import Placement
 
 from .cpu_attention import CpuPairAttention, RMSNorm
-from .job_settings import SETTING, JobSettings, attention_shape, window_refused
+from .job_settings import SETTING, attention_shape, window_refused
 from .topology import hierarchical_cp_groups
 
 
@@ -34,7 +35,7 @@ class Backend:
         """Switch off, in place, what a model config, or the recipe of one, asks for and is not here; returns it."""
         return config
 
-    def refuse(self, job: JobSettings, config: TransformerConfig, optimizer: OptimizerConfig | None) -> None:
+    def refuse(self, placement: Placement, config: TransformerConfig, optimizer: OptimizerConfig | None) -> None:
         """Raises InputError if a setting asks for what is not here."""
 
     def layer_spec(self, config: GPTConfig, vp_stage: int | None = None) -> ModuleSpec | TransformerBlockSubmodules:
@@ -86,15 +87,15 @@ class CpuBackend(Backend):
     def prepare(self, config: Any) -> Any:
         return cpu.without_cuda_kernels(config)
 
-    def refuse(self, job: JobSettings, config: TransformerConfig, optimizer: OptimizerConfig | None) -> None:
-        if "layernorm" in (job.recompute_modules or ()):
+    def refuse(self, placement: Placement, config: TransformerConfig, optimizer: OptimizerConfig | None) -> None:
+        if "layernorm" in (placement.recompute_modules or ()):
             raise InputError(
                 f"{SETTING}recompute_modules names layernorm, which Megatron-Core recomputes by means of Transformer "
                 "Engine; on the CPU leave it out."
             )
-        if job.cpu_offloading_num_layers:
+        if placement.cpu_offloading_num_layers:
             raise InputError(
-                f"{SETTING}cpu_offloading_num_layers={job.cpu_offloading_num_layers} needs an accelerator: here "
+                f"{SETTING}cpu_offloading_num_layers={placement.cpu_offloading_num_layers} needs an accelerator: here "
                 "activations are in host memory already."
             )
         if attention_shape(config).slides:

@@ -1,7 +1,5 @@
 """The settings of a job, put on a Megatron config in this one place; its architecture is the checkpoint's."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,8 +8,8 @@ from megatron.core.transformer import TransformerConfig
 
 from nemo_longpo.attention.rope import RopeSettings
 from nemo_longpo.errors import InputError
-from nemo_longpo.parallel.cp_comm import AttentionShape, CpCommType, check_cp_comm
-from nemo_longpo.placement import PairLayout
+from nemo_longpo.parallel.cp_comm import AttentionShape, check_cp_comm
+from nemo_longpo.placement import PairLayout, Placement
 
 CHOICES = {
     "recompute_granularity": (None, "full", "selective"),
@@ -34,122 +32,107 @@ ONE_PROCESS_IN_FP32: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class JobSettings:
-    """Names and meanings are those of Megatron's TransformerConfig; `LongPOStrategy` says what users set.
+def put_on(config: TransformerConfig, placement: Placement) -> None:
+    """Set the fields that belong to the job; they replace what the config held. `check` comes first.
 
-    What is kept of a layer's activations until its backward (everything, less by recompute, or elsewhere by offload),
-    how context-parallel ranks communicate, and over how many ranks the model is split.
+    NeMo's strategy then adds parallel sizes and the types of numbers and has Megatron check the whole; after that,
+    `complete` sets the rest.
     """
+    full = placement.recompute_granularity == "full"
+    config.recompute_granularity = placement.recompute_granularity
+    config.recompute_method = placement.recompute_method if full else None
+    config.recompute_num_layers = placement.recompute_num_layers if full else None
+    if placement.recompute_modules is not None:
+        config.recompute_modules = list(placement.recompute_modules)
+    config.cpu_offloading = placement.cpu_offloading_num_layers > 0
+    config.cpu_offloading_num_layers = placement.cpu_offloading_num_layers
+    sizes = placement.hierarchical_context_parallel_sizes
+    config.cp_comm_type = placement.cp_comm_type
+    config.hierarchical_context_parallel_sizes = None if sizes is None else list(sizes)
 
-    recompute_granularity: str | None = None
-    recompute_method: str = "uniform"
-    recompute_num_layers: int = 1
-    recompute_modules: Sequence[str] | None = None
-    cpu_offloading_num_layers: int = 0
-    cp_comm_type: CpCommType = "p2p"
-    hierarchical_context_parallel_sizes: Sequence[int] | None = None
-    tensor_model_parallel_size: int = 1
-    pipeline_model_parallel_size: int = 1
-    context_parallel_size: int = 1
-    sequence_parallel: bool = False
 
-    def put_on(self, config: TransformerConfig) -> None:
-        """Set the fields that belong to the job; they replace what the config held. `check` comes first.
+def check(placement: Placement, config: TransformerConfig, pair_layout: PairLayout) -> None:
+    """Refuse what Megatron, Transformer Engine or our own attention cannot do on any machine.
 
-        NeMo's strategy then adds parallel sizes and the types of numbers and has Megatron check the whole; after that,
-        `complete` sets the rest.
-        """
-        full = self.recompute_granularity == "full"
-        config.recompute_granularity = self.recompute_granularity
-        config.recompute_method = self.recompute_method if full else None
-        config.recompute_num_layers = self.recompute_num_layers if full else None
-        if self.recompute_modules is not None:
-            config.recompute_modules = list(self.recompute_modules)
-        config.cpu_offloading = self.cpu_offloading_num_layers > 0
-        config.cpu_offloading_num_layers = self.cpu_offloading_num_layers
-        sizes = self.hierarchical_context_parallel_sizes
-        config.cp_comm_type = self.cp_comm_type
-        config.hierarchical_context_parallel_sizes = None if sizes is None else list(sizes)
-
-    def check(self, config: TransformerConfig, pair_layout: PairLayout) -> None:
-        """Refuse what Megatron, Transformer Engine or our own attention cannot do on any machine.
-
-        Raises InputError naming the setting and what to choose. Also on the CPU, where one exact attention stands in
-        for every `cp_comm_type`: a run tried out there starts on GPUs too.
-        """
-        self._check_sizes(config)
-        self._check_recompute(config)
-        if self.cpu_offloading_num_layers:
-            self._check_offloading(config)
-        shape = attention_shape(config)
-        check_cp_comm(
-            shape,
-            self.cp_comm_type,
-            self.context_parallel_size,
-            self.tensor_model_parallel_size,
-            self.hierarchical_context_parallel_sizes,
+    Raises InputError naming the setting and what to choose. Also on the CPU, where one exact attention stands in
+    for every `cp_comm_type`: a run tried out there starts on GPUs too.
+    """
+    _check_sizes(placement, config)
+    _check_recompute(placement, config)
+    if placement.cpu_offloading_num_layers:
+        _check_offloading(placement, config)
+    shape = attention_shape(config)
+    check_cp_comm(
+        shape,
+        placement.cp_comm_type,
+        placement.cp,
+        placement.tp,
+        placement.hierarchical_context_parallel_sizes,
+    )
+    if shape.slides and pair_layout == "shared_prefix":
+        raise window_refused(config)
+    if config.attention_dropout:
+        raise InputError(
+            f"The checkpoint has attention_dropout={config.attention_dropout}; LongPO's attention has no dropout, "
+            "import it again with `longpo convert import`."
         )
-        if shape.slides and pair_layout == "shared_prefix":
-            raise window_refused(config)
-        if config.attention_dropout:
-            raise InputError(
-                f"The checkpoint has attention_dropout={config.attention_dropout}; LongPO's attention has no dropout, "
-                "import it again with `longpo convert import`."
-            )
 
-    def _check_sizes(self, config: TransformerConfig) -> None:
-        for name, count, setting in (
-            ("attention heads", config.num_attention_heads, "tensor_model_parallel_size"),
-            ("key/value heads", config.num_query_groups, "tensor_model_parallel_size"),
-            ("feed-forward columns", config.ffn_hidden_size, "tensor_model_parallel_size"),
-            ("layers", config.num_layers, "pipeline_model_parallel_size"),
-        ):
-            if count % (size := getattr(self, setting)):
-                raise InputError(
-                    f"The model has {count} {name}, which {SETTING}{setting}={size} does not divide; "
-                    f"choose a divisor of {count}."
-                )
-        if self.sequence_parallel and self.tensor_model_parallel_size == 1:
-            raise InputError(
-                f"{SETTING}sequence_parallel splits what tensor parallelism leaves whole, and "
-                f"{SETTING}tensor_model_parallel_size is 1; set {SETTING}sequence_parallel=False."
-            )
 
-    def _check_recompute(self, config: TransformerConfig) -> None:
-        for name, choices in CHOICES.items():
-            chosen = getattr(self, name)
-            for value in (chosen or ()) if name == "recompute_modules" else (chosen,):
-                if value not in choices:
-                    raise InputError(f"{SETTING}{name} is {value!r}; choose from {', '.join(map(str, choices))}.")
-        if self.recompute_modules is not None and self.recompute_granularity != "selective":
+def _check_sizes(placement: Placement, config: TransformerConfig) -> None:
+    for name, count, size in (
+        ("attention heads", config.num_attention_heads, placement.tp),
+        ("key/value heads", config.num_query_groups, placement.tp),
+        ("feed-forward columns", config.ffn_hidden_size, placement.tp),
+        ("layers", config.num_layers, placement.pp),
+    ):
+        if count % size:
+            setting = f"{'pipeline' if name == 'layers' else 'tensor'}_model_parallel_size"
             raise InputError(
-                f"{SETTING}recompute_modules says what `selective` recompute repeats; "
-                f"set {SETTING}recompute_granularity=selective, or leave the modules out."
+                f"The model has {count} {name}, which {SETTING}{setting}={size} does not divide; "
+                f"choose a divisor of {count}."
             )
-        layers = config.num_layers // self.pipeline_model_parallel_size
-        if self.recompute_granularity == "full" and not 1 <= self.recompute_num_layers <= layers:
-            raise InputError(
-                f"{SETTING}recompute_num_layers is {self.recompute_num_layers}, but a pipeline stage has {layers} "
-                f"layers; choose 1 to {layers}."
-            )
+    if placement.sequence_parallel and placement.tp == 1:
+        raise InputError(
+            f"{SETTING}sequence_parallel splits what tensor parallelism leaves whole, and "
+            f"{SETTING}tensor_model_parallel_size is 1; set {SETTING}sequence_parallel=False."
+        )
 
-    def _check_offloading(self, config: TransformerConfig) -> None:
-        offloading = f"{SETTING}cpu_offloading_num_layers={self.cpu_offloading_num_layers}"
-        if not 0 < self.cpu_offloading_num_layers < config.num_layers:
-            raise InputError(
-                f"{offloading}: the model has {config.num_layers} layers, choose 0 to {config.num_layers - 1}."
-            )
-        if self.recompute_granularity is not None:
-            raise InputError(
-                f"{offloading} keeps in host memory what recompute does not keep at all; "
-                f"set one of the two, {SETTING}recompute_granularity=None turns recompute off."
-            )
-        if self.pipeline_model_parallel_size > 1:
-            raise InputError(
-                f"{offloading} does not work with {SETTING}pipeline_model_parallel_size="
-                f"{self.pipeline_model_parallel_size}; use context or tensor parallelism instead, or recompute."
-            )
+
+def _check_recompute(placement: Placement, config: TransformerConfig) -> None:
+    for name, choices in CHOICES.items():
+        chosen = getattr(placement, name)
+        for value in (chosen or ()) if name == "recompute_modules" else (chosen,):
+            if value not in choices:
+                raise InputError(f"{SETTING}{name} is {value!r}; choose from {', '.join(map(str, choices))}.")
+    if placement.recompute_modules is not None and placement.recompute_granularity != "selective":
+        raise InputError(
+            f"{SETTING}recompute_modules says what `selective` recompute repeats; "
+            f"set {SETTING}recompute_granularity=selective, or leave the modules out."
+        )
+    layers = config.num_layers // placement.pp
+    if placement.recompute_granularity == "full" and not 1 <= placement.recompute_num_layers <= layers:
+        raise InputError(
+            f"{SETTING}recompute_num_layers is {placement.recompute_num_layers}, but a pipeline stage has {layers} "
+            f"layers; choose 1 to {layers}."
+        )
+
+
+def _check_offloading(placement: Placement, config: TransformerConfig) -> None:
+    offloading = f"{SETTING}cpu_offloading_num_layers={placement.cpu_offloading_num_layers}"
+    if not 0 < placement.cpu_offloading_num_layers < config.num_layers:
+        raise InputError(
+            f"{offloading}: the model has {config.num_layers} layers, choose 0 to {config.num_layers - 1}."
+        )
+    if placement.recompute_granularity is not None:
+        raise InputError(
+            f"{offloading} keeps in host memory what recompute does not keep at all; "
+            f"set one of the two, {SETTING}recompute_granularity=None turns recompute off."
+        )
+    if placement.pp > 1:
+        raise InputError(
+            f"{offloading} does not work with {SETTING}pipeline_model_parallel_size="
+            f"{placement.pp}; use context or tensor parallelism instead, or recompute."
+        )
 
 
 def check_optimizer(config: OptimizerConfig) -> None:

@@ -13,12 +13,12 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from nemo_longpo.checkpoints.run_directory import checkpoint_of
 from nemo_longpo.errors import InputError
-from nemo_longpo.parallel.cp_comm import CpCommType
+from nemo_longpo.placement import CpCommType, Placement
 
 from .backend import start_backend
 from .file_hashes import check_checkpoint
 from .full_disk import GOES_ON, leave_to_main_thread, no_room
-from .job_settings import JobSettings, check_optimizer, complete
+from .job_settings import check, check_optimizer, complete, put_on
 from .model import LongPOModel
 
 
@@ -57,7 +57,11 @@ class LongPOStrategy(nl.MegatronStrategy):
         leave_to_main_thread()
         self.backend = start_backend()
         super().__init__(sequence_parallel=sequence_parallel, ddp=ddp, **kwargs | self.backend.strategy_settings)
-        self.job = JobSettings(
+        self.placement = Placement(
+            tp=self.tensor_model_parallel_size,
+            pp=self.pipeline_model_parallel_size,
+            cp=self.context_parallel_size,
+            sequence_parallel=self.sequence_parallel,
             recompute_granularity=recompute_granularity,
             recompute_method=recompute_method,
             recompute_num_layers=recompute_num_layers,
@@ -65,10 +69,6 @@ class LongPOStrategy(nl.MegatronStrategy):
             cpu_offloading_num_layers=cpu_offloading_num_layers,
             cp_comm_type=cp_comm_type,
             hierarchical_context_parallel_sizes=hierarchical_context_parallel_sizes,
-            tensor_model_parallel_size=self.tensor_model_parallel_size,
-            pipeline_model_parallel_size=self.pipeline_model_parallel_size,
-            context_parallel_size=self.context_parallel_size,
-            sequence_parallel=self.sequence_parallel,
         )
         self.check_hashes = True
 
@@ -80,9 +80,9 @@ class LongPOStrategy(nl.MegatronStrategy):
                 "never been held against a reference with pairs of different length; set it to null."
             )
         optimizer = None if model.optim is None else model.optim.config
-        self.job.check(model.config, model.pair_layout)
-        self.backend.refuse(self.job, model.config, optimizer)
-        self.job.put_on(model.config)
+        check(self.placement, model.config, model.pair_layout)
+        self.backend.refuse(self.placement, model.config, optimizer)
+        put_on(model.config, self.placement)
         if optimizer is not None:
             check_optimizer(optimizer)
             for name, value in self.backend.optimizer_settings.items():

@@ -15,11 +15,10 @@ first layer.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import gcd, prod
-from typing import Literal, get_args
+from typing import get_args
 
 from nemo_longpo.errors import InputError
-
-CpCommType = Literal["p2p", "a2a", "all_gather", "a2a+p2p"]
+from nemo_longpo.placement import CpCommType
 
 
 @dataclass(frozen=True)

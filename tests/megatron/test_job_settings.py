@@ -6,6 +6,7 @@ import pytest
 
 from nemo_longpo.attention.rope import RopeSettings, YarnScaling
 from nemo_longpo.errors import InputError
+from nemo_longpo.placement import PairLayout, Placement
 
 LAYERS = 8
 
@@ -34,11 +35,16 @@ def config(**changes) -> SimpleNamespace:
     return SimpleNamespace(**fields | changes)
 
 
-def job(cp: int = 1, tp: int = 1, pp: int = 1, **settings):
-    from nemo_longpo.megatron.job_settings import JobSettings
+def check(placement: Placement, model: SimpleNamespace, pair_layout: PairLayout) -> None:
+    from nemo_longpo.megatron import job_settings
 
-    sizes = {"context_parallel_size": cp, "tensor_model_parallel_size": tp, "pipeline_model_parallel_size": pp}
-    return JobSettings(**sizes, **settings)
+    job_settings.check(placement, model, pair_layout)
+
+
+def put_on(model: SimpleNamespace, placement: Placement) -> None:
+    from nemo_longpo.megatron import job_settings
+
+    job_settings.put_on(model, placement)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +66,7 @@ def job(cp: int = 1, tp: int = 1, pp: int = 1, **settings):
 )
 def test_impossible_combinations(settings, stages, advice):
     with pytest.raises(InputError, match=advice):
-        job(pp=stages, **settings).check(config(), "shared_prefix")
+        check(Placement(pp=stages, **settings), config(), "shared_prefix")
 
 
 @pytest.mark.parametrize(
@@ -74,22 +80,22 @@ def test_impossible_combinations(settings, stages, advice):
 def test_what_the_cpu_cannot_do(settings, optimizer, advice):
     from nemo_longpo.megatron.backend import Backend, CpuBackend
 
-    asked = job(**settings)
-    asked.check(config(), "shared_prefix")
+    asked = Placement(**settings)
+    check(asked, config(), "shared_prefix")
     Backend().refuse(asked, config(), optimizer)
     with pytest.raises(InputError, match=advice):
         CpuBackend().refuse(asked, config(), optimizer)
-    CpuBackend().refuse(job(), config(), SimpleNamespace(optimizer_cpu_offload=False))
+    CpuBackend().refuse(Placement(), config(), SimpleNamespace(optimizer_cpu_offload=False))
 
 
 def test_settings_replace_those_of_the_checkpoint():
     found = config()
-    job(cpu_offloading_num_layers=4, pp=2).put_on(found)
+    put_on(found, Placement(cpu_offloading_num_layers=4, pp=2))
     assert (found.recompute_granularity, found.recompute_method, found.recompute_num_layers) == (None, None, None)
     assert (found.cpu_offloading, found.cpu_offloading_num_layers) == (True, 4)
     assert (found.cp_comm_type, found.hierarchical_context_parallel_sizes) == ("p2p", None)
     more = {"cp_comm_type": "a2a+p2p", "hierarchical_context_parallel_sizes": (4, 2)}
-    job(cp=8, recompute_granularity="selective", recompute_modules=["mlp"], **more).put_on(found)
+    put_on(found, Placement(cp=8, recompute_granularity="selective", recompute_modules=["mlp"], **more))
     assert (found.recompute_granularity, found.recompute_modules) == ("selective", ["mlp"])
     assert (found.cp_comm_type, found.hierarchical_context_parallel_sizes) == ("a2a+p2p", [4, 2])
     assert not found.cpu_offloading
@@ -117,26 +123,26 @@ def test_what_follows_from_the_model():
 
 def test_what_transformer_engine_refuses_is_refused():
     with pytest.raises(InputError, match="16 attention heads and 4 key/value heads"):
-        job(cp=8, tp=2, cp_comm_type="a2a").check(config(), "shared_prefix")
+        check(Placement(cp=8, tp=2, cp_comm_type="a2a"), config(), "shared_prefix")
 
 
 def test_sliding_window():
     from nemo_longpo.megatron.backend import CpuBackend
 
-    sliding, heads, ring = config(window_size=[4096, 0]), job(cp=2, cp_comm_type="a2a"), job(cp=2)
+    sliding, heads, ring = config(window_size=[4096, 0]), Placement(cp=2, cp_comm_type="a2a"), Placement(cp=2)
     with pytest.raises(InputError, match="--full-attention"):
-        heads.check(sliding, "shared_prefix")
-    heads.check(sliding, "concatenated")
+        check(heads, sliding, "shared_prefix")
+    check(heads, sliding, "concatenated")
     with pytest.raises(InputError, match="cp_comm_type=p2p cannot do"):
-        ring.check(sliding, "concatenated")
+        check(ring, sliding, "concatenated")
     with pytest.raises(InputError, match="nor the CPU backend"):
         CpuBackend().refuse(heads, sliding, None)
-    ring.check(config(window_size=(-1, 0)), "shared_prefix")
+    check(ring, config(window_size=(-1, 0)), "shared_prefix")
 
 
 def test_dropout():
     with pytest.raises(InputError, match=r"attention_dropout=0\.1"):
-        job().check(config(attention_dropout=0.1), "concatenated")
+        check(Placement(), config(attention_dropout=0.1), "concatenated")
 
 
 @pytest.mark.parametrize(
@@ -149,7 +155,7 @@ def test_dropout():
 )
 def test_sizes_that_do_not_divide_the_model(sizes, advice):
     with pytest.raises(InputError, match=advice):
-        job(**sizes).check(config(), "shared_prefix")
+        check(Placement(**sizes), config(), "shared_prefix")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Every shipped recipe builds without a GPU, has the paper's constants, and fits its model to its GPUs."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from nemo_longpo.backends import cpu
 from nemo_longpo.costs.devices import find_gpu
 from nemo_longpo.costs.model_shape import load_shape
 from nemo_longpo.errors import InputError
-from nemo_longpo.placement import LONGEST_BRANCH, Placement
+from nemo_longpo.placement import LONGEST_BRANCH
 from nemo_longpo.planning.job import Job
 from nemo_longpo.planning.memory import estimate_memory
 from nemo_longpo.planning.search import impossible
@@ -100,9 +102,9 @@ def test_fits_its_gpus(name):
     assert strategy.sequence_parallel == (tp > 1)
 
     job = Job(shape=load_shape(model), trunk=thousands * 1024, chosen=LONGEST_BRANCH, rejected=LONGEST_BRANCH)
-    full = strategy.recompute_granularity == "full"
-    (recompute,) = ("full",) if full else strategy.recompute_modules
-    placement = Placement(tp=tp, cp=cp, dp=dp).recomputing(recompute)
+    import fiddle as fdl
+
+    placement = replace(fdl.build(trainer).strategy.placement, dp=dp, gpus_per_node=trainer.devices)
     assert impossible(job, placement) is None
     assert estimate_memory(job, placement).total <= 0.9 * find_gpu(GPU).memory
 
