@@ -7,43 +7,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .attention.branches import branch_attention
-    from .conversion.exporter import export_checkpoint
-    from .conversion.importer import import_checkpoint
-    from .costs.model_shape import ModelShape, load_shape
-    from .errors import InputError
-    from .logprobs import token_logprobs
-    from .objective import Objective, PairSums, longpo_loss
-    from .parallel.layout import PairRows, lay_out_pair
-    from .placement import Placement
-    from .recipes.base import longpo_recipe
-    from .shards.manifest import Provenance, ReferenceModel
-    from .shards.reader import ShardReader
-    from .shards.schema import PairRecord
-    from .shards.writer import ShardWriter
+    from .attention.branches import branch_attention as branch_attention
+    from .conversion.exporter import export_checkpoint as export_checkpoint
+    from .conversion.importer import import_checkpoint as import_checkpoint
+    from .costs.model_shape import ModelShape as ModelShape
+    from .costs.model_shape import load_shape as load_shape
+    from .errors import InputError as InputError
+    from .logprobs import token_logprobs as token_logprobs
+    from .objective import Objective as Objective
+    from .objective import PairSums as PairSums
+    from .objective import longpo_loss as longpo_loss
+    from .parallel.layout import PairRows as PairRows
+    from .parallel.layout import lay_out_pair as lay_out_pair
+    from .placement import Placement as Placement
+    from .recipes.base import longpo_recipe as longpo_recipe
+    from .shards.manifest import Provenance as Provenance
+    from .shards.manifest import ReferenceModel as ReferenceModel
+    from .shards.reader import ShardReader as ShardReader
+    from .shards.schema import PairRecord as PairRecord
+    from .shards.writer import ShardWriter as ShardWriter
 
 __version__ = "0.1.0"
-__all__ = [
-    "InputError",
-    "ModelShape",
-    "Objective",
-    "PairRecord",
-    "PairRows",
-    "PairSums",
-    "Placement",
-    "Provenance",
-    "ReferenceModel",
-    "ShardReader",
-    "ShardWriter",
-    "branch_attention",
-    "export_checkpoint",
-    "import_checkpoint",
-    "lay_out_pair",
-    "load_shape",
-    "longpo_loss",
-    "longpo_recipe",
-    "token_logprobs",
-]
 
 _MODULES = {
     "attention.branches": ("branch_attention",),
@@ -61,6 +45,7 @@ _MODULES = {
     "shards.schema": ("PairRecord",),
     "shards.writer": ("ShardWriter",),
 }
+__all__ = sorted(name for names in _MODULES.values() for name in names)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,18 +1,18 @@
-"""Numbers on a command line, for argparse's `type`."""
+"""Parse numbers of a command line, as argparse's `type`."""
 
 import argparse
 import math
 
 
 def whole_number(text: str) -> int:
-    """At least 1."""
+    """Parse an integer of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
 
 
 def positive_number(text: str) -> float:
-    """Finite and above 0."""
+    """Parse a finite number above 0."""
     try:
         value = float(text)
     except ValueError:

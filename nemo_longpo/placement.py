@@ -1,4 +1,4 @@
-"""How a training job is set up: the words and the defaults that the trainer, the recipes and `longpo plan` share."""
+"""Placement: how a job lies on GPUs. Also the defaults that the trainer, the recipes and `longpo plan` share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,1 +1,1 @@
-"""What a model costs: its sizes, its FLOPs, and the devices that pay. Training and `longpo plan` both count with it."""
+"""Sizes of a model, its FLOPs, and GPUs: what training and `longpo plan` both count with."""

@@ -1,4 +1,4 @@
-"""What GPUs bring: memory, peak speed, links. From the makers' data sheets; dense bf16, without sparsity."""
+"""Memory, peak speed and links of GPUs, from the makers' data sheets; dense bf16, without sparsity."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,9 @@ from nemo_longpo.errors import InputError
 GIB = 2**30
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """`memory` is what torch reports as total, in bytes; speeds are per GPU and second, links in one direction.
+    """One kind of GPU: `memory` in bytes as torch reports it; speeds per GPU and second, links in one direction.
 
     `network` assumes one network card per GPU, as in the makers' reference machines.
     """
@@ -24,13 +24,13 @@ class Gpu:
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("a100-80gb", 79.2 * GIB, 312e12, 300e9, 25e9),
-        Gpu("a800-80gb", 79.2 * GIB, 312e12, 200e9, 25e9),
-        Gpu("h100-80gb", 79.1 * GIB, 989e12, 450e9, 50e9),
-        Gpu("h800-80gb", 79.1 * GIB, 989e12, 200e9, 50e9),
-        Gpu("h20-96gb", 95.0 * GIB, 148e12, 450e9, 50e9),
-        Gpu("h200-141gb", 139.8 * GIB, 989e12, 450e9, 50e9),
-        Gpu("b200-180gb", 178.0 * GIB, 2250e12, 900e9, 50e9),
+        Gpu(name="a100-80gb", memory=79.2 * GIB, peak_flops=312e12, nvlink=300e9, network=25e9),
+        Gpu(name="a800-80gb", memory=79.2 * GIB, peak_flops=312e12, nvlink=200e9, network=25e9),
+        Gpu(name="h100-80gb", memory=79.1 * GIB, peak_flops=989e12, nvlink=450e9, network=50e9),
+        Gpu(name="h800-80gb", memory=79.1 * GIB, peak_flops=989e12, nvlink=200e9, network=50e9),
+        Gpu(name="h20-96gb", memory=95.0 * GIB, peak_flops=148e12, nvlink=450e9, network=50e9),
+        Gpu(name="h200-141gb", memory=139.8 * GIB, peak_flops=989e12, nvlink=450e9, network=50e9),
+        Gpu(name="b200-180gb", memory=178.0 * GIB, peak_flops=2250e12, nvlink=900e9, network=50e9),
     )
 }
 
@@ -56,12 +56,12 @@ _DEVICES = {
 
 
 def find_gpu(name: str) -> Gpu:
-    """A preset by name. Raises InputError."""
+    """Return a preset by its name. Raises InputError if there is none."""
     if name not in GPUS:
         raise InputError(f"--gpu {name} is not known; choose one of {', '.join(GPUS)}, and --gpu-memory for its size.")
     return GPUS[name]
 
 
 def peak_of_device(device_name: str) -> float | None:
-    """Dense bf16 FLOP/s of a device by its CUDA name; None where it is not known."""
+    """Return the dense bf16 FLOP/s of a device by its CUDA name, None if it is not known."""
     return _DEVICES.get(device_name)

@@ -25,47 +25,43 @@ BACKWARD = 2
 
 
 def linear_flops(shape: ModelShape, rows: float) -> float:
-    """Forward through the matrices of all layers."""
+    """Count the forward through the matrices of all layers."""
     return 2 * shape.layers * shape.layer_matrices * rows
 
 
 def causal_flops(shape: ModelShape, rows: float) -> float:
-    """Forward of causal attention in all layers: scores and weighted values."""
+    """Count the forward of causal attention in all layers: scores and weighted values."""
     return 2 * shape.layers * shape.query_size * rows**2
 
 
-def across_flops(shape: ModelShape, rows: float, others: float) -> float:
-    """Forward of unmasked attention of `rows` to `others` in all layers."""
-    return 4 * shape.layers * shape.query_size * rows * others
-
-
 def output_flops(shape: ModelShape, rows: float) -> float:
-    """Forward of the output layer for the rows whose log-probs are wanted."""
+    """Count the forward of the output layer for rows whose log-probs are wanted."""
     return 2 * shape.table * rows
 
 
 def layers_flops(
     shape: ModelShape, trunk: float, chosen: float, rejected: float, layout: PairLayout = "shared_prefix"
 ) -> float:
-    """Forward of all layers for one pair; lengths in tokens. See the table above."""
+    """Count the forward of all layers for one pair; lengths in tokens. See the table above."""
     branches = chosen, rejected
     if layout == "concatenated":
         return sum(linear_flops(shape, trunk + rows) + causal_flops(shape, trunk + rows) for rows in branches)
-    behind = sum(across_flops(shape, rows, trunk) + causal_flops(shape, rows) for rows in branches)
+    across = 4 * shape.layers * shape.query_size * trunk
+    behind = sum(across * rows + causal_flops(shape, rows) for rows in branches)
     return linear_flops(shape, trunk + chosen + rejected) + causal_flops(shape, trunk) + behind
 
 
 def forward_flops(
     shape: ModelShape, trunk: float, chosen: float, rejected: float, layout: PairLayout = "shared_prefix"
 ) -> float:
-    """Forward of one pair: layers and output layer; lengths in tokens."""
+    """Count the forward of one pair: layers and output layer; lengths in tokens."""
     return layers_flops(shape, trunk, chosen, rejected, layout) + output_flops(shape, trunk + chosen + rejected)
 
 
 def training_flops(
     shape: ModelShape, trunk: float, chosen: float, rejected: float, layout: PairLayout = "shared_prefix"
 ) -> float:
-    """Forward and backward of one pair: three forwards, without what recompute repeats; what utilisation counts."""
+    """Count forward and backward of one pair: three forwards, without recompute. Utilisation is measured by it."""
     return (1 + BACKWARD) * forward_flops(shape, trunk, chosen, rejected, layout)
 
 
@@ -77,7 +73,7 @@ def executed_flops(
     layout: PairLayout = "shared_prefix",
     recomputed: float = 0.0,
 ) -> float:
-    """What the device really does: `recomputed` (0 to 1) of the layers' forward again, and the logits once more.
+    """Count what the device does: `recomputed` (0 to 1) of the layers' forward again, and the logits once more.
 
     The log-probs never keep logits, so their backward forms them a second time.
     """

@@ -1,1 +1,1 @@
-"""What a training job costs before it runs: FLOPs, memory per GPU, time. Plain arithmetic, imports nothing heavy."""
+"""`longpo plan`: FLOPs, memory per GPU and time of a training job before it runs. Imports nothing heavy."""

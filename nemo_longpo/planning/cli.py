@@ -1,4 +1,4 @@
-"""`longpo plan`: how to spread a training job over GPUs, what it needs and how fast it would be. Runs nothing."""
+"""The command `longpo plan`: recommend how to spread a training job over GPUs. Runs nothing."""
 
 import argparse
 import json

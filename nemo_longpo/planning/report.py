@@ -1,4 +1,4 @@
-"""What `longpo plan` says: for people, as JSON, and as a recipe that `nemo llm finetune` takes."""
+"""Print a plan for people, as JSON, and as a recipe that `nemo llm finetune` takes."""
 
 import json
 import shlex

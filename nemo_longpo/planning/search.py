@@ -1,4 +1,4 @@
-"""Every way to place a job on the GPUs at hand: what fits, how fast it would be, and why the rest is refused."""
+"""Search all placements of a job on given GPUs: which fit, how fast each would be, and why the rest is refused."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -114,7 +114,7 @@ def _placements(machine: Machine, wishes: Wishes) -> Iterator[Placement]:
 
 
 def _variants(job: Job, placement: Placement, wishes: Wishes) -> Iterator[Placement]:
-    """All ways to save memory, from nothing to everything; whole layers one by one."""
+    """Yield all ways to save memory, from nothing to everything; whole layers one by one."""
     layers = job.stage_layers(placement)
     recomputes: tuple[Recompute, ...] = ("none", "mlp", "full") if wishes.recompute is None else (wishes.recompute,)
     for offload in (False, True) if wishes.offload_optimizer is None else (wishes.offload_optimizer,):
@@ -125,7 +125,7 @@ def _variants(job: Job, placement: Placement, wishes: Wishes) -> Iterator[Placem
 
 
 def _preference(candidate: Candidate) -> tuple[bool, float, float]:
-    """The fastest, but an optimizer on the CPU only where nothing else fits: its time depends on the host."""
+    """Sort by speed, an optimizer on the CPU last: its time depends on the host."""
     return candidate.placement.offload_optimizer, candidate.speed.seconds, candidate.memory.total
 
 

@@ -1,5 +1,4 @@
-"""Time of an optimizer step: arithmetic at a stated utilisation, communication that nothing hides, the pipeline's idle
-share.
+"""Time of an optimizer step: arithmetic at a stated utilisation, exposed communication, the pipeline's idle share.
 
 What is sent, per layer and pair (letters as in memory.py, W ranks of a group, each sends (W − 1) / W of a whole):
 
@@ -97,7 +96,7 @@ def estimate_speed(job: Job, placement: Placement, machine: Machine) -> Speed:
 
 
 def recomputed_share(job: Job, placement: Placement) -> float:
-    """Share of the layers' forward that runs a second time, by FLOPs."""
+    """Return the share of the layers' forward that runs a second time, by FLOPs."""
     shape, layers = job.shape, job.stage_layers(placement)
     whole, linear = flops.layers_flops(*job.pair), flops.linear_flops(job.shape, job.rows)
     shares = {
@@ -126,7 +125,7 @@ def branch_traffic(
 
 
 def layer_communication(job: Job, placement: Placement, machine: Machine) -> float:
-    """Seconds per layer and pair that nothing hides, both directions; see the table above."""
+    """Return the seconds per layer and pair that nothing hides, both directions; see the table above."""
     shape, size, tp, cp = job.shape, job.number_bytes, placement.tp, placement.cp
     again = placement.recomputed_layers(job.stage_layers(placement)) / job.stage_layers(placement)
     tensor = job.rows_per_gpu(placement) * shape.hidden * size * (tp - 1) / tp
@@ -149,7 +148,7 @@ def layer_communication(job: Job, placement: Placement, machine: Machine) -> flo
 
 
 def _optimizer_seconds(job: Job, placement: Placement, machine: Machine) -> tuple[float, float]:
-    """Seconds once per step, for P parameters on this GPU and W = dp · cp ranks: exchange, and Adam on the CPU.
+    """Return seconds once per step, for P parameters on this GPU and W = dp · cp ranks: exchange, and Adam on the CPU.
 
     Gradients are reduce-scattered and weights gathered: (gradient + weight) · P · (W−1)/W bytes. On the CPU, gradients
     come down and weights go up for this GPU's share, P / W, with 28 bytes of memory traffic per parameter.

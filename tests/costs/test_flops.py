@@ -40,7 +40,7 @@ def test_against_every_product_of_a_small_model():
     assert output_flops(shape, 41) == output
 
 
-def test_training_is_three_forwards_and_recompute_adds_the_layers():
+def test_training_is_three_forwards():
     lengths = 8192, 900, 700
     forward, layers = forward_flops(MISTRAL, *lengths), layers_flops(MISTRAL, *lengths)
     logits_again = output_flops(MISTRAL, sum(lengths))
@@ -49,5 +49,5 @@ def test_training_is_three_forwards_and_recompute_adds_the_layers():
     assert executed_flops(MISTRAL, *lengths, recomputed=0.5) == pytest.approx(3 * forward + logits_again + layers / 2)
 
 
-def test_without_a_trunk_the_layouts_cost_the_same():
+def test_layouts_cost_the_same_without_a_trunk():
     assert layers_flops(MISTRAL, 0, 500, 300, "shared_prefix") == layers_flops(MISTRAL, 0, 500, 300, "concatenated")

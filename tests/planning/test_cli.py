@@ -115,7 +115,7 @@ def test_values_out_of_range(capsys, arguments):
         ),
     ],
 )
-def test_overrides_say_what_the_setup_is(placement, expected):
+def test_overrides_spell_the_placement(placement, expected):
     job = Job(shape=MODELS["mistral-7b"], trunk=131_072, chosen=4500, rejected=4000)
     settings = overrides(job, placement)
     given = dict(argument.split("=", 1) for argument in shlex.split(" ".join(settings)))
@@ -166,7 +166,7 @@ def test_offload_and_nodes():
     assert {"trainer.num_nodes=2", "trainer.devices=8", "optim.config.optimizer_cpu_offload=True"} <= set(settings)
 
 
-def test_devices_have_a_peak_by_their_whole_name():
+def test_device_peak_by_whole_name():
     assert peak_of_device("NVIDIA H100 80GB HBM3") == 989e12
     assert peak_of_device("NVIDIA H100 PCIe") == 756e12
     assert peak_of_device("NVIDIA H200") == GPUS["h200-141gb"].peak_flops

@@ -38,7 +38,7 @@ def test_parameters_of_a_stage(stage, tables):
     assert parameters_per_gpu(PAIR, placement, stage) == layers * (matrices / 2 + 16) + tables * 100 * 8 / 2 + 8
 
 
-def test_a_tied_table_is_held_twice_only_by_a_pipeline():
+def test_only_a_pipeline_holds_a_tied_table_twice():
     tied = replace(PAIR, shape=replace(SMALL, tied=True))
     whole = parameters_per_gpu(tied, Placement(), "only")
     assert whole == tied.shape.parameters
@@ -64,7 +64,7 @@ def test_everything_a_layer_keeps():
         ("full", 3, 3 * 8 + 184),
     ],
 )
-def test_what_recompute_leaves(recompute, layers, width):
+def test_activations_left_by_recompute(recompute, layers, width):
     placement = Placement(cp=2).recomputing(recompute, layers or None)
     assert kept_activations(PAIR, placement) == width * 32 * 2
 
@@ -76,7 +76,7 @@ def test_concatenated_has_no_branches_and_twice_the_trunk():
     assert sum(layer_widths(job, Placement()).values()) == sum(layer_widths(PAIR, Placement()).values()) - 8
 
 
-def test_tensor_parallelism_splits_activations_but_not_what_is_gathered():
+def test_tensor_parallelism_splits_activations():
     one, four = Placement(cp=2), Placement(tp=4, cp=2)
     assert kept_activations(LONG, four) == kept_activations(LONG, one) / 4
     assert ring_bytes(LONG, four) == ring_bytes(LONG, one) / 4
@@ -86,14 +86,14 @@ def test_tensor_parallelism_splits_activations_but_not_what_is_gathered():
     assert logprob_moment(LONG, four) == pytest.approx(2.25 * states + 1e9 + 32000 * 4096 * 6 / 4)
 
 
-def test_the_ring_holds_the_whole_sequence_whatever_its_size():
+def test_ring_holds_the_whole_sequence():
     trunk = 131_072 * (4096 + 2 * 1024) * 2
     assert ring_bytes(LONG, Placement(cp=2)) == pytest.approx(trunk, rel=1e-3)
     assert ring_bytes(LONG, Placement(cp=8)) == pytest.approx(trunk, rel=1e-3)
     assert ring_bytes(LONG, Placement()) == 0
 
 
-def test_the_first_stage_of_a_pipeline_holds_several_pairs():
+def test_first_pipeline_stage_holds_several_pairs():
     two, one = Placement(pp=2).recomputing("full"), Placement().recomputing("full")
     first = estimate_memory(LONG, two)
     assert first.activations == estimate_memory(LONG, one).activations  # half the layers, two pairs
@@ -102,7 +102,7 @@ def test_the_first_stage_of_a_pipeline_holds_several_pairs():
     assert single.activations == first.activations / 2
 
 
-def test_the_optimizer_is_split_over_dp_and_cp_or_leaves_the_gpu():
+def test_optimizer_memory():
     whole = estimate_memory(LONG, Placement().recomputing("full")).optimizer
     assert estimate_memory(LONG, Placement(cp=4, dp=2).recomputing("full")).optimizer == whole / 8
     on_cpu = replace(LONG, on_cpu=True)
@@ -111,14 +111,14 @@ def test_the_optimizer_is_split_over_dp_and_cp_or_leaves_the_gpu():
     assert (away.optimizer, away.host) == (0, whole / 8)
 
 
-def test_total_counts_the_larger_of_the_two_transient_parts():
+def test_total_counts_the_larger_transient_part():
     memory = estimate_memory(LONG, Placement(tp=4, cp=2).recomputing("full"))
     lasting = memory.weights + memory.gradients + memory.optimizer + memory.activations + memory.inputs
     assert memory.total == lasting + max(memory.layer, memory.logprobs) + memory.communication
     assert memory.as_dict()["total"] == memory.total
 
 
-def test_plain_norms_keep_more_and_are_not_recomputed_with_the_feed_forward_part():
+def test_plain_norms_keep_more():
     on_cpu = replace(PAIR, on_cpu=True)
     for placement, widths in ((Placement(), 2), (Placement().recomputing("mlp"), 3)):
         difference = kept_activations(on_cpu, placement) - kept_activations(PAIR, placement)

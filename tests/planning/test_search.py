@@ -16,7 +16,7 @@ H100 = Machine(GPUS["h100-80gb"])
 JOB = Job(shape=MISTRAL, trunk=131_072, chosen=4500, rejected=4500)
 
 
-def test_all_candidates_fit_and_the_fastest_comes_first():
+def test_candidates_fit_fastest_first():
     found = search(JOB, H100, Wishes())
     assert len(found.candidates) > 5
     for candidate in found.candidates:
@@ -37,7 +37,7 @@ def test_wishes_are_kept():
     assert (placement.recompute, placement.offload_optimizer) == ("full", True)
 
 
-def test_as_few_layers_as_possible_are_recomputed():
+def test_fewest_layers_are_recomputed():
     (candidate,) = search(JOB, H100, Wishes(tp=1, cp=8, recompute="full", offload_optimizer=False)).candidates
     layers = candidate.placement.recompute_num_layers
     assert 1 < layers < 32
@@ -46,12 +46,12 @@ def test_as_few_layers_as_possible_are_recomputed():
     assert next_one.placement.recompute_num_layers == layers + 1
 
 
-def test_a_job_with_room_recomputes_one_layer_when_told_to():
+def test_full_recompute_starts_at_one_layer():
     (candidate,) = search(replace(JOB, trunk=8192), H100, Wishes(tp=4, cp=2, recompute="full")).candidates
     assert candidate.placement.recompute_num_layers == 1
 
 
-def test_the_optimizer_stays_on_the_gpu_even_where_leaving_would_save_recompute():
+def test_optimizer_stays_on_the_gpu_if_possible():
     (candidate,) = search(JOB, H100, Wishes(tp=1, cp=8)).candidates
     (away,) = search(JOB, H100, Wishes(tp=1, cp=8, offload_optimizer=True)).candidates
     assert not candidate.placement.offload_optimizer
@@ -69,7 +69,7 @@ def test_the_optimizer_stays_on_the_gpu_even_where_leaving_would_save_recompute(
         (ModelShape(2, 64, 30, 4, 4, 16, 10), Placement(tp=4), "30 feed-forward columns do not divide by tp 4"),
     ],
 )
-def test_the_impossible_is_refused_with_its_reason(shape, placement, reason):
+def test_impossible_placements_name_the_reason(shape, placement, reason):
     assert impossible(replace(JOB, shape=shape), placement).startswith(reason)
 
 
@@ -78,7 +78,7 @@ def test_context_parallelism_needs_two_chunks_per_rank():
     assert impossible(replace(JOB, trunk=16), Placement(cp=8)) is None
 
 
-def test_what_does_not_fit_says_by_how_much():
+def test_refusal_says_how_much_is_missing():
     found = search(replace(JOB, trunk=2**20), Machine(GPUS["h100-80gb"], gpus=4), Wishes())
     assert not found.candidates
     closest = found.refusals[0]
@@ -87,7 +87,7 @@ def test_what_does_not_fit_says_by_how_much():
     assert f"needs {needed:.1f} GiB of 71.2, {closest.missing / GIB:.1f} too many" in closest.reason
 
 
-def test_time_is_flops_over_the_speed_that_is_reached():
+def test_seconds_are_flops_over_reached_speed():
     alone = Machine(GPUS["h100-80gb"], gpus=1, utilisation=0.5)
     speed = estimate_speed(JOB, Placement().recomputing("full"), alone)
     assert (speed.communication, speed.idle, speed.optimizer) == (0, 0, 0)
@@ -96,7 +96,7 @@ def test_time_is_flops_over_the_speed_that_is_reached():
     assert speed.tokens_per_second == pytest.approx(8 * 140_072 / speed.seconds)
 
 
-def test_a_pipeline_idles_while_it_fills_and_empties():
+def test_pipeline_idle_time():
     speed = estimate_speed(JOB, Placement(pp=4), H100)
     assert speed.idle == pytest.approx((speed.compute + speed.communication) * 3 / 8)
 
@@ -111,7 +111,7 @@ def test_recomputed_share_of_the_forward():
     assert 0.2 < mlp < 0.25
 
 
-def test_links_between_nodes_are_slower_and_long_rings_hide():
+def test_slow_links_and_hidden_rings():
     two_nodes = replace(H100, gpus=16)
     within_one = layer_communication(JOB, Placement(tp=2, cp=4), H100)
     assert layer_communication(JOB, Placement(tp=2, cp=8), two_nodes) > within_one

@@ -122,7 +122,7 @@ def test_memory_settings_reach_the_model(name):
     assert not config.cpu_offloading
 
 
-def test_the_job_decides_on_recompute_not_the_checkpoint():
+def test_recompute_is_the_jobs_not_the_checkpoints():
     off = _connected("mistral_7b_longpo_128k", recompute_granularity=None, recompute_modules=None)
     assert off.recompute_granularity is None
     some = {"recompute_granularity": "full", "recompute_modules": None}
@@ -176,7 +176,7 @@ def test_warmup_is_a_share_of_the_run():
 
 
 @pytest.mark.parametrize("max_steps", [100, 200])
-def test_learning_rate_of_a_resumed_run_is_that_of_its_settings(max_steps):
+def test_resumed_run_follows_its_own_schedule(max_steps):
     """Bit for bit the old curve where nothing changed; the new one where the run is given more steps."""
     old_optimizer, old = _schedule(100)
     _rates(old_optimizer, old, steps=99)
