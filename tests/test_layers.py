@@ -52,10 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     }
     | LAYOUTS
     | PURE,
-    "nemo_longpo.recipes": {"nemo_longpo.checkpoints", "nemo_longpo.shards", "nemo_longpo.costs"}
-    | ADAPTER
-    | LAYOUTS
-    | PURE,
+    "nemo_longpo.recipes": {"nemo_longpo.checkpoints", "nemo_longpo.megatron"} | PURE,
     # The demo calls everything else through the public commands, as a user would.
     "nemo_longpo.recipes.demo": {"nemo_longpo.shards", "nemo_longpo.checkpoints"} | PURE,
     "nemo_longpo.conversion": PURE
