@@ -35,13 +35,16 @@ def longpo_recipe(
     warmup_ratio: float = 0.1,
     max_steps: int = 100,
     save_every_n_steps: int = 50,
+    data_workers: int = 0,
 ) -> run.Partial:
     """Return a complete `llm.finetune` configuration with the paper's constants; its paths can all be overridden.
 
     The architecture and the tokenizer come from `resume.restore_config.path`, the data from `data.paths`.
     """
     model = run.Config(LongPOModel, objective=run.Config(Objective))
-    data = run.Config(LongPODataModule, seq_length=seq_length, global_batch_size=global_batch_size)
+    data = run.Config(
+        LongPODataModule, seq_length=seq_length, global_batch_size=global_batch_size, num_workers=data_workers
+    )
     for config in (model, data):
         fdl.materialize_defaults(config)  # so that `--dryrun` shows every setting of ours
     recipe = run.Partial(

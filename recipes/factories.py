@@ -39,9 +39,12 @@ def recipe(function: Callable[..., run.Partial]) -> Callable[..., run.Partial]:
 
 
 def _long(length: int, placement: Placement) -> run.Partial:
-    """Recompute the feed-forward part of each layer up to 256K tokens, whole layers beyond them."""
+    """Recompute the feed-forward part of each layer up to 256K tokens, whole layers beyond them.
+
+    A process of its own reads the next pairs of a rank and lays them out, beside the training.
+    """
     recomputing = placement.recomputing("mlp" if length <= 256 * K else "full")
-    return longpo_recipe(seq_length=length + LONGEST_BRANCH, placement=recomputing)
+    return longpo_recipe(seq_length=length + LONGEST_BRANCH, placement=recomputing, data_workers=1)
 
 
 @recipe

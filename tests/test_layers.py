@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nemo_longpo.costs": {"nemo_longpo.checkpoints", "nemo_longpo.model_directory", "nemo_longpo.yaml_input"},
     "nemo_longpo.planning": {"nemo_longpo.costs"},
     **{unit: LAYOUTS | PURE | {"nemo_longpo.shards"} for unit in LAYOUTS},
-    "nemo_longpo.backends": LAYOUTS | PURE,
+    "nemo_longpo.backends": set(),
     "nemo_longpo.megatron": {
         "nemo_longpo.backends",
         "nemo_longpo.checkpoints",
@@ -235,6 +235,11 @@ def test_one_file_reads_megatrons_parallel_state():
         if attributes & {"parallel_state", "mpu"}:
             readers.add(str(file.relative_to(ROOT)))
     assert readers == {PARALLEL_STATE_READER}, f"take a Topology from {PARALLEL_STATE_READER} instead"
+
+
+def test_one_file_asks_which_backend():
+    askers = {file for file, _, _, name in IMPORTS if name.startswith("nemo_longpo.backends")}
+    assert askers == {"nemo_longpo/megatron/backend.py"}, "take a Backend from nemo_longpo/megatron/backend.py instead"
 
 
 def modules_loaded_by(code: str) -> tuple[set[str], float]:

@@ -1,8 +1,14 @@
 """What the data module takes over from a checkpoint, and what it does not."""
 
+from functools import partial
+
 import pytest
+import torch
+from support import training_pairs
+from torch.utils.data import DataLoader
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.parallel.layout import lay_out_pair
 
 TRAINED = {"consumed_samples": 12, "order": {"global_batch_size": 2, "length_window": 4, "seed": 1234}}
 
@@ -24,3 +30,22 @@ def test_goes_on_behind_what_was_trained(state, monkeypatch):
     data = LongPODataModule("shards", **TRAINED["order"])
     data.load_state_dict(state)
     assert data.data_sampler.init_consumed_samples == 12
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pairs_come_laid_out_for_the_rank_and_errors_as_they_are(workers):
+    """Also out of a data worker, of whose exceptions PyTorch would make a traceback."""
+    from nemo_longpo.megatron.data import lay_out_on_rank, next_rows
+
+    (record, *_) = training_pairs.uneven_records(100)
+    rank = {"layout": "shared_prefix", "cp_size": 2, "cp_rank": 1, "tp_size": 1}
+    loader = DataLoader(
+        [record, InputError("doc-7 is damaged")], collate_fn=partial(lay_out_on_rank, **rank), num_workers=workers
+    )
+    items = ((item, 0, 0) for item in loader)
+    found, expected = next_rows(items), lay_out_pair(record, "shared_prefix", cp_size=2).on_rank(2, 1)
+    for name, tensor in expected.tensors().items():
+        assert torch.equal(getattr(found, name), tensor), name
+    assert (found.segments, found.lengths) == (expected.segments, expected.lengths)
+    with pytest.raises(InputError, match=r"^doc-7 is damaged$"):
+        next_rows(items)

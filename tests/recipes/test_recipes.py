@@ -75,7 +75,7 @@ def test_has_the_papers_constants(name):
     assert (objective.beta, objective.preference_weight) == (0.1, 0.01)
     optimizer = fdl.build(recipe.optim.config)
     assert (optimizer.optimizer, optimizer.lr, optimizer.weight_decay) == ("adam", 5e-7, 0.0)
-    assert recipe.data.global_batch_size == 8
+    assert (recipe.data.global_batch_size, recipe.data.num_workers) == (8, 1)
     assert (recipe.optim.lr_scheduler.warmup_ratio, recipe.optim.lr_scheduler.min_lr) == (0.1, 0.0)
     assert recipe.model.pair_layout == "shared_prefix"
     precision = fdl.build(recipe.trainer.plugins)
