@@ -56,11 +56,14 @@ class Placement:
         )
 
     @property
+    def recomputed_parts(self) -> Sequence[str]:
+        """Parts that are recomputed in every layer; Megatron's default is the core attention."""
+        return (self.recompute_modules or ("core_attn",)) if self.recompute_granularity == "selective" else ()
+
+    @property
     def recompute(self) -> str:
         """What the backward computes again, as `recomputing` takes it."""
-        if self.recompute_granularity == "full":
-            return "full"
-        return ",".join(self.recompute_modules or ("none",))
+        return "full" if self.recompute_granularity == "full" else ",".join(self.recomputed_parts) or "none"
 
     def recomputed_layers(self, layers: int) -> int:
         """Count the layers that are recomputed whole, of the `layers` of a pipeline stage."""

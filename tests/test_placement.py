@@ -28,6 +28,10 @@ def test_recompute(what, layers, recomputed):
     assert placement.recomputed_layers(6) == recomputed
 
 
+def test_selective_recompute_is_the_core_attention_by_default():
+    assert Placement(recompute_granularity="selective").recompute == "core_attn"
+
+
 @pytest.mark.parametrize(
     ("placement", "expected"),
     [(Placement(), False), (Placement(tp=2), True), (Placement(tp=2, sequence_parallel=False), False)],

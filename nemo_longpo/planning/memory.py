@@ -124,7 +124,7 @@ def kept_activations(job: Job, placement: Placement) -> float:
     widths = layer_widths(job, placement)
     layers = job.stage_layers(placement)
     again = placement.recomputed_layers(layers)
-    kept = sum(widths.values()) - sum(widths[part] for part in placement.recompute_modules or ())
+    kept = sum(widths.values()) - sum(widths[part] for part in placement.recomputed_parts)
     return _per_gpu(job, placement, again * widths["input"] + (layers - again) * kept)
 
 
@@ -136,7 +136,7 @@ def feed_forward_moment(job: Job, placement: Placement) -> float:
     """
     shape, widths = job.shape, layer_widths(job, placement)
     whole = sum(widths.values()) if _recomputes_last_layer(job, placement) else 0
-    recomputed = widths["mlp"] if "mlp" in (placement.recompute_modules or ()) else whole
+    recomputed = widths["mlp"] if "mlp" in (placement.recomputed_parts) else whole
     gathered = 2 * shape.hidden * (placement.tp if placement.tp > 1 else 0.5)
     return _per_gpu(job, placement, recomputed + shape.hidden + max(2 * shape.ffn, shape.ffn + gathered))
 

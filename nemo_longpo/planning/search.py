@@ -70,8 +70,14 @@ def search(job: Job, machine: Machine, wishes: Wishes) -> Search:
         fitting = [candidate for candidate in tried if candidate.memory.total <= room]
         if fitting:
             candidates.append(min(fitting, key=_preference))
-        else:
-            refusals.append(_too_large(min(tried, key=lambda candidate: candidate.memory.total), room))
+            continue
+        least = min(tried, key=lambda candidate: candidate.memory.total)
+        total, missing, on_cpu = least.memory.total, least.memory.total - room, least.placement.offload_optimizer
+        reason = (
+            f"needs {total / GIB:.1f} GiB of {room / GIB:.1f}, {missing / GIB:.1f} too many, with recompute "
+            f"{least.placement.recompute}{' and the optimizer on the CPU' if on_cpu else ''}"
+        )
+        refusals.append(Refusal(least.placement, reason, missing))
     candidates.sort(key=_preference)
     refusals.sort(key=lambda refusal: float("inf") if refusal.missing is None else refusal.missing)
     return Search(candidates, refusals)
@@ -127,12 +133,3 @@ def _variants(job: Job, placement: Placement, wishes: Wishes) -> Iterator[Placem
 def _preference(candidate: Candidate) -> tuple[bool, float, float]:
     """Sort by speed, an optimizer on the CPU last: its time depends on the host."""
     return candidate.placement.offload_optimizer, candidate.speed.seconds, candidate.memory.total
-
-
-def _too_large(least: Candidate, room: float) -> Refusal:
-    total, missing = least.memory.total, least.memory.total - room
-    reason = (
-        f"needs {total / GIB:.1f} GiB of {room / GIB:.1f}, {missing / GIB:.1f} too many, with recompute "
-        f"{least.placement.recompute}{' and the optimizer on the CPU' if least.placement.offload_optimizer else ''}"
-    )
-    return Refusal(least.placement, reason, missing)

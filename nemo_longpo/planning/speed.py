@@ -103,7 +103,7 @@ def recomputed_share(job: Job, placement: Placement) -> float:
         "core_attn": (whole - linear) / whole,
         "mlp": linear * 3 * shape.hidden * shape.ffn / shape.layer_matrices / whole,
     }
-    parts = sum(shares[part] for part in placement.recompute_modules or ())
+    parts = sum(shares[part] for part in placement.recomputed_parts)
     return parts + placement.recomputed_layers(layers) / layers
 
 
