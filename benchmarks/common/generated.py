@@ -1,7 +1,6 @@
 """Text, tokenizers and models of realistic size, generated on the spot."""
 
 import json
-import os
 import random
 import tempfile
 from pathlib import Path
@@ -9,6 +8,8 @@ from pathlib import Path
 from support.tiny_models import TEMPLATES
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
+
+from nemo_longpo.atomic import write_file
 
 VOCABULARY = 32_768
 SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
@@ -50,9 +51,7 @@ def tokenizer(style: str) -> PreTrainedTokenizerFast:
     path = Path(tempfile.gettempdir()) / f"nemo_longpo_bench_{style}_{VOCABULARY}.json"
     if not path.is_file():
         backend = _byte_level() if style == "qwen2.5" else _sentencepiece_like()
-        partial = path.with_suffix(f".{os.getpid()}")
-        backend.save(str(partial))
-        os.replace(partial, path)
+        write_file(path, backend.to_str(pretty=True))
     special = {"bos_token": None, "eos_token": "<|im_end|>"} if style == "qwen2.5" else {"bos_token": "<s>"}
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_file(str(path)),

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nemo_longpo.atomic import write_file
+
 from .lexicon import (
     ADJECTIVES,
     ARTICLES,
@@ -93,9 +95,7 @@ def write_corpus(path: Path, documents: int, tokens: int, seed: int) -> None:
     """Write `documents` documents to a JSONL file, one object with `doc_id` and `text` per line."""
     rng = random.Random(seed)
     lines = (json.dumps({"doc_id": f"demo-{i:04d}", "text": make_document(rng, tokens).text}) for i in range(documents))
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    partial.replace(path)
+    write_file(path, "".join(f"{line}\n" for line in lines))
 
 
 def _paragraphs(sentences: list[str]) -> str:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from nemo_longpo.atomic import write_file
+
 from .corpus import answer, make_document, question
 
 if TYPE_CHECKING:
@@ -78,10 +80,8 @@ def main() -> None:
     report = json.dumps({"model": arguments.model, "samples": arguments.samples, "accuracy": result})
     if arguments.output is None:
         print(report)
-        return
-    partial = arguments.output.with_suffix(".partial")
-    partial.write_text(report)
-    partial.replace(arguments.output)
+    else:
+        write_file(arguments.output, report)
 
 
 if __name__ == "__main__":
