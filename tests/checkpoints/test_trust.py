@@ -4,8 +4,9 @@ That these exploits run where a loader is let at them is shown in tests/megatron
 """
 
 import _compat_pickle
+import ast
 import dataclasses
-import importlib
+import importlib.util
 import io
 import json
 import pickle
@@ -317,3 +318,24 @@ def test_a_file_that_is_missing(weights):
     (weights / "common.pt").unlink()
     with pytest.raises(InputError, match=r"common\.pt is missing"):
         check_weights(weights)
+
+
+# What context/io.json of checkpoints names of ours, since 0.1.0.
+RECORDED = {
+    "nemo_longpo.megatron.data": "LongPODataModule",
+    "nemo_longpo.megatron.metrics": "MetricsCallback",
+    "nemo_longpo.megatron.model": "LongPOModel",
+    "nemo_longpo.megatron.schedule": "WarmupCosine",
+    "nemo_longpo.megatron.strategy": "LongPOStrategy",
+    "nemo_longpo.objective": "Objective",
+}
+
+
+@pytest.mark.parametrize("module", RECORDED)
+def test_old_checkpoints_find_our_classes(module):
+    """Read, not imported: most of them import NeMo."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    assert RECORDED[module] in {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
