@@ -308,3 +308,24 @@ def test_rooms_of_data_tools_import_downwards():
         and floor_of.get(other, -1) >= floor
     ]
     assert upwards == []
+
+
+WRITER, CLAIMS = "nemo_longpo/atomic.py", "data_tools/runner/claims.py"  # a claim guards nothing and is never flushed
+RUN_DIRECTORY = "nemo_longpo/checkpoints/run_directory.py"
+
+
+def test_one_file_writes_atomically_and_one_knows_run_directories():
+    trees = {str(file.relative_to(ROOT)): list(ast.walk(ast.parse(file.read_text()))) for file in FILES}
+    calls = {
+        file: {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)} for file, nodes in trees.items()
+    }
+    writers = {file for file, found in calls.items() if found & {"os.fsync", "os.replace", "os.rename", "fcntl.flock"}}
+    assert writers <= {WRITER, CLAIMS}, f"write with {WRITER}"
+    places = {"tb_logs", "metrics.jsonl", "checkpoints"}
+    knowing = {
+        file
+        for file, nodes in trees.items()
+        for node in nodes
+        if isinstance(node, ast.Constant) and node.value in places
+    }
+    assert knowing == {RUN_DIRECTORY}, f"take the names of a run's files from {RUN_DIRECTORY}"

@@ -46,7 +46,7 @@ class LongPOCheckpoint(nl.ModelCheckpoint):
         newest = list_checkpoints(self._folder).newest
         if trainer.is_global_zero and newest and self.save_last:
             point_last_link(newest)
-        trainer.strategy.barrier("checkpoints")
+        trainer.strategy.barrier("checkpoint_setup")
 
     @property
     def _folder(self) -> Path:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from nemo_longpo.atomic import write_file
 from nemo_longpo.errors import InputError
 
 from .stages import Command, Stage
@@ -100,7 +101,4 @@ def _show(text: str, last: bool = False) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1))
-    partial.replace(path)
+    write_file(path, json.dumps(content, indent=1))
