@@ -9,20 +9,19 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import torch
 
 from nemo_longpo.checkpoints.run_directory import find_checkpoint
+from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.errors import InputError
-from nemo_longpo.model_directory.json_files import read_model_json
+from nemo_longpo.model_directory.downloads import read_model_json
+from nemo_longpo.model_directory.model_config import ModelConfig
 from nemo_longpo.terminal import note
 
 from .families.family import Family, Piece
-from .families.fusions import Geometry
-from .huggingface.config import with_dtype
+from .huggingface.config import with_dtype, with_max_length
 from .huggingface.directory import INDEX, SINGLE, HfDirectory, write_json
-from .huggingface.rope import is_read_by_4, with_max_length
 from .huggingface.safetensors_file import SafetensorsWriter, header_like
 from .model_on_disk import Weights
 from .nemo_checkpoint.context import HEADERS, WEIGHT_LIST
@@ -61,37 +60,37 @@ def export_checkpoint(
     require_free(output, overwrite=overwrite)
     source = NemoCheckpoint.open(checkpoint, base, base_checkpoint, check_hashes=check_hashes)
     require_apart(output, source.weights.directory.parent)  # adapters know their base without an option
-    family, geometry = source.family, source.geometry
+    family, model_shape = source.family, source.model_shape
     config = source.config
     if max_length is not None:
-        config = with_max_length(config, max_length, source.where)
-    elif "max_position_embeddings" not in config:
-        raise InputError(f"{source.where} does not say for how many positions the model is; pass --max-length")
+        config = with_max_length(config, max_length)
+    elif config.max_position_embeddings is None:
+        raise InputError(f"{config.file} does not say for how many positions the model is; pass --max-length")
     if dtype is not None:
         config = with_dtype(config, dtype)
     if isinstance(source.origin, StockOrigin):
         note(f"export: {source.origin.remark}")
-    if not is_read_by_4(config):
+    if not config.rope_is_read_by_4:
         note(
             "export: config.json has its RoPE settings in rope_parameters, as the original has; transformers 5 and "
             "vLLM read them there, transformers 4 overlooks them"
         )
-    targets = plan_targets(source.origin, family, geometry, dtype)
+    targets = plan_targets(source.origin, family, model_shape, dtype)
     size = sum(target.size for target in targets.values()) + bytes_of(source.origin.companions())
     with new_model(output, overwrite=overwrite, size=size) as partial:
         _write_companions(partial, source.origin, config)
         files = lay_out(partial, targets, original_headers(source.origin))
-        write_weights(files, source.weights, targets, family, geometry, workers)
+        write_weights(files, source.weights, targets, family, model_shape, workers)
         _write_index(partial, source.origin, targets, dtype)
     return output
 
 
-def _write_companions(output: Path, origin: HfDirectory, config: Mapping[str, Any]) -> None:
+def _write_companions(output: Path, origin: HfDirectory, config: ModelConfig) -> None:
     for path in origin.companions():
         if path.name not in (WEIGHT_LIST, HEADERS, INDEX):
             shutil.copyfile(path, output / path.name)
     if config != origin.config or isinstance(origin, StockOrigin):
-        write_json(output / "config.json", config)
+        write_json(output / "config.json", config.raw)
 
 
 def write_weights(
@@ -99,10 +98,10 @@ def write_weights(
     weights: Weights,
     targets: Mapping[str, Target],
     family: Family,
-    geometry: Geometry,
+    model_shape: ModelShape,
     workers: int,
 ) -> None:
-    copies = family.copies(geometry)
+    copies = family.copies(model_shape)
     not_finite = NotFinite()
     places: dict[str, list[Target]] = {}
     for target in targets.values():
@@ -118,7 +117,7 @@ def write_weights(
         return size
 
     total = sum(target.size for target in targets.values())
-    work_through(family.pieces(geometry), convert, title="export", total=total, workers=workers)
+    work_through(family.pieces(model_shape), convert, title="export", total=total, workers=workers)
     if not_finite.names:
         note(f"export: {not_finite}")
 

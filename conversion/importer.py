@@ -1,24 +1,22 @@
 """Hugging Face directory → NeMo checkpoint, streaming: no model is built, no GPU and no trainer are needed."""
 
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 
 from nemo_longpo.checkpoints.integrity import write_record
 from nemo_longpo.checkpoints.run_inputs import write_origin
+from nemo_longpo.costs.model_shape import ModelShape
+from nemo_longpo.model_directory.model_config import ModelConfig
 from nemo_longpo.shards.fingerprint import weights_fingerprint
 from nemo_longpo.terminal import note
 
 from .families.family import Family, Piece
-from .families.fusions import Geometry
 from .families.known import family_of
-from .huggingface import config as hf_config
+from .huggingface.config import ScalingChoice, for_import
 from .huggingface.directory import HfDirectory, write_json
-from .huggingface.rope import ScalingChoice
 from .huggingface.safetensors_file import TORCH_DTYPES
 from .huggingface.weights import HfWeights, check_tensors
 from .nemo_checkpoint import context
@@ -52,26 +50,24 @@ def import_checkpoint(
     require_apart(output, model)
     require_free(output, overwrite=overwrite)
     source = HfDirectory.open(model)
-    where = str(source.path / "config.json")
-    family = family_of(source.config, where)
-    config = hf_config.for_import(
+    family = family_of(source.config)
+    config = for_import(
         source.config,
-        where,
         theta=rope_theta,
         scaling=rope_scaling,
         max_length=max_length,
         full_attention=full_attention,
     )
     source.require_tokenizer()
-    geometry = family.geometry(config)
+    model_shape = ModelShape.of(config)
     weights = HfWeights(source, allow_pickle=allow_pickle)
-    check_tensors(weights, family, geometry)
+    check_tensors(weights, family, model_shape)
     not_finite = NotFinite()
-    chunks = plan_chunks(weights, family, geometry, not_finite)
+    chunks = plan_chunks(weights, family, model_shape, not_finite)
     size = sum(chunk.size for chunk in chunks) + bytes_of(source.companions())
     with new_model(output, overwrite=overwrite, size=size) as partial_output:
-        _write_context(partial_output / "context", source, config, family, weights)
-        write_checkpoint(partial_output / "weights", chunks, extra_states(geometry), workers=workers)
+        _write_context(partial_output / "context", source, config, family, model_shape, weights)
+        write_checkpoint(partial_output / "weights", chunks, extra_states(model_shape), workers=workers)
         if any(source.path.glob("*.safetensors")):  # pickles score no shards, so nobody asks for their name
             write_origin(partial_output / "context", weights_fingerprint(source.path))
         write_record(partial_output)
@@ -80,7 +76,7 @@ def import_checkpoint(
     return output
 
 
-def plan_chunks(weights: HfWeights, family: Family, geometry: Geometry, not_finite: NotFinite) -> list[Chunk]:
+def plan_chunks(weights: HfWeights, family: Family, model_shape: ModelShape, not_finite: NotFinite) -> list[Chunk]:
     """One chunk per piece of the model, each read from the Hugging Face files when it is written."""
     return [
         Chunk(
@@ -91,7 +87,7 @@ def plan_chunks(weights: HfWeights, family: Family, geometry: Geometry, not_fini
             TORCH_DTYPES[weights.dtype(piece.names[0])],
             partial(_load, weights, piece, not_finite),
         )
-        for piece in family.pieces(geometry)
+        for piece in family.pieces(model_shape)
     ]
 
 
@@ -103,15 +99,20 @@ def _load(weights: HfWeights, piece: Piece, not_finite: NotFinite) -> torch.Tens
 
 
 def _write_context(
-    target: Path, source: HfDirectory, config: Mapping[str, Any], family: Family, weights: HfWeights
+    target: Path,
+    source: HfDirectory,
+    config: ModelConfig,
+    family: Family,
+    model_shape: ModelShape,
+    weights: HfWeights,
 ) -> None:
     with TemporaryDirectory() as scratch:
         artifacts = Path(scratch) / context.ARTIFACTS
         artifacts.mkdir()
         source.copy_companions(artifacts)
         if config != source.config:
-            write_json(artifacts / "config.json", config)
-        listing = weights.listing(family.copies(family.geometry(config)))
+            write_json(artifacts / "config.json", config.raw)
+        listing = weights.listing(family.copies(model_shape))
         context.write_weight_list(artifacts, listing, weights.headers())
         with quiet_libraries():
-            context.write_context(target, family, config, artifacts)
+            context.write_context(target, family, config, model_shape, artifacts)

@@ -2,15 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 
+from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.downloads import cache_hint
+from nemo_longpo.model_directory.model_config import ModelConfig
 
 from .families.family import Family, Piece
-from .families.fusions import Geometry
 from .families.known import family_of
 from .huggingface.config import check_supported
 from .huggingface.directory import HfDirectory
@@ -46,7 +47,7 @@ NOTHING_ELSE = Access()
 
 @dataclass(frozen=True)
 class ModelOnDisk:
-    """`config` is the model's `config.json`, or what export would write for one; `where` names it in errors.
+    """`config` is the model's `config.json`, or what export would write for one.
 
     `origin` holds the small files: the directory itself, or what a checkpoint keeps of the model it was made from.
     """
@@ -54,11 +55,10 @@ class ModelOnDisk:
     path: Path
     access: Access
     side: Literal["huggingface", "nemo"]
-    config: dict[str, Any]
-    where: str
+    config: ModelConfig
     origin: HfDirectory
     family: Family
-    geometry: Geometry
+    model_shape: ModelShape
     weights: Weights
 
 
@@ -70,22 +70,18 @@ def open_model(path: Path, access: Access = NOTHING_ELSE) -> ModelOnDisk:
     if (path / "context").is_dir():
         base_checkpoint = access.base_checkpoint if (path / "weights" / ADAPTERS_RECORD).is_file() else None
         nemo = NemoCheckpoint.open(path, access.base, base_checkpoint, check_hashes=access.check_hashes)
-        return ModelOnDisk(
-            path, access, "nemo", nemo.config, nemo.where, nemo.origin, nemo.family, nemo.geometry, nemo.weights
-        )
+        return ModelOnDisk(path, access, "nemo", nemo.config, nemo.origin, nemo.family, nemo.model_shape, nemo.weights)
     if not (path / "config.json").is_file():
         hint = cache_hint(path)
         raise InputError(
             f"{path} is neither a Hugging Face directory (config.json) nor a NeMo checkpoint (context/){hint}"
         )
     directory = HfDirectory.open(path)
-    where = str(path / "config.json")
-    check_supported(directory.config, where)
-    family = family_of(directory.config, where)
-    geometry = family.geometry(directory.config)
+    model_shape = check_supported(directory.config)
+    family = family_of(directory.config)
     weights = HfWeights(directory, allow_pickle=access.allow_pickle)
     try:
-        check_tensors(weights, family, geometry)
+        check_tensors(weights, family, model_shape)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    return ModelOnDisk(path, access, "huggingface", directory.config, where, directory, family, geometry, weights)
+    return ModelOnDisk(path, access, "huggingface", directory.config, directory, family, model_shape, weights)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
+from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.errors import InputError
-from nemo_longpo.model_directory.json_files import read_model_json
+from nemo_longpo.model_directory.downloads import read_model_json
 
 from .families.family import Family
-from .families.fusions import Geometry
-from .huggingface import config as hf_config
+from .huggingface.config import DTYPES
 from .huggingface.directory import INDEX, SINGLE, HfDirectory
 from .huggingface.safetensors_file import TORCH_DTYPES
 from .huggingface.weights import HfWeights
@@ -36,20 +36,20 @@ class Target:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def plan_targets(origin: HfDirectory, family: Family, geometry: Geometry, dtype: str | None) -> dict[str, Target]:
+def plan_targets(origin: HfDirectory, family: Family, model_shape: ModelShape, dtype: str | None) -> dict[str, Target]:
     """Every tensor to write, by name: the files and dtypes of the original where they are known."""
     known = _original_weights(origin)
-    fallback = TORCH_DTYPES[hf_config.DTYPES[hf_config.dtype(origin.config)]]
+    fallback = TORCH_DTYPES[DTYPES[origin.config.stored_dtype]]
     shapes: dict[str, tuple[int, ...]] = {}
-    for piece in family.pieces(geometry):
+    for piece in family.pieces(model_shape):
         shapes.update(zip(piece.names, piece.part_shapes, strict=True))
-    for copy, name in family.copies(geometry).items():
+    for copy, name in family.copies(model_shape).items():
         if copy in known:
             shapes[copy] = shapes[name]
     targets = []
     for name, shape in shapes.items():
         file, original = known.get(name, (SINGLE, None))
-        chosen = TORCH_DTYPES[hf_config.DTYPES[dtype]] if dtype else TORCH_DTYPES.get(original or "", fallback)
+        chosen = TORCH_DTYPES[DTYPES[dtype]] if dtype else TORCH_DTYPES.get(original or "", fallback)
         targets.append(Target(name, file, chosen, shape))
     if not set(shapes) <= set(known):
         targets = _split_files(targets)

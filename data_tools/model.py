@@ -1,17 +1,18 @@
 """Open a Hugging Face model directory for the data tools: its tokenizer, its chat format, its fingerprints."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from nemo_longpo.errors import InputError, one_line
-from nemo_longpo.model_directory.json_files import read_model_json
+from nemo_longpo.model_directory.downloads import read_model_json
+from nemo_longpo.model_directory.model_config import ModelConfig
 from nemo_longpo.model_directory.tokenizer_files import check_tokenizer_files, installed_transformers
 from nemo_longpo.shards.fingerprint import (
     chat_template_hash,
     model_fingerprint,
-    read_model_config,
     tokenizer_fingerprint,
 )
 
@@ -30,14 +31,14 @@ def load_chat(directory: str | Path, day: date | None = None) -> ChatFormat:
     """
     from transformers import AutoTokenizer
 
-    config = read_model_config(directory)
+    config = ModelConfig.read(directory)
     check_tokenizer_files(Path(directory), installed_transformers())
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
         if not tokenizer.is_fast:
             raise InputError(f"{directory} has only a slow tokenizer; save its fast form (tokenizer.json) there")
-        rows = config["vocab_size"] if isinstance(config.get("vocab_size"), int) else len(tokenizer)
-        chat = ChatFormat(tokenizer, _end_ids(Path(directory), config, rows), day)
+        rows = config.vocab_size or len(tokenizer)
+        chat = ChatFormat(tokenizer, _end_ids(Path(directory), config.raw, rows), day)
         _check_rows(chat, rows, directory)
         return chat
     except InputError:
@@ -49,7 +50,7 @@ def load_chat(directory: str | Path, day: date | None = None) -> ChatFormat:
         ) from error
 
 
-def _end_ids(directory: Path, config: dict[str, Any], rows: int) -> list[int]:
+def _end_ids(directory: Path, config: Mapping[str, Any], rows: int) -> list[int]:
     """Every token that config.json or generation_config.json declares as the end of an answer; there may be several.
     One that the model has no row for cannot be generated, and is left out."""
     path = directory / "generation_config.json"

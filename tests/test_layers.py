@@ -41,11 +41,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     # What training and planning both count.
     "nemo_longpo.costs": {"nemo_longpo.checkpoints", "nemo_longpo.model_directory", "nemo_longpo.yaml_input"},
     "nemo_longpo.planning": {"nemo_longpo.costs"},
-    **{unit: LAYOUTS | PURE | {"nemo_longpo.shards"} for unit in LAYOUTS},
+    **{unit: LAYOUTS | PURE | {"nemo_longpo.model_directory", "nemo_longpo.shards"} for unit in LAYOUTS},
     "nemo_longpo.backends": set(),
     "nemo_longpo.megatron": {
         "nemo_longpo.backends",
         "nemo_longpo.checkpoints",
+        "nemo_longpo.model_directory",
         "nemo_longpo.shards",
         "nemo_longpo.costs",
         "nemo_longpo.yaml_input",
@@ -57,15 +58,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nemo_longpo.recipes.demo": {"nemo_longpo.shards", "nemo_longpo.checkpoints"} | PURE,
     "nemo_longpo.conversion": PURE
     | {
-        "nemo_longpo.attention",
         "nemo_longpo.checkpoints",
+        "nemo_longpo.costs",  # the sizes of a model
         "nemo_longpo.shards",  # the name that shards have for the weights that scored them
         "nemo_longpo.model_directory",
         "nemo_longpo.yaml_input",
         "nemo_longpo.conversion.comparison",
     },
     # Computes logits as training does.
-    "nemo_longpo.conversion.comparison": {"nemo_longpo.conversion", "nemo_longpo.checkpoints"}
+    "nemo_longpo.conversion.comparison": {
+        "nemo_longpo.conversion",
+        "nemo_longpo.checkpoints",
+        "nemo_longpo.model_directory",
+    }
     | ADAPTER
     | LAYOUTS
     | PURE,

@@ -16,6 +16,7 @@ from nemo_longpo.attention.branches import branch_attention
 from nemo_longpo.attention.kernels import partial_attention, partial_attention_backward
 from nemo_longpo.attention.rope import inverse_frequencies, rotary_angles
 from nemo_longpo.costs.model_shape import ModelShape
+from nemo_longpo.model_directory.rope_settings import RopeSettings
 from nemo_longpo.placement import PairLayout
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -154,7 +155,7 @@ class Stack(nn.Module):
     def __init__(self, shape: ModelShape, layers: int, device: str, dtype: torch.dtype):
         super().__init__()
         self.layers = nn.ModuleList(Layer(shape, device, dtype) for _ in range(layers))
-        self.frequencies = inverse_frequencies(shape.head_size, 1e7)
+        self.frequencies = inverse_frequencies(RopeSettings(1e7), shape.head_size)
 
     def forward(self, x_SBC: Tensor, share: Share) -> Tensor:
         angles = rotary_angles(share.positions.to(x_SBC.device), self.frequencies)

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from nemo_longpo.attention.rope import RopeSettings
 from nemo_longpo.errors import InputError
+from nemo_longpo.model_directory.rope_settings import RopeSettings
 
 from ..model_on_disk import NOTHING_ELSE, Access
 

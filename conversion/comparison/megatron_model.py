@@ -8,8 +8,6 @@ from megatron.core import dist_checkpointing
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from nemo_longpo.attention.rope import RopeSettings
-from nemo_longpo.attention.rope_config import parse_scaling
 from nemo_longpo.checkpoints.trust import check_weights
 from nemo_longpo.errors import InputError
 from nemo_longpo.logprobs import LogitBudget
@@ -18,6 +16,7 @@ from nemo_longpo.megatron.gpt import LogprobGPTModel
 from nemo_longpo.megatron.job_settings import complete, put_one_process_on
 from nemo_longpo.megatron.resume import load_architecture, load_rope_scaling
 from nemo_longpo.megatron.topology import become_single_process
+from nemo_longpo.model_directory.rope_settings import RopeSettings, parse_scaling
 from nemo_longpo.placement import LOGPROB_MEMORY_GB
 
 from ..model_on_disk import ModelOnDisk
@@ -32,7 +31,7 @@ def load(source: ModelOnDisk, rope: RopeSettings | None) -> tuple[torch.nn.Modul
     become_single_process()
     config = load_architecture(source.path, source.access.trust_checkpoint)
     rope = rope or RopeSettings(config.rotary_base, parse_scaling(load_rope_scaling(source.path), str(source.path)))
-    config.vocab_size = source.geometry.vocabulary
+    config.vocab_size = source.model_shape.vocab
     put_one_process_on(config)
     complete(backend.prepare(config), rope)
     model = LogprobGPTModel(config, rope, LogitBudget(LOGPROB_MEMORY_GB), backend).eval()
@@ -69,7 +68,7 @@ def _load_weights(model: LogprobGPTModel, source: ModelOnDisk) -> None:
 
 def _merge(model: torch.nn.Module, source: ModelOnDisk, merged: MergedWeights) -> None:
     """Put what LoRA makes of its base into the linear layers, whose names are those of the checkpoint."""
-    for piece in source.family.pieces(source.geometry):
+    for piece in source.family.pieces(source.model_shape):
         if piece.entry.key in merged.adapted:
             name = piece.entry.key.replace("layers.", f"layers.{piece.layer}.")
             model.get_parameter(name).data.copy_(piece.join(merged.parts(piece)))

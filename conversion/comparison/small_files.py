@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_longpo.attention.rope_config import scaling_settings
+from nemo_longpo.model_directory.rope_settings import scaling_settings
 
-from ..huggingface.config import dtype
 from ..huggingface.directory import INDEX
-from ..huggingface.rope import rope_settings
 from ..model_on_disk import ModelOnDisk
 from ..nemo_checkpoint.context import HEADERS, WEIGHT_LIST
 
@@ -66,16 +64,16 @@ def _meaning(source: ModelOnDisk) -> dict[str, Any]:
     from transformers import AutoConfig
 
     defaults = AutoConfig.for_model(source.family.model_type).to_dict()
-    rope = rope_settings(source.config, source.where)
-    fields = {name: value for name, value in {**defaults, **source.config}.items() if name not in _SPELLINGS}
-    if "transformers_version" not in source.config:
+    config = source.config
+    fields = {name: value for name, value in {**defaults, **config.raw}.items() if name not in _SPELLINGS}
+    if "transformers_version" not in config.raw:
         fields.pop("transformers_version", None)
     return fields | {
-        "head_dim": source.geometry.head_size,
-        "num_key_value_heads": source.geometry.groups,
-        "rope_theta": rope.theta,
-        "rope_scaling": scaling_settings(rope.scaling),
-        "dtype": dtype(source.config),
+        "head_dim": source.model_shape.head_size,
+        "num_key_value_heads": source.model_shape.kv_heads,
+        "rope_theta": config.rope.theta,
+        "rope_scaling": scaling_settings(config.rope.scaling),
+        "dtype": config.stored_dtype,
     }
 
 

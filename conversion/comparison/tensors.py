@@ -40,8 +40,8 @@ class TensorComparison:
 
 def compare_models(a: ModelOnDisk, b: ModelOnDisk) -> Iterator[TensorComparison]:
     """Compare every tensor of both, each under its Hugging Face name."""
-    theirs = {tuple(piece.names): piece for piece in b.family.pieces(b.geometry)}
-    for piece in a.family.pieces(a.geometry):
+    theirs = {tuple(piece.names): piece for piece in b.family.pieces(b.model_shape)}
+    for piece in a.family.pieces(a.model_shape):
         partner = theirs.pop(tuple(piece.names), None)
         if partner is None:
             for name, shape in zip(piece.names, piece.part_shapes, strict=True):

@@ -5,10 +5,9 @@ import transformers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from nemo_longpo.attention.rope import RopeSettings
-from nemo_longpo.attention.rope_config import scaling_settings
+from nemo_longpo.attention.rope import inverse_frequencies
+from nemo_longpo.model_directory.rope_settings import RopeSettings, scaling_settings
 
-from ..huggingface.rope import rope_settings
 from ..model_on_disk import ModelOnDisk
 from .logits import Forward
 
@@ -19,7 +18,7 @@ def load(source: ModelOnDisk, rope: RopeSettings | None) -> tuple[torch.nn.Modul
     The settings are given to `transformers` as its version wants them: version 4 silently overlooks those in a file of
     version 5. No code of the directory runs, and a pickle is read only where that is allowed, for tensors alone.
     """
-    rope = rope or rope_settings(source.config, source.where)
+    rope = rope or source.config.rope
     config = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
     _set_rope(config, rope)
     model = AutoModelForCausalLM.from_pretrained(
@@ -30,7 +29,7 @@ def load(source: ModelOnDisk, rope: RopeSettings | None) -> tuple[torch.nn.Modul
         trust_remote_code=False,
     ).eval()
     computed = model.model.rotary_emb.inv_freq
-    expected = rope.inverse_frequencies(source.geometry.head_size)
+    expected = inverse_frequencies(rope, source.model_shape.head_size)
     assert torch.allclose(computed, expected), f"transformers {transformers.__version__} has other rotary angles"
 
     def forward(ids: Tensor) -> tuple[Tensor, Tensor]:

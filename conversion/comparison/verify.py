@@ -15,7 +15,6 @@ from nemo_longpo.checkpoints.trust import check_tokenizer_files
 from nemo_longpo.errors import InputError
 from nemo_longpo.terminal import note
 
-from ..huggingface.rope import rope_settings
 from ..model_on_disk import NOTHING_ELSE, Access, ModelOnDisk, open_model
 from .comparison_report import Report, Side
 from .logits import LogitsComparison, compare_outputs
@@ -69,7 +68,7 @@ def verify(
     logits: LogitsComparison | str
     if logit_check is None:
         logits = "not asked for"
-    elif (ours.family.architecture, ours.geometry) != (theirs.family.architecture, theirs.geometry):
+    elif (ours.family.architecture, ours.model_shape) != (theirs.family.architecture, theirs.model_shape):
         logits = "A and B are of different sizes"
     elif any(tensor.not_finite for tensor in tensors):
         logits = "weights are NaN or infinite, so logits would say nothing"
@@ -89,7 +88,7 @@ def verify(
 
 def _side(source: ModelOnDisk) -> Side:
     kind = "NeMo checkpoint" if source.side == "nemo" else "Hugging Face directory"
-    shapes = (shape for piece in source.family.pieces(source.geometry) for shape in piece.part_shapes)
+    shapes = (shape for piece in source.family.pieces(source.model_shape) for shape in piece.part_shapes)
     return Side(str(source.path), kind, source.family.architecture, sum(math.prod(shape) for shape in shapes))
 
 
@@ -105,7 +104,7 @@ def _require_trainer(*sides: ModelOnDisk) -> None:
 def _sequences(source: ModelOnDisk, logit_check: LogitCheck) -> dict[str, list[int]]:
     """Token ids by name."""
     generator = torch.Generator().manual_seed(logit_check.seed)
-    ids = torch.randint(source.geometry.vocabulary, (logit_check.random_tokens,), generator=generator)
+    ids = torch.randint(source.model_shape.vocab, (logit_check.random_tokens,), generator=generator)
     sequences: dict[str, list[int]] = {"random tokens": ids.tolist()}
     if logit_check.prompts:
         from transformers import AutoTokenizer
@@ -116,17 +115,17 @@ def _sequences(source: ModelOnDisk, logit_check: LogitCheck) -> dict[str, list[i
             tokens = tokenizer(prompt)["input_ids"]
             if not tokens:
                 raise InputError(f"prompt {number} has no tokens; leave it out")
-            if max(tokens) >= source.geometry.vocabulary:
+            if max(tokens) >= source.model_shape.vocab:
                 raise InputError(
                     f"prompt {number} has the token {max(tokens)}, but {source.path} knows only "
-                    f"{source.geometry.vocabulary}; its tokenizer is of another model"
+                    f"{source.model_shape.vocab}; its tokenizer is of another model"
                 )
             sequences[f"prompt {number}"] = tokens
     return sequences
 
 
 def _compare_tensors(a: ModelOnDisk, b: ModelOnDisk) -> list[TensorComparison]:
-    names = {name for side in (a, b) for piece in side.family.pieces(side.geometry) for name in piece.names}
+    names = {name for side in (a, b) for piece in side.family.pieces(side.model_shape) for name in piece.names}
     return list(tqdm(compare_models(a, b), total=len(names), desc="tensors", unit="tensor"))
 
 
@@ -143,7 +142,7 @@ def _compare_logits(
     logit_check: LogitCheck,
     sequences: Mapping[str, Sequence[int]],
 ) -> LogitsComparison:
-    ropes = [rope_settings(side.config, side.where) for side in (a, b)]
+    ropes = [side.config.rope for side in (a, b)]
     common_rope = ropes[0] if ropes[0] != ropes[1] and not logit_check.own_rope else None
     with TemporaryDirectory() as scratch:
         jobs = []

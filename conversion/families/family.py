@@ -6,20 +6,21 @@ projections and so write these names directly; the local modules map theirs to t
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
-from .fusions import Fusion, Geometry, join, split
+from nemo_longpo.costs.model_shape import ModelShape
+
+from .fusions import Fusion, join, split
 
 
 @dataclass(frozen=True)
 class Entry:
     """One Megatron tensor and its Hugging Face parts.
 
-    `parts` maps each Hugging Face name to its shape, spelt in the names of `Geometry.axes`. Names with `{layer}` repeat
-    per layer; Megatron stacks those along a leading axis of size L.
+    `parts` maps each Hugging Face name to its shape, in the names of `ModelShape`. Names with `{layer}` repeat per
+    layer; Megatron stacks those along a leading axis of size L.
     """
 
     key: str
@@ -33,7 +34,7 @@ class Entry:
 
     @property
     def is_vocabulary(self) -> bool:
-        return all(shape[0] == "vocabulary" for shape in self.parts.values())
+        return all(shape[0] == "vocab" for shape in self.parts.values())
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Piece:
 
     entry: Entry
     layer: int | None
-    geometry: Geometry
+    model_shape: ModelShape
 
     @property
     def names(self) -> list[str]:
@@ -54,8 +55,7 @@ class Piece:
 
     @property
     def part_shapes(self) -> list[tuple[int, ...]]:
-        axes = self.geometry.axes
-        return [tuple(axes[axis] for axis in shape) for shape in self.entry.parts.values()]
+        return [tuple(getattr(self.model_shape, axis) for axis in shape) for shape in self.entry.parts.values()]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -66,7 +66,7 @@ class Piece:
     @property
     def global_shape(self) -> tuple[int, ...]:
         """Of the whole Megatron tensor."""
-        return self.shape if self.layer is None else (self.geometry.layers, *self.shape)
+        return self.shape if self.layer is None else (self.model_shape.layers, *self.shape)
 
     @property
     def offsets(self) -> tuple[int, ...]:
@@ -81,11 +81,11 @@ class Piece:
 
     def join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         """Hugging Face parts, in the order of `names`, → Megatron tensor."""
-        return join(self.entry.fusion, parts, self.geometry)
+        return join(self.entry.fusion, parts, self.model_shape.kv_heads)
 
     def split(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         """Megatron tensor → Hugging Face parts."""
-        return split(self.entry.fusion, tensor, [shape[0] for shape in self.part_shapes], self.geometry)
+        return split(self.entry.fusion, tensor, [shape[0] for shape in self.part_shapes], self.model_shape.kv_heads)
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,7 @@ class Family:
     """A model family: how Hugging Face and NeMo call it, and its name table.
 
     NeMo's classes lie in `nemo.collections.llm.gpt.model.{nemo_module}`; `nemo_llama3_config` is the configuration
-    that has Llama 3's RoPE scaling, where NeMo has one. `defaults` are what `transformers` takes for fields that a
-    `config.json` does not name, as far as they are not null and change what is computed.
+    that has Llama 3's RoPE scaling, where NeMo has one.
     """
 
     model_type: str
@@ -104,24 +103,19 @@ class Family:
     nemo_model: str
     nemo_config: str
     nemo_llama3_config: str | None = None
-    defaults: Mapping[str, Any] = field(default_factory=dict)
 
-    def geometry(self, config: Mapping[str, Any]) -> Geometry:
-        """The sizes of a model of this family, as `transformers` reads them from its `config.json`."""
-        return Geometry.from_config({**self.defaults, **config})
-
-    def copies(self, geometry: Geometry) -> dict[str, str]:
+    def copies(self, model_shape: ModelShape) -> dict[str, str]:
         """Names that a file may hold besides the one they are tied to."""
-        return {"lm_head.weight": "model.embed_tokens.weight"} if geometry.tied else {}
+        return {"lm_head.weight": "model.embed_tokens.weight"} if model_shape.tied else {}
 
-    def first_pieces(self, geometry: Geometry) -> list[Piece]:
+    def first_pieces(self, model_shape: ModelShape) -> list[Piece]:
         """One piece of every Megatron tensor, however many layers there are: that of the first layer."""
-        used = (entry for entry in self.entries if not (entry.untied_only and geometry.tied))
-        return [Piece(entry, 0 if entry.stacked else None, geometry) for entry in used]
+        used = (entry for entry in self.entries if not (entry.untied_only and model_shape.tied))
+        return [Piece(entry, 0 if entry.stacked else None, model_shape) for entry in used]
 
-    def pieces(self, geometry: Geometry) -> Iterator[Piece]:
+    def pieces(self, model_shape: ModelShape) -> Iterator[Piece]:
         """Every tensor of a model, layer by layer."""
-        first = self.first_pieces(geometry)
+        first = self.first_pieces(model_shape)
         yield from (piece for piece in first if piece.layer is None)
-        for layer in range(geometry.layers):
-            yield from (Piece(piece.entry, layer, geometry) for piece in first if piece.layer is not None)
+        for layer in range(model_shape.layers):
+            yield from (Piece(piece.entry, layer, model_shape) for piece in first if piece.layer is not None)

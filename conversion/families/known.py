@@ -1,10 +1,7 @@
 """The families that convert. A new one is one `Family` here and one test."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from nemo_longpo.errors import InputError
-from nemo_longpo.model_directory.defaults import DEFAULTS
+from nemo_longpo.model_directory.model_config import ModelConfig
 
 from .decoder import decoder_entries
 from .family import Family
@@ -17,7 +14,6 @@ FAMILIES = (
         nemo_module="mistral",
         nemo_model="MistralModel",
         nemo_config="MistralConfig7B",
-        defaults=DEFAULTS["mistral"],
     ),
     Family(
         model_type="qwen2",
@@ -26,7 +22,6 @@ FAMILIES = (
         nemo_module="qwen2",
         nemo_model="Qwen2Model",
         nemo_config="Qwen2Config",
-        defaults=DEFAULTS["qwen2"],
     ),
     Family(
         model_type="llama",
@@ -40,12 +35,12 @@ FAMILIES = (
 )
 
 
-def family_of(config: Mapping[str, Any], where: str) -> Family:
-    """The family that a `config.json` belongs to; `where` names the file in the error."""
-    architectures = config.get("architectures") or []
+def family_of(config: ModelConfig) -> Family:
+    """The family that a `config.json` belongs to. Raises InputError if it is none of those above."""
+    architectures = config.architectures or []
     for family in FAMILIES:
-        if config.get("model_type") == family.model_type and family.architecture in architectures:
+        if config.model_type == family.model_type and family.architecture in architectures:
             return family
     supported = ", ".join(f"{family.architecture} ({family.model_type})" for family in FAMILIES)
-    found = f"{', '.join(architectures) or 'no architecture'} ({config.get('model_type') or 'no model_type'})"
-    raise InputError(f"{where} describes {found}; supported are {supported}")
+    found = f"{', '.join(architectures) or 'no architecture'} ({config.model_type or 'no model_type'})"
+    raise InputError(f"{config.file} describes {found}; supported are {supported}")

@@ -1,13 +1,18 @@
-"""What conversion reads from, and may change in, a Hugging Face `config.json`."""
+"""What conversion refuses, and what it may change, in a Hugging Face `config.json`.
+
+transformers 4 keeps the rotary base in `rope_theta` and the scaling in `rope_scaling`, transformers 5 both in
+`rope_parameters`; a change is written wherever the file has it.
+"""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
+from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.errors import InputError
+from nemo_longpo.model_directory.model_config import ModelConfig
+from nemo_longpo.model_directory.rope_settings import parse_scaling
 
-from ..families.family import Family
 from ..families.known import family_of
-from .rope import ScalingChoice, rope_settings, with_max_length, with_rope
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 """Names in `config.json` and on the command line → safetensors' names."""
@@ -38,98 +43,125 @@ both read the file as if it were not there."""
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
 
-
-def dtype(config: Mapping[str, Any]) -> str:
-    """`torch_dtype` (or transformers 5's `dtype`); float32 when the file names none, as in transformers 4."""
-    return config.get("dtype") or config.get("torch_dtype") or "float32"
+ScalingChoice = Literal["keep", "none"] | Mapping[str, Any]
+"""What becomes of a model's RoPE scaling: it stays, it goes, or another `rope_scaling` object takes its place."""
 
 
-def with_dtype(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    present = [field for field in ("dtype", "torch_dtype") if field in config]
-    return {**config, **dict.fromkeys(present or ["torch_dtype"], name)}
-
-
-def active_window(config: Mapping[str, Any], family: Family) -> int | None:
-    """The sliding window, if some layer has it and it hides anything within `max_position_embeddings`; else None.
-
-    Qwen2 has a switch, and layers below `max_window_layers` without a window; in Mistral every layer has one.
-    """
-    known = {**family.defaults, **config}
-    window = known.get("sliding_window")
-    if window is None or window >= known["max_position_embeddings"]:
-        return None
-    if "use_sliding_window" not in family.defaults:
-        return window
-    if not known["use_sliding_window"]:
-        return None
-    types = known.get("layer_types")
-    if types is not None:
-        return window if "sliding_attention" in types else None
-    # With null, transformers builds no layers at all; read as 0, an import asks what to do about the window.
-    return window if (known["max_window_layers"] or 0) < known["num_hidden_layers"] else None
-
-
-def with_full_attention(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    """A copy in which every layer attends to everything before it."""
-    whole = {name: value for name, value in config.items() if name != DUAL_CHUNKS}
-    return whole if active_window(whole, family) is None else _without_window(whole, family)
-
-
-def _without_window(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    switch = {"use_sliding_window": False} if "use_sliding_window" in family.defaults else {"sliding_window": None}
-    types = config.get("layer_types")
-    # transformers fails on layers that are to slide when there is no window.
-    return {**config, **switch, **({"layer_types": ["full_attention"] * len(types)} if types else {})}
-
-
-def check_supported(config: Mapping[str, Any], where: str) -> None:
-    """Refuse what the Megatron model would not compute. `where` names the file."""
-    missing = [name for name in REQUIRED if name not in config]
-    if missing:
-        raise InputError(f"{where} has no whole number for {', '.join(missing)}")
+def check_supported(config: ModelConfig) -> ModelShape:
+    """The sizes of a model that Megatron computes as `transformers` does. Raises InputError for any other."""
+    file = config.file
+    config.require(*REQUIRED)
     for name, (supported, advice) in COMPUTED.items():
-        if config.get(name, supported[0]) not in supported:
-            raise InputError(f"{where}: {name} is {config[name]}; {advice}")
-    unknown = set(config.get("layer_types") or ()) - {*LAYER_TYPES}
+        if config.raw.get(name, supported[0]) not in supported:
+            raise InputError(f"{file}: {name} is {config.raw[name]}; {advice}")
+    unknown = set(config.layer_types or ()) - {*LAYER_TYPES}
     if unknown:
         raise InputError(
-            f"{where}: layer_types names {', '.join(sorted(unknown))}; supported are {', '.join(LAYER_TYPES)}"
+            f"{file}: layer_types names {', '.join(sorted(unknown))}; supported are {', '.join(LAYER_TYPES)}"
         )
-    rope_settings(config, where)
-    if dtype(config) not in DTYPES:
-        raise InputError(f"{where}: dtype {dtype(config)} is not one of {', '.join(DTYPES)}")
-    sizes = family_of(config, where).geometry(config)
-    if sizes.heads % sizes.groups:
-        raise InputError(f"{where}: {sizes.heads} attention heads do not divide over {sizes.groups} key-value heads")
+    _ = config.rope  # raises InputError
+    if config.stored_dtype not in DTYPES:
+        raise InputError(f"{file}: dtype {config.stored_dtype} is not one of {', '.join(DTYPES)}")
+    family_of(config)
+    return ModelShape.of(config)
 
 
 def for_import(
-    config: Mapping[str, Any],
-    where: str,
+    config: ModelConfig,
     *,
-    theta: float | None,
-    scaling: ScalingChoice | None,
-    max_length: int | None,
-    full_attention: bool,
-) -> dict[str, Any]:
-    """The configuration of the policy: what was asked for is changed, everything else is kept."""
-    changed = with_rope(config, where, theta, scaling)
-    check_supported(changed, where)
+    theta: float | None = None,
+    scaling: ScalingChoice | None = None,
+    max_length: int | None = None,
+    full_attention: bool = False,
+) -> ModelConfig:
+    """The configuration of the policy: what was asked for is changed, everything else is kept.
+
+    Raises InputError if the model is not supported, or if the change needs a decision that was not given.
+    """
+    changed = with_rope(config, theta, scaling)
+    check_supported(changed)
     if max_length is not None:
-        changed = with_max_length(changed, max_length, where)
-    family = family_of(config, where)
+        changed = with_max_length(changed, max_length)
     if full_attention:
-        return with_full_attention(changed, family)
-    if changed.get(DUAL_CHUNKS):
+        return with_full_attention(changed)
+    if changed.dual_chunk_attention_config:
         raise InputError(
-            f"{where}: {DUAL_CHUNKS} asks for attention in chunks, which neither Megatron nor transformers computes; "
-            "pass --full-attention to train and export without it"
+            f"{config.file}: {DUAL_CHUNKS} asks for attention in chunks, which neither Megatron nor transformers "
+            "computes; pass --full-attention to train and export without it"
         )
-    window = active_window(changed, family)
-    if window is None:
+    if changed.active_window is None:
         return changed
     raise InputError(
-        f"{where}: attention is limited to a sliding window of {window} tokens, shorter than the "
-        f"{changed['max_position_embeddings']} positions; pass --full-attention to train and export without the "
+        f"{config.file}: attention is limited to a sliding window of {changed.active_window} tokens, shorter than the "
+        f"{changed.max_position_embeddings} positions; pass --full-attention to train and export without the "
         "window, or --max-length of at most the window"
     )
+
+
+def with_dtype(config: ModelConfig, name: str) -> ModelConfig:
+    """The same model stored in another dtype, under the names that the file has for it."""
+    present = [field for field in ("dtype", "torch_dtype") if field in config.raw]
+    return config.changed(dict.fromkeys(present or ["torch_dtype"], name))
+
+
+def with_full_attention(config: ModelConfig) -> ModelConfig:
+    """A copy in which every layer attends to everything before it."""
+    if DUAL_CHUNKS in config.raw:
+        whole = {name: value for name, value in config.raw.items() if name != DUAL_CHUNKS}
+        config = ModelConfig.parse(whole, config.file)
+    if config.active_window is None:
+        return config
+    switch = {"use_sliding_window": False} if config.has_window_switch else {"sliding_window": None}
+    # transformers fails on layers that are to slide when there is no window.
+    types = {"layer_types": ["full_attention"] * len(config.layer_types)} if config.layer_types else {}
+    return config.changed({**switch, **types})
+
+
+def with_rope(config: ModelConfig, theta: float | None, scaling: ScalingChoice | None) -> ModelConfig:
+    """A copy with another base or scaling. A new base under an old scaling needs a choice of the scaling."""
+    if scaling == "none":
+        config = with_rope_scaling(config, None)
+    elif scaling is None or scaling == "keep":
+        if scaling is None and theta not in (None, config.theta) and config.scaling is not None:
+            raise InputError(
+                f"{config.file}: the model's rope scaling was made for another base than --rope-theta; pass "
+                "--rope-scaling none to drop the scaling, or --rope-scaling keep to apply it to the new base"
+            )
+    else:
+        if "rope_theta" in scaling:
+            raise InputError("--rope-scaling holds rope_theta, which is not part of the scaling; pass --rope-theta")
+        parse_scaling(scaling, "--rope-scaling", config.max_position_embeddings)
+        config = with_rope_scaling(config, scaling)
+    return config if theta is None else with_rope_theta(config, theta)
+
+
+def with_rope_theta(config: ModelConfig, theta: float) -> ModelConfig:
+    """A copy with another rotary base; unchanged when it has that value already."""
+    if config.theta == theta:
+        return config
+    changes: dict[str, Any] = {"rope_theta": theta} if config.rope_is_read_by_4 else {}
+    if config.rope_scaling and "rope_theta" in config.rope_scaling:
+        changes["rope_scaling"] = {**config.rope_scaling, "rope_theta": theta}
+    if config.rope_parameters:
+        changes["rope_parameters"] = {**config.rope_parameters, "rope_theta": theta}
+    return config.changed(changes)
+
+
+def with_rope_scaling(config: ModelConfig, settings: Mapping[str, Any] | None) -> ModelConfig:
+    """A copy with another RoPE scaling, or without; the rotary base stays."""
+    changes: dict[str, Any] = {}
+    if config.rope_parameters:
+        base = {name: value for name, value in config.rope_parameters.items() if name == "rope_theta"}
+        changes["rope_parameters"] = {**base, **(settings or {"rope_type": "default"})}
+    if config.rope_scaling or (settings and config.rope_is_read_by_4):
+        changes["rope_scaling"] = dict(settings) if settings else None
+    return config.changed(changes)
+
+
+def with_max_length(config: ModelConfig, length: int) -> ModelConfig:
+    """A copy with another `max_position_embeddings`; a scaling whose original length was the old one keeps that."""
+    changed = config.changed({"max_position_embeddings": length})
+    if changed.scaling == config.scaling:
+        return changed
+    original = {"original_max_position_embeddings": config.max_position_embeddings}
+    return with_rope_scaling(changed, {**config.rope_fields, **original})

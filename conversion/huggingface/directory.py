@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from nemo_longpo.errors import InputError
-from nemo_longpo.model_directory.config_fields import check_fields
 from nemo_longpo.model_directory.downloads import cache_hint, check_download
-from nemo_longpo.model_directory.json_files import read_model_json
+from nemo_longpo.model_directory.model_config import ModelConfig
 from nemo_longpo.model_directory.tokenizer_files import check_tokenizer_files
 
 INDEX = "model.safetensors.index.json"
@@ -70,11 +69,8 @@ class HfDirectory:
         return cls(path)
 
     @cached_property
-    def config(self) -> dict[str, Any]:
-        path = self.path / "config.json"
-        config = read_model_json(path)
-        check_fields(config, str(path))
-        return config
+    def config(self) -> ModelConfig:
+        return ModelConfig.read(self.path)
 
     def companions(self) -> list[Path]:
         """Configuration, tokenizer, chat template, licence: every file that `is_companion`. Links are followed.

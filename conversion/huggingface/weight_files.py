@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_longpo.errors import InputError
-from nemo_longpo.model_directory.downloads import check_download
-from nemo_longpo.model_directory.json_files import read_model_json
+from nemo_longpo.model_directory.downloads import check_download, read_model_json
 
 from .directory import INDEX, SINGLE
 

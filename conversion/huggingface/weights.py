@@ -6,10 +6,10 @@ from typing import Protocol
 
 import torch
 
+from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.errors import InputError
 
 from ..families.family import Family, Piece
-from ..families.fusions import Geometry
 from .directory import HfDirectory
 from .pickles import PickleReader
 from .safetensors_file import TORCH_DTYPES, SafetensorsReader, plain_header
@@ -102,10 +102,10 @@ def _as_safetensors(file: str) -> str:
     return file.replace("pytorch_model", "model").removesuffix(PICKLE_SUFFIX) + ".safetensors"
 
 
-def check_tensors(weights: HfWeights, family: Family, geometry: Geometry) -> None:
+def check_tensors(weights: HfWeights, family: Family, model_shape: ModelShape) -> None:
     """Every tensor of the architecture is there in the expected shape and a float dtype, and no other tensor is."""
     expected: set[str] = set()
-    for piece in family.pieces(geometry):
+    for piece in family.pieces(model_shape):
         for name, shape in zip(piece.names, piece.part_shapes, strict=True):
             expected.add(name)
             if name not in weights:
@@ -120,7 +120,7 @@ def check_tensors(weights: HfWeights, family: Family, geometry: Geometry) -> Non
                 )
         if len({weights.dtype(name) for name in piece.names}) > 1:
             raise InputError(f"tensors {', '.join(piece.names)} have different dtypes")
-    for copy, name in family.copies(geometry).items():
+    for copy, name in family.copies(model_shape).items():
         if copy in weights and not torch.equal(weights.read(copy), weights.read(name)):
             raise InputError(f"config.json ties {copy} to {name}, but the two tensors differ")
         expected.add(copy)

@@ -1,44 +1,39 @@
 """The parts of a report that follow from a `config.json`, or from what an export would write for one."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
+from nemo_longpo.costs.model_shape import ModelShape
+from nemo_longpo.model_directory.model_config import DEFAULTS, ModelConfig
+
 from ..families.family import Family
-from ..families.fusions import Geometry
-from ..huggingface.config import active_window
-from ..huggingface.rope import rope_theta
 
 
-def sizes(config: Mapping[str, Any], family: Family | None) -> dict[str, Any]:
-    """Null where a model of an unknown kind (no `family`) does not say."""
-    config = {**(family.defaults if family else {}), **config}
-    heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
+def sizes(config: ModelConfig) -> dict[str, Any]:
+    """Null where a model of an unknown kind does not say."""
+    known = config.model_type in DEFAULTS
     return {
-        "layers": config.get("num_hidden_layers"),
-        "hidden": hidden,
-        "feed_forward": config.get("intermediate_size"),
-        "heads": heads,
-        "kv_heads": config.get("num_key_value_heads") or heads,
-        "head_size": config.get("head_dim") or (hidden // heads if heads and hidden else None),
-        "vocabulary": config.get("vocab_size"),
-        "tied": config.get("tie_word_embeddings", False if family else None),
+        "layers": config.num_hidden_layers,
+        "hidden": config.hidden_size,
+        "feed_forward": config.intermediate_size,
+        "heads": config.num_attention_heads,
+        "kv_heads": config.kv_heads,
+        "head_size": config.head_size,
+        "vocabulary": config.vocab_size,
+        "tied": False if known and config.tie_word_embeddings is None else config.tie_word_embeddings,
     }
 
 
-def positions(config: Mapping[str, Any], family: Family | None) -> dict[str, Any]:
+def positions(config: ModelConfig) -> dict[str, Any]:
     """`sliding_window` is one that hides something, where that can be told."""
-    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    kind = scaling.get("rope_type") or scaling.get("type")
-    limit = config.get("max_position_embeddings")
     return {
-        "max_position_embeddings": limit,
-        "rope_theta": rope_theta(config),
-        "rope_scaling": scaling if kind not in (None, "default") else None,
-        "sliding_window": active_window(config, family) if family and limit else config.get("sliding_window"),
+        "max_position_embeddings": config.max_position_embeddings,
+        "rope_theta": config.theta,
+        "rope_scaling": None if config.rope_type == "default" else config.rope_fields,
+        "sliding_window": config.active_window if config.max_position_embeddings else config.sliding_window,
     }
 
 
-def parameters(family: Family, geometry: Geometry) -> int:
+def parameters(family: Family, model_shape: ModelShape) -> int:
     """Without the rows that pad a vocabulary, and tied embeddings once."""
-    return sum(math.prod(piece.global_shape) for piece in family.first_pieces(geometry))
+    return sum(math.prod(piece.global_shape) for piece in family.first_pieces(model_shape))

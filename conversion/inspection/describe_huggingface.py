@@ -2,15 +2,12 @@
 
 import math
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..families.fusions import Geometry
 from ..families.known import family_of
-from ..huggingface.config import check_supported, for_import
+from ..huggingface.config import check_supported, for_import, with_rope
 from ..huggingface.directory import HfDirectory
-from ..huggingface.rope import rope_theta, with_rope
 from ..huggingface.safetensors_file import TORCH_DTYPES
 from ..huggingface.weights import IGNORED_SUFFIX, HfWeights, check_tensors
 from .advice import Advice
@@ -22,36 +19,30 @@ from .values import look_at_huggingface
 def describe_huggingface(path: Path, advice: Advice, headers_only: bool) -> dict[str, Any]:
     """Raises InputError if `config.json` cannot be read: nothing is known then."""
     directory = HfDirectory.open(path)
-    config, where = directory.config, str(path / "config.json")
-    family = advice.attempt("import", lambda: family_of(config, where))
-    geometry = advice.attempt("import", lambda: _geometry(config, where))
-    if family and geometry:
-        as_it_is: dict[str, Any] = {"theta": None, "scaling": None, "max_length": None, "full_attention": False}
-        advice.attempt("import", lambda: for_import(config, where, **as_it_is))
-        advice.attempt("import with --rope-theta", lambda: with_rope(config, where, 2 * rope_theta(config), None))
+    config = directory.config
+    family = advice.attempt("import", lambda: family_of(config))
+    model_shape = advice.attempt("import", lambda: check_supported(config))
+    if family and model_shape:
+        advice.attempt("import", lambda: for_import(config))
+        advice.attempt("import with --rope-theta", lambda: with_rope(config, 2 * config.theta, None))
     advice.attempt("import", directory.require_tokenizer)
     weights = advice.attempt("import", lambda: HfWeights(directory))
-    if family and geometry and weights:
-        advice.attempt("import", lambda: check_tensors(weights, family, geometry))
+    if family and model_shape and weights:
+        advice.attempt("import", lambda: check_tensors(weights, family, model_shape))
     not_finite = None
     if weights and not headers_only:
         not_finite = advice.attempt("import", lambda: look_at_huggingface(weights, advice))
     return {
         "kind": "huggingface",
-        "architecture": ", ".join(config.get("architectures") or []) or None,
+        "architecture": ", ".join(config.architectures or []) or None,
         "family": family.model_type if family else None,
-        "parameters": parameters(family, geometry) if family and geometry else _count(weights),
+        "parameters": parameters(family, model_shape) if family and model_shape else _count(weights),
         "weights": _describe_weights(weights, not_finite) if weights else None,
-        "sizes": sizes(config, family),
-        "positions": positions(config, family),
-        "tokenizer": describe_tokenizer(path, config, advice, "import"),
+        "sizes": sizes(config),
+        "positions": positions(config),
+        "tokenizer": describe_tokenizer(path, config.raw, advice, "import"),
         "nemo": None,
     }
-
-
-def _geometry(config: Mapping[str, Any], where: str) -> Geometry:
-    check_supported(config, where)
-    return family_of(config, where).geometry(config)
 
 
 def _count(weights: HfWeights | None) -> int | None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from nemo_longpo.model_directory.model_config import ModelConfig
+
 from ..nemo_checkpoint.adapters import Adapters
 from ..nemo_checkpoint.context import read_model
 from ..nemo_checkpoint.names import KEY_PREFIX
@@ -24,19 +26,6 @@ PARALLEL = {
     "pipeline": "pipeline_model_parallel_size",
     "context": "context_parallel_size",
 }
-FIELDS = {
-    "num_hidden_layers": "num_layers",
-    "hidden_size": "hidden_size",
-    "intermediate_size": "ffn_hidden_size",
-    "num_attention_heads": "num_attention_heads",
-    "num_key_value_heads": "num_query_groups",
-    "head_dim": "kv_channels",
-    "vocab_size": "vocab_size",
-    "tie_word_embeddings": "share_embeddings_and_output_weights",
-    "max_position_embeddings": "seq_length",
-    "rope_theta": "rotary_base",
-}
-"""Field of `config.json` → field of NeMo's configuration, for a checkpoint that export does not take."""
 
 
 def describe_nemo(path: Path, advice: Advice, headers_only: bool) -> dict[str, Any]:
@@ -45,8 +34,10 @@ def describe_nemo(path: Path, advice: Advice, headers_only: bool) -> dict[str, A
     adapters = advice.attempt("export", lambda: Adapters.of(path, model))
     stored = advice.attempt("export", lambda: DistCheckpoint(path / "weights"))
     opened = advice.attempt("export", lambda: NemoCheckpoint.open(path))
-    config = opened.config if opened else {ours: model["config"].get(theirs) for ours, theirs in FIELDS.items()}
-    if opened and not config.get("max_position_embeddings"):
+    file = path / "context" / "model.yaml"
+    told = opened.config if opened else advice.attempt("export", lambda: ModelConfig.from_nemo(model["config"], file))
+    config = told or ModelConfig.parse({}, file)
+    if opened and not config.max_position_embeddings:
         advice.note("export: the checkpoint does not say for how many positions the model is; pass --max-length")
     if model["config"].get("window_size"):
         advice.note("training: attention is limited to a sliding window; import the model with --full-attention")
@@ -59,11 +50,11 @@ def describe_nemo(path: Path, advice: Advice, headers_only: bool) -> dict[str, A
         "kind": "nemo adapters" if adapters else "nemo",
         "architecture": family.architecture if family else None,
         "family": family.model_type if family else None,
-        "parameters": parameters(opened.family, opened.geometry) if opened else None,
+        "parameters": parameters(opened.family, opened.model_shape) if opened else None,
         "weights": _describe_weights(stored, weights, not_finite) if stored else None,
-        "sizes": sizes(config, family),
-        "positions": positions(config, family),
-        "tokenizer": describe_tokenizer(opened.origin.path, config, advice) if opened else None,
+        "sizes": sizes(config),
+        "positions": positions(config),
+        "tokenizer": describe_tokenizer(opened.origin.path, config.raw, advice) if opened else None,
         "nemo": {
             "model": _name(model),
             "config": _name(model["config"]),

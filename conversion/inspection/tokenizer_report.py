@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nemo_longpo.model_directory.json_files import read_model_json
+from nemo_longpo.model_directory.downloads import read_model_json
 from nemo_longpo.model_directory.tokenizer_files import TOKENIZERS, check_tokenizer_files
 
 from .advice import Advice

@@ -28,7 +28,7 @@ def look_at_nemo(checkpoint: NemoCheckpoint, advice: Advice) -> list[str]:
     def parts(piece: Piece) -> Iterable[tuple[str, torch.Tensor]]:
         return zip(piece.names, checkpoint.weights.parts(piece), strict=True)
 
-    return _look_at(list(checkpoint.family.pieces(checkpoint.geometry)), parts, advice)
+    return _look_at(list(checkpoint.family.pieces(checkpoint.model_shape)), parts, advice)
 
 
 def _look_at(

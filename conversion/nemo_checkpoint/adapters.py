@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
+from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.errors import InputError
-from nemo_longpo.model_directory.json_files import read_model_json
+from nemo_longpo.model_directory.downloads import read_model_json
 
 from ..families.family import Family, Piece
-from ..families.fusions import Geometry
 from .names import KEY_PREFIX
 from .torch_dist_reader import DistCheckpoint
 
@@ -63,10 +63,10 @@ class Adapters:
             raise InputError(f"{base} holds adapters itself; --base-checkpoint is the checkpoint with whole weights")
         return base
 
-    def merged_into(self, base: DistCheckpoint, family: Family, geometry: Geometry) -> "MergedWeights":
+    def merged_into(self, base: DistCheckpoint, family: Family, model_shape: ModelShape) -> "MergedWeights":
         """Every tensor of the adapters belongs to a linear layer of the model and fits it, or InputError."""
         stored = DistCheckpoint(self.path / "weights")
-        shapes = {piece.entry.key: piece.global_shape for piece in family.first_pieces(geometry)}
+        shapes = {piece.entry.key: piece.global_shape for piece in family.first_pieces(model_shape)}
         adapted = set()
         for key in stored.tensor_names():
             match = _KEY.fullmatch(key)

@@ -12,14 +12,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from nemo_longpo.attention.rope import LinearScaling, Llama3Scaling
 from nemo_longpo.checkpoints.completeness import CONTEXT_FILES, require_files
+from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.errors import InputError
+from nemo_longpo.model_directory.model_config import ModelConfig
+from nemo_longpo.model_directory.rope_settings import LinearScaling, Llama3Scaling
 from nemo_longpo.yaml_input import read_yaml_mapping
 
 from ..families.family import Family
-from ..huggingface import config as hf_config
-from ..huggingface.rope import rope_settings
 
 ARTIFACTS = "hf"
 """Directory inside `context/`. NeMo keeps the last component of the tokenizer's path."""
@@ -33,7 +33,7 @@ HEADERS = "longpo_headers.json"
 (metadata of its own, another order), so that export writes the same bytes."""
 
 
-def nemo_configuration(family: Family, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def nemo_configuration(family: Family, config: ModelConfig, model_shape: ModelShape) -> tuple[str, dict[str, Any]]:
     """NeMo's model configuration of a Hugging Face one: the class's name, and its fields.
 
     `vocab_size` is the exact number of embedding rows: NeMo then pads nothing. `seq_length` is
@@ -42,24 +42,22 @@ def nemo_configuration(family: Family, config: Mapping[str, Any]) -> tuple[str, 
     """
     import torch
 
-    geometry = family.geometry(config)
-    name = hf_config.dtype(config)
-    rope = rope_settings(config, "config.json")
+    name, scaling = config.stored_dtype, config.scaling
     arguments: dict[str, Any] = {
-        "num_layers": geometry.layers,
-        "hidden_size": geometry.hidden,
-        "ffn_hidden_size": geometry.feed_forward,
-        "num_attention_heads": geometry.heads,
-        "num_query_groups": geometry.groups,
-        "kv_channels": geometry.head_size,
-        "vocab_size": geometry.vocabulary,
+        "num_layers": model_shape.layers,
+        "hidden_size": model_shape.hidden,
+        "ffn_hidden_size": model_shape.ffn,
+        "num_attention_heads": model_shape.heads,
+        "num_query_groups": model_shape.kv_heads,
+        "kv_channels": model_shape.head_size,
+        "vocab_size": model_shape.vocab,
         "make_vocab_size_divisible_by": 1,
-        "share_embeddings_and_output_weights": geometry.tied,
-        "seq_length": config["max_position_embeddings"],
-        "rotary_base": rope.theta,
-        "seq_len_interpolation_factor": rope.scaling.factor if isinstance(rope.scaling, LinearScaling) else None,
-        "layernorm_epsilon": config.get("rms_norm_eps", 1e-6),
-        "init_method_std": config.get("initializer_range", 0.02),
+        "share_embeddings_and_output_weights": model_shape.tied,
+        "seq_length": config.max_position_embeddings,
+        "rotary_base": config.theta,
+        "seq_len_interpolation_factor": scaling.factor if isinstance(scaling, LinearScaling) else None,
+        "layernorm_epsilon": 1e-6 if config.rms_norm_eps is None else config.rms_norm_eps,
+        "init_method_std": 0.02 if config.initializer_range is None else config.initializer_range,
         "window_size": None,
         "cp_comm_type": "p2p",
         "apply_rope_fusion": False,  # Llama's default, True, does not construct without Transformer Engine
@@ -67,17 +65,19 @@ def nemo_configuration(family: Family, config: Mapping[str, Any]) -> tuple[str, 
         "bf16": name == "bfloat16",
         "params_dtype": getattr(torch, name),
     }
-    if family.nemo_llama3_config is None or not isinstance(rope.scaling, Llama3Scaling):
+    if family.nemo_llama3_config is None or not isinstance(scaling, Llama3Scaling):
         return family.nemo_config, arguments
     return family.nemo_llama3_config, arguments | {
-        "scale_factor": rope.scaling.factor,
-        "low_freq_factor": rope.scaling.low_freq_factor,
-        "high_freq_factor": rope.scaling.high_freq_factor,
-        "old_context_len": rope.scaling.original_max_position_embeddings,
+        "scale_factor": scaling.factor,
+        "low_freq_factor": scaling.low_freq_factor,
+        "high_freq_factor": scaling.high_freq_factor,
+        "old_context_len": scaling.original_max_position_embeddings,
     }
 
 
-def write_context(directory: Path, family: Family, config: Mapping[str, Any], artifacts: Path) -> None:
+def write_context(
+    directory: Path, family: Family, config: ModelConfig, model_shape: ModelShape, artifacts: Path
+) -> None:
     """Write `io.json`, `model.yaml` and a copy of `artifacts`, a directory whose last component is ARTIFACTS."""
     from nemo import lightning as nl
     from nemo.collections.common.tokenizers.huggingface.auto_tokenizer import AutoTokenizer
@@ -89,7 +89,7 @@ def write_context(directory: Path, family: Family, config: Mapping[str, Any], ar
         # NeMo's own sentence names the copy that it was given; the reason is in what it caught.
         raise InputError(f"the model's tokenizer does not load: {error.__context__}") from error
     classes = import_module(f"nemo.collections.llm.gpt.model.{family.nemo_module}")
-    name, arguments = nemo_configuration(family, config)
+    name, arguments = nemo_configuration(family, config, model_shape)
     model = getattr(classes, family.nemo_model)(getattr(classes, name)(**arguments), tokenizer=tokenizer)
     trainer = nl.Trainer(
         devices=1, accelerator="cpu", strategy=nl.MegatronStrategy(), logger=False, enable_checkpointing=False

@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_longpo.attention.rope_config import parse_scaling, scaling_of
 from nemo_longpo.checkpoints import integrity
+from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.errors import InputError
+from nemo_longpo.model_directory.model_config import ModelConfig
+from nemo_longpo.model_directory.rope_settings import parse_scaling
 
 from ..families.family import Family
-from ..families.fusions import Geometry
 from ..families.known import family_of
-from ..huggingface.config import check_supported
+from ..huggingface.config import check_supported, with_rope_scaling, with_rope_theta
 from ..huggingface.directory import HfDirectory
-from ..huggingface.rope import with_rope_scaling, with_rope_theta
 from .adapters import Adapters, MergedWeights
 from .context import read_model
 from .names import KEY_PREFIX
@@ -28,15 +28,14 @@ class NemoCheckpoint:
     parallel sizes.
 
     `origin` is the directory whose small files describe the imported model; `config` is its `config.json` with the
-    rotary base and scaling of training; `where` names the file that describes the model, for errors.
+    rotary base and scaling of training.
     """
 
     path: Path
     origin: HfDirectory
-    where: str
-    config: dict[str, Any]
+    config: ModelConfig
     family: Family
-    geometry: Geometry
+    model_shape: ModelShape
     weights: DistCheckpoint | MergedWeights
 
     @classmethod
@@ -63,16 +62,13 @@ class NemoCheckpoint:
             integrity.check(whole, hashes=check_hashes)
         weights = DistCheckpoint(whole / "weights")
         origin = HfDirectory.open(base) if base else _kept(path / "context", model, weights)
-        derived = isinstance(origin, StockOrigin)
-        where = str(path / "context" / "model.yaml" if derived else origin.path / "config.json")
-        if not derived:
-            check_supported(origin.config, where)
-        config = _as_trained(origin.config, where, model)
-        family = family_of(config, where)
-        geometry = family.geometry(config)
-        _check_tensors(weights, family, geometry, where)
-        merged = adapters.merged_into(weights, family, geometry) if adapters else weights
-        return cls(path, origin, where, config, family, geometry, merged)
+        if not isinstance(origin, StockOrigin):
+            check_supported(origin.config)
+        config = _as_trained(origin.config, model)
+        family, model_shape = family_of(config), ModelShape.of(config)
+        _check_tensors(weights, family, model_shape, Path(config.file).name)
+        merged = adapters.merged_into(weights, family, model_shape) if adapters else weights
+        return cls(path, origin, config, family, model_shape, merged)
 
 
 def _kept(context: Path, model: Mapping[str, Any], weights: DistCheckpoint) -> HfDirectory:
@@ -83,23 +79,23 @@ def _kept(context: Path, model: Mapping[str, Any], weights: DistCheckpoint) -> H
     return stock_origin(context, model, weights)
 
 
-def _as_trained(config: Mapping[str, Any], where: str, model: Mapping[str, Any]) -> dict[str, Any]:
+def _as_trained(config: ModelConfig, model: Mapping[str, Any]) -> ModelConfig:
     changed = with_rope_theta(config, model["config"]["rotary_base"])
     # Our training records the scaling; a checkpoint that was only imported has that of its config.json.
-    if "rope_scaling" in model and parse_scaling(model["rope_scaling"], where) != scaling_of(config, where):
+    if "rope_scaling" in model and parse_scaling(model["rope_scaling"], config.file) != config.scaling:
         changed = with_rope_scaling(changed, model["rope_scaling"])
     return changed
 
 
-def _check_tensors(weights: DistCheckpoint, family: Family, geometry: Geometry, where: str) -> None:
+def _check_tensors(weights: DistCheckpoint, family: Family, model_shape: ModelShape, file: str) -> None:
     """The checkpoint is of this architecture. Vocabulary rows may exceed the model's: tensor parallelism pads them."""
-    pieces = {KEY_PREFIX + piece.entry.key: piece for piece in family.first_pieces(geometry)}
+    pieces = {KEY_PREFIX + piece.entry.key: piece for piece in family.first_pieces(model_shape)}
     for key, piece in pieces.items():
         found, expected = weights.shape(key), piece.global_shape
         padded = piece.entry.is_vocabulary and found[1:] == expected[1:] and found[0] >= expected[0]
         if found != expected and not padded:
             raise InputError(
-                f"{weights.directory}: {key} has shape {list(found)}, the model's {Path(where).name} says "
+                f"{weights.directory}: {key} has shape {list(found)}, the model's {file} says "
                 f"{list(expected)}; the checkpoint is of another model"
             )
     extra = sorted(name for name in weights.tensor_names() if name.startswith(KEY_PREFIX) and name not in pieces)

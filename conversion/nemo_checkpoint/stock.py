@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_longpo.attention.rope_config import nemo_scaling_settings
 from nemo_longpo.checkpoints.trust import check_tokenizer_files
 from nemo_longpo.errors import InputError
-from nemo_longpo.model_directory.json_files import read_model_json
+from nemo_longpo.model_directory.downloads import read_model_json
+from nemo_longpo.model_directory.model_config import ModelConfig
+from nemo_longpo.model_directory.nemo_names import NEMO_NAMES, as_huggingface
 from nemo_longpo.model_directory.tokenizer_files import TOKENIZERS
 
 from ..families.family import Family
@@ -37,14 +38,6 @@ COMPUTED_AS = {
 }
 """What `config.json` of the supported families does not say, because their models in `transformers` are always so."""
 
-SIZES = {
-    "hidden_size": "hidden_size",
-    "intermediate_size": "ffn_hidden_size",
-    "num_hidden_layers": "num_layers",
-    "num_attention_heads": "num_attention_heads",
-}
-"""Field of `config.json` → field of NeMo's configuration."""
-
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 WORD_EMBEDDINGS = KEY_PREFIX + "embedding.word_embeddings.weight"
 
@@ -53,11 +46,11 @@ WORD_EMBEDDINGS = KEY_PREFIX + "embedding.word_embeddings.weight"
 class StockOrigin(HfDirectory):
     """Stands in for the imported model's directory. `path` is that of the tokenizer, `generation` a file elsewhere."""
 
-    derived: dict[str, Any]
+    derived: ModelConfig
     generation: Path | None
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> ModelConfig:
         return self.derived
 
     def companions(self) -> list[Path]:
@@ -69,7 +62,7 @@ class StockOrigin(HfDirectory):
         generation = "those that NeMo's import kept" if self.generation else "unknown"
         return (
             f"{self.path.parent} holds no Hugging Face configuration: config.json follows from NeMo's, dtype "
-            f"{self.derived['torch_dtype']} is that of the stored weights, generation settings are {generation}; "
+            f"{self.derived.torch_dtype} is that of the stored weights, generation settings are {generation}; "
             "--base takes everything from the original model instead"
         )
 
@@ -96,37 +89,32 @@ def stock_origin(context: Path, model: Mapping[str, Any], weights: DistCheckpoin
     if not generation.is_file():
         return StockOrigin(tokenizer, config, None)
     special = {name: value for name, value in read_model_json(generation).items() if name in SPECIAL_TOKENS}
-    return StockOrigin(tokenizer, config | special, generation)
+    return StockOrigin(tokenizer, config.changed(special), generation)
 
 
-def _config(config: Mapping[str, Any], where: str, tokenizer: Path, weights: DistCheckpoint) -> dict[str, Any]:
-    """`config.json` of a NeMo configuration, without a number of positions where that is null: NeMo's Mistral importer
-    leaves it so."""
+def _config(config: Mapping[str, Any], where: str, tokenizer: Path, weights: DistCheckpoint) -> ModelConfig:
+    """`config.json` of a NeMo configuration, without a number of positions where that is null, as NeMo's Mistral
+    importer leaves it."""
     family = _family(config, where)
     _check_computed_as(config, where)
-    missing = [name for name in SIZES.values() if not isinstance(config.get(name), int)]
-    if missing:
-        raise InputError(f"{where} has no whole number for {', '.join(missing)}; pass --base")
-    heads, window = config["num_attention_heads"], config.get("window_size")
-    positions = {"max_position_embeddings": config["seq_length"]} if config.get("seq_length") else {}
-    return {
+    nemo = ModelConfig.from_nemo(config, where)
+    nemo.require("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", advice="pass --base")
+    fields = {
         "architectures": [family.architecture],
         "model_type": family.model_type,
         "hidden_act": "silu",
-        **{ours: config[theirs] for ours, theirs in SIZES.items()},
-        "num_key_value_heads": config.get("num_query_groups") or heads,
-        "head_dim": config.get("kv_channels") or config["hidden_size"] // heads,
+        **as_huggingface(config),
+        "num_key_value_heads": nemo.kv_heads,
+        "head_dim": nemo.head_size,
         "vocab_size": _vocabulary_rows(config, tokenizer, weights),
-        **positions,
-        "rms_norm_eps": config["layernorm_epsilon"],
-        "initializer_range": config["init_method_std"],
-        "rope_theta": float(config["rotary_base"]),
-        "rope_scaling": nemo_scaling_settings(config),
-        "sliding_window": window[0] if window else None,
-        "tie_word_embeddings": config["share_embeddings_and_output_weights"],
+        "rope_theta": float(nemo.theta),
         "attention_dropout": config.get("attention_dropout", 0.0),
         "torch_dtype": str(weights.dtype(WORD_EMBEDDINGS)).removeprefix("torch."),
     }
+    unwritten = {"attention_bias"} | ({"max_position_embeddings"} if not fields["max_position_embeddings"] else set())
+    return ModelConfig.parse(
+        {name: value for name, value in fields.items() if name not in unwritten}, where, NEMO_NAMES
+    )
 
 
 def _family(config: Mapping[str, Any], where: str) -> Family:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from nemo_longpo.errors import InputError
-from nemo_longpo.shards.fingerprint import read_model_config
+from nemo_longpo.model_directory.model_config import ModelConfig
 from nemo_longpo.shards.schema import Span
 
 from ..runner.progress import Tick, Usage
@@ -152,7 +152,7 @@ def load_model(directory: str | Path, dtype: str, rope_theta: float | None) -> A
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    read_model_config(directory)
+    ModelConfig.read(directory)
     try:
         config = AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
         _adopt_rope_parameters(config)

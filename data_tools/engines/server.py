@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from nemo_longpo.errors import InputError
-from nemo_longpo.shards.fingerprint import read_model_config
+from nemo_longpo.model_directory.model_config import ModelConfig
 from nemo_longpo.shards.schema import Span
 
 from ..runner.progress import Tick, Usage
@@ -44,14 +44,9 @@ class ServerEngine:
             addresses.setdefault(address.url, address)
         self._addresses = list(addresses.values())
         self._own, self._pauses = own, pauses or Pauses()
-        config = read_model_config(directory)
-        for name in ("vocab_size", "max_position_embeddings"):
-            if not isinstance(config.get(name), int):
-                raise InputError(f"{Path(directory) / 'config.json'} lacks {name}; give a language model's directory")
-        self.vocab_size: int = config["vocab_size"]
-        self.context_length: int = config["max_position_embeddings"]
-        own_dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
-        self.dtype = own_dtype if common.dtype == "auto" else common.dtype
+        config = ModelConfig.read(directory)
+        self.vocab_size, self.context_length = config.require("vocab_size", "max_position_embeddings")
+        self.dtype = config.stored_dtype if common.dtype == "auto" else common.dtype
         self._model = asyncio.run(self._connect())
         self.max_length: int | None = self._model.max_length
 

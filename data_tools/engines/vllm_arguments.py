@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.model_directory.model_config import ModelConfig
 
 from ..settings import EngineSettings, VllmSettings
 from .hf_engine import DTYPES, set_rope_theta
@@ -18,22 +19,23 @@ _CHANGEABLE_LENGTH = {"default", "linear", "yarn", "llama3"}
 
 
 def engine_arguments(
-    directory: Path, config: dict[str, Any], common: EngineSettings, own: VllmSettings, *, on_cpu: bool
+    directory: Path, config: ModelConfig, common: EngineSettings, own: VllmSettings, *, on_cpu: bool
 ) -> dict[str, Any]:
     """What vLLM is started with: nothing that matters is left to its defaults.
 
     Raises InputError if config.json lacks what is needed, or its RoPE settings do not allow the change asked for.
     """
-    for name in ("max_position_embeddings", "vocab_size"):
-        if not isinstance(config.get(name), int):
-            raise InputError(f"{directory}/config.json has no whole number '{name}'; use a decoder-only language model")
-    length = own.max_model_len or config["max_position_embeddings"]
-    _check_rope_changes(directory, config, common.rope_theta, length)
+    positions, _ = config.require("max_position_embeddings", "vocab_size")
+    length = own.max_model_len or positions
+    _check_rope_changes(directory, config, common.rope_theta, length, positions)
+    dtype = config.stored_dtype if common.dtype == "auto" else common.dtype  # vLLM's "auto" runs float32 in bfloat16
+    if dtype not in DTYPES:
+        raise InputError(f"{directory} is stored as {dtype}; choose one of {', '.join(DTYPES)} with dtype")
     arguments = {
         "model": str(directory),
         "skip_tokenizer_init": True,
         "generation_config": "vllm",  # vLLM's own defaults instead of the model's file
-        "dtype": _dtype(directory, config) if common.dtype == "auto" else common.dtype,
+        "dtype": dtype,
         "max_model_len": length,
         "max_num_seqs": own.max_num_seqs,
         "max_num_batched_tokens": own.max_num_batched_tokens,
@@ -79,36 +81,21 @@ def _override(config: Any, *, rope_theta: float | None, length: int) -> Any:
     return config
 
 
-def expected_rope_theta(config: dict[str, Any], common: EngineSettings) -> float | None:
+def expected_rope_theta(config: ModelConfig, common: EngineSettings) -> float | None:
     """The base that the model must run with; None if neither the settings nor config.json name one."""
-    own = config.get("rope_theta", _rope_settings(config).get("rope_theta"))
-    return own if common.rope_theta is None else common.rope_theta
+    return config.rope_fields.get("rope_theta", config.rope_theta) if common.rope_theta is None else common.rope_theta
 
 
-def _rope_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """As transformers 5 or 4 writes them to config.json."""
-    return config.get("rope_parameters") or config.get("rope_scaling") or {}
-
-
-def _check_rope_changes(directory: Path, config: dict[str, Any], rope_theta: float | None, length: int) -> None:
-    found = _rope_settings(config)
-    several = any(isinstance(value, dict) for value in found.values())
-    kind = "several" if several else str(found.get("rope_type", found.get("type", "default")))
+def _check_rope_changes(directory: Path, config: ModelConfig, rope_theta: float | None, length: int, own: int) -> None:
+    """`own` is the model's own number of positions."""
+    several = any(isinstance(value, dict) for value in config.rope_fields.values())
+    kind = "several" if several else config.rope_type
     if rope_theta is not None and kind not in _CHANGEABLE_BASE:
         raise InputError(
             f"{directory} has RoPE settings of type {kind!r}, whose base cannot change; leave out rope_theta"
         )
-    own = config["max_position_embeddings"]
     if length > own and kind not in _CHANGEABLE_LENGTH:
         raise InputError(
             f"{directory} has RoPE settings of type {kind!r}, which depend on the model's own length; set "
             f"max_model_len to at most {own}"
         )
-
-
-def _dtype(directory: Path, config: dict[str, Any]) -> str:
-    """The checkpoint's own; vLLM's "auto" would run a float32 model in bfloat16."""
-    name = str(config.get("dtype") or config.get("torch_dtype") or "float32")
-    if name not in DTYPES:
-        raise InputError(f"{directory} is stored as {name}; choose one of {', '.join(DTYPES)} with dtype")
-    return name

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from nemo_longpo.errors import InputError
-from nemo_longpo.shards.fingerprint import read_model_config
+from nemo_longpo.model_directory.model_config import ModelConfig
 from nemo_longpo.shards.schema import Span
 
 from ..runner.progress import Tick, Usage
@@ -41,16 +41,15 @@ class VllmEngine:
     """
 
     def __init__(self, directory: str | Path, common: EngineSettings, own: VllmSettings, *, writes_json: bool = False):
-        config = read_model_config(directory)
+        config = ModelConfig.read(directory)
         on_cpu = not torch.accelerator.is_available()
         arguments = engine_arguments(Path(directory), config, common, own, on_cpu=on_cpu)
         self.writes_json = writes_json
         if writes_json:
             arguments |= _writes_json()
         self._engine = _start(arguments, on_cpu=on_cpu)
-        self.context_length: int = config["max_position_embeddings"]
+        self.context_length, self.vocab_size = config.require("max_position_embeddings", "vocab_size")
         self.max_length: int = arguments["max_model_len"]
-        self.vocab_size: int = config["vocab_size"]
         self.dtype: str = arguments["dtype"]
         # On CPU vLLM cannot rewind a request's random numbers, which it must after the first half of a prompt.
         self._can_sample = not on_cpu or not arguments["enable_chunked_prefill"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_longpo.errors import InputError
-from nemo_longpo.shards.fingerprint import read_model_config
+from nemo_longpo.model_directory.model_config import ModelConfig
 
 from ..chat.format import ChatFormat
 from ..corpus.chunking import chunk_document, draw_chunks, token_ends
@@ -58,7 +58,7 @@ def _make_process(model: Path, settings: ChunkSettings) -> Process:
 
 
 def _check(settings: ChunkSettings, model: Path) -> None:
-    context = read_model_config(model).get("max_position_embeddings")
+    context = ModelConfig.read(model).max_position_embeddings
     if context is not None and settings.chunk_tokens >= context:
         raise InputError(
             f"chunk_tokens {settings.chunk_tokens} leaves no room in the context of {model}, {context} tokens; "

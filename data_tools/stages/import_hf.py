@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_longpo.errors import InputError
-from nemo_longpo.shards.fingerprint import read_model_config
+from nemo_longpo.model_directory.model_config import ModelConfig
 
 from ..model import load_chat, tokenizer_identity
 from ..published.conversation import Refused
@@ -31,10 +31,7 @@ def run_import_hf(
     if is_given(share, "part_bytes"):
         raise InputError("import-hf does not know a row's length before it reads it; give part_size, not part_bytes")
     source = PublishedSource(inputs, split=settings.split, id_field=settings.id_field, rows_per_part=share.part_size)
-    config = read_model_config(model)
-    for name in ("max_position_embeddings", "vocab_size"):
-        if name not in config:
-            raise InputError(f"{model}/config.json has no {name!r}; give a language model's directory")
+    ModelConfig.read(model).require("max_position_embeddings", "vocab_size")
     report = run_parts(
         PartsJob(
             name="import-hf",
@@ -52,9 +49,9 @@ def run_import_hf(
 
 
 def _make_process(model: Path, output: Path, settings: ImportSettings) -> Process:
-    config = read_model_config(model)
-    template = template_ids(load_chat(model), config["vocab_size"])
-    limits = Limits(conversation=settings.max_tokens, reference=config["max_position_embeddings"])
+    positions, vocabulary = ModelConfig.read(model).require("max_position_embeddings", "vocab_size")
+    template = template_ids(load_chat(model), vocabulary)
+    limits = Limits(conversation=settings.max_tokens, reference=positions)
     return partial(_import_rows, template=template, limits=limits, ledger=Ledger(output))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from tqdm import tqdm
 
 from nemo_longpo.errors import InputError
-from nemo_longpo.shards.fingerprint import read_model_config
+from nemo_longpo.model_directory.model_config import ModelConfig
 from nemo_longpo.shards.manifest import MANIFEST_NAME, Provenance, ReferenceModel
 from nemo_longpo.shards.reader import ShardReader
 from nemo_longpo.shards.schema import PairRecord
@@ -41,10 +41,11 @@ def run_pack(pairs: Path, model: Path, output: Path, settings: PackSettings) -> 
     engine = settings_from(EngineSettings, scored["engine"])
     found = tokenizer_identity(chat) | rendering_identity(chat) | {"model": model_identity(model, engine)}
     _check_same(scored, found, model)
+    (vocabulary,) = ModelConfig.read(model).require("vocab_size")
     provenance = Provenance(
         tokenizer_fingerprint=scored["tokenizer_fingerprint"],
         chat_template_hash=scored["chat_template_hash"],
-        vocab_size=read_model_config(model)["vocab_size"],
+        vocab_size=vocabulary,
         reference=build(ReferenceModel, scored["model"], where, REPAIR),
         ref_context=scored["ref_context"],
         generation=history | {"pack": settings.recorded()},

@@ -1,21 +1,18 @@
-"""The numbers of an architecture that its cost depends on, and where to read them."""
+"""The sizes of a model: tensors, memory and FLOPs follow from them. Where to read them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from reprlib import repr as short_repr
 from typing import Any
 
 from nemo_longpo.checkpoints.run_directory import find_checkpoint
 from nemo_longpo.errors import InputError
-from nemo_longpo.model_directory.config_fields import LARGEST, check_fields
-from nemo_longpo.model_directory.defaults import with_defaults
-from nemo_longpo.model_directory.downloads import cache_hint
-from nemo_longpo.model_directory.json_files import read_model_json
+from nemo_longpo.model_directory.downloads import cache_hint, read_model_json
+from nemo_longpo.model_directory.model_config import ModelConfig
 from nemo_longpo.yaml_input import read_yaml_mapping
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelShape:
     """A decoder with RMSNorm, grouped-query attention and a gated feed-forward: Mistral, Qwen2.5 and their relatives.
 
@@ -33,8 +30,35 @@ class ModelShape:
     tied: bool = False
     bias: bool = False
 
+    @classmethod
+    def of(cls, config: ModelConfig) -> "ModelShape":
+        """The sizes that a `config.json` describes. Raises InputError if one is missing or the heads do not divide."""
+        layers, hidden, ffn, heads, vocab = config.require(
+            "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size"
+        )
+        kv_heads = config.kv_heads or heads
+        if heads % kv_heads:
+            raise InputError(f"{config.file}: {heads} attention heads do not divide over {kv_heads} key-value heads")
+        return cls(
+            layers=layers,
+            hidden=hidden,
+            ffn=ffn,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_size=config.head_size or hidden // heads,
+            vocab=vocab,
+            tied=bool(config.tie_word_embeddings),
+            bias=config.qkv_bias,
+        )
+
+    @classmethod
+    def from_nemo(cls, config: Mapping[str, Any], where: str | Path) -> "ModelShape":
+        """The sizes of a NeMo model's configuration; `where` names it in errors. Raises InputError as `of` does."""
+        return cls.of(ModelConfig.from_nemo(config, where))
+
     @property
     def query_size(self) -> int:
+        """Columns of the queries."""
         return self.heads * self.head_size
 
     @property
@@ -63,87 +87,46 @@ class ModelShape:
         return self.layers * (self.layer_matrices + self.layer_vectors) + tables + self.hidden
 
 
+# Layers, hidden and feed-forward size, heads, key-value heads, head size, rows of the vocabulary.
+_PUBLISHED = {
+    "mistral-7b": (32, 4096, 14336, 32, 8, 128, 32000),
+    "qwen2.5-0.5b": (24, 896, 4864, 14, 2, 64, 151936),
+    "qwen2.5-1.5b": (28, 1536, 8960, 12, 2, 128, 151936),
+    "qwen2.5-3b": (36, 2048, 11008, 16, 2, 128, 151936),
+    "qwen2.5-7b": (28, 3584, 18944, 28, 4, 128, 152064),
+    "qwen2.5-14b": (48, 5120, 13824, 40, 8, 128, 152064),
+    "qwen2.5-32b": (64, 5120, 27648, 40, 8, 128, 152064),
+    "qwen2.5-72b": (80, 8192, 29568, 64, 8, 128, 152064),
+}
+_TIED = {"qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-3b"}
 MODELS = {
-    "mistral-7b": ModelShape(32, 4096, 14336, 32, 8, 128, 32000),
-    "qwen2.5-0.5b": ModelShape(24, 896, 4864, 14, 2, 64, 151936, tied=True, bias=True),
-    "qwen2.5-1.5b": ModelShape(28, 1536, 8960, 12, 2, 128, 151936, tied=True, bias=True),
-    "qwen2.5-3b": ModelShape(36, 2048, 11008, 16, 2, 128, 151936, tied=True, bias=True),
-    "qwen2.5-7b": ModelShape(28, 3584, 18944, 28, 4, 128, 152064, bias=True),
-    "qwen2.5-14b": ModelShape(48, 5120, 13824, 40, 8, 128, 152064, bias=True),
-    "qwen2.5-32b": ModelShape(64, 5120, 27648, 40, 8, 128, 152064, bias=True),
-    "qwen2.5-72b": ModelShape(80, 8192, 29568, 64, 8, 128, 152064, bias=True),
-}
-
-_HUGGING_FACE = {
-    "layers": "num_hidden_layers",
-    "hidden": "hidden_size",
-    "ffn": "intermediate_size",
-    "heads": "num_attention_heads",
-    "vocab": "vocab_size",
-}
-_NEMO = {
-    "layers": "num_layers",
-    "hidden": "hidden_size",
-    "ffn": "ffn_hidden_size",
-    "heads": "num_attention_heads",
-    "vocab": "vocab_size",
+    name: ModelShape(
+        **dict(zip(("layers", "hidden", "ffn", "heads", "kv_heads", "head_size", "vocab"), sizes, strict=True)),
+        tied=name in _TIED,
+        bias=name.startswith("qwen"),
+    )
+    for name, sizes in _PUBLISHED.items()
 }
 
 
 def load_shape(name_or_path: str) -> ModelShape:
-    """A built-in name, a Hugging Face directory or its config.json, a NeMo checkpoint or a run's directory.
+    """The shape of a known name, a Hugging Face directory or its config.json, a NeMo checkpoint or a run's directory.
 
-    Raises:
-        InputError: nothing of the kind there, or a file without one of the numbers.
+    Raises InputError if there is nothing of the kind, or a file lacks one of the numbers.
     """
     if name_or_path in MODELS:
         return MODELS[name_or_path]
     path = find_checkpoint(Path(name_or_path))
     nemo = path / "context" / "model.yaml"
     if nemo.is_file():
-        return _from_nemo(nemo)
+        config = read_yaml_mapping(nemo, "give a NeMo checkpoint of a language model").get("config")
+        if not isinstance(config, dict):
+            raise InputError(f"{nemo} holds no model configuration; give a NeMo checkpoint of a language model.")
+        return ModelShape.from_nemo(config, nemo)
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
         raise InputError(
             f"{name_or_path} is neither a known model ({', '.join(MODELS)}) nor a Hugging Face directory with a "
             f"config.json nor a NeMo checkpoint with context/model.yaml{cache_hint(path)}."
         )
-    config = read_model_json(file)
-    check_fields(config, str(file))
-    config = with_defaults(config)
-    bias = bool(config.get("attention_bias", config.get("model_type") == "qwen2"))
-    return _shape(config, _HUGGING_FACE, "num_key_value_heads", "head_dim", "tie_word_embeddings", bias, str(file))
-
-
-def _from_nemo(file: Path) -> ModelShape:
-    config = read_yaml_mapping(file, "give a NeMo checkpoint of a language model").get("config")
-    if not isinstance(config, dict):
-        raise InputError(f"{file} holds no model configuration; give a NeMo checkpoint of a language model.")
-    tied, bias = "share_embeddings_and_output_weights", bool(config.get("add_qkv_bias"))
-    return _shape(config, _NEMO, "num_query_groups", "kv_channels", tied, bias, str(file))
-
-
-def _shape(
-    config: Mapping[str, Any],
-    names: Mapping[str, str],
-    kv_heads: str,
-    head_size: str,
-    tied: str,
-    bias: bool,
-    where: str,
-) -> ModelShape:
-    sizes = {field: _whole(config, name, where) for field, name in names.items()}
-    sizes["kv_heads"] = _whole(config, kv_heads, where) if config.get(kv_heads) is not None else sizes["heads"]
-    if sizes["heads"] % sizes["kv_heads"]:
-        raise InputError(f"{where}: {sizes['heads']} attention heads do not divide over {sizes['kv_heads']} {kv_heads}")
-    sizes["head_size"] = (
-        _whole(config, head_size, where) if config.get(head_size) is not None else sizes["hidden"] // sizes["heads"]
-    )
-    return ModelShape(**sizes, tied=bool(config.get(tied, False)), bias=bias)
-
-
-def _whole(config: Mapping[str, Any], name: str, where: str) -> int:
-    value = config.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST:
-        raise InputError(f"{where}: {name} is {short_repr(value)}, not a whole number from 1 to {LARGEST}.")
-    return value
+    return ModelShape.of(ModelConfig.parse(read_model_json(file), file))

@@ -13,9 +13,10 @@ from nemo.lightning.data import WrappedDataLoader
 from nemo.lightning.pytorch.plugins import MegatronDataSampler
 from torch.utils.data import DataLoader, Dataset
 
-from nemo_longpo.attention.rope_config import parse_scaling, usable_positions
 from nemo_longpo.costs.flops import forward_flops
+from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.errors import InputError
+from nemo_longpo.model_directory.rope_settings import parse_scaling, usable_positions
 from nemo_longpo.parallel.collectives import place
 from nemo_longpo.parallel.layout import PairRows, lay_out_pair
 from nemo_longpo.parallel.sampling import RecordOrder
@@ -27,7 +28,6 @@ from nemo_longpo.shards.schema import PairRecord
 
 from .file_hashes import check_shards
 from .run_inputs import inputs_directory
-from .shape import model_shape
 from .together import raise_on_all
 from .topology import current_topology
 
@@ -186,7 +186,7 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
         )
 
     def _order(self, model: Any, dp_size: int) -> RecordOrder:
-        shape = model_shape(model.config)
+        shape = ModelShape.from_nemo(vars(model.config), "the model's configuration")
         flops = [forward_flops(shape, trunk, a, b, model.pair_layout) for trunk, a, b in self.lengths.tolist()]
         return RecordOrder(np.array(flops), self.seed, self.global_batch_size, self.length_window, dp_size)
 

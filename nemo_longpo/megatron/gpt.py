@@ -10,9 +10,10 @@ from megatron.core.models.gpt import GPTModel
 from nemo.collections.llm.gpt.model.base import GPTConfig
 from torch import Tensor
 
-from nemo_longpo.attention.rope import RopeSettings, rotary_angles
+from nemo_longpo.attention.rope import inverse_frequencies, rotary_angles
 from nemo_longpo.errors import InputError
 from nemo_longpo.logprobs import LogitBudget
+from nemo_longpo.model_directory.rope_settings import RopeSettings
 
 from .backend import Backend
 from .output_layer import LogprobOutputLayer
@@ -47,7 +48,7 @@ class LogprobGPTModel(GPTModel):
             scatter_embedding_sequence_parallel=config.scatter_embedding_sequence_parallel,
             vp_stage=vp_stage,
         )
-        self.inverse_frequencies = rope.inverse_frequencies(config.kv_channels)
+        self.inverse_frequencies = inverse_frequencies(rope, config.kv_channels)
         if self.post_process:
             LogprobOutputLayer.take_over(self.output_layer, config.vocab_size, budget)
 

@@ -6,8 +6,8 @@ import torch
 from megatron.core.optimizer import OptimizerConfig
 from megatron.core.transformer import TransformerConfig
 
-from nemo_longpo.attention.rope import RopeSettings
 from nemo_longpo.errors import InputError
+from nemo_longpo.model_directory.rope_settings import RopeSettings
 from nemo_longpo.parallel.cp_comm import AttentionShape, check_cp_comm
 from nemo_longpo.placement import PairLayout, Placement
 

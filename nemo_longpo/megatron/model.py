@@ -12,11 +12,11 @@ from nemo.collections.llm.gpt.model.base import GPTConfig
 from nemo.lightning import OptimizerModule
 from torch import Tensor
 
-from nemo_longpo.attention.rope import RopeSettings
-from nemo_longpo.attention.rope_config import parse_scaling
 from nemo_longpo.costs.flops import training_flops
+from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.errors import InputError
 from nemo_longpo.logprobs import LogitBudget
+from nemo_longpo.model_directory.rope_settings import RopeSettings, parse_scaling
 from nemo_longpo.objective import Objective
 from nemo_longpo.parallel.layout import PairRows
 from nemo_longpo.placement import LOGPROB_MEMORY_GB, PairLayout
@@ -25,7 +25,6 @@ from .backend import current_backend
 from .data import next_rows
 from .gpt import LogprobGPTModel
 from .loss import LongPOLossReduction
-from .shape import model_shape
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,8 @@ class LongPOModel(llm.GPTModel):
 
     @property
     def training_loss_reduction(self) -> Any:
-        flops = partial(training_flops, model_shape(self.config), layout=self.pair_layout)
+        shape = ModelShape.from_nemo(vars(self.config), "the model's configuration")
+        flops = partial(training_flops, shape, layout=self.pair_layout)
         return LongPOLossReduction(self.objective, flops)
 
     validation_loss_reduction = training_loss_reduction

@@ -14,7 +14,6 @@ from nemo.lightning import AutoResume, io
 from nemo.utils import logging
 from nemo.utils.app_state import AppState
 
-from nemo_longpo.attention.rope_config import nemo_scaling_settings, scaling_of, scaling_settings
 from nemo_longpo.checkpoints import integrity
 from nemo_longpo.checkpoints.completeness import require_complete
 from nemo_longpo.checkpoints.run_directory import (
@@ -27,7 +26,9 @@ from nemo_longpo.checkpoints.run_directory import (
 )
 from nemo_longpo.checkpoints.trust import TRAINED_HERE, check_context, check_weights
 from nemo_longpo.errors import InputError
-from nemo_longpo.json_input import read_json_object
+from nemo_longpo.model_directory.model_config import ModelConfig
+from nemo_longpo.model_directory.nemo_names import nemo_scaling_settings
+from nemo_longpo.model_directory.rope_settings import scaling_settings
 from nemo_longpo.yaml_input import read_yaml_mapping
 
 from .backend import current_backend
@@ -108,9 +109,9 @@ def load_rope_scaling(checkpoint: Path) -> dict[str, Any] | None:
     model = read_yaml_mapping(record, "take another checkpoint, or import again")
     if "rope_scaling" in model:
         return model["rope_scaling"]
-    hf_config = checkpoint / "context" / "hf" / "config.json"
-    if hf_config.is_file():
-        return scaling_settings(scaling_of(read_json_object(hf_config, "import the checkpoint again"), str(hf_config)))
+    kept = checkpoint / "context" / "hf"
+    if (kept / "config.json").is_file():
+        return scaling_settings(ModelConfig.read(kept).scaling)
     return nemo_scaling_settings(model["config"])
 
 

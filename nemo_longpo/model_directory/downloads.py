@@ -1,15 +1,19 @@
-"""What lies in a file's place when a download went wrong."""
+"""The small files of a model directory, which may be what a failed download left in their place."""
 
+import codecs
 from pathlib import Path
+from typing import Any
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.json_input import read_json_object
 
+ADVICE = "download it again, or correct it"
 _LFS_POINTER = b"version https://git-lfs"
 _WEB_PAGE = (b"<!doctype html", b"<html")
 
 
 def cache_hint(path: Path) -> str:
-    """What to add to an error about the root of a model in the Hub's cache, which keeps the model in `snapshots/`."""
+    """The ending of an error about the root of a model in the Hub's cache, which keeps the model in `snapshots/`."""
     snapshots = sorted((path / "snapshots").glob("*/config.json"), key=lambda file: file.lstat().st_mtime)
     return f"; it is a model's root in the Hub's cache, give its snapshot {snapshots[-1].parent}" if snapshots else ""
 
@@ -31,3 +35,19 @@ def check_download(path: Path) -> None:
             f"{path} is a web page, not the file that was asked for; log in where the model asks for it, and download "
             "the file again"
         )
+
+
+def read_model_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises InputError if the file is absent, is not what was asked for, holds no object, or begins with a byte order
+    mark: this project reads one elsewhere, but transformers does not.
+    """
+    check_download(path)
+    content = read_json_object(path, ADVICE)
+    with path.open("rb") as file:
+        if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
+            raise InputError(
+                f"{path} begins with a byte order mark, which transformers cannot read; save it as UTF-8 without one"
+            )
+    return content

@@ -1,17 +1,57 @@
 """The tokenizer's files of a model directory, checked before a library loads them."""
 
 import os
+import re
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Annotated, Any
 
 from nemo_longpo.errors import InputError, one_line
+from nemo_longpo.typed_fields import Kind, Names, Number, build
 
-from .config_fields import check_tokenizer_fields
-from .downloads import check_download
-from .json_files import read_model_json
+from .downloads import ADVICE, check_download, read_model_json
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 SETTINGS = "tokenizer_config.json"
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value.get("content") if isinstance(value, dict) else value, str)
+
+
+def _is_decoder(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        re.fullmatch("[0-9]{1,9}", key) and _is_token(token) for key, token in value.items()
+    )
+
+
+Token = Annotated[Any, Kind("a string, or an object with a string as its content", _is_token)]
+Decoder = Annotated[dict[str, Any], Kind("an object of ids and tokens", _is_decoder)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerFields:
+    """The fields of a `tokenizer_config.json` that libraries read; null says no more than leaving one out."""
+
+    tokenizer_class: str | None = None
+    model_max_length: Number | None = None
+    clean_up_tokenization_spaces: bool | None = None
+    add_bos_token: bool | None = None
+    add_eos_token: bool | None = None
+    padding_side: str | None = None
+    truncation_side: str | None = None
+    model_input_names: Names | None = None
+    added_tokens_decoder: Decoder | None = None
+    bos_token: Token | None = None
+    eos_token: Token | None = None
+    unk_token: Token | None = None
+    pad_token: Token | None = None
+    sep_token: Token | None = None
+    cls_token: Token | None = None
+    mask_token: Token | None = None
+
+
 _TEXTS = ("tokenizer.model", "merges.txt", "chat_template.jinja")
 _OBJECTS = (SETTINGS, "tokenizer.json", "vocab.json", "special_tokens_map.json", "added_tokens.json")
 
@@ -42,7 +82,7 @@ def check_tokenizer_files(directory: Path, transformers: int) -> None:
 
 def _check_settings(path: Path, transformers: int) -> None:
     settings = read_model_json(path)
-    check_tokenizer_fields(settings, str(path))
+    build(TokenizerFields, settings, str(path), ADVICE, exact=False)
     if settings.get("auto_map"):
         raise InputError(
             f"{path}: auto_map names code that comes with the model, which is never run; remove the field if the "

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_longpo.errors import InputError
-from nemo_longpo.model_directory.config_fields import check_fields
-from nemo_longpo.model_directory.downloads import cache_hint
-from nemo_longpo.model_directory.json_files import read_model_json
+from nemo_longpo.model_directory.model_config import ModelConfig
 
 from .manifest import ReferenceModel, sha256_file
 
@@ -74,10 +72,10 @@ def model_fingerprint(directory: str | Path, *, dtype: str | None = None) -> Ref
     directory holds no configuration or no safetensors.
     """
     directory = Path(directory)
-    config = read_model_config(directory)
+    config = ModelConfig.read(directory)
     weights = weights_fingerprint(directory)
-    rope = {key: config[key] for key in _ROPE_KEYS if config.get(key) is not None}
-    return ReferenceModel(weights, rope, dtype or str(config.get("dtype") or config.get("torch_dtype") or "float32"))
+    rope = {key: config.raw[key] for key in _ROPE_KEYS if config.raw.get(key) is not None}
+    return ReferenceModel(weights, rope, dtype or config.stored_dtype)
 
 
 def weights_fingerprint(directory: Path) -> str:
@@ -93,18 +91,6 @@ def weights_fingerprint(directory: Path) -> str:
 def _hash_unless_known(path: Path, size: int, mtime_ns: int) -> str:
     """Hash a file once, although a run of many stages asks for the same gigabytes again and again."""
     return sha256_file(path)
-
-
-def read_model_config(directory: str | Path) -> dict[str, Any]:
-    """`config.json` of a Hugging Face model directory. Raises InputError if there is none, or a field is not of its
-    kind."""
-    path = Path(directory) / "config.json"
-    if not path.is_file():
-        hint = cache_hint(path.parent)
-        raise InputError(f"{directory} is not a Hugging Face model directory: it holds no config.json{hint}")
-    config = read_model_json(path)
-    check_fields(config, str(path))
-    return config
 
 
 def _digest(content: Any) -> str:

@@ -10,9 +10,9 @@ from transformers import Qwen2Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
-from nemo_longpo.attention.rope import RopeSettings, YarnScaling, inverse_frequencies, rotary_angles
-from nemo_longpo.attention.rope_config import parse_scaling
+from nemo_longpo.attention.rope import inverse_frequencies, rotary_angles
 from nemo_longpo.errors import InputError
+from nemo_longpo.model_directory.rope_settings import RopeSettings, YarnScaling, parse_scaling
 
 # As the model cards of Qwen2.5 and Llama 3.1 give them.
 QWEN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
@@ -69,7 +69,7 @@ def test_equals_hugging_face(settings, theta, head_size, max_positions):
     kind = (settings or {}).get("rope_type") or (settings or {}).get("type") or "default"
     frequencies, factor = ROPE_INIT_FUNCTIONS[kind](config, "cpu")
     ours = RopeSettings(theta, parse_scaling(settings, "config.json", max_positions))
-    assert torch.equal(ours.inverse_frequencies(head_size), frequencies)
+    assert torch.equal(inverse_frequencies(ours, head_size), frequencies)
     assert ours.attention_factor == factor
     assert ours.softmax_scale(head_size) == pytest.approx(factor**2 / math.sqrt(head_size))
 
@@ -77,7 +77,7 @@ def test_equals_hugging_face(settings, theta, head_size, max_positions):
 def test_qwen_with_yarn_in_numbers():
     """Worked out from arXiv 2309.00071: D = 128, θ = 1e6, 32 and 1 turns within 32,768 positions."""
     rope = RopeSettings(1e6, YarnScaling(4.0, 32768))
-    ratio = inverse_frequencies(128, 1e6) / rope.inverse_frequencies(128)
+    ratio = inverse_frequencies(RopeSettings(1e6), 128) / inverse_frequencies(rope, 128)
     assert rope.attention_factor == pytest.approx(0.1 * math.log(4) + 1)
     assert (ratio[:24] == 1).all()  # 128 · ln(32768 / 64π) / (2 ln 1e6) = 23.6: kept up to there
     assert ((ratio[24:40] > 1) & (ratio[24:40] < 4)).all()
@@ -94,7 +94,7 @@ def test_angles_of_half_a_million_positions():
     """Equal to Hugging Face's, and as far from exact ones as fp32 is."""
     positions = torch.arange(2**19 - 4096, 2**19)
     rope = RopeSettings(1e7)
-    angles = rotary_angles(positions, rope.inverse_frequencies(128))[:, 0, 0]
+    angles = rotary_angles(positions, inverse_frequencies(rope, 128))[:, 0, 0]
     theirs = Qwen2RotaryEmbedding(Qwen2Config(head_dim=128, rope_theta=1e7))
     cosines, sines = theirs(torch.zeros(1), positions[None])
     assert torch.equal(angles.cos(), cosines[0])

@@ -18,9 +18,9 @@ def write(file: str, content: str) -> Callable[[Path], object]:
     return lambda model: (model / file).write_text(content)
 
 
-SIZE = "it must be a whole number from 1 to 2147483647"
+SIZE = "should be a whole number from 1 to 2147483647, not"
 IMPORT_FAULTS: dict[str, Fault] = {
-    "no config": (lambda model: (model / "config.json").unlink(), "config.json does not exist"),
+    "no config": (lambda model: (model / "config.json").unlink(), "holds no config.json"),
     "config cut": (lambda model: truncate(model / "config.json", 0.5), "config.json is not readable JSON"),
     "config empty": (write("config.json", ""), "config.json is not readable JSON"),
     "config with a mark": (write("config.json", "\ufeff{}"), "config.json begins with a byte order mark"),
@@ -38,20 +38,20 @@ IMPORT_FAULTS: dict[str, Fault] = {
         "describes Mistral3ForConditionalGeneration (mistral3); supported are",
     ),
     "no architecture": (config(architectures=None), "describes no architecture (mistral); supported are"),
-    "a size as text": (config(vocab_size="32000"), f"config.json: vocab_size is '32000'; {SIZE}"),
-    "a size of zero": (config(num_attention_heads=0), f"config.json: num_attention_heads is 0; {SIZE}"),
-    "a negative size": (config(max_position_embeddings=-1), f"config.json: max_position_embeddings is -1; {SIZE}"),
-    "a huge size": (config(hidden_size=2**31), f"config.json: hidden_size is 2147483648; {SIZE}"),
-    "a broken size": (config(intermediate_size=96.0), f"config.json: intermediate_size is 96.0; {SIZE}"),
-    "a list of sizes": (config(num_key_value_heads=[2, 2]), f"config.json: num_key_value_heads is [2, 2]; {SIZE}"),
-    "no sizes": (config(vocab_size=None), "config.json: vocab_size is None"),
+    "a size as text": (config(vocab_size="32000"), f"config.json: field 'vocab_size' {SIZE} '32000'"),
+    "a size of zero": (config(num_attention_heads=0), f"config.json: field 'num_attention_heads' {SIZE} 0"),
+    "a negative size": (config(max_position_embeddings=-1), f"config.json: field 'max_position_embeddings' {SIZE} -1"),
+    "a huge size": (config(hidden_size=2**31), f"config.json: field 'hidden_size' {SIZE} 2147483648"),
+    "a broken size": (config(intermediate_size=96.0), f"config.json: field 'intermediate_size' {SIZE} 96.0"),
+    "a list of sizes": (config(num_key_value_heads=[2, 2]), f"config.json: field 'num_key_value_heads' {SIZE} [2, 2]"),
+    "no sizes": (config(vocab_size=None), f"config.json: field 'vocab_size' {SIZE} None"),
     "too many layers": (config(num_hidden_layers=10**9), "tensor model.layers.2.input_layernorm.weight is missing"),
     "heads that do not divide": (config(num_attention_heads=3), "3 attention heads do not divide over 2 key-value"),
-    "huge base": (config(rope_theta=10**400), "...; it must be a number from 0 to 1e300"),
-    "scaling a word": (config(rope_scaling="yarn"), "rope_scaling is 'yarn'; it must be an object"),
-    "tied as text": (config(tie_word_embeddings="false"), "tie_word_embeddings is 'false'; it must be true or false"),
-    "dtype a number": (config(torch_dtype=16), "torch_dtype is 16; it must be a string"),
-    "architecture a word": (config(architectures="MistralForCausalLM"), "it must be a list of strings"),
+    "huge base": (config(rope_theta=10**400), "field 'rope_theta' should be a number from 0 to 1e300, not 1000"),
+    "scaling a word": (config(rope_scaling="yarn"), "field 'rope_scaling' should be an object, not 'yarn'"),
+    "tied as text": (config(tie_word_embeddings="false"), "field 'tie_word_embeddings' should be true or false"),
+    "dtype a number": (config(torch_dtype=16), "field 'torch_dtype' should be text, not 16"),
+    "architecture a word": (config(architectures="MistralForCausalLM"), "should be a list of strings"),
     "no tokenizer": (lambda model: (model / "tokenizer.json").unlink(), "has no tokenizer"),
     "tokenizer of transformers 5": (
         lambda model: edit_json(model / "tokenizer_config.json", tokenizer_class="TokenizersBackend"),

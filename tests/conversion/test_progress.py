@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 
 from nemo_longpo.conversion.exporter import lay_out, write_weights
 from nemo_longpo.conversion.families.family import Piece
-from nemo_longpo.conversion.families.fusions import Geometry
 from nemo_longpo.conversion.families.known import FAMILIES
 from nemo_longpo.conversion.progress import VERBOSE, quiet_libraries, work_through
 from nemo_longpo.conversion.targets import Target
+from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.errors import InputError
 
-GEOMETRY = Geometry(layers=5, hidden=4, feed_forward=6, heads=2, groups=1, head_size=2, vocabulary=7, tied=True)
+SHAPE = ModelShape(layers=5, hidden=4, ffn=6, heads=2, kv_heads=1, head_size=2, vocab=7, tied=True)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -78,12 +78,12 @@ def test_export_holds_a_piece_per_worker(workers, tmp_path: Path):
     (family,) = (family for family in FAMILIES if family.model_type == "qwen2")
     shapes = {
         name: shape
-        for piece in family.pieces(GEOMETRY)
+        for piece in family.pieces(SHAPE)
         for name, shape in zip(piece.names, piece.part_shapes, strict=True)
     }
     shapes["lm_head.weight"] = shapes["model.embed_tokens.weight"]
     targets = {name: Target(name, f"{len(name) % 3}.st", torch.float16, shape) for name, shape in shapes.items()}
-    write_weights(lay_out(tmp_path, targets), TrackedWeights(workers), targets, family, GEOMETRY, workers)
+    write_weights(lay_out(tmp_path, targets), TrackedWeights(workers), targets, family, SHAPE, workers)
     written = {name: tensor for file in tmp_path.iterdir() for name, tensor in load_file(file).items()}
     assert {name: tuple(tensor.shape) for name, tensor in written.items()} == shapes
     for name, tensor in written.items():

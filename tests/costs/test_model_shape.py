@@ -1,12 +1,14 @@
 """Shapes from names, Hugging Face directories and NeMo checkpoints."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from transformers import LlamaConfig, MistralConfig, Qwen2Config
 
 from nemo_longpo.costs.model_shape import MODELS, ModelShape, load_shape
 from nemo_longpo.errors import InputError
+from nemo_longpo.model_directory.model_config import ModelConfig
 
 HUGGING_FACE = {
     "model_type": "qwen2",
@@ -18,7 +20,7 @@ HUGGING_FACE = {
     "vocab_size": 421,
     "tie_word_embeddings": True,
 }
-SMALL = ModelShape(2, 64, 96, 4, 2, 16, 421, tied=True, bias=True)
+SMALL = ModelShape(layers=2, hidden=64, ffn=96, heads=4, kv_heads=2, head_size=16, vocab=421, tied=True, bias=True)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +42,7 @@ def test_hugging_face_directory_and_file(tmp_path):
     file.write_text(json.dumps(HUGGING_FACE))
     assert load_shape(str(tmp_path)) == load_shape(str(file)) == SMALL
     file.write_text(json.dumps({**HUGGING_FACE, "model_type": "mistral", "head_dim": 24, "num_key_value_heads": None}))
-    assert load_shape(str(tmp_path)) == ModelShape(2, 64, 96, 4, 4, 24, 421, tied=True)
+    assert load_shape(str(tmp_path)) == replace(SMALL, kv_heads=4, head_size=24, bias=False)
 
 
 def test_key_value_heads_that_transformers_assumes(tmp_path):
@@ -50,6 +52,15 @@ def test_key_value_heads_that_transformers_assumes(tmp_path):
         del given["num_key_value_heads"]
         file.write_text(json.dumps(given))
         assert load_shape(str(file)).kv_heads == config_class(num_attention_heads=32).num_key_value_heads
+
+
+def test_head_size_defaults_to_hidden_over_heads():
+    config = {name: value for name, value in HUGGING_FACE.items() if name != "num_key_value_heads"}
+    config |= {"model_type": "llama", "head_dim": None}
+    shape = ModelShape.of(ModelConfig.parse(config, "config.json"))
+    assert (shape.head_size, shape.kv_heads) == (16, 4)
+    config |= {"head_dim": 24, "num_key_value_heads": 1}
+    assert ModelShape.of(ModelConfig.parse(config, "config.json")).head_size == 24
 
 
 def test_nemo_checkpoint(tmp_path):
@@ -69,9 +80,12 @@ def test_nemo_checkpoint(tmp_path):
         ("[]", "should hold a JSON object, not a list"),
         (
             json.dumps({**HUGGING_FACE, "hidden_size": "64"}),
-            "config.json: hidden_size is '64'; it must be a whole number",
+            "config.json: field 'hidden_size' should be a whole number from 1 to 2147483647, not '64'",
         ),
-        (json.dumps({**HUGGING_FACE, "vocab_size": True}), "vocab_size is True"),
+        (
+            json.dumps({**HUGGING_FACE, "vocab_size": True}),
+            "field 'vocab_size' should be a whole number from 1 to",
+        ),
         (json.dumps({**HUGGING_FACE, "num_key_value_heads": 3}), "4 attention heads do not divide over 3"),
     ],
 )

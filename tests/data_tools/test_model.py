@@ -54,11 +54,11 @@ FAULTS = {
     ),
     "a setting of another kind": (
         lambda model: edit_json(model / "tokenizer_config.json", model_max_length="long"),
-        "tokenizer_config.json: model_max_length is 'long'; it must be a number",
+        "tokenizer_config.json: field 'model_max_length' should be a number from 0 to 1e300, not 'long'",
     ),
     "a token that is none": (
         lambda model: edit_json(model / "tokenizer_config.json", eos_token={"content": 7}),
-        r"tokenizer_config.json: eos_token is \{'content': 7\}; it must be a string, or an object",
+        r"tokenizer_config.json: field 'eos_token' should be a string, or an object with .*, not {'content': 7}",
     ),
     "a template that is none": (
         lambda model: template(model, [{"name": "default"}]),
@@ -91,7 +91,7 @@ FAULTS = {
     ),
     "a size as text": (
         lambda model: edit_json(model / "config.json", vocab_size="493"),
-        "config.json: vocab_size is '493'; it must be a whole number",
+        "config.json: field 'vocab_size' should be a whole number from 1 to .*, not '493'",
     ),
 }
 

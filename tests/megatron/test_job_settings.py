@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from nemo_longpo.attention.rope import RopeSettings, YarnScaling
 from nemo_longpo.errors import InputError
+from nemo_longpo.model_directory.rope_settings import RopeSettings, YarnScaling
 from nemo_longpo.placement import PairLayout, Placement
 
 LAYERS = 8

@@ -142,8 +142,8 @@ def test_adapter_gradients_equal_those_of_merged_weights(workbench, workers, tmp
 
     base = NemoCheckpoint.open(workbench.checkpoint)
     adapters = Adapters(tmp_path / "saved" / "adapters", RANK, ALPHA, base=str(workbench.checkpoint))
-    merged = adapters.merged_into(base.weights, base.family, base.geometry)
-    for piece in base.family.pieces(base.geometry):
+    merged = adapters.merged_into(base.weights, base.family, base.model_shape)
+    for piece in base.family.pieces(base.model_shape):
         for name, tensor in zip(piece.names, merged.parts(piece), strict=True):
             assert torch.allclose(tensor, weights[name], rtol=0, atol=1e-6), name
 

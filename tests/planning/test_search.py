@@ -12,6 +12,7 @@ from nemo_longpo.planning.search import Wishes, impossible, search
 from nemo_longpo.planning.speed import Machine, branch_traffic, estimate_speed, layer_communication, recomputed_share
 
 MISTRAL, QWEN = MODELS["mistral-7b"], MODELS["qwen2.5-7b"]
+SMALL = ModelShape(layers=2, hidden=64, ffn=96, heads=4, kv_heads=4, head_size=16, vocab=10)
 H100 = Machine(GPUS["h100-80gb"])
 JOB = Job(shape=MISTRAL, trunk=131_072, chosen=4500, rejected=4500)
 
@@ -65,8 +66,8 @@ def test_optimizer_stays_on_the_gpu_if_possible():
         (QWEN, Placement(tp=7), "4 key/value heads do not divide by tp 7"),
         (MISTRAL, Placement(pp=5), "32 layers do not divide by pp 5"),
         (MISTRAL, Placement(dp=3), "8 pairs of a batch do not divide by dp 3"),
-        (ModelShape(2, 64, 96, 64, 64, 1, 10), Placement(tp=16), "tp 16 reaches beyond a node of 8 GPUs"),
-        (ModelShape(2, 64, 30, 4, 4, 16, 10), Placement(tp=4), "30 feed-forward columns do not divide by tp 4"),
+        (replace(SMALL, heads=64, kv_heads=64, head_size=1), Placement(tp=16), "tp 16 reaches beyond a node of 8 GPUs"),
+        (replace(SMALL, ffn=30), Placement(tp=4), "30 feed-forward columns do not divide by tp 4"),
     ],
 )
 def test_impossible_placements_name_the_reason(shape, placement, reason):

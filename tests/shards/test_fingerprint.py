@@ -9,10 +9,10 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.model_directory.model_config import ModelConfig
 from nemo_longpo.shards.fingerprint import (
     chat_template_hash,
     model_fingerprint,
-    read_model_config,
     tokenizer_fingerprint,
 )
 
@@ -22,7 +22,7 @@ def test_the_root_of_a_model_in_the_hubs_cache(tmp_path):
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{}")
     with pytest.raises(InputError, match=f"it holds no config.json; .* give its snapshot {snapshot}"):
-        read_model_config(tmp_path)
+        ModelConfig.read(tmp_path)
 
 
 @pytest.mark.parametrize("style", STYLES)

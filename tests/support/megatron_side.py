@@ -89,7 +89,7 @@ def train(checkpoint: Path, output: Path, steps: int) -> None:
 
     from nemo_longpo.conversion.nemo_checkpoint.opened import NemoCheckpoint
 
-    rows = NemoCheckpoint.open(checkpoint).geometry.vocabulary
+    rows = NemoCheckpoint.open(checkpoint).model_shape.vocab
     shards = output / "shards"
     if not shards.exists():
         pairs.write_shards(shards, pairs.uneven_records(rows), tiny_tokenizer(DEFAULT_STYLE["mistral"]), rows)

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from support.conversion_cases import edit_config
 from transformers import AutoModelForCausalLM
 
-from nemo_longpo.attention.rope import LinearScaling, RopeSettings
 from nemo_longpo.conversion.comparison.logits_jobs import Job, compute
 from nemo_longpo.conversion.model_on_disk import Access
 from nemo_longpo.errors import InputError
+from nemo_longpo.model_directory.rope_settings import LinearScaling, RopeSettings
 
 IDS = [[5, 6, 7, 8], [9]]
 

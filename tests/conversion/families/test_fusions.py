@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from nemo_longpo.conversion.families.fusions import Fusion, Geometry, join, split
+from nemo_longpo.conversion.families.fusions import Fusion, join, split
 
-GEOMETRY = Geometry(layers=1, hidden=5, feed_forward=7, heads=4, groups=2, head_size=3, vocabulary=11, tied=False)
+GROUPS = 2
 
 
 def test_query_key_value_are_interleaved_by_group():
@@ -11,31 +11,17 @@ def test_query_key_value_are_interleaved_by_group():
     query = torch.tensor([0, 1, 2, 3]).repeat_interleave(3)
     key = 100 + torch.tensor([0, 1]).repeat_interleave(3)
     value = 200 + torch.tensor([0, 1]).repeat_interleave(3)
-    joined = join(Fusion.QKV, [query, key, value], GEOMETRY)
+    joined = join(Fusion.QKV, [query, key, value], GROUPS)
     assert joined[::3].tolist() == [0, 1, 100, 200, 2, 3, 101, 201]
 
 
 def test_rows_are_stacked_in_order():
-    assert join(Fusion.ROWS, [torch.zeros(2), torch.ones(2)], GEOMETRY).tolist() == [0, 0, 1, 1]
+    assert join(Fusion.ROWS, [torch.zeros(2), torch.ones(2)], GROUPS).tolist() == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("trailing", [(), (5,)])
 @pytest.mark.parametrize(("fusion", "rows"), [(Fusion.QKV, (12, 6, 6)), (Fusion.ROWS, (7, 7)), (Fusion.SAME, (4,))])
 def test_split_undoes_join(fusion: Fusion, rows: tuple[int, ...], trailing: tuple[int, ...]):
     parts = [torch.randn(count, *trailing) for count in rows]
-    back = split(fusion, join(fusion, parts, GEOMETRY), rows, GEOMETRY)
+    back = split(fusion, join(fusion, parts, GROUPS), rows, GROUPS)
     assert all(torch.equal(a, b) and b.is_contiguous() for a, b in zip(parts, back, strict=True))
-
-
-def test_head_size_defaults_to_hidden_over_heads():
-    config = {
-        "num_hidden_layers": 2,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_attention_heads": 4,
-        "vocab_size": 7,
-        "head_dim": None,
-    }
-    assert Geometry.from_config(config).head_size == 16
-    assert Geometry.from_config(config).groups == 4
-    assert Geometry.from_config(config | {"head_dim": 24, "num_key_value_heads": 1}).head_size == 24

@@ -1,7 +1,4 @@
-"""The tables give the published models: number of parameters, from the sizes in their `config.json`.
-
-Shape letters as in `families/fusions.py`.
-"""
+"""The tables give the published models: number of parameters, from the sizes in their `config.json`."""
 
 import math
 from typing import Any
@@ -10,11 +7,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from nemo_longpo.conversion.families.fusions import Geometry
 from nemo_longpo.conversion.families.known import FAMILIES, family_of
+from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.errors import InputError
+from nemo_longpo.model_directory.model_config import ModelConfig
 
-# Family, then layers, H, F, N, G, V, tied, parameters; the numbers of the model cards' safetensors.
+# Family, then layers, hidden and feed-forward size, heads, groups, vocabulary, tied, parameters;
+# the numbers of the model cards' safetensors.
 PUBLISHED = {
     "Mistral-7B v0.1 and v0.2": ("mistral", 32, 4096, 14336, 32, 8, 32000, False, 7_241_732_096),
     "Mistral-7B v0.3": ("mistral", 32, 4096, 14336, 32, 8, 32768, False, 7_248_023_552),
@@ -50,12 +49,12 @@ def published_config(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_of_published_models(name):
-    config = published_config(name)
-    family, geometry = family_of(config, name), Geometry.from_config(config)
-    pieces = list(family.pieces(geometry))
+    config = ModelConfig.parse(published_config(name), name)
+    family, model_shape = family_of(config), ModelShape.of(config)
+    pieces = list(family.pieces(model_shape))
     parts = sum(math.prod(shape) for piece in pieces for shape in piece.part_shapes)
     megatron = sum(math.prod(shape) for shape in {piece.entry.key: piece.global_shape for piece in pieces}.values())
-    assert parts == megatron == PUBLISHED[name][-1]
+    assert parts == megatron == model_shape.parameters == PUBLISHED[name][-1]
 
 
 @pytest.mark.parametrize("name", ["Mistral-7B v0.3", "Qwen2.5-0.5B", "Qwen2.5-7B", "Llama-3.2-3B", "Llama-3.1-8B"])
@@ -63,10 +62,11 @@ def test_names_and_shapes_are_those_of_transformers(name):
     config = published_config(name) | {"num_hidden_layers": 2}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
-    geometry = Geometry.from_config(config)
+    parsed = ModelConfig.parse(config, name)
+    model_shape = ModelShape.of(parsed)
     ours = {
         name: shape
-        for piece in family_of(config, name).pieces(geometry)
+        for piece in family_of(parsed).pieces(model_shape)
         for name, shape in zip(piece.names, piece.part_shapes, strict=True)
     }
     assert ours == {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
@@ -84,4 +84,4 @@ def test_names_and_shapes_are_those_of_transformers(name):
 )
 def test_other_models_are_refused(config):
     with pytest.raises(InputError, match=r"^here describes .*; supported are MistralForCausalLM \(mistral\), Qwen2"):
-        family_of(config, "here")
+        family_of(ModelConfig.parse(config, "here"))

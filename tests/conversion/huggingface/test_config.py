@@ -6,23 +6,17 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig, MistralConfig, Qwen2Config
 
-from nemo_longpo.conversion.families.known import FAMILIES, family_of
+from nemo_longpo.conversion.families.known import FAMILIES
 from nemo_longpo.conversion.huggingface.config import (
     COMPUTED,
-    active_window,
     check_supported,
-    dtype,
     for_import,
     with_dtype,
 )
+from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.errors import InputError
+from nemo_longpo.model_directory.model_config import DEFAULTS, ModelConfig
 
-UNCHANGED: dict[str, Any] = {
-    "theta": None,
-    "scaling": None,
-    "max_length": None,
-    "full_attention": False,
-}
 # Fields of the configuration classes of transformers 4.57; 5 has the same, with the RoPE fields in rope_parameters.
 MAPPED = {
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
@@ -46,8 +40,12 @@ def config(model_type: str, **fields: Any) -> dict[str, Any]:
         "num_key_value_heads": 2,
         "max_position_embeddings": 64,
     }
-    no_window = {"sliding_window": None} if "sliding_window" in family.defaults else {}
+    no_window = {"sliding_window": None} if "sliding_window" in DEFAULTS[model_type] else {}
     return {"architectures": [family.architecture], "model_type": model_type, **sizes, **no_window, **fields}
+
+
+def parse(fields: dict[str, Any]) -> ModelConfig:
+    return ModelConfig.parse(fields, "here")
 
 
 @pytest.mark.parametrize("config_class", [MistralConfig, Qwen2Config, LlamaConfig])
@@ -61,7 +59,6 @@ def test_every_field_of_transformers_is_accounted_for(config_class):
 )
 def test_defaults_are_those_of_transformers(config_class, model_type):
     """What is read for a field that the file does not name."""
-    (family,) = (family for family in FAMILIES if family.model_type == model_type)
     theirs = {name: field.default for name, field in inspect.signature(config_class.__init__).parameters.items()}
     ours = {
         "rms_norm_eps": 1e-6,
@@ -69,10 +66,10 @@ def test_defaults_are_those_of_transformers(config_class, model_type):
         "tie_word_embeddings": False,
         "rope_theta": 10000.0,
         "hidden_act": "silu",
-        **family.defaults,
+        **DEFAULTS[model_type],
     }
     assert {name: theirs[name] for name in ours} == ours
-    assert "sliding_window" not in theirs.keys() - family.defaults.keys()
+    assert "sliding_window" not in theirs.keys() - DEFAULTS[model_type].keys()
 
 
 @pytest.mark.parametrize(
@@ -97,7 +94,7 @@ def test_defaults_are_those_of_transformers(config_class, model_type):
 @pytest.mark.parametrize("model_type", [family.model_type for family in FAMILIES])
 def test_what_megatron_would_compute_otherwise_is_refused(model_type, field, value, message):
     with pytest.raises(InputError, match="^here: .*" + message):
-        check_supported(config(model_type, **{field: value}), "here")
+        check_supported(parse(config(model_type, **{field: value})))
 
 
 @pytest.mark.parametrize(
@@ -114,8 +111,8 @@ def test_what_megatron_would_compute_otherwise_is_refused(model_type, field, val
 @pytest.mark.parametrize("model_type", [family.model_type for family in FAMILIES])
 def test_what_changes_nothing_is_kept(model_type, fields):
     given = config(model_type, **fields)
-    check_supported(given, "here")
-    assert for_import(given, "here", **UNCHANGED) == given
+    check_supported(parse(given))
+    assert for_import(parse(given)).raw == given
 
 
 SLIDES, FULL = "sliding_attention", "full_attention"
@@ -157,13 +154,13 @@ ALL_FULL = {"layer_types": [FULL] * 3}
     ],
 )
 def test_sliding_window_needs_a_decision_where_it_hides_something(given, window, dropped):
-    assert active_window(given, family_of(given, "here")) == window
-    assert for_import(given, "here", **UNCHANGED | {"full_attention": True}) == given | dropped
-    shorter = for_import(given, "here", **UNCHANGED | {"max_length": 16})
-    assert shorter == given | {"max_position_embeddings": 16}
+    assert parse(given).active_window == window
+    assert for_import(parse(given), full_attention=True).raw == given | dropped
+    shorter = for_import(parse(given), max_length=16)
+    assert shorter.raw == given | {"max_position_embeddings": 16}
     if window:
         with pytest.raises(InputError, match="sliding window of 16 tokens, shorter than the 64 positions"):
-            for_import(given, "here", **UNCHANGED)
+            for_import(parse(given))
 
 
 @pytest.mark.parametrize("window", [{}, {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 0}])
@@ -172,12 +169,12 @@ def test_dual_chunks_need_a_decision(window):
     chunks = {"chunk_size": 32, "local_size": 8, "original_max_position_embeddings": 32}
     given = config("qwen2", **window, dual_chunk_attention_config=chunks)
     with pytest.raises(InputError, match=r"^here: dual_chunk_attention_config .*--full-attention"):
-        for_import(given, "here", **UNCHANGED)
-    dropped = for_import(given, "here", **UNCHANGED | {"full_attention": True})
-    assert "dual_chunk_attention_config" not in dropped
-    assert active_window(dropped, family_of(given, "here")) is None
+        for_import(parse(given))
+    dropped = for_import(parse(given), full_attention=True)
+    assert "dual_chunk_attention_config" not in dropped.raw
+    assert dropped.active_window is None
     none = config("qwen2", dual_chunk_attention_config=None)
-    assert for_import(none, "here", **UNCHANGED) == none
+    assert for_import(parse(none)).raw == none
 
 
 @pytest.mark.parametrize(
@@ -186,19 +183,18 @@ def test_dual_chunks_need_a_decision(window):
 def test_key_value_heads_that_transformers_assumes(model_type, groups):
     """A file that names none has the class's default; null means one for each head."""
     given = config(model_type, num_attention_heads=32)
-    family = family_of(given, "here")
     del given["num_key_value_heads"]
     theirs = {"mistral": MistralConfig, "qwen2": Qwen2Config, "llama": LlamaConfig}[model_type]
-    assert family.geometry(given).groups == theirs(num_attention_heads=32).num_key_value_heads == groups
+    assert ModelShape.of(parse(given)).kv_heads == theirs(num_attention_heads=32).num_key_value_heads == groups
     null = given | {"num_key_value_heads": None}
-    assert family.geometry(null).groups == theirs(**null).num_key_value_heads == 32
+    assert ModelShape.of(parse(null)).kv_heads == theirs(**null).num_key_value_heads == 32
 
 
 def test_key_value_heads_that_do_not_divide_the_heads():
     given = config("mistral", num_attention_heads=4)
     del given["num_key_value_heads"]
     with pytest.raises(InputError, match="4 attention heads do not divide over 8 key-value heads"):
-        check_supported(given, "here")
+        check_supported(parse(given))
 
 
 def test_window_that_transformers_assumes():
@@ -206,8 +202,8 @@ def test_window_that_transformers_assumes():
     given = config("mistral", max_position_embeddings=8192)
     del given["sliding_window"]
     with pytest.raises(InputError, match="sliding window of 4096 tokens"):
-        for_import(given, "here", **UNCHANGED)
-    assert for_import(given, "here", **UNCHANGED | {"full_attention": True}) == given | {"sliding_window": None}
+        for_import(parse(given))
+    assert for_import(parse(given), full_attention=True).raw == given | {"sliding_window": None}
 
 
 @pytest.mark.parametrize(
@@ -221,5 +217,5 @@ def test_window_that_transformers_assumes():
     ],
 )
 def test_both_names_of_the_dtype(fields, found, changed):
-    assert dtype(fields) == found
-    assert with_dtype(fields, "float16") == changed
+    assert parse(fields).stored_dtype == found
+    assert with_dtype(parse(fields), "float16").raw == fields | changed

@@ -2,9 +2,10 @@
 
 import pytest
 
-from nemo_longpo.attention.rope import RopeSettings, YarnScaling
-from nemo_longpo.conversion.huggingface.rope import rope_settings, with_max_length, with_rope, with_rope_scaling
+from nemo_longpo.conversion.huggingface.config import with_max_length, with_rope, with_rope_scaling
 from nemo_longpo.errors import InputError
+from nemo_longpo.model_directory.model_config import ModelConfig
+from nemo_longpo.model_directory.rope_settings import RopeSettings, YarnScaling
 
 YARN = {"rope_type": "yarn", "factor": 4.0}
 LINEAR = {"rope_type": "linear", "factor": 2.0}
@@ -13,9 +14,13 @@ FIVE = {"max_position_embeddings": 4096, "rope_parameters": {"rope_theta": 1e4, 
 BOTH = FOUR | FIVE
 
 
+def parse(config):
+    return ModelConfig.parse(config, "config.json")
+
+
 @pytest.mark.parametrize("config", [FOUR, FIVE, BOTH])
 def test_both_dialects_are_read(config):
-    assert rope_settings(config, "config.json") == RopeSettings(1e4, YarnScaling(4.0, 4096))
+    assert parse(config).rope == RopeSettings(1e4, YarnScaling(4.0, 4096))
 
 
 @pytest.mark.parametrize(
@@ -30,36 +35,36 @@ def test_both_dialects_are_read(config):
     ],
 )
 def test_choices(theta, scaling, four, five):
-    assert with_rope(FOUR, "config.json", theta, scaling) == FOUR | four
-    assert with_rope(FIVE, "config.json", theta, scaling) == FIVE | {"rope_parameters": five}
-    assert with_rope(BOTH, "config.json", theta, scaling) == BOTH | four | {"rope_parameters": five}
+    assert with_rope(parse(FOUR), theta, scaling).raw == FOUR | four
+    assert with_rope(parse(FIVE), theta, scaling).raw == FIVE | {"rope_parameters": five}
+    assert with_rope(parse(BOTH), theta, scaling).raw == BOTH | four | {"rope_parameters": five}
 
 
 def test_a_new_base_under_an_old_scaling_needs_a_choice():
     with pytest.raises(InputError, match="made for another base than --rope-theta"):
-        with_rope(FOUR, "config.json", 1e6, None)
+        with_rope(parse(FOUR), 1e6, None)
 
 
 def test_dropping_a_scaling_needs_no_support_for_it():
     config = FOUR | {"rope_scaling": {"type": "dynamic", "factor": 2.0}}
-    assert with_rope(config, "config.json", 1e6, "none") == FOUR | {"rope_theta": 1e6, "rope_scaling": None}
+    assert with_rope(parse(config), 1e6, "none").raw == FOUR | {"rope_theta": 1e6, "rope_scaling": None}
 
 
 def test_nothing_to_drop_changes_nothing():
     plain = {"max_position_embeddings": 4096, "rope_theta": 1e4}
-    assert with_rope(plain, "config.json", None, "none") == plain
+    assert with_rope(parse(plain), None, "none").raw == plain
 
 
 @pytest.mark.parametrize("config", [FOUR, FIVE, BOTH])
 def test_more_positions_leave_the_frequencies_alone(config):
-    longer = with_max_length(config, 16384, "config.json")
-    assert longer["max_position_embeddings"] == 16384
-    assert rope_settings(longer, "config.json") == rope_settings(config, "config.json")
+    longer = with_max_length(parse(config), 16384)
+    assert longer.max_position_embeddings == 16384
+    assert longer.rope == parse(config).rope
 
 
 def test_impossible_base_names_the_file():
     with pytest.raises(InputError, match=r"^config\.json: rope_theta is 1; it must be a number above 1"):
-        rope_settings({"rope_theta": 1}, "config.json")
+        _ = parse({"rope_theta": 1}).rope
 
 
 @pytest.mark.parametrize(
@@ -73,12 +78,12 @@ def test_impossible_base_names_the_file():
 )
 def test_a_file_that_two_versions_read_differently_is_refused(config):
     with pytest.raises(InputError, match=r"^config\.json: rope_theta and rope_scaling say one thing"):
-        rope_settings(config, "config.json")
+        _ = parse(config).rope
 
 
 def test_every_spelling_gets_a_scaling():
     """Also a file that names both and has none yet."""
     plain = {"rope_theta": 1e4, "rope_scaling": None, "rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}}
-    scaled = with_rope_scaling(plain, LINEAR)
-    assert scaled == plain | {"rope_scaling": LINEAR, "rope_parameters": {"rope_theta": 1e4, **LINEAR}}
-    assert rope_settings(scaled, "config.json").scaling
+    scaled = with_rope_scaling(parse(plain), LINEAR)
+    assert scaled.raw == plain | {"rope_scaling": LINEAR, "rope_parameters": {"rope_theta": 1e4, **LINEAR}}
+    assert scaled.rope.scaling

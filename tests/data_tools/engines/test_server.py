@@ -480,5 +480,5 @@ def test_addresses_and_sizes_are_needed(load, model_dir):
     with pytest.raises(InputError, match="needs base_url"):
         load()
     (model_dir / "config.json").write_text('{"vocab_size": 9}')
-    with pytest.raises(InputError, match="lacks max_position_embeddings"):
+    with pytest.raises(InputError, match="has no whole number for max_position_embeddings"):
         load("http://127.0.0.1:1")

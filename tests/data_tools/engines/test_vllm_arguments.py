@@ -13,13 +13,15 @@ from nemo_longpo.data_tools.engines.vllm_arguments import check_loaded, engine_a
 from nemo_longpo.data_tools.engines.vllm_engine import VllmEngine
 from nemo_longpo.data_tools.settings import EngineSettings, VllmSettings
 from nemo_longpo.errors import InputError
+from nemo_longpo.model_directory.model_config import ModelConfig
 
 CONFIG = {"max_position_embeddings": 4096, "vocab_size": 99, "torch_dtype": "bfloat16", "rope_theta": 1e6}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
 
 
 def arguments(config=CONFIG, *, on_cpu=True, own=None, **common):
-    return engine_arguments(Path("model"), config, EngineSettings(**common), VllmSettings(**(own or {})), on_cpu=on_cpu)
+    parsed = ModelConfig.parse(config, "model/config.json")
+    return engine_arguments(Path("model"), parsed, EngineSettings(**common), VllmSettings(**(own or {})), on_cpu=on_cpu)
 
 
 def overridden(found, **own):
@@ -64,7 +66,7 @@ def test_prompts_are_read_whole_on_cpu_unless_asked_otherwise(own, tokens, piece
 @pytest.mark.parametrize(
     ("config", "common", "own", "message"),
     [
-        ({"vocab_size": 9}, {}, {}, "model/config.json has no whole number 'max_position_embeddings'"),
+        ({"vocab_size": 9}, {}, {}, "model/config.json has no whole number for max_position_embeddings"),
         (CONFIG | {"torch_dtype": "int8"}, {}, {}, "is stored as int8; choose one of float32"),
         (CONFIG | {"rope_scaling": {"type": "longrope"}}, {"rope_theta": 1e7}, {}, "'longrope', whose base cannot"),
         (CONFIG | {"rope_scaling": {"type": "longrope"}}, {}, {"max_model_len": 8192}, "max_model_len to at most 4096"),
@@ -99,11 +101,18 @@ def test_ignored_override_is_noticed():
         check_loaded(loaded(positions=2048), 4096, None)
 
 
-def test_expected_base():
-    assert expected_rope_theta(CONFIG, EngineSettings()) == 1e6
-    assert expected_rope_theta({"rope_parameters": {"rope_theta": 5.0}}, EngineSettings()) == 5.0
-    assert expected_rope_theta(CONFIG, EngineSettings(rope_theta=1e7)) == 1e7
-    assert expected_rope_theta({}, EngineSettings()) is None
+@pytest.mark.parametrize(
+    ("config", "own", "expected"),
+    [
+        (CONFIG, None, 1e6),
+        ({"rope_parameters": {"rope_theta": 5.0}}, None, 5.0),
+        (CONFIG, 1e7, 1e7),
+        ({}, None, None),
+    ],
+)
+def test_expected_base(config, own, expected):
+    parsed = ModelConfig.parse(config, "config.json")
+    assert expected_rope_theta(parsed, EngineSettings(rope_theta=own)) == expected
 
 
 def test_missing_vllm_is_explained(tmp_path, monkeypatch):

@@ -4,9 +4,16 @@ import math
 
 import pytest
 
-from nemo_longpo.attention.rope import LinearScaling, Llama3Scaling, YarnScaling
-from nemo_longpo.attention.rope_config import parse_scaling, scaling_of, scaling_settings, usable_positions
 from nemo_longpo.errors import InputError
+from nemo_longpo.model_directory.model_config import ModelConfig
+from nemo_longpo.model_directory.rope_settings import (
+    LinearScaling,
+    Llama3Scaling,
+    YarnScaling,
+    parse_scaling,
+    scaling_settings,
+    usable_positions,
+)
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
 LLAMA = {
@@ -38,7 +45,7 @@ LLAMA = {
     ],
 )
 def test_both_dialects(config, scaling):
-    assert scaling_of(config, "config.json") == scaling
+    assert ModelConfig.parse(config, "config.json").scaling == scaling
     assert parse_scaling(scaling_settings(scaling), "again") == scaling
 
 
@@ -69,7 +76,7 @@ def test_both_dialects(config, scaling):
 )
 def test_refuses(changes, message):
     with pytest.raises(InputError, match=r"^here/config\.json: ") as refusal:
-        scaling_of({"rope_scaling": YARN | changes}, "here/config.json")
+        _ = ModelConfig.parse({"rope_scaling": YARN | changes}, "here/config.json").scaling
     assert message in str(refusal.value)
 
 
