@@ -1,6 +1,7 @@
-"""Settings as frozen dataclasses that check themselves, and their way from a command line or a mapping."""
+"""Settings as frozen dataclasses that check themselves: from a command line or a mapping, and how two differ."""
 
 import argparse
+import json
 from collections.abc import Mapping
 from dataclasses import Field, field, fields
 from reprlib import repr as short_repr
@@ -69,6 +70,25 @@ def settings_from(kind: type[AnySettings], values: Mapping[str, Any]) -> AnySett
     """The settings of one kind out of a larger mapping, such as vars(arguments). Lists become tuples."""
     chosen = {item.name: values[item.name] for item in fields(kind) if item.name in values}  # type: ignore[arg-type]
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items()})
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """Return readable differences of two JSON values: "settings.seed was 0, now 1"."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = list(dict.fromkeys([*old, *new]))
+        absent = "absent"
+        return [
+            change
+            for key in keys
+            for change in differences(old.get(key, absent), new.get(key, absent), f"{name}.{key}" if name else key)
+        ]
+
+    def short(value: Any) -> str:
+        text = json.dumps(value, ensure_ascii=False)
+        return text if len(text) <= 80 else f"{text[:77]}..."
+
+    # Settings compare as they are stored: a tuple comes back as a list.
+    return [] if json.dumps(old) == json.dumps(new) else [f"{name} was {short(old)}, now {short(new)}"]
 
 
 def _optional(item: Field) -> bool:

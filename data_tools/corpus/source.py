@@ -104,8 +104,8 @@ class CorpusSource:
 
 
 def _document(record: Record, fields: Fields) -> Row:
-    """Return a record of a corpus as a row. Raises InputError if its text is missing or empty, or its id has no
-    name's type."""
+    """Return a record of a corpus as a row. Raises InputError if its text is missing or empty, or its id is
+    neither text nor a whole number."""
     content, where = record.content, record.where
     if fields.text not in content:
         raise InputError(

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from nemo_longpo.errors import InputError, one_line
+from nemo_longpo.json_input import parse_json_object
 
-from ..jsonl import parse_line
 from .records import START, Columns, Mark, Record, arrow_row
 
 JSON_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
@@ -68,7 +68,10 @@ class JsonLinesReader:
         for mark, line in self._lines(start):
             number = mark[1] + 1
             where = f"{self._path}, line {number}"
-            yield mark, Record(f"{self._name}:{number}", where, parse_line(line, where))
+            yield (
+                mark,
+                Record(f"{self._name}:{number}", where, parse_json_object(line, where, "correct or remove the line")),
+            )
 
     def _lines(self, start: Mark) -> Iterator[tuple[Mark, bytes]]:
         """The lines from a mark on that are not blank."""

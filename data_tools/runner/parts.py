@@ -25,7 +25,7 @@ from nemo_longpo.atomic import remove_leftovers, write_file
 from nemo_longpo.errors import InputError
 from nemo_longpo.json_input import read_json_object
 
-from ..jsonl import differences
+from ..options import differences
 from ..settings import WorkShare
 from .claims import Claims, remove_claims
 from .kept import Kept, remove_kept

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nemo_longpo.errors import InputError
-from nemo_longpo.json_input import read_json_object
+from nemo_longpo.json_input import parse_json_object, read_json_object
 
-from ..jsonl import parse_line
 from ..settings import WorkShare
 
 SETTINGS_NAME = "settings.json"
@@ -194,4 +193,4 @@ def _read(block: _Block) -> Iterator[Row]:
             line = file.readline()
             if line.strip():
                 where = f"{block.path}, line {number}"
-                yield Row(parse_line(line, where), where)
+                yield Row(parse_json_object(line, where, "correct or remove the line"), where)

@@ -16,9 +16,8 @@ from nemo_longpo.typed_fields import build
 
 from ..chat.format import as_ids, as_spans
 from ..encoded import EncodedPair, PairEncoder
-from ..jsonl import differences
 from ..model import load_chat, model_identity, rendering_identity, tokenizer_identity
-from ..options import settings_from
+from ..options import differences, settings_from
 from ..prompts import prompts_from_dict
 from ..runner.rows import REPAIR, SETTINGS_NAME, PartsSource
 from ..settings import EngineSettings, PackSettings, TemplateSettings

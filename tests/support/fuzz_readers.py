@@ -165,12 +165,21 @@ def jsonl(records: Callable[[Workshop], list[Any]], read: Callable[[Workshop], C
     return lambda shop: (mutated_lines(records(shop)), write_and(read(shop), shop.folder("jsonl") / "a.jsonl"))
 
 
-def compressed(suffix: str, compress: Callable[[bytes], bytes]) -> Callable[[Workshop], Prepared]:
+def compressed(
+    suffix: str,
+    compress: Callable[[bytes], bytes],
+    records: Callable[[Workshop], list[Any]] = lambda _: TEXT_LINES,
+    read: Callable[[Workshop], Callable[[Path], object]] = lambda _: read_corpus,
+) -> Callable[[Workshop], Prepared]:
     def prepare(shop: Workshop) -> Prepared:
-        content = compress(b"".join(dump(record) + b"\n" for record in TEXT_LINES))
-        return mutated_bytes(content), write_and(read_corpus, shop.folder("compressed") / f"a.jsonl{suffix}")
+        content = compress(b"".join(dump(record) + b"\n" for record in records(shop)))
+        return mutated_bytes(content), write_and(read(shop), shop.folder("compressed") / f"a.jsonl{suffix}")
 
     return prepare
+
+
+def zstd(content: bytes) -> bytes:
+    return pa.Codec("zstd").compress(content, asbytes=True)
 
 
 def parquet_bytes(rows: list[Any], **options: Any) -> bytes:
@@ -417,13 +426,18 @@ READERS = [
         ),
     ),
     Reader("corpus gzip", compressed(".gz", gzip.compress)),
-    Reader("corpus zstd", compressed(".zst", lambda content: pa.Codec("zstd").compress(content, asbytes=True))),
+    Reader("corpus zstd", compressed(".zst", zstd)),
     Reader(
         "corpus parquet",
         lambda shop: (mutated_parquet(TEXT_LINES), write_and(read_corpus, shop.folder("parquet") / "a.parquet")),
         2,
     ),
     Reader("published jsonl", jsonl(lambda shop: [published_row(shop.chat, text_pair(0, 2))], read_published), 4),
+    Reader(
+        "published zstd",
+        compressed(".zst", zstd, lambda shop: [published_row(shop.chat, text_pair(0, 2))], read_published),
+        4,
+    ),
     Reader(
         "published parquet",
         lambda shop: (
