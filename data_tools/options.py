@@ -91,6 +91,16 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
     return [] if json.dumps(old) == json.dumps(new) else [f"{name} was {short(old)}, now {short(new)}"]
 
 
+def setting_words(name: str, value: Any) -> list[str]:
+    """A setting as words of a command line that `add_settings` has described."""
+    flag = "--" + name.replace("_", "-")
+    if value is None:
+        return []
+    if isinstance(value, bool):
+        return [flag if value else "--no-" + flag[2:]]
+    return [flag, *map(str, value)] if isinstance(value, list | tuple) else [flag, str(value)]
+
+
 def _optional(item: Field) -> bool:
     return NoneType in get_args(item.type)
 

@@ -42,6 +42,19 @@ def parse_pair(row: Row) -> Pair:
     )
 
 
+def read_chunks(row: Row) -> list[str]:
+    """The chunks of a record that `chunk` wrote. Raises InputError naming the field."""
+    for name in ("doc_id", "document"):
+        read_text(row, row.record, name, "")
+    turns = read_field(row, row.record, "turns", list, "")
+    if not turns:
+        raise InputError(f"{row.where}: field 'turns' is empty; give at least one turn")
+    for index, turn in enumerate(turns):
+        if not isinstance(turn, dict):
+            raise InputError(f"{row.where}: field 'turns[{index}]' must be an object, not {type(turn).__name__}")
+    return [read_text(row, turn, "chunk", f"turns[{index}].") for index, turn in enumerate(turns)]
+
+
 def check_answers(pair: Pair, chat: ChatFormat, where: str) -> None:
     """Raises InputError if an answer is empty, ends with an end of turn, or holds a special token."""
     for index, turn in enumerate(pair.turns):

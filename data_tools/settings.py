@@ -222,14 +222,3 @@ class ServerSettings(Settings):
 
 
 ENGINE_SETTINGS: tuple[type[Settings], ...] = (EngineSettings, TransformersSettings, VllmSettings, ServerSettings)
-
-# What each stage can be told, on the command line and in the file of `longpo data run`.
-STAGE_SETTINGS: dict[str, tuple[type[Settings], ...]] = {
-    "chunk": (ChunkSettings, CpuWorkShare),
-    "instruct": (InstructSettings, WorkShare, TemplateSettings, *ENGINE_SETTINGS),
-    "respond": (RespondSettings, WorkShare, TemplateSettings, *ENGINE_SETTINGS),
-    "filter": (FilterSettings, CpuWorkShare),
-    "import-hf": (ImportSettings, CpuWorkShare),
-    "score": (ScoreSettings, WorkShare, TemplateSettings, *ENGINE_SETTINGS),
-    "pack": (PackSettings,),
-}

@@ -5,8 +5,8 @@
 Writes pairs over long generated documents, scores them behind short chunks (so that a model on a CPU can), and then
 measures in turn, round after round:
 - tokenising: every document and instruction, once, with the same tokenizer;
-- packing: `run_pack` from scored pairs to complete shards. The time of packing one tiny pair is taken off: loading the
-  tokenizer and hashing the model do not depend on the documents.
+- packing: `longpo data pack`, from scored pairs to complete shards. The time of packing one tiny pair is taken off:
+  loading the tokenizer and hashing the model do not depend on the documents.
 CPU seconds of the process decide, because other work on the machine does not count in them; wall-clock seconds stand
 beside them in the JSON. Writes packing.json and packing.md into benchmarks/results.
 """
@@ -24,10 +24,7 @@ from typing import Any
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from nemo_longpo.data_tools.settings import PackSettings, ScoreSettings
-from nemo_longpo.data_tools.stages.pack import run_pack
-from nemo_longpo.data_tools.stages.score import run_score
-from nemo_longpo.data_tools.stages.with_model import ModelStage
+from nemo_longpo.data_tools.stages.table import StageCall
 
 from ..common.generated import Prose, save_model, tokenizer
 from ..common.results import origin, parser, write_results
@@ -64,6 +61,10 @@ def main() -> None:
     write_results("packing", origin() | {"measured": measured}, lines)
 
 
+def run_stage(name: str, source: Path, output: Path, model: Path) -> None:
+    StageCall(stage=name, inputs=(str(source),), output=output, model_given=model)()
+
+
 def measure(work: Path, style: str, arguments: argparse.Namespace) -> dict[str, Any]:
     model = save_model(work / "model", style)
     made = tokenizer(style)
@@ -71,14 +72,14 @@ def measure(work: Path, style: str, arguments: argparse.Namespace) -> dict[str, 
     tiny = [pair | {"document": pair["document"][:200]} for pair in pairs[:1]]
     (work / "tiny.jsonl").write_text(json.dumps(tiny[0]) + "\n")
     for name in ("pairs", "tiny"):
-        run_score(ScoreSettings(), ModelStage(work / f"{name}.jsonl", work / f"{name}-scored", model))
+        run_stage("score", work / f"{name}.jsonl", work / f"{name}-scored", model)
     texts = [text for pair in pairs for text in (pair["document"], *(turn["instruction"] for turn in pair["turns"]))]
 
     def tokenise() -> int:
         return sum(len(made(text, add_special_tokens=False, verbose=False)["input_ids"]) for text in texts)
 
     def pack(name: str) -> None:
-        run_pack(work / f"{name}-scored", model, work / "shards", PackSettings())
+        run_stage("pack", work / f"{name}-scored", work / "shards", model)
 
     found: dict[str, Any] = {"documents": len(pairs), "tokens": tokenise()}
     clocks = [f"{what}_{clock}_seconds" for what in WORK for clock in ("cpu", "wall")]

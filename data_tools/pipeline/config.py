@@ -1,10 +1,11 @@
 """The file of `longpo data run`: which stages, with which settings, on which machines."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import date
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 from reprlib import repr as short_repr
 from typing import Any
@@ -14,10 +15,8 @@ from nemo_longpo.yaml_input import read_yaml_mapping
 
 from ..engines.load import EngineOptions
 from ..options import Settings, setting, settings_from
-from ..settings import STAGE_SETTINGS
+from ..stages.table import STAGES, StageCall
 
-# Each stage reads what the one before it wrote. A file may start later and end earlier.
-_ORDERS = (("chunk", "instruct", "respond", "filter", "score", "pack"), ("import-hf", "score", "pack"))
 _TOP_KEYS = ("input", "model", "output", "prompts", "executors", "stages")
 # Set for every process by the run itself.
 _NOT_IN_FILE = {"rank", "world_size", "rank_from_environment", "dry_run"}
@@ -34,14 +33,13 @@ class LaunchSettings(Settings):
 
 
 @dataclass(frozen=True)
-class StageRun:
-    """One stage: its settings as the command line takes them, and how it is started.
+class StageProcesses:
+    """A stage of the file: the call that its processes share, and how they are started.
 
     In the values of `env`, the variables of every process, "{rank}" stands for the process's number.
     """
 
-    name: str
-    settings: Mapping[str, Any]
+    call: StageCall
     launch: LaunchSettings
     env: Mapping[str, str]
 
@@ -50,30 +48,9 @@ class StageRun:
 class Pipeline:
     """All of a file. An executor is the name of a class of nemo_run ("type") and its arguments."""
 
-    input: tuple[str, ...]
-    model: Path
     output: Path
-    prompts: Path | None
     executors: Mapping[str, Mapping[str, Any]]
-    stages: tuple[StageRun, ...]
-
-    def output_of(self, stage: StageRun) -> Path:
-        return self.output / ("shards" if stage.name == "pack" else stage.name)
-
-    def arguments(self, stage: StageRun) -> list[str]:
-        """The words behind `longpo` that run a stage in one process."""
-        position = self.stages.index(stage)
-        sources = self.input if position == 0 else (str(self.output_of(self.stages[position - 1])),)
-        words = ["data", stage.name, "--pairs" if stage.name in ("score", "pack") else "--input", *sources]
-        # Pairs of one's own are held to the model's special tokens; what `respond` wrote is already.
-        if stage.name != "filter" or position == 0:
-            words += ["--model", str(self.model)]
-        if self.prompts is not None and stage.name in ("instruct", "respond", "score"):
-            words += ["--prompts", str(self.prompts)]
-        words += ["--output", str(self.output_of(stage))]
-        for name, value in stage.settings.items():
-            words += _flag(name, value)
-        return words
+    stages: tuple[StageProcesses, ...]
 
 
 def load_pipeline(path: Path) -> Pipeline:
@@ -88,19 +65,33 @@ def load_pipeline(path: Path) -> Pipeline:
     for key in ("input", "model", "output", "stages"):
         if not content.get(key):
             raise InputError(f"{path}: key {key!r} is missing")
-    inputs = content["input"] if isinstance(content["input"], list) else [content["input"]]
     executors = content.get("executors") or {}
     if not isinstance(executors, dict):
         raise InputError(f"{path}: key 'executors' must be a mapping from names to executors, not a list or a text")
     executors = {"local": {"type": "LocalExecutor"}} | executors
-    return Pipeline(
-        input=tuple(_text(value, f"{path}: key 'input'") for value in inputs),
-        model=Path(_text(content["model"], f"{path}: key 'model'")),
-        output=Path(_text(content["output"], f"{path}: key 'output'")),
-        prompts=Path(_text(content["prompts"], f"{path}: key 'prompts'")) if content.get("prompts") else None,
-        executors=_executors(executors, path),
-        stages=_stages(content["stages"], executors, path),
-    )
+    for name, executor in executors.items():
+        if not isinstance(executor, dict) or not isinstance(executor.get("type"), str):
+            raise InputError(f"{path}: executors.{name} must be a mapping with a 'type', such as LocalExecutor")
+    given = content["input"] if isinstance(content["input"], list) else [content["input"]]
+    inputs = tuple(_text(value, f"{path}: key 'input'") for value in given)
+    model = Path(_text(content["model"], f"{path}: key 'model'"))
+    output = Path(_text(content["output"], f"{path}: key 'output'"))
+    prompts = _text(content["prompts"], f"{path}: key 'prompts'") if content.get("prompts") else None
+    stages: list[StageProcesses] = []
+    for name in _names_in_order(content["stages"], path):
+        row = STAGES[name]
+        values, launch, env = _told(name, content["stages"][name] or {}, executors, f"{path}: stages.{name}")
+        call = StageCall(
+            stage=name,
+            inputs=(str(stages[-1].call.output),) if stages else inputs,
+            output=output / (row.folder or name),
+            # Where a stage can do without a model, only what people made is held to it.
+            model_given=model if row.needs_model or not stages else None,
+            prompts=prompts if row.takes_prompts else None,
+            values=values,
+        )
+        stages.append(StageProcesses(call, launch, env))
+    return Pipeline(output, executors, tuple(stages))
 
 
 def _text(value: Any, where: str) -> str:
@@ -113,37 +104,46 @@ def _text(value: Any, where: str) -> str:
     return text
 
 
-def _executors(executors: Any, path: Path) -> dict[str, dict[str, Any]]:
-    for name, executor in executors.items():
-        if not isinstance(executor, dict) or not isinstance(executor.get("type"), str):
-            raise InputError(f"{path}: executors.{name} must be a mapping with a 'type', such as LocalExecutor")
-    return executors
+def _orders(name: str) -> Iterator[tuple[str, ...]]:
+    """The ways to stage `name` from one that reads what comes from outside."""
+    before = STAGES[name].follows
+    return ((*order, name) for other in before for order in _orders(other)) if before else iter([(name,)])
 
 
-def _stages(stages: Any, executors: Mapping[str, Any], path: Path) -> tuple[StageRun, ...]:
+def _names_in_order(stages: Any, path: Path) -> list[str]:
+    """The stages of a file in the order in which they run: each reads what the one before it wrote.
+
+    Raises InputError if no such order has them all, or one is missing between two of them.
+    """
     if not isinstance(stages, dict):
         raise InputError(f"{path}: key 'stages' must be a mapping from stage names to settings")
-    _refuse_unknown(stages, tuple(STAGE_SETTINGS), f"{path}: stages:")
-    order = next((order for order in _ORDERS if set(stages) <= set(order)), None)
+    _refuse_unknown(stages, tuple(STAGES), f"{path}: stages:")
+    order = next((order for name in stages for order in _orders(name) if set(stages) <= set(order)), None)
+    names = [name for name in order or STAGES if name in stages]
     if order is None:
-        raise InputError(f"{path}: stages: 'import-hf' makes pairs itself; remove the stages up to 'filter'")
-    names = [name for name in order if name in stages]
+        late, before = next((late, before) for before, late in pairwise(names) if before not in STAGES[late].follows)
+        problem = f"does not read what {before!r} writes" if STAGES[late].follows else "makes pairs itself"
+        raise InputError(f"{path}: stages: {late!r} {problem}; remove the stages up to {before!r}")
     missing = [name for name in order[order.index(names[0]) : order.index(names[-1])] if name not in names]
     if missing:
         raise InputError(f"{path}: stages: {missing[0]!r} is missing between {names[0]!r} and {names[-1]!r}")
-    return tuple(_stage(name, stages[name] or {}, executors, f"{path}: stages.{name}") for name in names)
+    return names
 
 
-def _stage(name: str, values: Any, executors: Mapping[str, Any], where: str) -> StageRun:
+def _told(
+    name: str, values: Any, executors: Mapping[str, Any], where: str
+) -> tuple[dict[str, Any], LaunchSettings, dict[str, str]]:
+    """What the file says of a stage: its own settings, how its processes are started, and their variables."""
     if not isinstance(values, dict):
         raise InputError(f"{where} must be a mapping of settings")
-    kinds = STAGE_SETTINGS[name]
-    own_names = [item for kind in kinds for item in _names(kind) if item not in _NOT_IN_FILE]
-    _refuse_unknown(values, ("env", *_names(LaunchSettings), *own_names), f"{where}:")
+    settings = STAGES[name].setting_names()
+    own_names = [item for item in settings if item not in _NOT_IN_FILE]
+    launch_names = [item.name for item in fields(LaunchSettings)]
+    _refuse_unknown(values, ("env", *launch_names, *own_names), f"{where}:")
     # YAML reads a bare 2026-03-31 as a date.
     own = {key: str(value) if isinstance(value, date) else value for key, value in values.items() if key in own_names}
     try:
-        for kind in kinds:
+        for kind in STAGES[name].settings:
             settings_from(kind, own)
         _refuse_passwords(EngineOptions.from_mapping(own).server.base_url)
         launch = settings_from(LaunchSettings, values)
@@ -151,12 +151,12 @@ def _stage(name: str, values: Any, executors: Mapping[str, Any], where: str) -> 
         raise InputError(f"{where}: {error}") from error
     if launch.executor not in executors:
         raise InputError(f"{where}: executor {launch.executor!r} is not among {', '.join(executors)}")
-    if launch.processes > 1 and "rank" not in {item for kind in kinds for item in _names(kind)}:
+    if launch.processes > 1 and "rank" not in settings:
         raise InputError(f"{where}: this stage runs in one process; remove 'processes'")
     env = values.get("env") or {}
     if not isinstance(env, dict):
         raise InputError(f"{where}: env must be a mapping from names to values")
-    return StageRun(name, own, launch, {_text(key, f"{where}: env"): _text(env[key], f"{where}: env") for key in env})
+    return own, launch, {_text(key, f"{where}: env"): _text(env[key], f"{where}: env") for key in env}
 
 
 def _refuse_passwords(addresses: tuple[str, ...]) -> None:
@@ -168,23 +168,9 @@ def _refuse_passwords(addresses: tuple[str, ...]) -> None:
         )
 
 
-def _names(kind: type[Settings]) -> list[str]:
-    return [item.name for item in fields(kind)]  # type: ignore[arg-type]  # every subclass is a dataclass
-
-
 def _refuse_unknown(values: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
     for key in values:
         if key not in known:
             close = get_close_matches(str(key), known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(known)}"
             raise InputError(f"{where} unknown key {short_repr(key)}; {hint}")
-
-
-def _flag(name: str, value: Any) -> list[str]:
-    """A setting as words of the command line."""
-    flag = "--" + name.replace("_", "-")
-    if value is None:
-        return []
-    if isinstance(value, bool):
-        return [flag if value else "--no-" + flag[2:]]
-    return [flag, *map(str, value)] if isinstance(value, list | tuple) else [flag, str(value)]

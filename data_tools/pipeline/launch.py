@@ -8,7 +8,7 @@ from typing import Any
 
 from nemo_longpo.errors import InputError
 
-from .config import StageRun
+from .config import StageProcesses
 
 
 def import_nemo_run() -> Any:
@@ -49,24 +49,29 @@ def _build(description: Mapping[str, Any], where: str) -> Any:
 
 
 def run_processes(
-    stage: StageRun, words: list[str], executor: Any, log_dir: Path, watch: Callable[[], None], *, poll_seconds: float
+    stage: StageProcesses,
+    executor: Any,
+    log_dir: Path,
+    watch: Callable[[], None],
+    *,
+    poll_seconds: float,
 ) -> list[Path]:
     """Start all processes of a stage, call `watch` until they have ended, and return the folders of their logs.
 
-    `words` follow the stage's command; rank and world size are added. How the processes ended is not returned: what
+    Rank and world size are added to the words of the stage's call. How the processes ended is not returned: what
     counts is which parts are there.
     """
     nemo_run = import_nemo_run()
     count = stage.launch.processes
     quiet = {"clean_mode": True, "enable_goodbye_message": False, "skip_status_at_exit": True, "log_level": "WARN"}
-    with nemo_run.Experiment(f"longpo-{stage.name}", base_dir=str(log_dir), **quiet) as experiment:
+    with nemo_run.Experiment(f"longpo-{stage.call.stage}", base_dir=str(log_dir), **quiet) as experiment:
         for rank in range(count):
             share = ["--rank", str(rank), "--world-size", str(count)] if count > 1 else []
             script = nemo_run.Script(
-                inline=f"{stage.launch.command} {shlex.join([*words, *share])}",
+                inline=f"{stage.launch.command} {shlex.join([*stage.call.words(), *share])}",
                 env={name: value.format(rank=rank) for name, value in stage.env.items()},
             )
-            experiment.add(script, executor=executor, name=f"{stage.name}-{rank}")
+            experiment.add(script, executor=executor, name=f"{stage.call.stage}-{rank}")
         experiment.run(detach=False)
         try:
             while any(not _has_ended(task) for task in experiment.status(return_dict=True).values()):

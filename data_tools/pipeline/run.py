@@ -1,8 +1,8 @@
 """All stages of a file, one after another: start what is missing, watch it, start again what was lost."""
 
-import argparse
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,15 @@ from nemo_longpo.terminal import note, printable_lines
 
 from ..runner.progress import TenthsBar, shares_of_parts
 from ..runner.rows import read_stage_settings
-from .config import Pipeline, StageRun
+from ..stages.table import Report
+from .config import Pipeline, StageProcesses
 from .launch import make_executor, run_processes
 
 _LOG_TAIL = 2000  # bytes of a process's log to read and show
 _LOG_DELAY = 5  # seconds that a log may arrive behind the end of its process, over a network
 
 
-def run_pipeline(pipeline: Pipeline, *, poll_seconds: float = 1.0) -> dict[str, dict[str, int]]:
+def run_pipeline(pipeline: Pipeline, *, poll_seconds: float = 1.0) -> dict[str, Report]:
     """Run every stage whose parts are not all there; returns the report of each stage by its name.
 
     Everything that can be checked is checked before the first process starts: the executors, and the settings of all
@@ -29,54 +30,46 @@ def run_pipeline(pipeline: Pipeline, *, poll_seconds: float = 1.0) -> dict[str, 
     """
     executors = {name: make_executor(text, f"executors.{name}") for name, text in pipeline.executors.items()}
     return {
-        stage.name: _check(pipeline, stage) or _run(pipeline, stage, executors[stage.launch.executor], poll_seconds)
+        stage.call.stage: _check(stage) or _run(pipeline, stage, executors[stage.launch.executor], poll_seconds)
         for stage in pipeline.stages
     }
 
 
-def _run(pipeline: Pipeline, stage: StageRun, executor: Any, poll_seconds: float) -> dict[str, int]:
-    words = pipeline.arguments(stage)
+def _run(pipeline: Pipeline, stage: StageProcesses, executor: Any, poll_seconds: float) -> Report:
     for attempt in range(stage.launch.restarts + 1):
         if attempt:
-            note(f"{stage.name}: processes were lost; starting again what is missing")
-        with _PartsBar(pipeline, stage) as bar:
+            note(f"{stage.call.stage}: processes were lost; starting again what is missing")
+        with _PartsBar(stage) as bar:
             try:
-                logs = run_processes(
-                    stage, words, executor, pipeline.output / "runs", bar.refresh, poll_seconds=poll_seconds
-                )
+                logs = run_processes(stage, executor, pipeline.output / "runs", bar.refresh, poll_seconds=poll_seconds)
             except KeyboardInterrupt:
-                tqdm.write(f"{stage.name}: stopped; {bar.finished()} finished parts are kept", file=sys.stderr)
+                tqdm.write(f"{stage.call.stage}: stopped; {bar.finished()} finished parts are kept", file=sys.stderr)
                 raise
         said = [_tail(folder) for folder in logs]
         for text in said:
             if "longpo: error: " in text:
                 error, *_ = text.rpartition("longpo: error: ")[2].splitlines() or [""]
-                raise InputError(f"stage {stage.name!r}: {error}")
-        if report := _check(pipeline, stage):
+                raise InputError(f"stage {stage.call.stage!r}: {error}")
+        if report := _check(stage):
             return report
     print(printable_lines(said[0]), file=sys.stderr)
     raise InputError(
-        f"stage {stage.name!r} lacks parts after {stage.launch.restarts + 1} starts; finished parts are kept, run the "
-        f"same command to continue; the lines above are the last ones of {logs[0]}"
+        f"stage {stage.call.stage!r} lacks parts after {stage.launch.restarts + 1} starts; finished parts are kept, "
+        f"run the same command to continue; the lines above are the last ones of {logs[0]}"
     )
 
 
-def _check(pipeline: Pipeline, stage: StageRun) -> dict[str, int]:
+def _check(stage: StageProcesses) -> Report:
     """The report of a finished stage, {} if something is missing. Raises InputError for settings that changed."""
-    from ..cli import register
-
-    parser = argparse.ArgumentParser()
-    register(parser.add_subparsers())
-    arguments = parser.parse_args([*pipeline.arguments(stage), "--dry-run"])
-    return arguments.run.__wrapped__(arguments)
+    return replace(stage.call, values={**stage.call.values, "dry_run": True})()
 
 
 class _PartsBar:
     """A bar over the parts of a stage, whoever makes them, with the shares that are done of unfinished ones."""
 
-    def __init__(self, pipeline: Pipeline, stage: StageRun):
-        self._output = pipeline.output_of(stage)
-        self._bar = TenthsBar(desc=stage.name, unit="part", miniters=0)
+    def __init__(self, stage: StageProcesses):
+        self._output = stage.call.output
+        self._bar = TenthsBar(desc=stage.call.stage, unit="part", miniters=0)
 
     def __enter__(self) -> "_PartsBar":
         self.refresh()

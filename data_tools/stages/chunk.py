@@ -23,22 +23,23 @@ from ..runner.progress import Tick
 from ..runner.rows import Row
 from ..seeds import seed_for
 from ..settings import ChunkSettings, CpuWorkShare
+from .table import Report, StageCall
 
 
-def run_chunk(
-    inputs: list[str], model: Path, output: Path, settings: ChunkSettings, share: CpuWorkShare
-) -> dict[str, int]:
+def run_chunk(call: StageCall) -> Report:
     """Write {"doc_id", "document", "turns": [{"chunk"}]} records. Raises InputError, also if no document is left."""
-    _check(settings, model)
-    chat = load_chat(model)
+    settings, share = call.settings(ChunkSettings), call.settings(CpuWorkShare)
+    _check(settings, call.model)
     fields = Fields(settings.text_field, settings.id_field)
     report = run_parts(
         PartsJob(
             name="chunk",
-            source=CorpusSource(inputs, rows_per_part=share.part_size, bytes_per_part=share.part_bytes, fields=fields),
-            output=output,
-            settings=settings.recorded() | tokenizer_identity(chat),
-            make_process=partial(_make_process, model, settings),
+            source=CorpusSource(
+                list(call.inputs), rows_per_part=share.part_size, bytes_per_part=share.part_bytes, fields=fields
+            ),
+            output=call.output,
+            settings=settings.recorded() | tokenizer_identity(load_chat(call.model)),
+            make_process=partial(_make_process, call.model, settings),
             share=share,
             num_workers=share.num_workers,
         )
@@ -48,7 +49,7 @@ def run_chunk(
             f"none of the {report['documents_in']} documents is between min_document_tokens "
             f"{settings.min_document_tokens} and max_document_tokens {settings.max_document_tokens}: "
             f"{report.get('dropped_too_short', 0)} are too short, {report.get('dropped_too_long', 0)} too long; "
-            f"change the limits and give another output than {output}, which has no documents in its parts"
+            f"change the limits and give another output than {call.output}, which has no documents in its parts"
         )
     return report
 

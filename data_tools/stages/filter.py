@@ -18,26 +18,26 @@ from ..runner.progress import Tick
 from ..runner.rows import Row, open_parts
 from ..settings import CpuWorkShare, FilterSettings
 from ..words import similarity, words
+from .table import Report, StageCall
 
 _BRANCHES: dict[str, tuple[str, ...]] = {"none": (), "chosen": ("chosen",), "both": ("chosen", "rejected")}
 
 
-def run_filter(
-    input_path: Path, output: Path, settings: FilterSettings, share: CpuWorkShare, model: Path | None = None
-) -> dict[str, int]:
+def run_filter(call: StageCall) -> Report:
     """Write the pairs whose turns can be trained on.
 
     `respond` has named the special tokens within its answers; for pairs from elsewhere, they are looked up with the
-    tokenizer of `model`. Raises InputError for a malformed pair, or if no turn is left.
+    tokenizer of `model_given`. Raises InputError for a malformed pair, or if no turn is left.
     """
-    source = open_parts("filter", input_path, share)
+    settings, share, model = call.settings(FilterSettings), call.settings(CpuWorkShare), call.model_given
+    source = open_parts("filter", call.input, share)
     if not source.history():  # made by hand; what a stage wrote is checked when its turn comes
         check_own_rows(source, parse_pair)
     report = run_parts(
         PartsJob(
             name="filter",
             source=source,
-            output=output,
+            output=call.output,
             settings=settings.recorded() | ({} if model is None else tokenizer_identity(load_chat(model))),
             make_process=partial(_make_process, settings, choose_prompts(None, source.history()), model),
             share=share,
@@ -47,8 +47,8 @@ def run_filter(
     if report and not report.get("turns_out"):
         reasons = ", ".join(f"{name} {count}" for name, count in report.items() if name.startswith("dropped_"))
         raise InputError(
-            f"{output}: none of the {report['turns_in']} turns is left ({reasons}); look at the answers in "
-            f"{input_path}, or give other settings (`longpo data filter --help`) and another output"
+            f"{call.output}: none of the {report['turns_in']} turns is left ({reasons}); look at the answers in "
+            f"{call.input}, or give other settings (`longpo data filter --help`) and another output"
         )
     return report
 

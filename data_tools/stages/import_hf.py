@@ -22,29 +22,31 @@ from ..runner.parts import PartResult, PartsJob, Process, run_parts
 from ..runner.progress import Tick
 from ..runner.rows import Row, is_given
 from ..settings import CpuWorkShare, ImportSettings
+from .table import Report, StageCall
 
 
-def run_import_hf(
-    inputs: list[str], model: Path, output: Path, settings: ImportSettings, share: CpuWorkShare
-) -> dict[str, int]:
+def run_import_hf(call: StageCall) -> Report:
     """Write tokenised records (see tokenised.py) for `score`. Raises InputError."""
+    settings, share = call.settings(ImportSettings), call.settings(CpuWorkShare)
     if is_given(share, "part_bytes"):
         raise InputError("import-hf does not know a row's length before it reads it; give part_size, not part_bytes")
-    source = PublishedSource(inputs, split=settings.split, id_field=settings.id_field, rows_per_part=share.part_size)
-    ModelConfig.read(model).require("max_position_embeddings", "vocab_size")
+    source = PublishedSource(
+        list(call.inputs), split=settings.split, id_field=settings.id_field, rows_per_part=share.part_size
+    )
+    ModelConfig.read(call.model).require("max_position_embeddings", "vocab_size")
     report = run_parts(
         PartsJob(
             name="import-hf",
             source=source,
-            output=output,
-            settings=settings.recorded() | tokenizer_identity(load_chat(model)),
-            make_process=partial(_make_process, model, output, settings),
+            output=call.output,
+            settings=settings.recorded() | tokenizer_identity(load_chat(call.model)),
+            make_process=partial(_make_process, call.model, call.output, settings),
             share=share,
             num_workers=share.num_workers,
         )
     )
     if report:
-        Ledger(output).close(len(source.rows_in_parts))
+        Ledger(call.output).close(len(source.rows_in_parts))
     return report
 
 

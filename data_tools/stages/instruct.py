@@ -10,6 +10,7 @@ from nemo_longpo.errors import InputError
 
 from ..chat.format import ChatFormat
 from ..engines.base import Completion, Sampling
+from ..pairs import read_chunks
 from ..prompts import Prompts
 from ..quality.usable_requests import Pool, Wording, read_requests
 from ..runner.parts import PartResult
@@ -17,12 +18,11 @@ from ..runner.progress import Tick
 from ..runner.rows import Row
 from ..seeds import seed_for
 from ..settings import InstructSettings
-from .with_model import LoadedModel, ModelStage, check_short, run_with_model
+from .table import Report, StageCall
+from .with_model import LoadedModel, check_short, run_with_model
 
 _TELLING_TURNS = 8  # so many answers without one instruction: the next ones will have none either
 _KEPT_CHARACTERS, _KEPT_ITEM_CHARACTERS = 4000, 400  # of an answer and of an item, for people to judge
-
-
 _LONGEST_REQUEST = 400  # characters, where the form of an answer can be prescribed
 
 
@@ -39,19 +39,18 @@ class _Answer:
         return {"instruction_answer": self.text[:_KEPT_CHARACTERS], "instruction_rejected": items}
 
 
-def run_instruct(settings: InstructSettings, where: ModelStage) -> dict[str, int]:
+def run_instruct(call: StageCall) -> Report:
     """Add "instruction" and "instruction_pool" to every turn, and the answer that they were read from; drop turns
     without a usable one. Raises InputError."""
+    settings = call.settings(InstructSettings)
     unread: list[_Answer] = []
     work = partial(_instruct_rows, settings=settings, unread=unread)
     writes_json = settings.structured_output and settings.pool_size > 1
-    report = run_with_model(
-        "instruct", where, settings, work, check=lambda row, _: chunks_of(row), writes_json=writes_json
-    )
+    report = run_with_model(call, settings, work, check=lambda row, _: read_chunks(row), writes_json=writes_json)
     if report and not report.get("turns_out"):
         counts = {name: count for name, count in report.items() if name.startswith("rejected_")}
         first = unread[0].text if unread else ""
-        raise InputError(f"{where.output}: {_unusable(report['turns_in'], first, Counter(counts))}")
+        raise InputError(f"{call.output}: {_unusable(report['turns_in'], first, Counter(counts))}")
     return report
 
 
@@ -65,7 +64,7 @@ def _instruct_rows(
     ask = partial(loaded.prompts.request_instructions, count=settings.pool_size, as_json=as_json)
     chunks, requests, seeds = [], [], []
     for row in rows:
-        for index, chunk in enumerate(chunks_of(row)):
+        for index, chunk in enumerate(read_chunks(row)):
             prompt = chat.prompt(ask(chunk))
             check_short(loaded.engine, prompt, settings.max_new_tokens, row.where)
             chunks.append(chunk)
@@ -139,17 +138,3 @@ def _unusable(answers: int, first: str, rejected: Counter[str]) -> str:
         f"no usable instruction could be read from {what} begins with {first[:160]!r}{items}; check that the "
         "model is tuned for chat, or give other words with --prompts"
     )
-
-
-def chunks_of(row: Row) -> list[str]:
-    """The chunks of a record from `chunk`. Raises InputError naming the field."""
-    for name in ("doc_id", "document"):
-        if not isinstance(row.record.get(name), str) or not row.record[name].strip():
-            raise InputError(f"{row.where}: field '{name}' must be non-empty text")
-    turns = row.record.get("turns")
-    if not isinstance(turns, list) or not turns:
-        raise InputError(f"{row.where}: field 'turns' must be a list with at least one turn")
-    for index, turn in enumerate(turns):
-        if not isinstance(turn, dict) or not isinstance(turn.get("chunk"), str) or not turn["chunk"].strip():
-            raise InputError(f"{row.where}: field 'turns[{index}].chunk' must be non-empty text")
-    return [turn["chunk"] for turn in turns]

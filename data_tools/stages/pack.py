@@ -21,13 +21,15 @@ from ..options import differences, settings_from
 from ..prompts import prompts_from_dict
 from ..runner.rows import REPAIR, SETTINGS_NAME, PartsSource
 from ..settings import EngineSettings, PackSettings, TemplateSettings
+from .table import Report, StageCall
 
 
-def run_pack(pairs: Path, model: Path, output: Path, settings: PackSettings) -> int:
-    """Write shards from the output of `score`; returns how many documents they hold, 0 if a dry run finds none.
+def run_pack(call: StageCall) -> Report:
+    """Write shards from the output of `score`; the report says how many documents they hold.
 
     The model's weights, tokenizer and template must be those that scored the pairs. Raises InputError.
     """
+    pairs, model, output, settings = call.input, call.model, call.output, call.settings(PackSettings)
     source = PartsSource(pairs)
     history = source.history()
     if next(reversed(history), None) != "score":
@@ -51,9 +53,9 @@ def run_pack(pairs: Path, model: Path, output: Path, settings: PackSettings) -> 
     )
     documents = sum(source.rows_in_parts)
     if _holds(output, provenance, documents):
-        return documents
+        return {"documents_out": documents}
     if settings.dry_run:
-        return 0
+        return {}
     prompts = prompts_from_dict(scored["prompts"], where)
     encoder = PairEncoder(chat, prompts, provenance.vocab_size)
     with (
@@ -63,7 +65,7 @@ def run_pack(pairs: Path, model: Path, output: Path, settings: PackSettings) -> 
         for row in source.rows():
             writer.add(_record(encoder.encode(row), provenance.ref_context), where=row.where)
             bar.update()
-    return documents
+    return {"documents_out": documents}
 
 
 _RECORDED = {

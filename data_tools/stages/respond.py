@@ -12,31 +12,31 @@ from nemo_longpo.errors import InputError
 
 from ..chat.format import ChatFormat
 from ..engines.base import Completion, Sampling
+from ..pairs import read_chunks
 from ..runner.parts import PartResult
 from ..runner.progress import Tick
 from ..runner.rows import Row
 from ..seeds import seed_for
 from ..settings import RespondSettings
-from .instruct import chunks_of
-from .with_model import LoadedModel, ModelStage, check_long, check_short, run_with_model
+from .table import Report, StageCall
+from .with_model import LoadedModel, check_long, check_short, run_with_model
 
 
-def run_respond(settings: RespondSettings, where: ModelStage) -> dict[str, int]:
-    """Add both answers, their token ids and finish reasons to every turn. Raises InputError."""
+def run_respond(call: StageCall) -> Report:
+    """Add both answers, their token ids and finish reasons to every turn.
+
+    Raises InputError if a record has no chunks or no instructions, or a prompt and its answer do not fit.
+    """
+    settings = call.settings(RespondSettings)
     work = partial(_respond_rows, settings=settings)
-    return run_with_model("respond", where, settings, work, check=_check)
-
-
-def _check(row: Row, chat: ChatFormat) -> None:
-    chunks_of(row)
-    _instructions(row)
+    return run_with_model(call, settings, work, check=lambda row, _: (read_chunks(row), _instructions(row)))
 
 
 def _respond_rows(rows: list[Row], tick: Tick, loaded: LoadedModel, settings: RespondSettings) -> PartResult:
     chat, prompts = loaded.chat, loaded.prompts
     requests, seeds = [], []
     for row in rows:
-        for index, (chunk, instruction) in enumerate(zip(chunks_of(row), _instructions(row), strict=True)):
+        for index, (chunk, instruction) in enumerate(zip(read_chunks(row), _instructions(row), strict=True)):
             short = chat.prompt(prompts.ask_about(chunk, instruction))
             check_short(loaded.engine, short, settings.max_new_tokens, row.where)
             long = chat.prompt(prompts.ask_about(row.record["document"], instruction))

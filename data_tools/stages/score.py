@@ -8,9 +8,6 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from nemo_longpo.errors import InputError
 from nemo_longpo.shards.schema import Span
@@ -22,54 +19,57 @@ from ..pairs import BRANCHES
 from ..runner.parts import PartResult
 from ..runner.progress import Tick
 from ..runner.rows import Row, read_stage_settings
-from ..settings import ScoreSettings
+from ..settings import EngineSettings, ScoreSettings
 from .score_check import EngineCheck, Scored
-from .with_model import LoadedModel, ModelStage, check_long, check_short, run_with_model
+from .table import Report, StageCall
+from .with_model import LoadedModel, check_long, check_short, run_with_model
 
 
-def run_score(settings: ScoreSettings, where: ModelStage) -> dict[str, int]:
+def run_score(call: StageCall) -> Report:
     """Add token ids and reference log-probs (one per response token, end of turn included) to every turn.
 
     The input is text pairs or tokenised records. Those made by hand are all checked before the first one is scored.
     Raises InputError.
     """
-    _check_imported(where.input, where.model)
-    with EngineCheck(where.model, where.engine.common, settings, where.output) as verification:
-        work = partial(_score_rows, settings=settings, verification=verification)
-        return run_with_model("score", where, settings, work, check=check_row)
+    settings = call.settings(ScoreSettings)
+    _check_imported(call.input, call.model)
+    with EngineCheck(call.model, call.settings(EngineSettings), settings, call.output) as engine_check:
+        work = partial(_score_rows, settings=settings, engine_check=engine_check)
+        return run_with_model(call, settings, work, check=check_row)
 
 
 @dataclass(frozen=True)
 class _Request:
-    """Ids to score, and the spans whose log-probs are wanted."""
+    """Ids to score, and the spans whose log-probs are wanted: turns of one branch, in their order."""
 
+    branch: str
     doc_id: str
     sequence: list[int]
     spans: list[Span]
 
 
 def _score_rows(
-    rows: list[Row], tick: Tick, loaded: LoadedModel, settings: ScoreSettings, verification: EngineCheck
+    rows: list[Row], tick: Tick, loaded: LoadedModel, settings: ScoreSettings, engine_check: EngineCheck
 ) -> PartResult:
     encoder = PairEncoder(loaded.chat, loaded.prompts, loaded.engine.vocab_size)
     pairs = [encoder.encode(row) for row in rows]
-    requests: list[_Request] = []
-    for pair, row in zip(pairs, rows, strict=True):
-        made = _short_requests(pair) if settings.ref_context == "short" else _long_requests(pair)
+    of_pairs = [_short_requests(pair) if settings.ref_context == "short" else _long_requests(pair) for pair in pairs]
+    for made, row in zip(of_pairs, rows, strict=True):
         _check_lengths(made, loaded.engine, settings, row.where)
-        requests += made
-    sequences, spans = [request.sequence for request in requests], [request.spans for request in requests]
-    scores = loaded.engine.score(sequences, spans, tick)
-    verification.check(
+    requests = [request for made in of_pairs for request in made]
+    scores = loaded.engine.score([item.sequence for item in requests], [item.spans for item in requests], tick)
+    engine_check.check(
         loaded.engine,
-        [
-            Scored(request.doc_id, request.sequence, request.spans, logps)
-            for request, logps in zip(requests, scores, strict=True)
-        ],
+        [Scored(item.doc_id, item.sequence, item.spans, logps) for item, logps in zip(requests, scores, strict=True)],
     )
-    # Flat over requests and spans, this is the chosen turns, then the rejected turns of each pair, in both modes.
-    in_turn = iter([_shortest(logps) for found in scores for logps in found])
-    records = [pair.scored({name: [next(in_turn) for _ in range(pair.turns)] for name in BRANCHES}) for pair in pairs]
+    left = iter(scores)
+    records = []
+    for pair, made in zip(pairs, of_pairs, strict=True):
+        turns: dict[str, list[list[float]]] = {name: [] for name in BRANCHES}
+        for request in made:
+            # The shortest decimals that read back as the same float32 values.
+            turns[request.branch] += [[float(str(value)) for value in logps] for logps in next(left)]
+        records.append(pair.scored(turns))
     counts = Counter(documents_in=len(rows), documents_out=len(rows), turns_out=sum(pair.turns for pair in pairs))
     counts["spelled_ends_left_out"] = sum(pair.spelled_ends for pair in pairs)
     return PartResult(records, counts)
@@ -79,7 +79,7 @@ def _short_requests(pair: EncodedPair) -> list[_Request]:
     """One per answer."""
     prompts = pair.short_prompts()
     return [
-        _Request(pair.doc_id, [*prompt, *response], [(len(prompt), len(prompt) + len(response))])
+        _Request(name, pair.doc_id, [*prompt, *response], [(len(prompt), len(prompt) + len(response))])
         for name in BRANCHES
         for prompt, response in zip(prompts, pair.responses(name), strict=True)
     ]
@@ -89,10 +89,13 @@ def _long_requests(pair: EncodedPair) -> list[_Request]:
     """One per branch."""
     long = pair.long()
     trunk = len(long.trunk_ids)
-    branches = ((long.chosen_ids, long.chosen_spans), (long.rejected_ids, long.rejected_spans))
+    branches = {
+        "chosen": (long.chosen_ids, long.chosen_spans),
+        "rejected": (long.rejected_ids, long.rejected_spans),
+    }
     return [
-        _Request(pair.doc_id, long.trunk_ids + ids, [(start + trunk, end + trunk) for start, end in spans])
-        for ids, spans in branches
+        _Request(name, pair.doc_id, long.trunk_ids + ids, [(start + trunk, end + trunk) for start, end in spans])
+        for name, (ids, spans) in branches.items()
     ]
 
 
@@ -114,8 +117,3 @@ def _check_imported(pairs: Path, model: Path) -> None:
             f"{pairs} was imported with tokenizer {imported}, but {model} has {found['tokenizer_fingerprint']}; give "
             "the same model, or import the dataset again"
         )
-
-
-def _shortest(logps: np.ndarray) -> list[Any]:
-    """The shortest decimals that read back as the same float32 values."""
-    return [float(str(value)) for value in logps]

@@ -1,9 +1,8 @@
 """What the stages share in which the model works: source, prompts, chat format, engine, recorded settings."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 from nemo_longpo.errors import InputError
@@ -20,20 +19,7 @@ from ..runner.parts import PartResult, PartsJob, Process, run_parts
 from ..runner.progress import Progress, Tick
 from ..runner.rows import Row, open_parts, read_stage_settings
 from ..settings import TemplateSettings, WorkShare
-
-
-@dataclass(frozen=True)
-class ModelStage:
-    """Where a stage reads and writes, and with which model. `prompts_file` None: the wording that the input was made
-    with, or the built-in one."""
-
-    input: Path
-    output: Path
-    model: Path
-    prompts_file: str | None = None
-    template: TemplateSettings = field(default_factory=TemplateSettings)
-    engine: EngineOptions = field(default_factory=EngineOptions)
-    share: WorkShare = field(default_factory=WorkShare)
+from .table import Report, StageCall
 
 
 @dataclass(frozen=True)
@@ -49,29 +35,29 @@ WorkOnRows = Callable[[list[Row], Tick, LoadedModel], PartResult]
 
 
 def run_with_model(
-    name: str,
-    where: ModelStage,
+    call: StageCall,
     settings: Settings,
     work: WorkOnRows,
     check: Callable[[Row, ChatFormat], object],
     writes_json: bool = False,
-) -> dict[str, int]:
-    """Run stage `name`: `work` on every part of the input, after `check` on every row of an input made by hand.
+) -> Report:
+    """Run a stage: `work` on every part of the input, after `check` on every row of an input made by hand.
 
     The engine is loaded for the first part that is missing, so a finished stage costs nothing. With `writes_json` it
     can hold answers to JSON, if it can at all. Raises InputError.
     """
-    source = open_parts(name, where.input, where.share)
-    chat = load_chat(where.model, _chat_day(where, source.history()))
-    if where.template.chat_date is not None and chat.printed_day is None:
-        raise InputError(f"the chat template of {where.model} prints no date; leave out chat_date")
+    share, engine_options = call.settings(WorkShare), EngineOptions.from_mapping(call.values)
+    source = open_parts(call.stage, call.input, share)
+    chat = load_chat(call.model, _chat_day(call, source.history()))
+    if call.settings(TemplateSettings).chat_date is not None and chat.printed_day is None:
+        raise InputError(f"the chat template of {call.model} prints no date; leave out chat_date")
     # What a stage wrote is checked when its turn comes: reading all of it first would take each process minutes.
     if not source.history():
         check_own_rows(source, lambda row: check(row, chat))
-    prompts = choose_prompts(where.prompts_file, source.history())
+    prompts = choose_prompts(call.prompts, source.history())
 
     def make_process() -> Process:
-        engine = where.engine.load(where.model, writes_json=writes_json)
+        engine = engine_options.load(call.model, writes_json=writes_json)
 
         def process(rows: list[Row], progress: Progress) -> PartResult:
             return work(
@@ -82,30 +68,31 @@ def run_with_model(
 
     return run_parts(
         PartsJob(
-            name=name,
+            name=call.stage,
             source=source,
-            output=where.output,
+            output=call.output,
             settings=settings.recorded()
-            | {"engine": where.engine.common.recorded(), "prompts": prompts.to_dict()}
-            | {"model": model_identity(where.model, where.engine.common)}
+            | {"engine": engine_options.common.recorded(), "prompts": prompts.to_dict()}
+            | {"model": model_identity(call.model, engine_options.common)}
             | tokenizer_identity(chat)
             | rendering_identity(chat),
             make_process=make_process,
-            share=where.share,
+            share=share,
         )
     )
 
 
-def _chat_day(where: ModelStage, history: dict[str, Any]) -> date:
+def _chat_day(call: StageCall, history: dict[str, Any]) -> date:
     """The date given; else the one that this output was begun with; else that of the latest stage before; else today.
 
     So a stage that is started again after midnight goes on with its prompts, and all stages use the same.
     """
-    begun = (read_stage_settings(where.output) or {}).get("settings")
+    template = call.settings(TemplateSettings)
+    begun = (read_stage_settings(call.output) or {}).get("settings")
     for found in (begun, *reversed(history.values())):
-        if where.template.chat_date is None and isinstance(found, dict) and "chat_date" in found:
+        if template.chat_date is None and isinstance(found, dict) and "chat_date" in found:
             return settings_from(TemplateSettings, found).day() or date.today()
-    return where.template.day() or date.today()
+    return template.day() or date.today()
 
 
 def check_short(engine: Engine, prompt: list[int], max_new_tokens: int, where: str) -> None:

@@ -44,8 +44,7 @@ from nemo_longpo.data_tools.published.document import Limits, read_document
 from nemo_longpo.data_tools.published.source import PublishedSource
 from nemo_longpo.data_tools.published.template import template_ids
 from nemo_longpo.data_tools.runner.rows import PartsSource
-from nemo_longpo.data_tools.settings import PackSettings
-from nemo_longpo.data_tools.stages.pack import run_pack
+from nemo_longpo.data_tools.stages.table import StageCall
 from nemo_longpo.shards.reader import ShardReader
 
 Prepared = tuple[st.SearchStrategy[bytes], Callable[[bytes], object]]
@@ -403,7 +402,9 @@ def stage_settings(shop: Workshop) -> Prepared:
     def read(path: Path) -> None:
         source = PartsSource(path.parent)
         choose_prompts(None, source.history())
-        run_pack(path.parent, shop.chatting, shop.folder("packed") / "none", PackSettings(dry_run=True))
+        output = shop.folder("packed") / "none"
+        inputs, model = (str(path.parent),), shop.chatting
+        StageCall(stage="pack", inputs=inputs, output=output, model_given=model, values={"dry_run": True})()
 
     path = directory / "settings.json"
     return mutated_json(json.loads(path.read_text())), write_and(read, path)

@@ -26,55 +26,53 @@ def load(tmp_path, text):
     return load_pipeline(path)
 
 
-def words(pipeline, stage):
-    return " ".join(pipeline.arguments(stage))
+def words(stage):
+    return " ".join(stage.call.words())
 
 
 def test_stages_come_in_their_order_and_read_each_other(tmp_path):
     pipeline = load(tmp_path, GOOD)
     chunk, instruct, respond, filtered = pipeline.stages
-    assert words(pipeline, chunk) == (
+    assert words(chunk) == (
         "data chunk --input books papers.jsonl --model MODEL --output work/chunk --chunk-tokens 100"
     )
-    assert words(pipeline, instruct) == (
+    assert words(instruct) == (
         "data instruct --input work/chunk --model MODEL --output work/instruct --engine vllm --dtype bfloat16 "
         "--temperature 0.5"
     )
     assert (instruct.launch.executor, instruct.launch.processes) == ("gpu", 4)
     assert respond.env == {"CUDA_VISIBLE_DEVICES": "{rank}"}
-    assert words(pipeline, filtered) == "data filter --input work/respond --output work/filter --num-workers 2"
+    assert words(filtered) == "data filter --input work/respond --output work/filter --num-workers 2"
 
 
 def test_a_run_may_start_later_and_use_own_prompts(tmp_path):
     text = "input: pairs.jsonl\nmodel: M\noutput: w\nprompts: p.json\nstages: {score: {ref_context: long}, pack: }\n"
     pipeline = load(tmp_path, text)
     score, pack = pipeline.stages
-    assert words(pipeline, score) == (
+    assert words(score) == (
         "data score --pairs pairs.jsonl --model M --prompts p.json --output w/score --ref-context long"
     )
-    assert words(pipeline, pack) == "data pack --pairs w/score --model M --output w/shards"
+    assert words(pack) == "data pack --pairs w/score --model M --output w/shards"
 
 
 def test_own_pairs_are_filtered_with_the_special_tokens_of_the_model(tmp_path):
     text = "input: pairs.jsonl\nmodel: M\noutput: w\nstages: {filter: , score: }\n"
     pipeline = load(tmp_path, text)
-    assert words(pipeline, pipeline.stages[0]) == "data filter --input pairs.jsonl --model M --output w/filter"
+    assert words(pipeline.stages[0]) == "data filter --input pairs.jsonl --model M --output w/filter"
 
 
 def test_a_date_needs_no_quotes(tmp_path):
     """Without them YAML reads a date, not a text."""
     pipeline = load(tmp_path, GOOD.replace("  filter:", "  respond: {chat_date: 2026-03-31}\n  x:").split("  x:")[0])
-    assert words(pipeline, pipeline.stages[0]).endswith("--chat-date 2026-03-31")
+    assert words(pipeline.stages[0]).endswith("--chat-date 2026-03-31")
 
 
 def test_published_pairs_are_scored_and_packed(tmp_path):
     text = "input: [hf:owner/name]\nmodel: M\noutput: w\nstages: {pack: , import-hf: {split: test}, score: }\n"
     pipeline = load(tmp_path, text)
     imported, score, _ = pipeline.stages
-    assert words(pipeline, imported) == (
-        "data import-hf --input hf:owner/name --model M --output w/import-hf --split test"
-    )
-    assert words(pipeline, score) == "data score --pairs w/import-hf --model M --output w/score"
+    assert words(imported) == ("data import-hf --input hf:owner/name --model M --output w/import-hf --split test")
+    assert words(score) == "data score --pairs w/import-hf --model M --output w/score"
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nemo_longpo.data_tools.pipeline.config import LaunchSettings, Pipeline, StageRun
+from nemo_longpo.data_tools.pipeline.config import LaunchSettings, StageProcesses
 from nemo_longpo.data_tools.pipeline.launch import make_executor
 from nemo_longpo.data_tools.pipeline.run import _PartsBar
+from nemo_longpo.data_tools.stages.table import StageCall
 from nemo_longpo.errors import InputError
 
 STAGES = {
@@ -99,8 +100,8 @@ def test_the_bar_moves_before_the_first_part_is_there(tmp_path):
     """A process says how far it is with its part, and of how many."""
     output = tmp_path / "respond"
     output.mkdir()
-    pipeline = Pipeline((), tmp_path, tmp_path, None, {}, ())
-    with _PartsBar(pipeline, StageRun("respond", {}, LaunchSettings(), {})) as bar:
+    call = StageCall(stage="respond", inputs=(), output=output)
+    with _PartsBar(StageProcesses(call, LaunchSettings(), {})) as bar:
         (output / ".progress-host.1").write_text("0.300 2")
         bar.refresh()
         assert " 0.3/2 " in str(bar)

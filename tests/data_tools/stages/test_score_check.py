@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -10,8 +9,7 @@ from support.small_corpus import save_stopping_model
 
 from nemo_longpo.data_tools.engines.hf_engine import TransformersEngine
 from nemo_longpo.data_tools.engines.load import EngineOptions
-from nemo_longpo.data_tools.settings import EngineSettings, ScoreSettings, TransformersSettings, WorkShare
-from nemo_longpo.data_tools.stages.score import run_score
+from nemo_longpo.data_tools.settings import EngineSettings, ScoreSettings, TransformersSettings
 from nemo_longpo.data_tools.stages.score_check import (
     REPORT_NAME,
     Difference,
@@ -20,7 +18,7 @@ from nemo_longpo.data_tools.stages.score_check import (
     allowed_mean,
     compare,
 )
-from nemo_longpo.data_tools.stages.with_model import ModelStage
+from nemo_longpo.data_tools.stages.table import StageCall
 from nemo_longpo.errors import InputError
 
 TURN = {"chunk": "A small boat crosses.", "instruction": "Who?", "chosen": "The old clock " * 9, "rejected": "A letter"}
@@ -62,31 +60,24 @@ class OtherBase(Faulty):
         super().__init__(directory, EngineSettings(dtype=common.dtype), own)
 
 
-@dataclass(frozen=True)
-class Options(EngineOptions):
-    """Loads an engine of a given class."""
-
-    kind: type = TransformersEngine
-
-    def load(self, model, *, writes_json=False):
-        return self.kind(model, self.common, self.transformers)
-
-
 @pytest.fixture(scope="module", params=["mistral", "qwen2"])
 def model(request, tmp_path_factory):
     return save_stopping_model(tmp_path_factory.mktemp("model"), request.param)
 
 
 @pytest.fixture
-def stage(tmp_path, model):
+def stage(tmp_path, model, monkeypatch):
     """A function that scores PAIRS, one document a part, with an engine of a given class."""
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
 
     def run(kind, *, verify=None, **common):
-        engine = Options(EngineSettings(**common), kind=kind)
-        where = ModelStage(pairs, tmp_path / "scored", model, engine=engine, share=WorkShare(part_size=1))
-        return run_score(ScoreSettings(**(verify or {})), where)
+        def load(self, model, *, writes_json):
+            return kind(model, self.common, self.transformers)
+
+        monkeypatch.setattr(EngineOptions, "load", load)
+        inputs, values = (str(pairs),), {"part_size": 1, **common, **(verify or {})}
+        return StageCall(stage="score", inputs=inputs, output=tmp_path / "scored", model_given=model, values=values)()
 
     return run
 

@@ -1,0 +1,180 @@
+"""The table of data stages. `longpo data STAGE`, the file of `longpo data run` and its pipeline follow from its rows.
+
+A new stage is a row here and a file with the function that the row names. That function is imported when the stage
+runs, so that `--help` is instant.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+from ..options import AnySettings, Settings, setting_words, settings_from
+from ..settings import (
+    ENGINE_SETTINGS,
+    ChunkSettings,
+    CpuWorkShare,
+    FilterSettings,
+    ImportSettings,
+    InstructSettings,
+    PackSettings,
+    RespondSettings,
+    ScoreSettings,
+    TemplateSettings,
+    WorkShare,
+)
+
+Report = dict[str, int]
+"""What a finished stage counted; empty while some part of its output is missing."""
+
+_WITH_MODEL = (WorkShare, TemplateSettings, *ENGINE_SETTINGS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSpec:
+    """A row of the table. `run` names a function from a StageCall to a Report, as "module:function".
+
+    `follows` names the stages whose output it reads; a stage without any reads what comes from outside. `folder` is the
+    name of its output in a run of all stages, by default its own. Without `needs_model`, `--model` is optional.
+    """
+
+    name: str
+    summary: str
+    example: str
+    settings: tuple[type[Settings], ...]
+    run: str
+    input_help: str
+    follows: tuple[str, ...] = ()
+    folder: str = ""
+    input_flag: str = "--input"
+    input_word: str = "PATH"
+    many_inputs: bool = False
+    needs_model: bool = True
+    model_help: str = "Hugging Face model directory"
+    takes_prompts: bool = False
+
+    def setting_names(self) -> list[str]:
+        return [item.name for kind in self.settings for item in fields(kind)]  # type: ignore[arg-type]  # dataclasses
+
+
+_ROWS = (
+    StageSpec(
+        name="chunk",
+        summary="cut documents into chunks that fit the model",
+        example="longpo data chunk --input books/ --model MODEL --output work/chunks --chunk-tokens 8192",
+        settings=(ChunkSettings, CpuWorkShare),
+        run="nemo_longpo.data_tools.stages.chunk:run_chunk",
+        input_help="plain text or source code (.txt, .md, .rst, .tex, .py, ...), .jsonl, .jsonl.gz, .jsonl.zst, "
+        ".parquet, datasets saved to disk, directories of all these, or hf:OWNER/NAME[:SPLIT]",
+        many_inputs=True,
+    ),
+    StageSpec(
+        name="instruct",
+        summary="let the model write instructions about each chunk",
+        example="longpo data instruct --input work/chunks --model MODEL --output work/instructed",
+        settings=(InstructSettings, *_WITH_MODEL),
+        run="nemo_longpo.data_tools.stages.instruct:run_instruct",
+        input_help="output of `longpo data chunk`",
+        follows=("chunk",),
+        takes_prompts=True,
+    ),
+    StageSpec(
+        name="respond",
+        summary="answer with the chunk and with the whole document",
+        example="longpo data respond --input work/instructed --model MODEL --output work/responded",
+        settings=(RespondSettings, *_WITH_MODEL),
+        run="nemo_longpo.data_tools.stages.respond:run_respond",
+        input_help="output of `longpo data instruct`",
+        follows=("instruct",),
+        takes_prompts=True,
+    ),
+    StageSpec(
+        name="filter",
+        summary="leave out turns that cannot teach anything",
+        example="longpo data filter --input work/responded --output work/pairs",
+        settings=(FilterSettings, CpuWorkShare),
+        run="nemo_longpo.data_tools.stages.filter:run_filter",
+        input_help="output of `longpo data respond`, or pairs of your own",
+        follows=("respond",),
+        needs_model=False,
+        model_help="whose special tokens no answer of your own pairs may hold",
+    ),
+    StageSpec(
+        name="import-hf",
+        summary="take over a published dataset of tokenised pairs",
+        example="longpo data import-hf --input DATASET --model MODEL --output work/pairs",
+        settings=(ImportSettings, CpuWorkShare),
+        run="nemo_longpo.data_tools.stages.import_hf:run_import_hf",
+        input_help="saved dataset, Parquet, JSONL or hf:OWNER/NAME[:SPLIT]",
+        input_word="DATASET",
+        many_inputs=True,
+    ),
+    StageSpec(
+        name="score",
+        summary="store the reference model's log-probs of both answers",
+        example="longpo data score --pairs PAIRS.jsonl --model MODEL --output work/scored",
+        settings=(ScoreSettings, *_WITH_MODEL),
+        run="nemo_longpo.data_tools.stages.score:run_score",
+        input_help="output of `longpo data filter` or `import-hf`, or pairs of your own",
+        follows=("filter", "import-hf"),
+        input_flag="--pairs",
+        takes_prompts=True,
+    ),
+    StageSpec(
+        name="pack",
+        summary="write shards for training",
+        example="longpo data pack --pairs work/scored --model MODEL --output shards",
+        settings=(PackSettings,),
+        run="nemo_longpo.data_tools.stages.pack:run_pack",
+        input_help="output of `longpo data score`",
+        follows=("score",),
+        folder="shards",
+        input_flag="--pairs",
+    ),
+)
+STAGES = {row.name: row for row in _ROWS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageCall:
+    """One stage and all that it is told, by a command line or by the file of a run. Call it to run the stage.
+
+    `values` are settings by name; those that are left out have their defaults. `prompts` names a file; without it the
+    wording is that which the input was made with, or the built-in one.
+    """
+
+    stage: str
+    inputs: tuple[str, ...]
+    output: Path
+    model_given: Path | None = None
+    prompts: str | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def input(self) -> Path:
+        """The input of a stage that has one."""
+        (only,) = self.inputs
+        return Path(only)
+
+    @property
+    def model(self) -> Path:
+        """The model directory of a stage that needs one."""
+        assert self.model_given is not None
+        return self.model_given
+
+    def settings(self, kind: type[AnySettings]) -> AnySettings:
+        """Raises InputError for a value of the wrong kind or range."""
+        return settings_from(kind, self.values)
+
+    def __call__(self) -> Report:
+        """Run the stage, or only check it if the settings say `dry_run`. Raises InputError."""
+        return resolve_name(STAGES[self.stage].run)(self)
+
+    def words(self) -> list[str]:
+        """The words behind `longpo` that run this in one process."""
+        words = ["data", self.stage, STAGES[self.stage].input_flag, *self.inputs]
+        words += ["--model", str(self.model_given)] if self.model_given is not None else []
+        words += ["--prompts", self.prompts] if self.prompts is not None else []
+        words += ["--output", str(self.output)]
+        return words + [word for name, value in self.values.items() for word in setting_words(name, value)]
