@@ -263,7 +263,7 @@ ONLY_YAML = (
 def read_pipeline(path: Path) -> None:
     pipeline = load_pipeline(path)
     for stage in pipeline.stages:
-        " ".join(pipeline.arguments(stage)).encode()
+        " ".join(stage.call.words()).encode()
         str(pipeline.output_of(stage))
 
 
