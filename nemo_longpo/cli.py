@@ -9,7 +9,7 @@ import sys
 import traceback
 
 from nemo_longpo import __version__
-from nemo_longpo.errors import InputError
+from nemo_longpo.errors import ERROR_MARK, InputError
 from nemo_longpo.terminal import escape_what_the_terminal_lacks, note, show
 
 
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return arguments.run(arguments) or 0
     except InputError as error:
-        note(f"longpo: error: {error}")
+        note(f"{ERROR_MARK}{error}")
         return 2
     except Exception:  # else Python would end with 1, and a script would take the crash for an answer
         show(traceback.format_exc(), file=sys.stderr)

@@ -16,3 +16,13 @@ def one_line(error: BaseException) -> str:
     message = " ".join(str(error).split())
     for_people = isinstance(error, OSError | ValueError | EOFError | zlib.error)
     return message if message and for_people else f"{type(error).__name__}: {message}"
+
+
+ERROR_MARK = "longpo: error: "
+"""What a command prints in front of its error sentence, on one line. Whoever started it finds the sentence by it."""
+
+
+def error_sentence(log: str) -> str | None:
+    """Return the last error sentence in what a command printed, or None if it printed none."""
+    _, mark, behind = log.rpartition(ERROR_MARK)
+    return behind.partition("\n")[0] if mark else None

@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from nemo_longpo.errors import InputError
+from nemo_longpo.errors import InputError, error_sentence
 from nemo_longpo.terminal import note, printable_lines
 
 from ..runner.progress import TenthsBar, shares_of_parts
@@ -47,8 +47,7 @@ def _run(pipeline: Pipeline, stage: StageProcesses, executor: Any, poll_seconds:
                 raise
         said = [_tail(folder) for folder in logs]
         for text in said:
-            if "longpo: error: " in text:
-                error, *_ = text.rpartition("longpo: error: ")[2].splitlines() or [""]
+            if (error := error_sentence(text)) is not None:
                 raise InputError(f"stage {stage.call.stage!r}: {error}")
         if report := _check(stage):
             return report
