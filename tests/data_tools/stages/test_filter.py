@@ -18,7 +18,14 @@ LOOP = "Then he went home again. " * 10
 
 
 def reason(raw=None, *, chunk=CHUNK, instruction="Who wrote?", chosen="The captain.", rejected="A boy.", **settings):
-    turn = Turn(chunk, instruction, chosen, rejected, (raw or {}).get("chosen_token_ids"), None)
+    turn = Turn(
+        chunk=chunk,
+        instruction=instruction,
+        chosen=chosen,
+        rejected=rejected,
+        chosen_token_ids=(raw or {}).get("chosen_token_ids"),
+        rejected_token_ids=None,
+    )
     bare = Prompts().without_lead_in(instruction)
     return drop_reason(turn, raw or {}, f"{CHUNK} {LONG}", FilterSettings(**settings), bare)
 
