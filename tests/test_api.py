@@ -62,6 +62,7 @@ def _run_examples(text: str, directory: Path) -> subprocess.CompletedProcess:
 WITHOUT_NEMO = PAGE.split("## Training and conversion")[0]
 
 
+@pytest.mark.slow
 def test_examples_run_without_nemo(tmp_path):
     done = _run_examples(WITHOUT_NEMO + "```python\nimport sys\nassert 'nemo' not in sys.modules\n```\n", tmp_path)
     assert done.returncode == 0, done.stderr

@@ -290,6 +290,7 @@ def test_help_is_instant(code):
     assert seconds < 1
 
 
+@pytest.mark.slow
 def test_all_but_the_adapter_runs_without_the_trainer():
     """Not even through another package: the data tools also live beside vLLM, where there is no NeMo."""
     units = PURE | LAYOUTS | {"nemo_longpo.shards", "nemo_longpo.data_tools", "nemo_longpo.doctor"}

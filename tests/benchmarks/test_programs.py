@@ -39,6 +39,7 @@ def helps() -> dict[str, str]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_help_shows_the_command(helps, name):
     assert helps[name].startswith("usage: ")

@@ -51,6 +51,7 @@ def test_damaged_archive_is_named(checkpoint):
         require_complete(checkpoint)
 
 
+@pytest.mark.slow
 def test_every_changed_byte_of_an_archive_is_one_sentence(checkpoint):
     """A member then passes for encrypted or compressed, a name for other text, a place for one outside the file."""
     path = checkpoint / "weights" / "common.pt"

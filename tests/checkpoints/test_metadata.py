@@ -67,6 +67,7 @@ def test_enumerations_of_every_python_are_read(tmp_path):
         assert read_metadata(directory).planner_data is member
 
 
+@pytest.mark.slow
 def test_megatrons_metadata_is_read_without_megatron(tmp_path):
     """Its metadata names two classes of its own."""
     from megatron.core.dist_checkpointing.strategies.torch import MCoreMetadata, MCoreSavePlan
@@ -171,6 +172,7 @@ print(*outcomes.values())
 """
 
 
+@pytest.mark.slow
 def test_changed_bytes_are_one_sentence_and_take_no_memory(weights):
     """One byte can claim gigabytes, which Python reserves before it reads on."""
     child = subprocess.run(

@@ -26,6 +26,8 @@ from nemo_longpo.conversion.importer import import_checkpoint
 from nemo_longpo.conversion.nemo_checkpoint.torch_dist_reader import DistCheckpoint
 from nemo_longpo.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).parents[1]
 NEMO26 = TESTS.parent / ".nemo26"
 LOCAL, ENGINE, OLDER = "local layers", "Transformer Engine", "NeMo 2.6"

@@ -106,6 +106,7 @@ def spelt_for_five(config: dict[str, Any]) -> dict[str, Any]:
     return rest | {"rope_parameters": rope, "dtype": config["torch_dtype"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spell", [spelt_for_four, spelt_for_five])
 @pytest.mark.parametrize("name", REQUESTS)
 def test_nothing_else_changes(name, spell, hf_models, tmp_path):

@@ -128,6 +128,7 @@ def test_everything_is_heard_where_it_is_asked_for(capfd, monkeypatch):
     assert "told the file descriptor" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_import_says_what_it_wrote(hf_models, tmp_path):
     """In a process of its own, where NeMo is loaded for the first time."""
     command = [sys.executable, "-m", "nemo_longpo.cli", "convert", "import", "--model", str(hf_models["mistral"])]

@@ -66,6 +66,7 @@ LED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LED)
 def test_lead_ins_are_in_the_language_of_the_instruction(name):
     lead_ins = [lead_in for lead_in in Prompts().lead_ins if language(lead_in) == name]

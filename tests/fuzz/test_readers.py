@@ -16,6 +16,8 @@ from support.fuzz_readers import READERS, Workshop
 from nemo_longpo.errors import InputError
 from nemo_longpo.terminal import printable
 
+pytestmark = pytest.mark.slow
+
 FACTOR = float(os.environ.get("FUZZ_FACTOR", "1"))
 CHEAP_CASES = 250
 SHOWN = 600  # bytes of a failing input

@@ -59,6 +59,7 @@ def change_bytes(shards: Path, cases: int, seed: int) -> None:
     print(f"{counts['refused']} refused, {counts['read']} read")
 
 
+@pytest.mark.slow
 def test_changed_bytes_never_end_the_process(shards, tmp_path):
     code = (
         "import resource, sys; from pathlib import Path; resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n"

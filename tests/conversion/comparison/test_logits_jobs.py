@@ -20,6 +20,7 @@ from nemo_longpo.model_directory.rope_settings import LinearScaling, RopeSetting
 IDS = [[5, 6, 7, 8], [9]]
 
 
+@pytest.mark.slow
 def test_answers_of_a_fresh_process(hf_models, tmp_path, monkeypatch):
     """One model after the other, the second under other settings, the third missing; relative paths hold."""
     monkeypatch.chdir(tmp_path)

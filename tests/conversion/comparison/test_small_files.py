@@ -30,6 +30,7 @@ def differences(a: Path, b: Path) -> dict[str, tuple]:
     return {difference.name: (difference.a, difference.b) for difference in found}
 
 
+@pytest.mark.slow
 def test_what_import_was_asked_for(hf_models, tmp_path):
     nemo = import_checkpoint(hf_models["mistral"], tmp_path / "nemo", rope_theta=1e7, max_length=131072)
     expected = {"rope_theta": (10000.0, 1e7), "max_position_embeddings": (4096, 131072)}

@@ -97,6 +97,7 @@ def compare_directories(a: Path, b: Path) -> dict[str, TensorComparison]:
     return {comparison.name: comparison for comparison in compare_models(open_model(a), open_model(b))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_every_tensor_of_an_import_is_exact_in_either_direction(case, hf_models, nemo_checkpoints):
     stored = {name for path in hf_models[case].glob("*.safetensors") for name in load_file(path)}

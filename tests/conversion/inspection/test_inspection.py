@@ -244,6 +244,7 @@ def test_what_is_no_model(nemo_checkpoints, tmp_path, capsys):
     assert "holds PEFT adapters, not a model" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_needs_no_trainer(nemo_checkpoints):
     code = (
         "import sys; from nemo_longpo.cli import main; assert main(['convert', 'inspect', sys.argv[1]]) == 0; "

@@ -158,6 +158,7 @@ def aborted(answer):
     answer["choices"][0]["finish_reason"] = "abort"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault",
     [
@@ -176,6 +177,7 @@ def test_temporary_failures_are_retried(fault, servers, load):
     assert len(server.bodies) == 5 + 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("as_date", [False, True])
 def test_retry_after_is_respected(as_date, servers, load):
     (server,) = servers()
@@ -220,6 +222,7 @@ def test_simultaneous_failures_count_once(servers, load):
     assert generate(engine, PROMPTS[:8]) == [expected(prompt) for prompt in PROMPTS[:8]]
 
 
+@pytest.mark.slow
 def test_server_that_returns_gets_work_again(servers, load):
     both = servers(2, seconds=0.01)
     lost, other = both
@@ -341,6 +344,7 @@ def test_login_in_an_address_is_never_shown(servers, load, monkeypatch, caplog):
     assert server.keys == {"Basic " + b64encode(b"you:there").decode()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("asked", "waited"),
     [

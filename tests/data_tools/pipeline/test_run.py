@@ -19,6 +19,8 @@ from nemo_longpo.data_tools.pipeline.run import _PartsBar
 from nemo_longpo.data_tools.stages.table import StageCall
 from nemo_longpo.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 STAGES = {
     "chunk": {"chunk_tokens": 64, "chunks_per_document": 2, "part_size": 2},
     "instruct": {"pool_size": 1, "check_requests": False, "max_new_tokens": 24, "temperature": 1.0, "processes": 2},

@@ -417,6 +417,7 @@ PREAMBLES = st.sampled_from(["", "Sure! Here are some requests:\n\n", "Here are 
 CLOSINGS = st.sampled_from(["", "\n\nLet me know if you need more.", "\n\n---\n\nI hope these are useful!"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", STYLES)
 @settings(deadline=None, max_examples=30)
 @given(

@@ -27,6 +27,7 @@ def mixed_corpus(corpus):
     return corpus
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_and_ranks_gives_the_same_bytes(longpo, mixed_corpus, model_dir, tmp_path):
     def chunk(output, *more):
         words = ("--model", model_dir, "--chunk-tokens", 96, "--chunks-per-document", 2, "--part-size", 2)

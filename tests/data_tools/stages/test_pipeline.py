@@ -18,6 +18,8 @@ from nemo_longpo.shards.fingerprint import tokenizer_fingerprint
 from nemo_longpo.shards.reader import ShardReader
 from nemo_longpo.shards.validation import spans_to_mask
 
+pytestmark = pytest.mark.slow
+
 RUN_DATA = """
 import argparse
 from nemo_longpo.data_tools.cli import register
