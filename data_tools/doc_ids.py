@@ -1,4 +1,8 @@
-"""Refuse two documents of one name before any work is done: no later stage could tell them apart."""
+"""What is done with document ids: seeds are drawn from them, and two documents of one name are refused.
+
+Seeds depend on what is drawn for, not on the order or the worker that draws. Doubled names are refused before any work
+is done: no later stage could tell the documents apart.
+"""
 
 import hashlib
 from array import array
@@ -9,6 +13,12 @@ import numpy as np
 from nemo_longpo.errors import InputError
 
 from .runner.rows import PartsSource, Row
+
+
+def seed_for(*parts: object) -> int:
+    """A 63-bit seed from any printable values: the same everywhere, for the same values."""
+    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def hash_id(doc_id: str) -> int:

@@ -10,11 +10,7 @@ from nemo_longpo.errors import InputError, one_line
 from nemo_longpo.model_directory.downloads import read_model_json
 from nemo_longpo.model_directory.model_config import ModelConfig
 from nemo_longpo.model_directory.tokenizer_files import check_tokenizer_files, installed_transformers
-from nemo_longpo.shards.fingerprint import (
-    chat_template_hash,
-    model_fingerprint,
-    tokenizer_fingerprint,
-)
+from nemo_longpo.shards import fingerprint
 
 from .chat.format import ChatFormat
 from .settings import EngineSettings
@@ -84,8 +80,8 @@ def _check_rows(chat: ChatFormat, rows: int, directory: str | Path) -> None:
 def tokenizer_identity(chat: ChatFormat) -> dict[str, Any]:
     """What makes two tokenizers the same for stored token ids."""
     return {
-        "tokenizer_fingerprint": tokenizer_fingerprint(chat.tokenizer),
-        "chat_template_hash": chat_template_hash(chat.tokenizer),
+        "tokenizer_fingerprint": fingerprint.tokenizer_fingerprint(chat.tokenizer),
+        "chat_template_hash": fingerprint.chat_template_hash(chat.tokenizer),
     }
 
 
@@ -98,7 +94,7 @@ def rendering_identity(chat: ChatFormat) -> dict[str, Any]:
 
 def model_identity(directory: str | Path, engine: EngineSettings) -> dict[str, Any]:
     """What makes two models the same for stored log-probs: weights, and the RoPE settings and dtype they run with."""
-    found = asdict(model_fingerprint(directory, dtype=None if engine.dtype == "auto" else engine.dtype))
+    found = asdict(fingerprint.model_fingerprint(directory, dtype=None if engine.dtype == "auto" else engine.dtype))
     if engine.rope_theta is not None:
         found["rope"]["rope_theta"] = engine.rope_theta
     return found

@@ -9,8 +9,7 @@ from typing import Any
 from nemo_longpo.errors import InputError
 from nemo_longpo.json_input import read_json_object
 
-from .quality.language import language, names_text
-from .words import needs_space, script, words
+from .quality.language import language, names_text, needs_space, script, words
 
 _PLACEHOLDER = re.compile(r"\{(document|instruction|count|form)\}")
 

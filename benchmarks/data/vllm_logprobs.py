@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from nemo_longpo.data_tools.engines.base import Engine, Sampling, Span
+from nemo_longpo.data_tools.engines.engine import Engine, Sampling, Span
 from nemo_longpo.data_tools.engines.hf_engine import TransformersEngine
 from nemo_longpo.data_tools.engines.vllm_engine import VllmEngine
 from nemo_longpo.data_tools.settings import EngineSettings, ScoreSettings, TransformersSettings, VllmSettings

@@ -1,7 +1,7 @@
 """What a chat template puts around contents, as token ids.
 
 The template is rendered with marker words for contents; the text between the markers is what the template adds.
-Pieces and answers are tokenised apart, user messages with the text around them (message.py), so the place of every
+Pieces and answers are tokenised apart, user messages with the text around them (encoding.py), so the place of every
 token is known by construction.
 """
 
@@ -16,8 +16,7 @@ from nemo_longpo.errors import InputError, one_line
 from nemo_longpo.shards.fingerprint import chat_template
 from nemo_longpo.shards.schema import Span
 
-from .encoding import Place, TextEncoder
-from .message import Frame, Message, make_frame
+from .encoding import Frame, Message, Place, TextEncoder, make_frame
 
 _PADDING = "\t\n\t"
 # Whatever a template prints of a date, it is not the same for both of these.

@@ -16,7 +16,7 @@ from nemo_longpo.shards.schema import Span
 
 from ..runner.progress import Tick, Usage
 from ..settings import EngineSettings, TransformersSettings
-from .base import Completion, Sampling
+from .engine import Completion, Sampling
 
 # Most padded tokens of a batch, as a multiple of its own: a long request and a short one are two batches.
 MOST_PADDING = 1.15

@@ -13,7 +13,7 @@ from nemo_longpo.shards.schema import Span
 
 from ..runner.progress import Tick, Usage
 from ..settings import EngineSettings, ServerSettings
-from .base import Completion, Sampling
+from .engine import Completion, Sampling
 from .server_http import Address, ServedModel, parse_address
 from .server_pool import Pauses, ServerPool
 

@@ -14,7 +14,7 @@ from nemo_longpo.shards.schema import Span
 
 from ..runner.progress import Tick, Usage
 from ..settings import EngineSettings, VllmSettings
-from .base import Completion, Sampling
+from .engine import Completion, Sampling
 from .vllm_arguments import check_loaded, engine_arguments, expected_rope_theta
 
 # What vLLM reads from the environment; what the user has set stays. Standard output belongs to our own report.

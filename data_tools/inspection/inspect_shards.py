@@ -1,13 +1,31 @@
-"""`longpo data inspect`: read shards once; give their summary, and on request the page."""
+"""`longpo data inspect`: read shards once; return their summary and, on request, write the page.
 
+The page is one HTML file with numbers, plots, and documents to read. It asks the network for nothing. Its size is
+bounded: at most `samples` documents of 8 turns, of each answer 512 tokens at about 75 bytes, of each chunk 2048 and of
+each context 320 at about 8 bytes: less than 1 MB a document, whatever the size of the shards.
+"""
+
+import base64
+import hashlib
 import os
+import unicodedata
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from nemo_longpo.atomic import write_file
 from nemo_longpo.errors import InputError
 from nemo_longpo.shards.reader import ShardReader
+from nemo_longpo.terminal import number, share, shortened, size
 
-from .shard_summary import measure, summarise
+from . import plots
+from .sample_view import SHADES, TokenText, document_view
+from .shard_summary import SPREAD, Values, measure, summarise
+from .summary_text import flatten, signed, words
 
 MOST_SAMPLES = 100
 
@@ -32,11 +50,6 @@ def inspect_shards(
     values = measure(reader)
     summary = summarise(reader, values, verified=verify)
     if page is not None:
-        from nemo_longpo.atomic import write_file
-
-        from .page import make_page
-        from .token_text import TokenText
-
         write_file(page, make_page(reader, summary, values, TokenText(tokenizer), samples))
         summary["page"] = str(page)
     return summary
@@ -66,3 +79,67 @@ def _tokenizer(model: Path, reader: ShardReader) -> Any:
             "made the shards, or leave --model out to see token ids"
         )
     return chat.tokenizer
+
+
+_FOLDER = Path(__file__).parent
+# What scripts need, or does no harm: joiners, direction marks, line breaks, tabs.
+_NEEDED = frozenset("\u200c\u200d\u200e\u200f\n\t")
+_HIDDEN = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
+
+
+def environment() -> Environment:
+    """Return the environment of templates that escape every value and spell out its hidden characters."""
+    made = Environment(
+        loader=FileSystemLoader(_FOLDER),
+        autoescape=True,
+        finalize=_spelled_out,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {call.__name__: call for call in (number, share, shortened, signed, size, words)}
+    return made
+
+
+def make_page(reader: ShardReader, summary: dict[str, Any], values: Values, text: TokenText, samples: int) -> str:
+    """Return the page as text. It shows `samples` documents, from the lowest to the highest margin."""
+    script, style = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    bounds = [f"{100 * bound:g} %" for bound in SHADES]
+    shades = [f"under {bounds[0]}", *(f"{low} to {high}" for low, high in pairwise(bounds)), f"{bounds[-1]} and over"]
+    margins = values["margin_per_document"]
+    template = environment().get_template("page.html")
+    return template.render(
+        name=Path(summary["directory"]).absolute().name,
+        # The browser runs this script and no other, and loads nothing.
+        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+        style=Markup(style),
+        script=Markup(script),
+        summary=summary,
+        columns=SPREAD,
+        plots=plots.draw(summary, values),
+        documents=len(margins),
+        picked=[(standing, margins[index], reader[index]) for standing, index in pick(margins, samples)],
+        view=lambda record: document_view(record, text),
+        shades=shades[::-1],
+        flatten=flatten,
+    )
+
+
+def pick(margins: np.ndarray, count: int) -> list[tuple[str, int]]:
+    """Return (what it stands for, index) of up to `count` documents, evenly spread over the ranks of their margins.
+
+    The lowest margin comes first: that is where bad pairs are.
+    """
+    order = np.argsort(margins, kind="stable")
+    last = min(count, len(order)) - 1
+    names: dict[float, str] = {rank: f"{100 * rank / last:.0f} % of margins are lower" for rank in range(1, last)}
+    names |= {last / 2: "median margin"} | {last: "highest margin"} | {0: "lowest margin"}
+    return [(names[rank], int(order[round(rank * (len(order) - 1) / max(last, 1))])) for rank in range(last + 1)]
+
+
+def _spelled_out(value: Any) -> Any:
+    """Show characters that are invisible, or that turn the text around them, as code points."""
+    if not isinstance(value, str) or isinstance(value, Markup) or value.isprintable():
+        return value
+    return "".join(f"⟨U+{ord(c):04X}⟩" if c not in _NEEDED and unicodedata.category(c) in _HIDDEN else c for c in value)

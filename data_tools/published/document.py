@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..pairs import BRANCHES
-from .conversation import Columns, Conversation, Refused, Repairs, read_conversation, runs
-from .template import TemplateIds
+from .conversation import Columns, Conversation, Refused, Repairs, TemplateIds, read_conversation, runs
 
 REQUIRED = (
     *(f"{branch}_{name}" for branch in BRANCHES for name in ("input_ids", "labels")),

@@ -9,9 +9,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from ..words import length_in_words, needs_space
 from . import wrapping
-from .language import alternation, asks
+from .language import alternation, asks, length_in_words, needs_space
 from .useless_answers import declines
 from .wrapping import Line, clean, ends_sentence, ends_with_colon, read_line
 

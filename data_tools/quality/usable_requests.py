@@ -4,9 +4,8 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from ..words import contained, length_in_words, words
 from . import wrapping
-from .language import asks, entries, is_title, states
+from .language import asks, contained, entries, is_title, length_in_words, states, words
 from .listed_requests import is_remark, list_items
 from .useless_answers import longest_copy, searchable
 

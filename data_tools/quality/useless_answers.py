@@ -5,8 +5,7 @@ import zlib
 
 import numpy as np
 
-from ..words import contained, words
-from .language import entries
+from .language import contained, entries, words
 
 # … unless the sentence goes on to give it.
 _BUT = (

@@ -17,11 +17,11 @@ from ..chat.format import ChatFormat
 from ..corpus.chunking import chunk_document, draw_chunks, token_ends
 from ..corpus.segmentation import domain_of
 from ..corpus.source import CorpusSource, Fields
+from ..doc_ids import seed_for
 from ..model import load_chat, tokenizer_identity
 from ..runner.parts import PartResult, PartsJob, Process, run_parts
 from ..runner.progress import Tick
 from ..runner.rows import Row
-from ..seeds import seed_for
 from ..settings import ChunkSettings, CpuWorkShare
 from .table import Report, StageCall
 

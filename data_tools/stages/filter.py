@@ -12,12 +12,12 @@ from ..doc_ids import check_own_rows
 from ..model import load_chat, tokenizer_identity
 from ..pairs import Pair, Turn, is_empty, parse_pair, special_tokens, without_spelled_ends
 from ..prompts import Prompts, choose_prompts
+from ..quality.language import similarity, words
 from ..quality.useless_answers import compressed_share, is_refusal, longest_copy, longest_loop, repeats, searchable
 from ..runner.parts import PartResult, PartsJob, Process, run_parts
 from ..runner.progress import Tick
 from ..runner.rows import Row, open_parts
 from ..settings import CpuWorkShare, FilterSettings
-from ..words import similarity, words
 from .table import Report, StageCall
 
 _BRANCHES: dict[str, tuple[str, ...]] = {"none": (), "chosen": ("chosen",), "both": ("chosen", "rejected")}

@@ -13,11 +13,9 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.model_config import ModelConfig
 
 from ..model import load_chat, tokenizer_identity
-from ..published.conversation import Refused
+from ..published.conversation import Refused, TemplateIds, template_ids
 from ..published.document import Limits, read_document
-from ..published.ledger import Ledger, Refusal
-from ..published.source import PublishedSource
-from ..published.template import TemplateIds, template_ids
+from ..published.source import Ledger, PublishedSource, Refusal
 from ..runner.parts import PartResult, PartsJob, Process, run_parts
 from ..runner.progress import Tick
 from ..runner.rows import Row, is_given
@@ -26,7 +24,7 @@ from .table import Report, StageCall
 
 
 def run_import_hf(call: StageCall) -> Report:
-    """Write tokenised records (see tokenised.py) for `score`. Raises InputError."""
+    """Write tokenised records (see encoded.py) for `score`. Raises InputError."""
     settings, share = call.settings(ImportSettings), call.settings(CpuWorkShare)
     if is_given(share, "part_bytes"):
         raise InputError("import-hf does not know a row's length before it reads it; give part_size, not part_bytes")

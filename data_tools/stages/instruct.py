@@ -9,14 +9,14 @@ from typing import Any
 from nemo_longpo.errors import InputError
 
 from ..chat.format import ChatFormat
-from ..engines.base import Completion, Sampling
+from ..doc_ids import seed_for
+from ..engines.engine import Completion, Sampling
 from ..pairs import read_chunks
 from ..prompts import Prompts
 from ..quality.usable_requests import Pool, Wording, read_requests
 from ..runner.parts import PartResult
 from ..runner.progress import Tick
 from ..runner.rows import Row
-from ..seeds import seed_for
 from ..settings import InstructSettings
 from .table import Report, StageCall
 from .with_model import LoadedModel, check_short, run_with_model

@@ -11,12 +11,12 @@ from typing import Any
 from nemo_longpo.errors import InputError
 
 from ..chat.format import ChatFormat
-from ..engines.base import Completion, Sampling
+from ..doc_ids import seed_for
+from ..engines.engine import Completion, Sampling
 from ..pairs import read_chunks
 from ..runner.parts import PartResult
 from ..runner.progress import Tick
 from ..runner.rows import Row
-from ..seeds import seed_for
 from ..settings import RespondSettings
 from .table import Report, StageCall
 from .with_model import LoadedModel, check_long, check_short, run_with_model

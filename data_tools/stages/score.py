@@ -13,7 +13,7 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.shards.schema import Span
 
 from ..encoded import EncodedPair, PairEncoder, check_row
-from ..engines.base import Engine
+from ..engines.engine import Engine
 from ..model import load_chat, tokenizer_identity
 from ..pairs import BRANCHES
 from ..runner.parts import PartResult

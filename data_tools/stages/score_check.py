@@ -16,7 +16,7 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.shards.schema import Span
 from nemo_longpo.terminal import printable
 
-from ..engines.base import Engine
+from ..engines.engine import Engine
 from ..engines.hf_engine import load_model
 from ..runner.rows import SETTINGS_NAME
 from ..settings import EngineSettings, ScoreSettings

@@ -9,9 +9,7 @@ from nemo_longpo.errors import InputError
 
 from ..chat.format import ChatFormat
 from ..doc_ids import check_own_rows
-from ..engines.base import Engine
-from ..engines.load import EngineOptions
-from ..engines.resuming import ResumingEngine
+from ..engines.engine import Engine, EngineOptions, ResumingEngine
 from ..model import load_chat, model_identity, rendering_identity, tokenizer_identity
 from ..options import Settings, settings_from
 from ..prompts import Prompts, choose_prompts

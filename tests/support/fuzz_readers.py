@@ -33,16 +33,15 @@ from nemo_longpo.conversion.inspection.inspection_text import format_report
 from nemo_longpo.costs.model_shape import load_shape
 from nemo_longpo.data_tools.corpus.source import CorpusSource
 from nemo_longpo.data_tools.encoded import PairEncoder
-from nemo_longpo.data_tools.engines.base import Sampling
+from nemo_longpo.data_tools.engines.engine import Sampling
 from nemo_longpo.data_tools.engines.server import _read_completion, _read_prompt_logps, _usage
 from nemo_longpo.data_tools.engines.server_http import ServerFailure, ask_completion, ask_model, parse_address
 from nemo_longpo.data_tools.model import load_chat, tokenizer_identity
 from nemo_longpo.data_tools.pipeline.config import load_pipeline
 from nemo_longpo.data_tools.prompts import Prompts, choose_prompts, load_prompts
-from nemo_longpo.data_tools.published.conversation import Refused
+from nemo_longpo.data_tools.published.conversation import Refused, template_ids
 from nemo_longpo.data_tools.published.document import Limits, read_document
 from nemo_longpo.data_tools.published.source import PublishedSource
-from nemo_longpo.data_tools.published.template import template_ids
 from nemo_longpo.data_tools.runner.rows import PartsSource
 from nemo_longpo.data_tools.stages.table import StageCall
 from nemo_longpo.shards.reader import ShardReader

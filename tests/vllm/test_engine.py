@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_longpo.data_tools.engines.base import Sampling
+from nemo_longpo.data_tools.engines.engine import Sampling
 from nemo_longpo.data_tools.engines.vllm_engine import VllmEngine
 from nemo_longpo.data_tools.model import load_chat
 from nemo_longpo.data_tools.runner.progress import Usage

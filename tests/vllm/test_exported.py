@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_longpo.data_tools.engines.base import Sampling
+from nemo_longpo.data_tools.engines.engine import Sampling
 from nemo_longpo.data_tools.engines.vllm_engine import VllmEngine
 from nemo_longpo.data_tools.settings import EngineSettings, VllmSettings
 

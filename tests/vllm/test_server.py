@@ -13,7 +13,7 @@ from support.server_process import ServerProcess
 from support.small_corpus import make_document
 
 from nemo_longpo.cli import main
-from nemo_longpo.data_tools.engines.base import Sampling
+from nemo_longpo.data_tools.engines.engine import Sampling
 from nemo_longpo.data_tools.engines.server import ServerEngine
 from nemo_longpo.data_tools.model import load_chat
 from nemo_longpo.data_tools.runner.progress import Usage

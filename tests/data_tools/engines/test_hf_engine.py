@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.tiny_models import save_tiny, tiny_tokenizer
 
-from nemo_longpo.data_tools.engines.base import Sampling
+from nemo_longpo.data_tools.engines.engine import Sampling
 from nemo_longpo.data_tools.engines.hf_engine import TransformersEngine, _pick
 from nemo_longpo.data_tools.runner.progress import Usage
 from nemo_longpo.data_tools.settings import EngineSettings, TransformersSettings

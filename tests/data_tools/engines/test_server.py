@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from support.fake_vllm import STOP, VOCAB_SIZE, FakeVllm, Fault, logp, written
 
-from nemo_longpo.data_tools.engines.base import Completion, Sampling
+from nemo_longpo.data_tools.engines.engine import Completion, Sampling
 from nemo_longpo.data_tools.engines.server import ServerEngine
 from nemo_longpo.data_tools.engines.server_pool import Pauses
 from nemo_longpo.data_tools.runner.progress import Usage

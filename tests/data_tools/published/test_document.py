@@ -9,9 +9,8 @@ from support.published_pairs import IGNORED, labelled_spans, published_row, text
 from support.tiny_models import tiny_tokenizer
 
 from nemo_longpo.data_tools.chat.format import ChatFormat
-from nemo_longpo.data_tools.published.conversation import Refused
+from nemo_longpo.data_tools.published.conversation import Refused, template_ids
 from nemo_longpo.data_tools.published.document import Limits, read_document
-from nemo_longpo.data_tools.published.template import template_ids
 
 UNLIMITED = Limits(conversation=None, reference=10_000)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from nemo_longpo.data_tools.engines.base import Completion
+from nemo_longpo.data_tools.engines.engine import Completion
 from nemo_longpo.data_tools.model import load_chat
 from nemo_longpo.data_tools.prompts import Prompts
 from nemo_longpo.data_tools.runner.rows import Row

@@ -7,7 +7,7 @@ from support.small_corpus import declare_ends, save_reciting_model
 from support.tiny_models import tiny_tokenizer
 from support.tokenised_pairs import tokenised_record
 
-from nemo_longpo.data_tools.engines.base import Completion
+from nemo_longpo.data_tools.engines.engine import Completion
 from nemo_longpo.data_tools.model import load_chat
 from nemo_longpo.data_tools.stages.respond import _answer
 from nemo_longpo.errors import InputError

@@ -1,6 +1,6 @@
 import pytest
 
-from nemo_longpo.data_tools.words import contained, length_in_words, needs_space, script, similarity, words
+from nemo_longpo.data_tools.quality.language import contained, length_in_words, needs_space, script, similarity, words
 
 
 def test_words_in_spaced_and_unspaced_scripts():

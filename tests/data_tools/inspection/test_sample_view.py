@@ -3,7 +3,7 @@
 import pytest
 from support.tiny_models import STYLES, tiny_tokenizer
 
-from nemo_longpo.data_tools.inspection.token_text import Group, TokenText
+from nemo_longpo.data_tools.inspection.sample_view import Group, TokenText
 
 TEXTS = ["The river crosses  the quiet village.\n\nOne letter\t", "naïve 灯塔建于 مرحبا 🙂👍🏽!", " 7 lamps"]
 

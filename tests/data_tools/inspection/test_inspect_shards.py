@@ -16,8 +16,7 @@ from support.tiny_models import save_tiny
 from support.told_shards import Told, Turn
 
 from nemo_longpo.data_tools.inspection import plots
-from nemo_longpo.data_tools.inspection.inspect_shards import inspect_shards
-from nemo_longpo.data_tools.inspection.page import environment, pick
+from nemo_longpo.data_tools.inspection.inspect_shards import environment, inspect_shards, pick
 from nemo_longpo.data_tools.inspection.sample_view import CHUNK_END, CONTEXT_END, MOST_TURNS
 from nemo_longpo.data_tools.inspection.summary_text import signed
 from nemo_longpo.shards.reader import ShardReader
