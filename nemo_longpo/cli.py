@@ -1,6 +1,6 @@
-"""The `longpo` command: it only finds the right tool and turns bad input into one clear line.
+"""The `longpo` command: find the right tool, and turn bad input into one clear line.
 
-Every group of subcommands lives beside the code it runs, in a module with `register(subparsers)`. A subcommand sets
+Every group of subcommands lies beside the code that it runs, in a module with `register(subparsers)`. A subcommand sets
 `run` on its parser: a function from the parsed arguments to an exit status or None.
 """
 
@@ -32,10 +32,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one subcommand; the exit status is 0 on success, 2 on bad input or a crash, 130 on Ctrl-C.
+    """Run one subcommand and return its exit status: 0 on success, 2 on bad input or a crash, 130 on Ctrl-C.
 
-    1 is an answer: of `convert verify` that two models differ, of `plan` that nothing fits, of `doctor` that something
-    is missing.
+    1 is a result: `convert verify` found a difference, nothing fits in `plan`, `doctor` misses something.
     """
     escape_what_the_terminal_lacks()
     arguments = build_parser().parse_args(argv)

@@ -1,6 +1,6 @@
-"""`longpo doctor`: what is installed here, what it is good for, and what is refused, one line each.
+"""`longpo doctor`: list the installed packages and devices, and say whether training can run here.
 
-Reads package metadata instead of importing the packages: a broken NeMo then gives a sentence, not a stack trace.
+Reads package metadata instead of importing the packages, so a broken NeMo gives a sentence and not a stack trace.
 """
 
 import argparse
@@ -45,9 +45,9 @@ class Finding:
     text: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Report:
-    """Everything `longpo doctor` says; `--json` prints it."""
+    """Everything that `longpo doctor` prints."""
 
     python: str
     accelerators: list[str]
@@ -61,7 +61,7 @@ class Report:
 
 
 def installed_versions() -> dict[str, str | None]:
-    """Version by package; "unknown" when it can be imported but has no metadata, None when it is absent."""
+    """Version by package: "unknown" if it can be imported but has no metadata, None if it is absent."""
     modules = {name: module for name, (module, _) in OPTIONAL.items()}
     modules.update({"torch": "torch", "nemo-toolkit": "nemo", "megatron-core": "megatron"})
     versions: dict[str, str | None] = {}
@@ -85,7 +85,7 @@ def accelerators(torch_version: str | None) -> list[str]:
 
 
 def release(version: str) -> tuple[int, int]:
-    """(major, minor); (0, 0) where the version says neither."""
+    """(major, minor) of a version; (0, 0) if it is no version number."""
     from packaging.version import InvalidVersion, Version
 
     try:
@@ -97,7 +97,7 @@ def release(version: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Rule:
-    """A package that training needs: which releases work, and what to say about the others."""
+    """A package that training needs: the releases that work, and what is printed about the others."""
 
     package: str
     supported: Callable[[tuple[int, int]], bool]
@@ -179,9 +179,16 @@ def _judge_device(versions: Mapping[str, str | None], devices: Sequence[str]) ->
 
 
 def examine() -> Report:
+    """Look at this machine."""
     versions = installed_versions()
     devices = accelerators(versions["torch"])
-    return Report(platform.python_version(), devices, os.cpu_count() or 1, versions, diagnose(versions, devices))
+    return Report(
+        python=platform.python_version(),
+        accelerators=devices,
+        cpus=os.cpu_count() or 1,
+        versions=versions,
+        findings=diagnose(versions, devices),
+    )
 
 
 def render(report: Report) -> str:

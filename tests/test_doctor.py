@@ -71,7 +71,9 @@ def test_a_package_without_metadata_is_noted_not_refused():
 
 def report(**changes: str | None) -> doctor.Report:
     versions = dict.fromkeys((*doctor.CORE, *doctor.OPTIONAL)) | GOOD | changes
-    return doctor.Report("3.11.9", [], 2, versions, doctor.diagnose(versions, []))
+    return doctor.Report(
+        python="3.11.9", accelerators=[], cpus=2, versions=versions, findings=doctor.diagnose(versions, [])
+    )
 
 
 @pytest.mark.parametrize(("changes", "status"), [({}, 0), ({"nemo_run": None}, 1)])

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from nemo_longpo.terminal import printable
+from nemo_longpo.terminal import count, printable, size
 
 LABEL = 18
 KINDS = {
@@ -12,7 +12,6 @@ KINDS = {
     "nemo": "NeMo checkpoint",
     "nemo adapters": "NeMo checkpoint of LoRA adapters; what they are added to lies elsewhere",
 }
-UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
 def format_report(report: Mapping[str, Any]) -> str:
@@ -34,15 +33,14 @@ def _aligned(section: Mapping[str, str | None]) -> Iterator[str]:
 
 def _identity(report: Mapping[str, Any]) -> dict[str, str | None]:
     weights = report["weights"]
-    dtypes = weights and ", ".join(f"{_size(count)} {dtype}" for dtype, count in weights["bytes_by_dtype"].items())
+    dtypes = weights and ", ".join(f"{size(held)} {dtype}" for dtype, held in weights["bytes_by_dtype"].items())
     family = f"family {report['family']}" if report["family"] else "not supported"
     return {
         "path": report["path"],
         "kind": KINDS[report["kind"]],
         "architecture": report["architecture"] and f"{report['architecture']} ({family})",
         "parameters": report["parameters"] and _number(report["parameters"]),
-        "weights": weights
-        and f"{dtypes} in {_count(weights['tensors'], 'tensor')}, {_count(weights['files'], 'file')}",
+        "weights": weights and f"{dtypes} in {count(weights['tensors'], 'tensor')}, {count(weights['files'], 'file')}",
     }
 
 
@@ -90,15 +88,15 @@ def _tokenizer(tokenizer: Mapping[str, Any]) -> dict[str, str | None]:
 
 def _nemo(nemo: Mapping[str, Any]) -> dict[str, str | None]:
     adapters, trained, optimizer = nemo["adapters"], nemo["trained"], nemo["optimizer"]
+    targets = ", ".join((adapters and adapters["target_modules"]) or ["all linear layers"])
     return {
         "NeMo classes": f"{nemo['model']}, {nemo['config']}",
-        "adapters": adapters
-        and f"rank {adapters['dim']}, alpha {adapters['alpha']}: {_list(adapters['target_modules'])}",
+        "adapters": adapters and f"rank {adapters['dim']}, alpha {adapters['alpha']}: {targets}",
         "trained from": adapters and adapters["base"],
         "objective": nemo["objective"] and f"{_pairs(nemo['objective'])}, pair layout {nemo['pair_layout']}",
         "trained": trained and _pairs(trained),
         "parallel sizes": _pairs(nemo["parallel"]) if trained else None,
-        "optimizer state": f"{_size(optimizer['bytes'])} in {_count(optimizer['tensors'], 'tensor')}"
+        "optimizer state": f"{size(optimizer['bytes'])} in {count(optimizer['tensors'], 'tensor')}"
         if optimizer
         else "none",
     }
@@ -108,22 +106,6 @@ def _pairs(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items() if value is not None)
 
 
-def _list(names: list[str] | None) -> str:
-    return ", ".join(names or ["all linear layers"])
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
-
-
 def _number(value: float | None) -> str:
-    """Thousands separated; whole numbers without decimals."""
-    if value is None:
-        return "?"
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,}"
-
-
-def _size(count: int) -> str:
-    """Bytes in binary units."""
-    power = min(max(count.bit_length() - 1, 0) // 10, len(UNITS) - 1)
-    return f"{count / 1024**power:.4g} {UNITS[power]}"
+    """Every digit, thousands separated; whole numbers without decimals."""
+    return "?" if value is None else f"{value:,.15g}"
