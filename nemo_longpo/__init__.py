@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .parallel.layout import PairRows as PairRows
     from .parallel.layout import lay_out_pair as lay_out_pair
     from .placement import Placement as Placement
-    from .recipes.base import longpo_recipe as longpo_recipe
+    from .recipes.factories import longpo_recipe as longpo_recipe
     from .shards.manifest import Provenance as Provenance
     from .shards.manifest import ReferenceModel as ReferenceModel
     from .shards.reader import ShardReader as ShardReader
@@ -39,7 +39,7 @@ _MODULES = {
     "objective": ("Objective", "PairSums", "longpo_loss"),
     "parallel.layout": ("PairRows", "lay_out_pair"),
     "placement": ("Placement",),
-    "recipes.base": ("longpo_recipe",),
+    "recipes.factories": ("longpo_recipe",),
     "shards.manifest": ("Provenance", "ReferenceModel"),
     "shards.reader": ("ShardReader",),
     "shards.schema": ("PairRecord",),
