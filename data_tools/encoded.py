@@ -12,8 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from nemo_longpo.errors import InputError
-from nemo_longpo.shards.schema import Span
-from nemo_longpo.shards.validation import branch_problem, ignored_problem, spans_problem
+from nemo_longpo.shards.schema import Span, branch_problem, ignored_problem, spans_problem
 
 from . import pairs
 from .chat.format import ChatFormat, LongPair

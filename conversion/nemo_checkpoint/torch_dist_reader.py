@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from torch.distributed.checkpoint.utils import _create_file_view
 
 from nemo_longpo.checkpoints.completeness import WEIGHT_FILES, require_files
-from nemo_longpo.checkpoints.metadata import read_metadata
+from nemo_longpo.checkpoints.pickled import read_metadata
 from nemo_longpo.errors import InputError
 
 from ..families.family import Piece

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import regex
 
-from nemo_longpo.shards.schema import PairRecord, Span
-from nemo_longpo.shards.validation import spans_to_mask
+from nemo_longpo.shards.schema import PairRecord, Span, spans_to_mask
 from nemo_longpo.terminal import number
 
 from .shard_summary import differences, logp_sum, similarity

@@ -1,5 +1,7 @@
 """Whether a checkpoint's files are those that were written: their sizes and hashes, in a record beside them.
 
+`Recorder` writes the records of a run's checkpoints while training goes on.
+
 Names in the record are relative to the checkpoint, so it stays true when the directory is moved or copied. A checkpoint
 without a record (stock NeMo's, an older one, one whose run was killed before the record) is not checked here.
 """
@@ -9,7 +11,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -205,3 +207,55 @@ def _hash_samples(path: Path, size: int) -> str:
             file.seek((size - _SAMPLE) * number // (_SAMPLES - 1))
             digest.update(file.read(_SAMPLE))
     return digest.hexdigest()
+
+
+class _Stopped(Exception):
+    """The record is not wanted any more."""
+
+
+class Recorder:
+    """Writes the records of the checkpoints it is given, one after the other, in a thread of its own.
+
+    Reading and hashing let other threads run. A checkpoint that is to be removed must be forgotten first: a file that
+    appears in a directory while it is being removed would stay, and the directory with it.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-record")
+        self._work: dict[Path, tuple[Future[None], threading.Event]] = {}
+
+    def record(self, checkpoint: Path) -> None:
+        """Begin the record of a complete checkpoint."""
+        stop = threading.Event()
+
+        def continue_unless_stopped(size: int) -> None:
+            if stop.is_set():
+                raise _Stopped
+
+        self._work[checkpoint] = self._pool.submit(write_record, checkpoint, continue_unless_stopped), stop
+
+    def forget(self, checkpoint: Path) -> None:
+        """Stop the record; return when nothing is read or written in the checkpoint any more."""
+        if checkpoint in self._work:
+            future, stop = self._work.pop(checkpoint)
+            stop.set()
+            if not future.cancel():
+                future.exception()  # waits
+
+    def forget_all(self) -> None:
+        for checkpoint in [*self._work]:
+            self.forget(checkpoint)
+
+    @property
+    def unfinished(self) -> list[Path]:
+        return [checkpoint for checkpoint, (future, _) in self._work.items() if not future.done()]
+
+    def collect(self, *, wait: bool) -> None:
+        """Drop the records that are finished; with `wait`, finish and drop all of them.
+
+        Raises InputError if one could not be written because the disk is full.
+        """
+        for checkpoint, (future, _) in [*self._work.items()]:
+            if wait or future.done():
+                del self._work[checkpoint]
+                future.result()

@@ -19,8 +19,7 @@ from nemo_longpo.json_input import read_json_object
 
 from .completeness import WEIGHT_FILES, require_files
 from .integrity import COPY_AGAIN
-from .metadata import read_metadata
-from .pickled import DAMAGED, check_names
+from .pickled import DAMAGED, check_names, read_metadata
 from .recorded import Name, Recorded, read_recorded
 
 ADVICE = (

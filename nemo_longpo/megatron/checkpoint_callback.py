@@ -15,7 +15,7 @@ from nemo.utils import logging
 from torch import Tensor
 
 from nemo_longpo.atomic import explain_full_disk
-from nemo_longpo.checkpoints.recorder import Recorder
+from nemo_longpo.checkpoints.integrity import Recorder
 from nemo_longpo.checkpoints.run_directory import LAST, list_checkpoints, point_last_link
 from nemo_longpo.errors import InputError
 

@@ -11,8 +11,7 @@ from tqdm import tqdm
 from nemo_longpo.checkpoints import integrity
 from nemo_longpo.checkpoints.completeness import require_complete
 from nemo_longpo.errors import InputError, one_line
-from nemo_longpo.shards.known_hashes import Known, State, is_known, read_known, state_of, write_known
-from nemo_longpo.shards.manifest import ShardFile
+from nemo_longpo.shards.manifest import Known, ShardFile, State, is_known, read_known, state_of, write_known
 from nemo_longpo.shards.reader import ShardReader
 
 from .together import gather_from_all, raise_first, raise_on_all

@@ -15,8 +15,7 @@ from nemo_longpo.atomic import new_directory
 from nemo_longpo.errors import InputError
 
 from .manifest import MANIFEST_NAME, Manifest, Provenance, ShardFile, Tally, load_manifest, sha256_file
-from .schema import ARROW_SCHEMA, SCHEMA_VERSION, PairRecord, to_batch
-from .validation import validate_record
+from .schema import ARROW_SCHEMA, SCHEMA_VERSION, PairRecord, to_batch, validate_record
 
 
 class ShardWriter:

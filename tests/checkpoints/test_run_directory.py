@@ -1,4 +1,4 @@
-"""The newest complete checkpoint of a run is found, whatever a kill, a copy or a move left beside it."""
+"""The newest complete checkpoint of a run is found, and no run starts over beside one in silence."""
 
 import os
 import shutil
@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from nemo_longpo.checkpoints.completeness import missing_part
-from nemo_longpo.checkpoints.run_directory import find_checkpoint, list_checkpoints, point_last_link
+from nemo_longpo.checkpoints.run_directory import (
+    find_checkpoint,
+    find_resume_point,
+    list_checkpoints,
+    point_last_link,
+    refuse_to_start_beside,
+)
 from nemo_longpo.errors import InputError
 
 SMALL = ("weights/common.pt", "weights/.metadata", "weights/metadata.json", "context/io.json", "context/model.yaml")
@@ -217,3 +223,88 @@ def test_leftover_link_is_replaced(folder):
     (folder / ".global_step=8-last.partial").symlink_to("global_step=6")
     point_last_link(folder / "global_step=8")
     assert [path.readlink() for path in folder.iterdir() if path.is_symlink()] == [Path("global_step=8")]
+
+
+@pytest.fixture
+def begun(tmp_path) -> Path:
+    """The folder of a run that can go on from its newest checkpoint, and never starts over beside one in silence."""
+    for step in (2, 4):
+        save(tmp_path, f"global_step={step}")
+    return tmp_path
+
+
+def test_newest_checkpoint_is_the_resume_point(begun):
+    assert find_resume_point(begun) == begun / "global_step=4"
+
+
+@pytest.mark.parametrize("place", ["global_step=4", "global_step=4/weights", "global_step=4-last/weights"])
+def test_resuming_from_the_newest_is_allowed(begun, place):
+    (begun / "global_step=4-last").symlink_to("global_step=4")
+    refuse_to_start_beside(begun, begun / place)
+
+
+def test_a_new_run_has_nothing_beside_it(tmp_path):
+    assert find_resume_point(tmp_path / "nothing yet") is None
+    refuse_to_start_beside(tmp_path / "nothing yet", None)
+
+
+@pytest.mark.parametrize("start", [None, "elsewhere/weights"])
+def test_starting_over_is_refused(begun, start):
+    with pytest.raises(InputError, match=r"global_step=4\), and this run would start over .* give another log.log_dir"):
+        refuse_to_start_beside(begun, start and Path(start))
+
+
+def test_going_back_is_refused(begun):
+    with pytest.raises(InputError, match=r"would go back to .*global_step=2 although .*global_step=4 is newer"):
+        refuse_to_start_beside(begun, begun / "global_step=2" / "weights")
+
+
+def test_damaged_checkpoint_is_left_out_with_a_warning(begun):
+    (begun / "global_step=4" / "weights" / "common.pt").unlink()
+    assert find_resume_point(begun) == begun / "global_step=2"
+    refuse_to_start_beside(begun, begun / "global_step=2")
+    (line,) = list_checkpoints(begun).describe_left_out()
+    assert line.endswith("global_step=4/weights/common.pt is missing or empty")
+
+
+def test_only_damaged_checkpoints_is_an_error(begun):
+    for step in (2, 4):
+        (begun / f"global_step={step}" / "weights" / ".metadata").unlink()
+    with pytest.raises(
+        InputError, match=r"global_step=4/weights/.metadata is missing or empty, and .* to start the run over"
+    ):
+        find_resume_point(begun)
+    with pytest.raises(InputError, match=r"global_step=4\), and this run would start over"):
+        refuse_to_start_beside(begun, None)
+    (begun / "global_step=6-unfinished").touch()
+    (begun / "global_step=6").mkdir()
+    with pytest.raises(InputError, match="to start the run over"):
+        find_resume_point(begun)
+
+
+def test_a_run_killed_in_its_first_save_begins_again(begun):
+    for step in (2, 4):
+        (begun / f"global_step={step}-unfinished").touch()
+    assert find_resume_point(begun) is None
+    refuse_to_start_beside(begun, None)
+    assert len(list_checkpoints(begun).describe_left_out()) == 2
+
+
+def test_kill_in_a_later_save_needs_no_warning(begun):
+    (begun / "global_step=4-unfinished").touch()
+    assert find_resume_point(begun) == begun / "global_step=2"
+    assert list_checkpoints(begun).describe_left_out() == []
+
+
+def test_a_run_directory_behind_a_link(begun, tmp_path_factory):
+    link = tmp_path_factory.mktemp("elsewhere") / "run"
+    link.symlink_to(begun)
+    refuse_to_start_beside(link, begun / "global_step=4" / "weights")
+    with pytest.raises(InputError, match="would go back to"):
+        refuse_to_start_beside(link, link / "global_step=2" / "weights")
+
+
+def test_going_back_to_a_damaged_checkpoint_is_refused(begun):
+    (begun / "global_step=2" / "context" / "model.yaml").unlink()
+    with pytest.raises(InputError, match=r"would go back to .*global_step=2 although .*global_step=4 is newer"):
+        refuse_to_start_beside(begun, begun / "global_step=2" / "weights")

@@ -16,8 +16,7 @@ from nemo_longpo.logprobs import IGNORE_LABEL
 from nemo_longpo.parallel.layout import PairRows, lay_out_pair, padded_length
 from nemo_longpo.parallel.segments import Segments
 from nemo_longpo.placement import PairLayout
-from nemo_longpo.shards.schema import PairRecord
-from nemo_longpo.shards.validation import validate_record
+from nemo_longpo.shards.schema import PairRecord, validate_record
 
 IGNORE = IGNORE_LABEL
 

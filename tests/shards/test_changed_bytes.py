@@ -12,7 +12,7 @@ from support.small_shards import make_record, write
 
 from nemo_longpo.errors import InputError
 from nemo_longpo.shards.reader import ShardReader
-from nemo_longpo.shards.validation import validate_record
+from nemo_longpo.shards.schema import validate_record
 
 CASES = 2500
 SECONDS = 240  # some ten would do

@@ -14,8 +14,7 @@ from support.small_shards import PROVENANCE, edit_manifest, make_record, write
 from nemo_longpo.errors import InputError
 from nemo_longpo.shards import schema, writer
 from nemo_longpo.shards.reader import ShardReader
-from nemo_longpo.shards.schema import PairRecord
-from nemo_longpo.shards.validation import spans_to_mask, validate_record
+from nemo_longpo.shards.schema import PairRecord, spans_to_mask, validate_record
 from nemo_longpo.shards.writer import ShardWriter
 
 

@@ -20,7 +20,7 @@ from nemo_longpo.checkpoints.run_inputs import Given, RunInputs
 from nemo_longpo.checkpoints.trust import check_context
 from nemo_longpo.conversion.nemo_checkpoint.context import read_model
 from nemo_longpo.costs.model_shape import load_shape
-from nemo_longpo.shards.known_hashes import read_known, write_known
+from nemo_longpo.shards.manifest import read_known, write_known
 
 MISTRAL = "nemo.collections.llm.gpt.model.mistral", "MistralConfig7B"
 AUTO = "nemo.collections.common.tokenizers.huggingface.auto_tokenizer", "AutoTokenizer"

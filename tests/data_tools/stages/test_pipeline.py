@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemo_longpo.shards.fingerprint import tokenizer_fingerprint
 from nemo_longpo.shards.reader import ShardReader
-from nemo_longpo.shards.validation import spans_to_mask
+from nemo_longpo.shards.schema import spans_to_mask
 
 pytestmark = pytest.mark.slow
 
