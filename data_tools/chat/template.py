@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from datetime import date, datetime, time
 from typing import Any
 
+from jinja2 import TemplateError, TemplateSyntaxError
+
 from nemo_longpo.errors import InputError, one_line
 from nemo_longpo.shards.fingerprint import chat_template
 from nemo_longpo.shards.schema import Span
@@ -144,8 +146,6 @@ class ChatTemplate:
         return _split(rendered, markers, self.tokenizer.name_or_path)
 
     def _render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool, day: date | None = None) -> str:
-        from jinja2 import TemplateError
-
         midnight = datetime.combine(day or self._day, time())
         try:
             return self.tokenizer.apply_chat_template(
@@ -182,8 +182,6 @@ class ChatTemplate:
 
 def _what_failed(error: Exception, template: str) -> str:
     """Say what a template refuses, if it raised an error of its own, or else what is wrong with it."""
-    from jinja2 import TemplateError, TemplateSyntaxError
-
     if isinstance(error, TemplateSyntaxError):
         line = template.splitlines()[error.lineno - 1].strip() if error.lineno <= len(template.splitlines()) else ""
         return f"has a syntax error in line {error.lineno}, {line[:80]!r} ({error.message}); correct it there"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.model_config import ModelConfig
@@ -89,12 +90,10 @@ class TransformersEngine:
     def _generate_batch(
         self, prompts: list[Sequence[int]], sampling: Sampling, seeds: list[int], tick: Tick
     ) -> list[Completion]:
-        from transformers import DynamicCache
-
         ids_BS, mask_BS = _pad_left(prompts, self._device)
         draws_BN = _uniform_draws(seeds, sampling).to(self._device)
         positions_BS = (mask_BS.cumsum(1) - 1).clamp(min=0)
-        cache: Any = DynamicCache()
+        cache: Any = transformers.DynamicCache()
         generated: list[list[int]] = [[] for _ in prompts]
         running = set(range(len(prompts)))
         for step in range(sampling.max_new_tokens):
@@ -150,15 +149,13 @@ def load_model(directory: str | Path, dtype: str, rope_theta: float | None) -> A
 
     Raises InputError if it cannot be loaded.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     ModelConfig.read(directory)
     try:
-        config = AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
         _adopt_rope_parameters(config)
         if rope_theta is not None:
             set_rope_theta(config, rope_theta)
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             str(directory), config=config, dtype=DTYPES.get(dtype, "auto"), local_files_only=True
         )
     except (OSError, ValueError, KeyError) as error:
@@ -168,8 +165,6 @@ def load_model(directory: str | Path, dtype: str, rope_theta: float | None) -> A
 
 def _adopt_rope_parameters(config: Any) -> None:
     """transformers 4 overlooks the RoPE settings of a `config.json` of version 5; they are put where it looks."""
-    import transformers
-
     parameters = getattr(config, "rope_parameters", None)
     if parameters is None or not transformers.__version__.startswith("4."):
         return

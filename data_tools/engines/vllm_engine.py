@@ -61,8 +61,7 @@ class VllmEngine:
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], tick: Tick
     ) -> list[Completion]:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+        from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
         self._check_lengths([len(prompt) + sampling.max_new_tokens for prompt in prompts])
         if sampling.temperature > 0 and not self._can_sample:
@@ -93,8 +92,7 @@ class VllmEngine:
         self, sequences: Sequence[Sequence[int]], spans: Sequence[Sequence[Span]], tick: Tick
     ) -> list[list[np.ndarray]]:
         """vLLM generates one token behind each sequence, so `max_length` must leave room for it."""
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
 
         self._check_lengths([len(sequence) + 1 for sequence in sequences])
         parameters = SamplingParams(

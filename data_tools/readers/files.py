@@ -9,6 +9,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+import pyarrow.parquet
+
 from nemo_longpo.errors import InputError, one_line
 from nemo_longpo.json_input import parse_json_object
 
@@ -108,11 +110,8 @@ class ParquetReader:
     """Reads rows, named "FILE:ROW". A mark is (rows before a row, 0)."""
 
     def __init__(self, path: Path, name: str, columns: Columns):
-        import pyarrow as pa
-        import pyarrow.parquet
-
         self._path, self._name, self._batch_rows = path, name, columns.batch
-        self._errors = (pa.ArrowException, OSError, UnicodeDecodeError)
+        self._errors = (pyarrow.ArrowException, OSError, UnicodeDecodeError)
         try:
             # The buffer keeps a column from being read in one piece per row group.
             self._parquet = pyarrow.parquet.ParquetFile(path, buffer_size=_BUFFER, page_checksum_verification=True)
@@ -182,7 +181,5 @@ def _open_lines(path: Path) -> BinaryIO:
     if suffix == ".gz":
         return cast(BinaryIO, gzip.open(path))
     if suffix == ".zst":
-        import pyarrow as pa
-
-        return BufferedReader(pa.input_stream(str(path), compression="zstd"), _BUFFER)
+        return BufferedReader(pyarrow.input_stream(str(path), compression="zstd"), _BUFFER)
     return path.open("rb", buffering=_BUFFER)

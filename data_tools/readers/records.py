@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
 
+import pyarrow as pa
+
 from nemo_longpo.errors import InputError
 
 Mark = tuple[int, int]
@@ -120,8 +122,6 @@ def arrow_row(table: Any, names: list[str], index: int) -> dict[str, Any]:
 
 
 def _value(scalar: Any) -> Any:
-    import pyarrow as pa
-
     if not isinstance(scalar, pa.ListScalar | pa.LargeListScalar) or not scalar.is_valid:
         return scalar.as_py()
     if pa.types.is_list(scalar.type.value_type) or pa.types.is_large_list(scalar.type.value_type):
