@@ -51,10 +51,11 @@ def test_readme_lists_every_file():
 
 def test_pipeline_file_is_read_and_its_stages_are_parsed():
     pipeline = load_pipeline(EXAMPLES / "data.yaml")
-    assert [stage.name for stage in pipeline.stages] == ["chunk", "instruct", "respond", "filter", "score", "pack"]
+    names = [stage.call.stage for stage in pipeline.stages]
+    assert names == ["chunk", "instruct", "respond", "filter", "score", "pack"]
     for stage in pipeline.stages:
-        build_parser().parse_args(pipeline.arguments(stage))
-    assert all("CUDA_VISIBLE_DEVICES" in stage.env for stage in pipeline.stages if stage.settings.get("engine"))
+        build_parser().parse_args(stage.call.words())
+    assert all("CUDA_VISIBLE_DEVICES" in stage.env for stage in pipeline.stages if stage.call.values.get("engine"))
 
 
 def test_own_pairs_become_shards(tmp_path):

@@ -11,6 +11,8 @@ from torch.distributed.checkpoint.api import CheckpointException, _wrap_exceptio
 from nemo_longpo.atomic import NO_ROOM
 from nemo_longpo.megatron.full_disk import leave_to_main_thread, no_room
 
+pytestmark = pytest.mark.slow
+
 FULL = "the disk is full"
 NO_MORE = "the disk took no more"
 SHORT_ARCHIVE = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")
@@ -49,7 +51,6 @@ CASES = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_reason(case):
     error, expected = CASES[case]
