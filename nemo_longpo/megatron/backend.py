@@ -18,7 +18,7 @@ from nemo_longpo.backends import cpu
 from nemo_longpo.errors import InputError
 from nemo_longpo.placement import Placement
 
-from .cpu_attention import CpuPairAttention, RMSNorm
+from .attention import CpuPairAttention, RMSNorm
 from .job_settings import SETTING, attention_shape, window_refused
 from .topology import hierarchical_cp_groups
 

@@ -20,7 +20,7 @@ from nemo_longpo.checkpoints.run_directory import LAST, list_checkpoints, point_
 from nemo_longpo.errors import InputError
 
 from .full_disk import GOES_ON
-from .together import gather_from_all, raise_on_all
+from .topology import gather_from_all, raise_on_all
 
 
 class LongPOCheckpoint(nl.ModelCheckpoint):

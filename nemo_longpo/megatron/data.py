@@ -8,9 +8,8 @@ import lightning.pytorch as pl
 import numpy as np
 from megatron.core.num_microbatches_calculator import update_num_microbatches
 from nemo.collections.common.tokenizers import TokenizerSpec
-from nemo.lightning import io
+from nemo.lightning import MegatronDataSampler, io
 from nemo.lightning.data import WrappedDataLoader
-from nemo.lightning.pytorch.plugins import MegatronDataSampler
 from torch.utils.data import DataLoader, Dataset
 
 from nemo_longpo.costs.flops import forward_flops
@@ -26,10 +25,8 @@ from nemo_longpo.shards.fingerprint import tokenizer_fingerprint
 from nemo_longpo.shards.reader import ShardReader
 from nemo_longpo.shards.schema import PairRecord
 
-from .file_hashes import check_shards
-from .run_inputs import inputs_directory
-from .together import raise_on_all
-from .topology import current_topology
+from .run_inputs import check_shards, inputs_directory
+from .topology import current_topology, raise_on_all
 
 ORDER_SETTINGS = ("global_batch_size", "length_window", "seed")  # what the order of the records depends on
 

@@ -9,26 +9,14 @@ import fiddle as fdl
 import lightning.pytorch as pl
 from nemo import lightning as nl
 from nemo.collections import llm
-from nemo.collections.llm.gpt.model.llama import Llama4Config
-from nemo.lightning import AutoResume, io
+from nemo.lightning import io
 from nemo.utils import logging
 from nemo.utils.app_state import AppState
 
-from nemo_longpo.checkpoints import integrity
+from nemo_longpo.checkpoints import integrity, run_directory, trust
 from nemo_longpo.checkpoints.completeness import require_complete
-from nemo_longpo.checkpoints.run_directory import (
-    CHECKPOINTS,
-    checkpoint_of,
-    find_checkpoint,
-    find_resume_point,
-    list_checkpoints,
-    refuse_to_start_beside,
-)
-from nemo_longpo.checkpoints.trust import TRAINED_HERE, check_context, check_weights
 from nemo_longpo.errors import InputError
-from nemo_longpo.model_directory.model_config import ModelConfig
-from nemo_longpo.model_directory.nemo_names import nemo_scaling_settings
-from nemo_longpo.model_directory.rope_settings import scaling_settings
+from nemo_longpo.model_directory import model_config, nemo_names, rope_settings
 from nemo_longpo.yaml_input import read_yaml_mapping
 
 from .backend import current_backend
@@ -52,7 +40,7 @@ def load_architecture(checkpoint: Path, trusted: bool = False) -> llm.GPTConfig:
         )
     recorded = _load_context(context, "model.config", trusted, build=False)
     if not _is_trained_here(recorded.__fn_or_cls__):
-        raise InputError(f"{checkpoint} holds a {recorded.__fn_or_cls__.__name__}; {TRAINED_HERE}.")
+        raise InputError(f"{checkpoint} holds a {recorded.__fn_or_cls__.__name__}; {trust.TRAINED_HERE}.")
     # Settings of a GPU run may not even construct on a CPU, and those of a CPU run must not get into checkpoints.
     settings = copy.deepcopy(recorded)
     config = fdl.build(current_backend().prepare(settings))
@@ -71,7 +59,7 @@ def _load_context(
     context: Path, subpath: Literal["model.config", "model.tokenizer"], trusted: bool, build: bool
 ) -> Any:
     if not trusted:
-        check_context(context, subpath)
+        trust.check_context(context, subpath)
     return io.load_context(context, subpath=subpath, build=build)
 
 
@@ -89,7 +77,7 @@ def _is_trained_here(config: type) -> bool:
     """Refuse Llama 4, in the same module as Llama 3, and what other modules derive: they have other layers."""
     bases = (llm.MistralConfig7B, llm.Qwen2Config, llm.LlamaConfig)
     known = issubclass(config, bases) and config.__module__ in {base.__module__ for base in bases}
-    return known and not issubclass(config, Llama4Config)
+    return known and not issubclass(config, llm.Llama4Config)
 
 
 def load_rope_scaling(checkpoint: Path) -> dict[str, Any] | None:
@@ -111,12 +99,12 @@ def load_rope_scaling(checkpoint: Path) -> dict[str, Any] | None:
         return model["rope_scaling"]
     kept = checkpoint / "context" / "hf"
     if (kept / "config.json").is_file():
-        return scaling_settings(ModelConfig.read(kept).scaling)
-    return nemo_scaling_settings(model["config"])
+        return rope_settings.scaling_settings(model_config.ModelConfig.read(kept).scaling)
+    return nemo_names.nemo_scaling_settings(model["config"])
 
 
 @dataclass(kw_only=True)
-class LongPOResume(AutoResume):
+class LongPOResume(nl.AutoResume):
     """NeMo's resume, which also gives a model without a config the architecture of `restore_config.path`.
 
     It resumes from the newest complete checkpoint of the run, whatever links lie beside it, and refuses to start over
@@ -148,7 +136,7 @@ class LongPOResume(AutoResume):
             model.adopt_architecture(load_architecture(origin, self.trust_checkpoint), load_rope_scaling(origin))
         self._check_beside(trainer, model)
         if resumed := self.get_trainer_ckpt_path(model):
-            self._check_files(checkpoint_of(resumed))
+            self._check_files(run_directory.checkpoint_of(resumed))
         if not self.trust_checkpoint:
             self._check_what_loads(model, origin)
         super().setup(trainer, model)
@@ -163,8 +151,8 @@ class LongPOResume(AutoResume):
             return
         start = self.get_trainer_ckpt_path(model)
         folder = Path(str(trainer.checkpoint_callback.dirpath))
-        refuse_to_start_beside(folder, Path(start) if start else None)
-        for line in list_checkpoints(folder).describe_left_out():
+        run_directory.refuse_to_start_beside(folder, Path(start) if start else None)
+        for line in run_directory.list_checkpoints(folder).describe_left_out():
             logging.warning(line)
 
     def _check_what_loads(self, model: LongPOModel, origin: Path | None) -> None:
@@ -175,12 +163,12 @@ class LongPOResume(AutoResume):
         resumed = self.get_trainer_ckpt_path(model)
         found = [Path(resumed), getattr(resumed, "base_model_path", None)] if resumed else []
         for weights in filter(None, [*found, origin]):
-            checkpoint = checkpoint_of(weights)
+            checkpoint = run_directory.checkpoint_of(weights)
             if not checkpoint.is_dir():
                 continue
-            check_weights(checkpoint / self.WEIGHTS_PATH)
+            trust.check_weights(checkpoint / self.WEIGHTS_PATH)
             if self.restore_config and self.restore_config.load_artifacts:
-                check_context(checkpoint / "context", "model.tokenizer")
+                trust.check_context(checkpoint / "context", "model.tokenizer")
 
     def _check_files(self, checkpoint: Path) -> None:
         """Check what every rank reads now; weights are checked later, when all ranks can share the work."""
@@ -189,10 +177,10 @@ class LongPOResume(AutoResume):
 
     def _find_trainer_ckpt_path(self) -> Path | None:
         """Replace NeMo's, which knows links to checkpoints only."""
-        place = self.resume_from_directory or Path(AppState().log_dir, CHECKPOINTS)
+        place = self.resume_from_directory or Path(AppState().log_dir, run_directory.CHECKPOINTS)
         if "://" in str(place):
             return super()._find_trainer_ckpt_path()
-        newest = find_resume_point(Path(place))
+        newest = run_directory.find_resume_point(Path(place))
         if newest is None and not self.resume_ignore_no_checkpoint and not self.restore_config:
             raise InputError(f"{place} holds no checkpoint, and resume.resume_ignore_no_checkpoint is False; set it.")
         return newest
@@ -200,7 +188,7 @@ class LongPOResume(AutoResume):
 
 def _take_checkpoint(path: str, setting: str) -> str:
     """Return the newest checkpoint of a run's directory; other paths, and addresses, as they are."""
-    taken = path if "://" in path else str(find_checkpoint(Path(path)))
+    taken = path if "://" in path else str(run_directory.find_checkpoint(Path(path)))
     if Path(taken) != Path(path):
         logging.info(f"{setting} is a run's directory; takes its newest complete checkpoint, {taken}")
     return taken

@@ -16,10 +16,10 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.placement import CpCommType, Placement
 
 from .backend import start_backend
-from .file_hashes import check_checkpoint
 from .full_disk import GOES_ON, leave_to_main_thread, no_room
 from .job_settings import check, check_optimizer, complete, put_on
 from .model import LongPOModel
+from .run_inputs import check_checkpoint
 
 
 class LongPOStrategy(nl.MegatronStrategy):

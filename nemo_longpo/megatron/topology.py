@@ -1,10 +1,17 @@
-"""This process's place among Megatron's process groups: the one file that reads Megatron's global parallel state."""
+"""This process among the others: its place in Megatron's process groups, and what all ranks do together.
 
-from collections.abc import Sequence
+The one file that reads Megatron's global parallel state.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 from megatron.core import parallel_state
+
+from nemo_longpo.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -56,3 +63,38 @@ def hierarchical_cp_groups(sizes: Sequence[int]) -> list[dist.ProcessGroup]:
         )
         mine += groups
     return mine
+
+
+_LONGEST_WAIT = timedelta(days=1)  # for ranks that wait while others read; the default group gives up after minutes
+
+
+def gather_from_all(value: Any) -> list[Any]:
+    """Return every rank's value (small, pickled) in the order of ranks. All ranks of the job must call it."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    group = dist.new_group(backend="gloo", timeout=_LONGEST_WAIT)
+    dist.all_gather_object(values, value, group=group)
+    dist.destroy_process_group(group)
+    return values
+
+
+def raise_on_all(check: Callable[[], object], *, here: bool = True) -> None:
+    """Call `check` on the ranks where `here` is true. All ranks of the job must call this function.
+
+    Raises InputError on all ranks if any of them raised one: that of the first such rank.
+    """
+    problem = None
+    if here:
+        try:
+            check()
+        except InputError as error:
+            problem = str(error)
+    raise_first(gather_from_all(problem))
+
+
+def raise_first(problems: Iterable[str | None]) -> None:
+    """Raises InputError with the first problem, if there is one."""
+    for problem in problems:
+        if problem is not None:
+            raise InputError(problem)

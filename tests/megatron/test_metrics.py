@@ -19,8 +19,8 @@ def test_utilisation_only_where_the_peak_is_known():
 
 
 def test_a_full_disk_is_named():
-    from nemo_longpo.megatron.loss import WORK
     from nemo_longpo.megatron.metrics import MetricsCallback
+    from nemo_longpo.megatron.model import WORK
 
     callback = MetricsCallback()
     callback._path = Path("/dev/full")

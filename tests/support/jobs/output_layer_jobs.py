@@ -36,7 +36,7 @@ def _output_layer(config: Any, vocab: int, group: dist.ProcessGroup, **settings:
     """A layer of ⌈vocab / ranks⌉ rows on each rank, whose padding rows hold large numbers."""
     from megatron.core.tensor_parallel import ColumnParallelLinear
 
-    from nemo_longpo.megatron.output_layer import LogprobOutputLayer
+    from nemo_longpo.megatron.gpt import LogprobOutputLayer
 
     rows = -(-vocab // group.size()) * group.size()
     layer = ColumnParallelLinear(

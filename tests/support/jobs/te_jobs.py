@@ -93,8 +93,8 @@ def largest_differences(settings: list[tuple[str, list[int] | None]]) -> list[di
 
 
 def _differences(comm_type: str, hierarchical: list[int] | None, cp_size: int, rank: int) -> dict[str, float]:
+    from nemo_longpo.megatron.attention import CpuPairAttention
     from nemo_longpo.megatron.backend import Backend
-    from nemo_longpo.megatron.cpu_attention import CpuPairAttention
 
     config = _config(comm_type, hierarchical, cp_size)
     spec = Backend().layer_spec(config).submodules.self_attention.submodules.core_attention
