@@ -13,7 +13,8 @@ from nemo_longpo.errors import InputError
 from ..doc_ids import hash_id, refuse_repeated_ids
 from ..readers.find import Finder
 from ..readers.records import Columns, Mark, Piece, Record, read_parts
-from ..runner.rows import PartLimits, Row
+from ..runner import Row
+from ..runner.rows import PartLimits
 from .segmentation import CODE_SUFFIXES, TEXT_SUFFIXES
 
 # Empty files are usual in source code, and a sign of trouble elsewhere.

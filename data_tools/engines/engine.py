@@ -17,8 +17,7 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.shards.schema import Span
 
 from ..options import settings_from
-from ..runner.kept import Kept
-from ..runner.progress import Tick, Usage
+from ..runner import Kept, Tick, Usage
 from ..settings import EngineSettings, ServerSettings, TransformersSettings, VllmSettings
 
 

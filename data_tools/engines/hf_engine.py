@@ -15,7 +15,7 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.model_config import ModelConfig
 from nemo_longpo.shards.schema import Span
 
-from ..runner.progress import Tick, Usage
+from ..runner import Tick, Usage
 from ..settings import EngineSettings, TransformersSettings
 from .engine import Completion, Sampling
 

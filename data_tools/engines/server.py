@@ -11,7 +11,7 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.model_config import ModelConfig
 from nemo_longpo.shards.schema import Span
 
-from ..runner.progress import Tick, Usage
+from ..runner import Tick, Usage
 from ..settings import EngineSettings, ServerSettings
 from .engine import Completion, Sampling
 from .server_http import Address, ServedModel, parse_address

@@ -12,7 +12,7 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.model_config import ModelConfig
 from nemo_longpo.shards.schema import Span
 
-from ..runner.progress import Tick, Usage
+from ..runner import Tick, Usage
 from ..settings import EngineSettings, VllmSettings
 from .engine import Completion, Sampling
 from .vllm_arguments import check_loaded, engine_arguments, expected_rope_theta

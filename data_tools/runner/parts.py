@@ -27,11 +27,9 @@ from nemo_longpo.json_input import read_json_object
 
 from ..options import differences
 from ..settings import WorkShare
-from .claims import Claims, remove_claims
-from .kept import Kept, remove_kept
-from .progress import Progress, remove_shares
+from .claims import Claims, remove_claims, resolve_share
+from .progress import Kept, Progress, remove_kept, remove_shares
 from .rows import REPAIR, SETTINGS_NAME, Row, Source, read_counts
-from .share import resolve_share
 
 REPORT_NAME = "report.json"
 

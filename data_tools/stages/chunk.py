@@ -19,9 +19,7 @@ from ..corpus.segmentation import domain_of
 from ..corpus.source import CorpusSource, Fields
 from ..doc_ids import seed_for
 from ..model import load_chat, tokenizer_identity
-from ..runner.parts import PartResult, PartsJob, Process, run_parts
-from ..runner.progress import Tick
-from ..runner.rows import Row
+from ..runner import PartResult, PartsJob, Process, Row, Tick, run_parts
 from ..settings import ChunkSettings, CpuWorkShare
 from .table import Report, StageCall
 

@@ -14,9 +14,7 @@ from ..pairs import Pair, Turn, is_empty, parse_pair, special_tokens, without_sp
 from ..prompts import Prompts, choose_prompts
 from ..quality.language import similarity, words
 from ..quality.useless_answers import compressed_share, is_refusal, longest_copy, longest_loop, repeats, searchable
-from ..runner.parts import PartResult, PartsJob, Process, run_parts
-from ..runner.progress import Tick
-from ..runner.rows import Row, open_parts
+from ..runner import PartResult, PartsJob, Process, Row, Tick, open_parts, run_parts
 from ..settings import CpuWorkShare, FilterSettings
 from .table import Report, StageCall
 

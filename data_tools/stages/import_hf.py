@@ -16,9 +16,8 @@ from ..model import load_chat, tokenizer_identity
 from ..published.conversation import Refused, TemplateIds, template_ids
 from ..published.document import Limits, read_document
 from ..published.source import Ledger, PublishedSource, Refusal
-from ..runner.parts import PartResult, PartsJob, Process, run_parts
-from ..runner.progress import Tick
-from ..runner.rows import Row, is_given
+from ..runner import PartResult, PartsJob, Process, Row, Tick, run_parts
+from ..runner.rows import is_given
 from ..settings import CpuWorkShare, ImportSettings
 from .table import Report, StageCall
 

@@ -14,9 +14,7 @@ from ..engines.engine import Completion, Sampling
 from ..pairs import read_chunks
 from ..prompts import Prompts
 from ..quality.usable_requests import Pool, Wording, read_requests
-from ..runner.parts import PartResult
-from ..runner.progress import Tick
-from ..runner.rows import Row
+from ..runner import PartResult, Row, Tick
 from ..settings import InstructSettings
 from .table import Report, StageCall
 from .with_model import LoadedModel, check_short, run_with_model

@@ -14,9 +14,7 @@ from ..chat.format import ChatFormat
 from ..doc_ids import seed_for
 from ..engines.engine import Completion, Sampling
 from ..pairs import read_chunks
-from ..runner.parts import PartResult
-from ..runner.progress import Tick
-from ..runner.rows import Row
+from ..runner import PartResult, Row, Tick
 from ..settings import RespondSettings
 from .table import Report, StageCall
 from .with_model import LoadedModel, check_long, check_short, run_with_model

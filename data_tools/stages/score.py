@@ -16,9 +16,8 @@ from ..encoded import EncodedPair, PairEncoder, check_row
 from ..engines.engine import Engine
 from ..model import load_chat, tokenizer_identity
 from ..pairs import BRANCHES
-from ..runner.parts import PartResult
-from ..runner.progress import Tick
-from ..runner.rows import Row, read_stage_settings
+from ..runner import PartResult, Row, Tick
+from ..runner.rows import read_stage_settings
 from ..settings import EngineSettings, ScoreSettings
 from .score_check import EngineCheck, Scored
 from .table import Report, StageCall

@@ -13,9 +13,8 @@ from ..engines.engine import Engine, EngineOptions, ResumingEngine
 from ..model import load_chat, model_identity, rendering_identity, tokenizer_identity
 from ..options import Settings, settings_from
 from ..prompts import Prompts, choose_prompts
-from ..runner.parts import PartResult, PartsJob, Process, run_parts
-from ..runner.progress import Progress, Tick
-from ..runner.rows import Row, open_parts, read_stage_settings
+from ..runner import PartResult, PartsJob, Process, Progress, Row, Tick, open_parts, run_parts
+from ..runner.rows import read_stage_settings
 from ..settings import TemplateSettings, WorkShare
 from .table import Report, StageCall
 

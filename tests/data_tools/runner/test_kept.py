@@ -1,6 +1,6 @@
 """What a stopped process leaves to the next one: whole lines, of the same work, until the part is there."""
 
-from nemo_longpo.data_tools.runner.kept import Kept, remove_kept
+from nemo_longpo.data_tools.runner.progress import Kept, remove_kept
 
 
 def test_values_outlive_their_process_and_not_their_part(tmp_path):

@@ -4,8 +4,7 @@ import os
 import re
 import time
 
-from nemo_longpo.data_tools.runner.kept import Kept
-from nemo_longpo.data_tools.runner.progress import Progress, Usage, remove_shares, shares_of_parts
+from nemo_longpo.data_tools.runner.progress import Kept, Progress, Usage, remove_shares, shares_of_parts
 
 
 def tokens_per_second(bar, what):

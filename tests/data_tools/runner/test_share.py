@@ -1,6 +1,6 @@
 import pytest
 
-from nemo_longpo.data_tools.runner.share import resolve_share
+from nemo_longpo.data_tools.runner.claims import resolve_share
 from nemo_longpo.data_tools.settings import WorkShare
 from nemo_longpo.errors import InputError
 
