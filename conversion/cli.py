@@ -257,7 +257,7 @@ def run_inspect(arguments: argparse.Namespace) -> None:
 
 def run_verify(arguments: argparse.Namespace) -> int:
     """Return 1 if the models differ."""
-    from .comparison.comparison_text import format_report
+    from .comparison.comparison_report import format_report
     from .comparison.verify import LogitCheck, verify
     from .model_on_disk import Access
 

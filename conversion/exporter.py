@@ -1,12 +1,14 @@
 """NeMo checkpoint → Hugging Face directory. Needs neither NeMo nor a GPU; reads model tensors only, no optimizer state.
 
 Accepts what `longpo convert import` or stock NeMo made and every checkpoint trained from it, under whatever parallel
-sizes.
+sizes. The new files have the tensors, names and dtypes of the model that was imported, where these are known.
 """
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -20,17 +22,33 @@ from nemo_longpo.model_directory.model_config import ModelConfig
 from nemo_longpo.terminal import note
 
 from .families.family import Family, Piece
-from .huggingface.config import with_dtype, with_max_length
+from .huggingface.config import DTYPES, with_dtype, with_max_length
 from .huggingface.directory import INDEX, SINGLE, HfDirectory, write_json
-from .huggingface.safetensors_file import SafetensorsWriter, header_like
-from .model_on_disk import Weights
+from .huggingface.safetensors_file import TORCH_DTYPES, SafetensorsWriter, header_like
+from .huggingface.weights import HfWeights
+from .model_on_disk import Access, Weights, open_nemo
 from .nemo_checkpoint.context import HEADERS, WEIGHT_LIST
-from .nemo_checkpoint.opened import NemoCheckpoint
-from .nemo_checkpoint.stock import StockOrigin
 from .outputs import bytes_of, new_model, require_apart, require_free
 from .progress import DEFAULT_WORKERS, work_through
-from .targets import Target, original_headers, plan_targets
 from .values import NotFinite
+
+DEFAULT_FILE_BYTES = 5_000_000_000
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Target:
+    """One tensor to write, and the file it goes to."""
+
+    name: str
+    file: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def export_checkpoint(
@@ -58,7 +76,8 @@ def export_checkpoint(
         note(f"export: takes {checkpoint}, the newest complete checkpoint of {given}")
     require_apart(output, *filter(None, (checkpoint, base)))
     require_free(output, overwrite=overwrite)
-    source = NemoCheckpoint.open(checkpoint, base, base_checkpoint, check_hashes=check_hashes)
+    access = Access(base=base, base_checkpoint=base_checkpoint, check_hashes=check_hashes)
+    source = open_nemo(checkpoint, access)
     require_apart(output, source.weights.directory.parent)  # adapters know their base without an option
     family, model_shape = source.family, source.model_shape
     config = source.config
@@ -68,7 +87,7 @@ def export_checkpoint(
         raise InputError(f"{config.file} does not say for how many positions the model is; pass --max-length")
     if dtype is not None:
         config = with_dtype(config, dtype)
-    if isinstance(source.origin, StockOrigin):
+    if source.origin.remark:
         note(f"export: {source.origin.remark}")
     if not config.rope_is_read_by_4:
         note(
@@ -89,7 +108,7 @@ def _write_companions(output: Path, origin: HfDirectory, config: ModelConfig) ->
     for path in origin.companions():
         if path.name not in (WEIGHT_LIST, HEADERS, INDEX):
             shutil.copyfile(path, output / path.name)
-    if config != origin.config or isinstance(origin, StockOrigin):
+    if config != origin.config or origin.remark:
         write_json(output / "config.json", config.raw)
 
 
@@ -155,3 +174,82 @@ def _write_index(output: Path, origin: HfDirectory, targets: Mapping[str, Target
         weight_map = dict(sorted(weight_map.items()))
     index = {**content, "metadata": {**metadata, "total_size": total}, "weight_map": weight_map}
     (output / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def plan_targets(origin: HfDirectory, family: Family, model_shape: ModelShape, dtype: str | None) -> dict[str, Target]:
+    """Every tensor to write, by name: the files and dtypes of the original where they are known."""
+    known = _original_weights(origin)
+    fallback = TORCH_DTYPES[DTYPES[origin.config.stored_dtype]]
+    shapes: dict[str, tuple[int, ...]] = {}
+    for piece in family.pieces(model_shape):
+        shapes.update(zip(piece.names, piece.part_shapes, strict=True))
+    for copy, name in family.copies(model_shape).items():
+        if copy in known:
+            shapes[copy] = shapes[name]
+    targets = []
+    for name, shape in shapes.items():
+        file, original = known.get(name, (SINGLE, None))
+        chosen = TORCH_DTYPES[DTYPES[dtype]] if dtype else TORCH_DTYPES.get(original or "", fallback)
+        targets.append(Target(name, file, chosen, shape))
+    if not set(shapes) <= set(known):
+        targets = _split_files(targets)
+    return {target.name: target for target in targets}
+
+
+def _original_weights(origin: HfDirectory) -> dict[str, tuple[str, str]]:
+    """Tensor → (file, safetensors dtype) in the Hugging Face directory that the model came from, if known."""
+    listed = origin.path / WEIGHT_LIST
+    if listed.is_file():
+        return _read_weight_list(listed)
+    if not _has_weights(origin):
+        return {}
+    return HfWeights(origin).listing()
+
+
+def original_headers(origin: HfDirectory) -> dict[str, str]:
+    """File → safetensors header in the directory that the model came from, where it is not the library's own."""
+    kept = origin.path / HEADERS
+    if kept.is_file():
+        return {file: text for file, text in read_model_json(kept).items() if isinstance(text, str)}
+    if (origin.path / WEIGHT_LIST).is_file() or not _has_weights(origin):
+        return {}
+    return HfWeights(origin).headers()
+
+
+def _has_weights(origin: HfDirectory) -> bool:
+    return (origin.path / INDEX).is_file() or (origin.path / SINGLE).is_file()
+
+
+def _read_weight_list(path: Path) -> dict[str, tuple[str, str]]:
+    """Files are to be written under these names, so they may not lead out of the directory."""
+    weights = {}
+    for name, entry in read_model_json(path).items():
+        match entry:
+            case {"file": str(file), "dtype": str(dtype)} if _is_file_name(file) and dtype in TORCH_DTYPES:
+                weights[name] = (file, dtype)
+            case _:
+                raise InputError(f"{path} has {entry} for {name}, which is no file and dtype; import the model again")
+    return weights
+
+
+def _is_file_name(file: str) -> bool:
+    return Path(file).name == file and file.endswith(SUFFIX)
+
+
+def _split_files(targets: list[Target]) -> list[Target]:
+    """Spread tensors over files of at most DEFAULT_FILE_BYTES, named as `transformers` does."""
+    files: list[list[Target]] = [[]]
+    used = 0
+    for target in targets:
+        if used and used + target.size > DEFAULT_FILE_BYTES:
+            files.append([])
+            used = 0
+        files[-1].append(target)
+        used += target.size
+    if len(files) == 1:
+        return [replace(target, file=SINGLE) for target in targets]
+    return [
+        replace(target, file=f"model-{number:05d}-of-{len(files):05d}.safetensors")
+        for number, members in enumerate(files, start=1)
+        for target in members
+    ]

@@ -20,8 +20,7 @@ from .huggingface.directory import HfDirectory, write_json
 from .huggingface.safetensors_file import TORCH_DTYPES
 from .huggingface.weights import HfWeights, check_tensors
 from .nemo_checkpoint import context
-from .nemo_checkpoint.names import KEY_PREFIX, extra_states
-from .nemo_checkpoint.torch_dist_writer import Chunk, write_checkpoint
+from .nemo_checkpoint.torch_dist import KEY_PREFIX, Chunk, extra_states, write_checkpoint
 from .outputs import bytes_of, new_model, require_apart, require_free
 from .progress import DEFAULT_WORKERS, quiet_libraries
 from .values import NotFinite
@@ -80,12 +79,12 @@ def plan_chunks(weights: HfWeights, family: Family, model_shape: ModelShape, not
     """One chunk per piece of the model, each read from the Hugging Face files when it is written."""
     return [
         Chunk(
-            KEY_PREFIX + piece.entry.key,
-            piece.global_shape,
-            piece.offsets,
-            piece.sizes,
-            TORCH_DTYPES[weights.dtype(piece.names[0])],
-            partial(_load, weights, piece, not_finite),
+            key=KEY_PREFIX + piece.entry.key,
+            global_shape=piece.global_shape,
+            offsets=piece.offsets,
+            sizes=piece.sizes,
+            dtype=TORCH_DTYPES[weights.dtype(piece.names[0])],
+            load=partial(_load, weights, piece, not_finite),
         )
         for piece in family.pieces(model_shape)
     ]

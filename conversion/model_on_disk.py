@@ -1,38 +1,51 @@
 """A model on disk, whichever side it lies on: one description, and its tensors piece by piece."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
+from nemo_longpo.checkpoints import integrity
 from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.errors import InputError
-from nemo_longpo.model_directory.downloads import cache_hint
+from nemo_longpo.model_directory import downloads, rope_settings
 from nemo_longpo.model_directory.model_config import ModelConfig
 
 from .families.family import Family, Piece
 from .families.known import family_of
-from .huggingface.config import check_supported
+from .huggingface.config import check_supported, with_rope_scaling, with_rope_theta
 from .huggingface.directory import HfDirectory
 from .huggingface.weights import HfWeights, check_tensors
-from .nemo_checkpoint.adapters import RECORD as ADAPTERS_RECORD
-from .nemo_checkpoint.opened import NemoCheckpoint
+from .nemo_checkpoint import adapters, context, stock
+from .nemo_checkpoint.torch_dist import KEY_PREFIX, DistCheckpoint
 
 
 class Weights(Protocol):
+    @property
+    def directory(self) -> Path:
+        """Where the whole weights lie, which adapters do not hold."""
+        ...
+
+    @property
+    def adapted(self) -> frozenset[str]:
+        """Names of the Megatron tensors that LoRA adapters change, without KEY_PREFIX."""
+        ...
+
     def parts(self, piece: Piece) -> list[torch.Tensor]:
         """The Hugging Face tensors of a piece, in the order of its names, in the stored dtype. Called by threads."""
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Access:
     """What else is needed, or permitted, to read a directory as a whole model.
 
     `base` is a Hugging Face directory with the small files of a NeMo checkpoint; `base_checkpoint` is where the
-    checkpoint lies that LoRA adapters were trained on; `check_hashes` holds a NeMo checkpoint's files to their record;
-    `trust_checkpoint` lets a NeMo checkpoint name what is not known to run no code.
+    checkpoint lies that LoRA adapters were trained on, if it was moved; `check_hashes` holds a NeMo checkpoint's files
+    to their recorded hashes too, not only to their sizes; `trust_checkpoint` lets a NeMo checkpoint name what is not
+    known to run no code.
     """
 
     base: Path | None = None
@@ -45,9 +58,9 @@ class Access:
 NOTHING_ELSE = Access()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelOnDisk:
-    """`config` is the model's `config.json`, or what export would write for one.
+    """`config` is the model's `config.json`, or what export would write for one: with the RoPE settings of training.
 
     `origin` holds the small files: the directory itself, or what a checkpoint keeps of the model it was made from.
     """
@@ -68,11 +81,10 @@ def open_model(path: Path, access: Access = NOTHING_ELSE) -> ModelOnDisk:
     Raises InputError if it is no complete model of a supported family.
     """
     if (path / "context").is_dir():
-        base_checkpoint = access.base_checkpoint if (path / "weights" / ADAPTERS_RECORD).is_file() else None
-        nemo = NemoCheckpoint.open(path, access.base, base_checkpoint, check_hashes=access.check_hashes)
-        return ModelOnDisk(path, access, "nemo", nemo.config, nemo.origin, nemo.family, nemo.model_shape, nemo.weights)
+        holds_adapters = (path / "weights" / adapters.RECORD).is_file()
+        return open_nemo(path, access if holds_adapters else replace(access, base_checkpoint=None))
     if not (path / "config.json").is_file():
-        hint = cache_hint(path)
+        hint = downloads.cache_hint(path)
         raise InputError(
             f"{path} is neither a Hugging Face directory (config.json) nor a NeMo checkpoint (context/){hint}"
         )
@@ -84,4 +96,81 @@ def open_model(path: Path, access: Access = NOTHING_ELSE) -> ModelOnDisk:
         check_tensors(weights, family, model_shape)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    return ModelOnDisk(path, access, "huggingface", directory.config, directory, family, model_shape, weights)
+    return ModelOnDisk(
+        path=path,
+        access=access,
+        side="huggingface",
+        config=directory.config,
+        origin=directory,
+        family=family,
+        model_shape=model_shape,
+        weights=weights,
+    )
+
+
+def open_nemo(path: Path, access: Access = NOTHING_ELSE) -> ModelOnDisk:
+    """A checkpoint that `longpo convert import` or stock NeMo made, or one trained from it under any parallel sizes.
+
+    It is held to the record of its files, and so is the base of adapters. Raises InputError if it is no complete model
+    of a supported family, if a file is not as recorded, or if a base checkpoint is given for whole weights.
+    """
+    integrity.check(path, hashes=access.check_hashes)
+    model = context.read_model(path / "context")
+    found = adapters.Adapters.of(path, model)
+    if access.base_checkpoint and not found:
+        raise InputError(f"{path} holds whole weights; --base-checkpoint is for checkpoints of LoRA adapters")
+    whole = found.find_base(access.base_checkpoint) if found else path
+    if found:
+        integrity.check(whole, hashes=access.check_hashes)
+    weights = DistCheckpoint(whole / "weights")
+    origin = HfDirectory.open(access.base) if access.base else _kept(path / "context", model, weights)
+    if origin.remark is None:  # what NeMo records is checked as it is read, and may lack the number of positions
+        check_supported(origin.config)
+    config = _as_trained(origin.config, model)
+    family, model_shape = family_of(config), ModelShape.of(config)
+    _check_nemo_tensors(weights, family, model_shape, Path(config.file).name)
+    return ModelOnDisk(
+        path=path,
+        access=access,
+        side="nemo",
+        config=config,
+        origin=origin,
+        family=family,
+        model_shape=model_shape,
+        weights=found.merged_into(weights, family, model_shape) if found else weights,
+    )
+
+
+def _kept(directory: Path, model: Mapping[str, Any], weights: DistCheckpoint) -> HfDirectory:
+    """The imported model's files travel as those of its tokenizer; a stock checkpoint has those of a tokenizer only."""
+    tokenizer = stock.tokenizer_directory(directory, model)
+    if tokenizer is not None and (tokenizer / "config.json").is_file():
+        return HfDirectory.open(tokenizer)
+    return stock.stock_origin(directory, model, weights)
+
+
+def _as_trained(config: ModelConfig, model: Mapping[str, Any]) -> ModelConfig:
+    changed = with_rope_theta(config, model["config"]["rotary_base"])
+    # Our training records the scaling; a checkpoint that was only imported has that of its config.json.
+    if "rope_scaling" in model and rope_settings.parse_scaling(model["rope_scaling"], config.file) != config.scaling:
+        changed = with_rope_scaling(changed, model["rope_scaling"])
+    return changed
+
+
+def _check_nemo_tensors(weights: DistCheckpoint, family: Family, model_shape: ModelShape, file: str) -> None:
+    """The checkpoint is of this architecture. Vocabulary rows may exceed the model's: tensor parallelism pads them."""
+    pieces = {KEY_PREFIX + piece.entry.key: piece for piece in family.first_pieces(model_shape)}
+    for key, piece in pieces.items():
+        found, expected = weights.shape(key), piece.global_shape
+        padded = piece.entry.is_vocabulary and found[1:] == expected[1:] and found[0] >= expected[0]
+        if found != expected and not padded:
+            raise InputError(
+                f"{weights.directory}: {key} has shape {list(found)}, the model's {file} says "
+                f"{list(expected)}; the checkpoint is of another model"
+            )
+    extra = sorted(name for name in weights.tensor_names() if name.startswith(KEY_PREFIX) and name not in pieces)
+    if extra:
+        others = f" and {len(extra) - 1} others" if extra[1:] else ""
+        raise InputError(
+            f"{weights.directory}: there is no place in {family.architecture} for tensor {extra[0]}{others}"
+        )

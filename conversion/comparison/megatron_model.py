@@ -20,12 +20,11 @@ from nemo_longpo.model_directory.rope_settings import RopeSettings, parse_scalin
 from nemo_longpo.placement import LOGPROB_MEMORY_GB
 
 from ..model_on_disk import ModelOnDisk
-from ..nemo_checkpoint.adapters import MergedWeights
-from ..nemo_checkpoint.names import KEY_PREFIX
+from ..nemo_checkpoint.torch_dist import KEY_PREFIX
 from .logits import Forward
 
 
-def load(source: ModelOnDisk, rope: RopeSettings | None) -> tuple[torch.nn.Module, Forward]:
+def load_megatron(source: ModelOnDisk, rope: RopeSettings | None) -> tuple[torch.nn.Module, Forward]:
     """The model and its forward function; `rope` takes the place of what training would read from the checkpoint."""
     backend = start_backend()
     become_single_process()
@@ -50,9 +49,8 @@ def load(source: ModelOnDisk, rope: RopeSettings | None) -> tuple[torch.nn.Modul
 
 
 def _load_weights(model: LogprobGPTModel, source: ModelOnDisk) -> None:
-    """As training does; raises InputError for a checkpoint that training could not start from."""
-    merged = source.weights if isinstance(source.weights, MergedWeights) else None
-    directory = merged.base.directory if merged else source.path / "weights"
+    """Load as training does, and merge adapters. Raises InputError if training could not start from the checkpoint."""
+    directory = source.weights.directory
     if not source.access.trust_checkpoint:
         check_weights(directory)
     try:
@@ -62,16 +60,10 @@ def _load_weights(model: LogprobGPTModel, source: ModelOnDisk) -> None:
         raise InputError(f"Megatron does not load {directory}, nor would training: {reason}") from error
     names = (name for name in loaded if name.startswith(KEY_PREFIX))
     model.load_state_dict({name.removeprefix(KEY_PREFIX): loaded[name] for name in names})
-    if merged:
-        _merge(model, source, merged)
-
-
-def _merge(model: torch.nn.Module, source: ModelOnDisk, merged: MergedWeights) -> None:
-    """Put what LoRA makes of its base into the linear layers, whose names are those of the checkpoint."""
     for piece in source.family.pieces(source.model_shape):
-        if piece.entry.key in merged.adapted:
+        if piece.entry.key in source.weights.adapted:  # the linear layers, whose names are those of the checkpoint
             name = piece.entry.key.replace("layers.", f"layers.{piece.layer}.")
-            model.get_parameter(name).data.copy_(piece.join(merged.parts(piece)))
+            model.get_parameter(name).data.copy_(piece.join(source.weights.parts(piece)))
 
 
 def _hidden(output: Tensor | tuple[Tensor, ...]) -> Tensor:

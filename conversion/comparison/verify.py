@@ -23,7 +23,7 @@ from .small_files import PROVENANCE, SET_BY_OPTIONS, compare_configs, compare_fi
 from .tensors import TensorComparison, compare_models
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LogitCheck:
     """What the two models are asked, and how far their answers may be apart.
 

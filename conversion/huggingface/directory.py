@@ -72,6 +72,11 @@ class HfDirectory:
     def config(self) -> ModelConfig:
         return ModelConfig.read(self.path)
 
+    @property
+    def remark(self) -> str | None:
+        """One line on what an export has to take from elsewhere, or leave out; None where all is in the directory."""
+        return None
+
     def companions(self) -> list[Path]:
         """Configuration, tokenizer, chat template, licence: every file that `is_companion`. Links are followed.
 

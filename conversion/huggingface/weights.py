@@ -1,6 +1,8 @@
-"""The tensors of a Hugging Face directory, read one at a time from whichever file holds them."""
+"""The tensors of a Hugging Face directory: which files hold them, what to say where none do, one read at a time."""
 
-from collections.abc import Collection, Iterator
+import os
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -8,12 +10,84 @@ import torch
 
 from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.errors import InputError
+from nemo_longpo.model_directory.downloads import check_download, read_model_json
 
 from ..families.family import Family, Piece
-from .directory import HfDirectory
+from .directory import INDEX, SINGLE, HfDirectory
 from .pickles import PickleReader
 from .safetensors_file import TORCH_DTYPES, SafetensorsReader, plain_header
-from .weight_files import PICKLE_SUFFIX, find_weight_files
+
+PICKLE_SUFFIX = ".bin"
+PICKLE_SINGLE = "pytorch_model.bin"
+PICKLE_INDEX = "pytorch_model.bin.index.json"
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """`promised` is what the index says: tensor → file name. It is empty for a model in one file without an index."""
+
+    files: tuple[Path, ...]
+    index: Path
+    promised: Mapping[str, str]
+
+
+def find_weight_files(directory: Path, *, allow_pickle: bool) -> WeightFiles:
+    """The safetensors files if there are any, else pickles if they are allowed.
+
+    Raises InputError that names the file at fault: nothing to convert, two models in one directory, an index that
+    points elsewhere, or a file that is not what was to be downloaded.
+    """
+    kinds = [(SINGLE, INDEX)] + [(PICKLE_SINGLE, PICKLE_INDEX)] * allow_pickle
+    for single, index in kinds:
+        if os.path.lexists(directory / index):
+            found = _listed(directory / index, directory / single)
+        elif os.path.lexists(directory / single):
+            found = WeightFiles((directory / single,), directory / index, {})
+        else:
+            continue
+        for file in found.files:
+            check_download(file)
+        return found
+    raise InputError(_why_none(directory))
+
+
+def _listed(index: Path, single: Path) -> WeightFiles:
+    promised = read_model_json(index).get("weight_map")
+    if not isinstance(promised, dict) or not promised:
+        raise InputError(f"{index} has no weight_map; download the model again")
+    for name in promised.values():
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(single.suffix):
+            raise InputError(
+                f"{index} names {name!r} as a file of the model; only {single.suffix} files beside it are read"
+            )
+    if single.exists() and single.name not in promised.values():
+        raise InputError(
+            f"{single.parent} holds two models, {single.name} and the files that {index.name} lists; move one away"
+        )
+    files = tuple(index.with_name(name) for name in dict.fromkeys(promised.values()))
+    return WeightFiles(files, index, promised)
+
+
+def _why_none(directory: Path) -> str:
+    shard = next(directory.glob("model-*-of-*.safetensors"), None)
+    if shard:
+        return f"{directory} holds {shard.name}, but no {INDEX} that lists the files; download the model again"
+    if (directory / PICKLE_SINGLE).exists() or (directory / PICKLE_INDEX).exists():
+        return (
+            f"{directory} holds its weights as pickles ({PICKLE_SINGLE}), which can run code when they are loaded; "
+            "get the model as safetensors, or pass --allow-pickle to read the tensors in them and refuse all else"
+        )
+    foreign = [path for ending in ("*.bin", "*.pt", "*.pth") for path in sorted(directory.glob(ending))]
+    if foreign:
+        return (
+            f"{foreign[0]} is a pickle, which can run code when it is loaded, and not in Hugging Face's layout; get "
+            f"the model as {SINGLE}"
+        )
+    foreign = [path for ending in ("*.safetensors", "*.gguf") for path in sorted(directory.glob(ending))]
+    if foreign:
+        return f"{foreign[0]} is not in Hugging Face's layout; get the model as {SINGLE}"
+    return f"{directory / SINGLE} does not exist; download the model again"
+
 
 IGNORED_SUFFIX = ".rotary_emb.inv_freq"
 """A buffer that old versions of `transformers` saved; it follows from the configuration."""
@@ -35,7 +109,10 @@ class HfWeights:
     not hold, and a tensor held twice are refused here, before any work is done. Pickles are read only if allowed.
     """
 
+    adapted: frozenset[str] = frozenset()
+
     def __init__(self, directory: HfDirectory, *, allow_pickle: bool = False):
+        self.directory = directory.path
         self._owner: dict[str, Reader] = {}
         found = find_weight_files(directory.path, allow_pickle=allow_pickle)
         for path in found.files:

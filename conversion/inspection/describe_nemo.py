@@ -10,15 +10,12 @@ import torch
 
 from nemo_longpo.model_directory.model_config import ModelConfig
 
+from ..model_on_disk import open_nemo
 from ..nemo_checkpoint.adapters import Adapters
 from ..nemo_checkpoint.context import read_model
-from ..nemo_checkpoint.names import KEY_PREFIX
-from ..nemo_checkpoint.opened import NemoCheckpoint
-from ..nemo_checkpoint.torch_dist_reader import DistCheckpoint
-from .advice import Advice
-from .configuration import parameters, positions, sizes
+from ..nemo_checkpoint.torch_dist import KEY_PREFIX, DistCheckpoint
+from .report_parts import Advice, look_at_nemo, parameters, positions, sizes
 from .tokenizer_report import describe_tokenizer
-from .values import look_at_nemo
 
 OPTIMIZER = "optimizer"
 PARALLEL = {
@@ -33,7 +30,7 @@ def describe_nemo(path: Path, advice: Advice, headers_only: bool) -> dict[str, A
     model = read_model(path / "context")
     adapters = advice.attempt("export", lambda: Adapters.of(path, model))
     stored = advice.attempt("export", lambda: DistCheckpoint(path / "weights"))
-    opened = advice.attempt("export", lambda: NemoCheckpoint.open(path))
+    opened = advice.attempt("export", lambda: open_nemo(path))
     file = path / "context" / "model.yaml"
     told = opened.config if opened else advice.attempt("export", lambda: ModelConfig.from_nemo(model["config"], file))
     config = told or ModelConfig.parse({}, file)

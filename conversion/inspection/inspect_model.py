@@ -1,5 +1,7 @@
-"""The object that `longpo convert inspect --json` prints."""
+"""The object that `longpo convert inspect --json` prints, and what it says of a Hugging Face directory."""
 
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +9,14 @@ from nemo_longpo.checkpoints.run_directory import find_checkpoint
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.downloads import cache_hint
 
-from .advice import Advice
-from .describe_huggingface import describe_huggingface
+from ..families.known import family_of
+from ..huggingface.config import check_supported, for_import, with_rope
+from ..huggingface.directory import HfDirectory
+from ..huggingface.safetensors_file import TORCH_DTYPES
+from ..huggingface.weights import IGNORED_SUFFIX, HfWeights, check_tensors
+from .describe_nemo import describe_nemo
+from .report_parts import Advice, look_at_huggingface, parameters, positions, sizes
+from .tokenizer_report import describe_tokenizer
 
 
 def inspect_model(path: Path, *, headers_only: bool = False) -> dict[str, Any]:
@@ -21,9 +29,6 @@ def inspect_model(path: Path, *, headers_only: bool = False) -> dict[str, Any]:
     advice = Advice()
     path = find_checkpoint(path)
     if (path / "context").is_dir():
-        # Reading distributed checkpoints takes a part of PyTorch that is a second in the importing.
-        from .describe_nemo import describe_nemo
-
         report = describe_nemo(path, advice, headers_only)
     elif (path / "config.json").is_file():
         report = describe_huggingface(path, advice, headers_only)
@@ -42,3 +47,60 @@ def _what_else(path: Path) -> str:
     inside = sorted(found.parent for name in ("context", "config.json") for found in path.glob(f"*/{name}"))
     hint = f"; {inside[-1]} in it is one" if inside else cache_hint(path)
     return f"is neither a Hugging Face model (config.json) nor a NeMo checkpoint (context/){hint}"
+
+
+def describe_huggingface(path: Path, advice: Advice, headers_only: bool) -> dict[str, Any]:
+    """Raises InputError if `config.json` cannot be read: nothing is known then."""
+    directory = HfDirectory.open(path)
+    config = directory.config
+    family = advice.attempt("import", lambda: family_of(config))
+    model_shape = advice.attempt("import", lambda: check_supported(config))
+    if family and model_shape:
+        advice.attempt("import", lambda: for_import(config))
+        advice.attempt("import with --rope-theta", lambda: with_rope(config, 2 * config.theta, None))
+    advice.attempt("import", directory.require_tokenizer)
+    weights = advice.attempt("import", lambda: HfWeights(directory))
+    if family and model_shape and weights:
+        advice.attempt("import", lambda: check_tensors(weights, family, model_shape))
+    not_finite = None
+    if weights and not headers_only:
+        not_finite = advice.attempt("import", lambda: look_at_huggingface(weights, advice))
+    return {
+        "kind": "huggingface",
+        "architecture": ", ".join(config.architectures or []) or None,
+        "family": family.model_type if family else None,
+        "parameters": parameters(family, model_shape) if family and model_shape else _count(weights),
+        "weights": _describe_weights(weights, not_finite) if weights else None,
+        "sizes": sizes(config),
+        "positions": positions(config),
+        "tokenizer": describe_tokenizer(path, config.raw, advice, "import"),
+        "nemo": None,
+    }
+
+
+def _count(weights: HfWeights | None) -> int | None:
+    """Of a model whose structure is not known: everything that is stored."""
+    if weights is None:
+        return None
+    return sum(math.prod(weights.shape(name)) for name in weights if not name.endswith(IGNORED_SUFFIX))
+
+
+def _describe_weights(weights: HfWeights, not_finite: list[str] | None) -> dict[str, Any]:
+    dtypes: dict[str, int] = {}
+    for name in weights:
+        dtype = weights.dtype(name)
+        known = str(TORCH_DTYPES.get(dtype, dtype)).removeprefix("torch.")
+        dtypes[known] = dtypes.get(known, 0) + math.prod(weights.shape(name)) * _bits(dtype) // 8
+    return {
+        "tensors": len(list(weights)),
+        "files": len({weights.file_of(name) for name in weights}),
+        "bytes": sum(dtypes.values()),
+        "bytes_by_dtype": dtypes,
+        "not_finite": not_finite,
+    }
+
+
+def _bits(dtype: str) -> int:
+    """Of an element; safetensors' names say it: BF16, F8_E4M3, I32, and BOOL takes a byte."""
+    number = re.search(r"\d+", dtype)
+    return int(number[0]) if number else 8

@@ -8,7 +8,7 @@ from typing import Any
 from nemo_longpo.model_directory.downloads import read_model_json
 from nemo_longpo.model_directory.tokenizer_files import TOKENIZERS, check_tokenizer_files
 
-from .advice import Advice
+from .report_parts import Advice
 
 SPECIAL = ("bos", "eos", "pad")
 TEMPLATE_FILE = "chat_template.jinja"

@@ -19,8 +19,7 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.downloads import read_model_json
 
 from ..families.family import Family, Piece
-from .names import KEY_PREFIX
-from .torch_dist_reader import DistCheckpoint
+from .torch_dist import KEY_PREFIX, DistCheckpoint
 
 RECORD = "adapter_metadata.json"
 """Inside `weights/`: NeMo writes it beside adapters and nowhere else."""

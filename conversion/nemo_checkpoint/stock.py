@@ -19,8 +19,7 @@ from nemo_longpo.model_directory.tokenizer_files import TOKENIZERS
 from ..families.family import Family
 from ..families.known import FAMILIES
 from ..huggingface.directory import HfDirectory
-from .names import KEY_PREFIX
-from .torch_dist_reader import DistCheckpoint
+from .torch_dist import KEY_PREFIX, DistCheckpoint
 
 NEMO_MODELS = "nemo.collections.llm.gpt.model"
 
@@ -58,7 +57,6 @@ class StockOrigin(HfDirectory):
 
     @property
     def remark(self) -> str:
-        """One line on what an export has to take from elsewhere, or leave out."""
         generation = "those that NeMo's import kept" if self.generation else "unknown"
         return (
             f"{self.path.parent} holds no Hugging Face configuration: config.json follows from NeMo's, dtype "

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support import adapter_checkpoints
 from support.conversion_cases import CASES, SHAPES, config_changes, edit_config, files, read_config
 from support.tiny_models import save_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemo_longpo.conversion.exporter import export_checkpoint
 from nemo_longpo.conversion.importer import import_checkpoint
-from nemo_longpo.conversion.nemo_checkpoint.torch_dist_reader import DistCheckpoint
-from nemo_longpo.conversion.nemo_checkpoint.torch_dist_writer import Chunk, write_checkpoint
+from nemo_longpo.conversion.nemo_checkpoint.torch_dist import DistCheckpoint
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -117,12 +117,7 @@ def rewrite_weights(checkpoint: Path, change: Callable[[str, torch.Tensor], torc
         shape = source.shape(key)
         tensors[key] = change(key, source.read(key, (0,) * len(shape), shape))
         tensors["optimizer.state.exp_avg." + key] = torch.ones(shape)
-    shutil.rmtree(checkpoint / "weights")
-    chunks = []
-    for key, tensor in tensors.items():
-        shape = tuple(tensor.shape)
-        chunks.append(Chunk(key, shape, (0,) * len(shape), shape, tensor.dtype, lambda tensor=tensor: tensor))
-    write_checkpoint(checkpoint / "weights", chunks, {})
+    adapter_checkpoints.write(checkpoint, tensors)
 
 
 def test_padded_vocabulary_rows_and_optimizer_state_stay_behind(hf_models, nemo_checkpoints, tmp_path):

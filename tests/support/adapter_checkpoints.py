@@ -8,8 +8,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from nemo_longpo.conversion.nemo_checkpoint.torch_dist_reader import DistCheckpoint
-from nemo_longpo.conversion.nemo_checkpoint.torch_dist_writer import Chunk, write_checkpoint
+from nemo_longpo.conversion.nemo_checkpoint.torch_dist import Chunk, DistCheckpoint, write_checkpoint
 
 DIM, ALPHA = 4, 8
 SETTINGS = {"_target_": "nemo.collections.llm.peft.lora.LoRA", "dim": DIM, "alpha": ALPHA, "dropout": 0.1}
@@ -28,13 +27,17 @@ def read(checkpoint: Path) -> dict[str, Tensor]:
     }
 
 
-def write(checkpoint: Path, tensors: dict[str, Tensor]) -> None:
+def write(checkpoint: Path, tensors: dict[str, Tensor], objects: dict[str, object] | None = None) -> None:
+    """Replace the weights."""
     shutil.rmtree(checkpoint / "weights", ignore_errors=True)
-    chunks = []
-    for key, tensor in tensors.items():
-        shape = tuple(tensor.shape)
-        chunks.append(Chunk(key, shape, (0,) * tensor.ndim, shape, tensor.dtype, lambda tensor=tensor: tensor))
-    write_checkpoint(checkpoint / "weights", chunks, {})
+    write_checkpoint(checkpoint / "weights", [whole(key, tensor) for key, tensor in tensors.items()], objects or {})
+
+
+def whole(key: str, tensor: Tensor) -> Chunk:
+    """A tensor in one chunk."""
+    shape = tuple(tensor.shape)
+    offsets = (0,) * tensor.ndim
+    return Chunk(key=key, global_shape=shape, offsets=offsets, sizes=shape, dtype=tensor.dtype, load=lambda: tensor)
 
 
 def steps(*shape: int, size: float, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from nemo_longpo.conversion.comparison.comparison_report import Report, Side
-from nemo_longpo.conversion.comparison.comparison_text import format_report
+from nemo_longpo.conversion.comparison.comparison_report import Report, Side, format_report
 from nemo_longpo.conversion.comparison.logits import LogitsComparison, SequenceComparison
 from nemo_longpo.conversion.comparison.small_files import FieldDifference, FileDifference
 from nemo_longpo.conversion.comparison.tensors import TensorComparison

@@ -14,7 +14,7 @@ from support.jobs import comparison_jobs
 
 from nemo_longpo.cli import main
 from nemo_longpo.conversion.comparison import verify as verify_module
-from nemo_longpo.conversion.comparison.comparison_text import format_report
+from nemo_longpo.conversion.comparison.comparison_report import format_report
 from nemo_longpo.conversion.comparison.verify import LogitCheck, verify
 from nemo_longpo.conversion.exporter import export_checkpoint
 from nemo_longpo.conversion.importer import import_checkpoint

@@ -11,7 +11,7 @@ from support.conversion_cases import edit_config
 
 from nemo_longpo.cli import main
 from nemo_longpo.conversion.comparison import verify as verify_module
-from nemo_longpo.conversion.comparison.logits_process import run_job
+from nemo_longpo.conversion.comparison.logits_jobs import run_job
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:

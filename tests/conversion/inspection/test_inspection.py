@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from nemo_longpo.cli import main
 from nemo_longpo.conversion.huggingface.safetensors_file import SafetensorsReader
 from nemo_longpo.conversion.inspection.inspect_model import inspect_model
-from nemo_longpo.conversion.nemo_checkpoint.torch_dist_reader import DistCheckpoint
+from nemo_longpo.conversion.nemo_checkpoint.torch_dist import DistCheckpoint
 
 
 @pytest.mark.parametrize("case", CASES)

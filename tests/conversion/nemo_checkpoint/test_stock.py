@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from support import adapter_checkpoints
 from support.conversion_cases import read_config
 
 from nemo_longpo.conversion.exporter import export_checkpoint
-from nemo_longpo.conversion.nemo_checkpoint.opened import NemoCheckpoint
-from nemo_longpo.conversion.nemo_checkpoint.torch_dist_reader import DistCheckpoint
-from nemo_longpo.conversion.nemo_checkpoint.torch_dist_writer import Chunk, write_checkpoint
+from nemo_longpo.conversion.model_on_disk import open_nemo
+from nemo_longpo.conversion.nemo_checkpoint.torch_dist import DistCheckpoint
 from nemo_longpo.errors import InputError
 
 
@@ -43,16 +43,14 @@ def test_rows_of_no_token_are_left_out(mistral, hf_models, tmp_path, capsys):
     """NeMo's importer leaves the number of rows to the tokenizer, and training under tp 2 has made it even."""
     stock = as_stock(mistral, tmp_path / "stock", vocab_size=None)
     source = DistCheckpoint(mistral / "weights")
-    chunks = []
+    tensors = {}
     for name in source.tensor_names():
         shape = source.shape(name)
         tensor = source.read(name, (0,) * len(shape), shape)
         if "word_embeddings" in name or "output_layer" in name:
             tensor = torch.cat([tensor, torch.full((1, shape[1]), torch.nan)])
-        shape = tuple(tensor.shape)
-        chunks.append(Chunk(name, shape, (0,) * len(shape), shape, tensor.dtype, lambda tensor=tensor: tensor))
-    shutil.rmtree(stock / "weights")
-    write_checkpoint(stock / "weights", chunks, {})
+        tensors[name] = tensor
+    adapter_checkpoints.write(stock, tensors)
     back = export_checkpoint(stock, tmp_path / "back")
     assert "generation settings are unknown" in capsys.readouterr().err
     weights, original = (path / "model.safetensors" for path in (back, hf_models["mistral"]))
@@ -85,11 +83,11 @@ def test_a_window_and_a_linear_scaling(mistral, tmp_path):
 )
 def test_refused(changes, message, mistral, tmp_path):
     with pytest.raises(InputError, match=message):
-        NemoCheckpoint.open(as_stock(mistral, tmp_path / "stock", **changes))
+        open_nemo(as_stock(mistral, tmp_path / "stock", **changes))
 
 
 def test_a_tokenizer_on_the_hub_asks_for_the_model(mistral, tmp_path):
     stock = as_stock(mistral, tmp_path / "stock")
     shutil.rmtree(stock / "context" / "nemo_tokenizer")
     with pytest.raises(InputError, match=r"holds no tokenizer files \(none of tokenizer\.json, .*\); pass --base"):
-        NemoCheckpoint.open(stock)
+        open_nemo(stock)

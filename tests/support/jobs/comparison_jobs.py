@@ -2,8 +2,7 @@
 
 from support.jobs.megatron_jobs import leave_process_group
 
-from nemo_longpo.conversion.comparison.logits_jobs import Job
-from nemo_longpo.conversion.comparison.logits_process import run_job
+from nemo_longpo.conversion.comparison.logits_jobs import Job, run_job
 from nemo_longpo.errors import InputError
 
 

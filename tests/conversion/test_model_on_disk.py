@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import adapter_checkpoints
 from support.conversion_cases import files
 
 from nemo_longpo.conversion.exporter import export_checkpoint
-from nemo_longpo.conversion.nemo_checkpoint.opened import NemoCheckpoint
-from nemo_longpo.conversion.nemo_checkpoint.torch_dist_reader import DistCheckpoint
-from nemo_longpo.conversion.nemo_checkpoint.torch_dist_writer import Chunk, write_checkpoint
+from nemo_longpo.conversion.model_on_disk import open_nemo
+from nemo_longpo.conversion.nemo_checkpoint.torch_dist import DistCheckpoint
 from nemo_longpo.errors import InputError
 
 
@@ -21,11 +21,7 @@ def with_more(checkpoint: Path, target: Path, tensors: dict[str, torch.Tensor], 
     source = DistCheckpoint(checkpoint / "weights")
     shapes = {name: source.shape(name) for name in source.tensor_names()}
     tensors = {name: source.read(name, (0,) * len(shape), shape) for name, shape in shapes.items()} | tensors
-    chunks = []
-    for name, tensor in tensors.items():
-        shape = tuple(tensor.shape)
-        chunks.append(Chunk(name, shape, (0,) * len(shape), shape, tensor.dtype, lambda tensor=tensor: tensor))
-    write_checkpoint(target / "weights", chunks, objects)
+    adapter_checkpoints.write(target, tensors, objects)
     return target
 
 
@@ -56,4 +52,4 @@ def test_a_tensor_without_a_place_is_refused(nemo_checkpoints, tmp_path):
     bias = {"module.decoder.layers.self_attention.linear_qkv.bias": torch.ones(2, 128)}
     changed = with_more(nemo_checkpoints["mistral"], tmp_path / "changed", bias, {})
     with pytest.raises(InputError, match=r"no place in MistralForCausalLM for tensor module.*linear_qkv\.bias$"):
-        NemoCheckpoint.open(changed)
+        open_nemo(changed)

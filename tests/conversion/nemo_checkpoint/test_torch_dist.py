@@ -7,13 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed
+from support.adapter_checkpoints import whole
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 
-from nemo_longpo.conversion.nemo_checkpoint.torch_dist_reader import DistCheckpoint
-from nemo_longpo.conversion.nemo_checkpoint.torch_dist_writer import Chunk, write_checkpoint
+from nemo_longpo.conversion.nemo_checkpoint.torch_dist import Chunk, DistCheckpoint, write_checkpoint
 from nemo_longpo.errors import InputError
 
 SHAPE = (4, 6, 5)
+
+
+def chunk(key, global_shape, offsets, sizes, dtype, load):
+    return Chunk(key=key, global_shape=global_shape, offsets=offsets, sizes=sizes, dtype=dtype, load=load)
 
 
 @pytest.fixture
@@ -21,7 +25,7 @@ def checkpoint(tmp_path):
     """A tensor of 4 layers written layer by layer, each from the middle of a larger storage."""
     values = torch.arange(math.prod(SHAPE), dtype=torch.float32).reshape(SHAPE)
     chunks = [
-        Chunk("stack", SHAPE, (layer, 0, 0), (1, *SHAPE[1:]), torch.float32, lambda layer=layer: values[layer])
+        chunk("stack", SHAPE, (layer, 0, 0), (1, *SHAPE[1:]), torch.float32, lambda layer=layer: values[layer])
         for layer in range(SHAPE[0])
     ]
     write_checkpoint(tmp_path / "weights", chunks, {"state/shard_0_1": [1, 2]}, workers=2)
@@ -38,7 +42,7 @@ def test_any_box_can_be_read(checkpoint):
 
 def test_views_are_written_without_their_storage(tmp_path):
     storage = torch.zeros(1_000_000)
-    part = Chunk("part", (10,), (0,), (10,), storage.dtype, lambda: storage[:10])
+    part = whole("part", storage[:10])
     write_checkpoint(tmp_path / "weights", [part], {})
     assert (tmp_path / "weights" / "__0_0.distcp").stat().st_size < 10_000
 
@@ -54,13 +58,13 @@ def test_a_worker_holds_one_tensor(workers, tmp_path):
         alive.add(tensor)
         return tensor
 
-    chunks = [Chunk(f"t{i}", (3,), (0,), (3,), torch.float32, load) for i in range(9)]
+    chunks = [chunk(f"t{i}", (3,), (0,), (3,), torch.float32, load) for i in range(9)]
     write_checkpoint(tmp_path / "weights", chunks, {}, workers=workers)
     assert len(DistCheckpoint(tmp_path / "weights").tensor_names()) == 9
 
 
 def test_part_that_was_never_written(tmp_path):
-    one = Chunk("stack", SHAPE, (0, 0, 0), (1, *SHAPE[1:]), torch.float32, lambda: torch.zeros(SHAPE[1:]))
+    one = chunk("stack", SHAPE, (0, 0, 0), (1, *SHAPE[1:]), torch.float32, lambda: torch.zeros(SHAPE[1:]))
     write_checkpoint(tmp_path / "weights", [one], {})
     with pytest.raises(InputError, match="lacks a part of stack"):
         DistCheckpoint(tmp_path / "weights").read("stack", (0, 0, 0), SHAPE)
@@ -70,7 +74,7 @@ def test_parts_are_put_together(tmp_path):
     """As several tensor-parallel ranks leave them: here quarters of one matrix."""
     values = torch.randn(4, 6)
     quarters = [
-        Chunk("m", (4, 6), (row, column), (2, 3), values.dtype, values[row : row + 2, column : column + 3].clone)
+        chunk("m", (4, 6), (row, column), (2, 3), values.dtype, values[row : row + 2, column : column + 3].clone)
         for row in (0, 2)
         for column in (0, 3)
     ]
@@ -123,7 +127,7 @@ def test_odd_vocabulary_loads_under_two_tensor_parallel_ranks(checkpoint, rank):
 
     directory = checkpoint[1].parent / "odd"
     rows = torch.randn(7, 3)
-    write_checkpoint(directory, [Chunk("embedding", (7, 3), (0, 0), (7, 3), rows.dtype, lambda: rows)], {})
+    write_checkpoint(directory, [whole("embedding", rows)], {})
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         local = ShardedTensor.from_rank_offsets("embedding", torch.ones(4, 3), (0, rank, 2), allow_shape_mismatch=True)

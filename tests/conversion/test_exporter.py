@@ -30,7 +30,7 @@ def test_base_without_weights_gets_one_file_in_the_dtype_of_its_config(hf_models
 
 
 def test_large_models_are_split(hf_models, nemo_checkpoints, tmp_path, monkeypatch):
-    monkeypatch.setattr("nemo_longpo.conversion.targets.DEFAULT_FILE_BYTES", 30_000)
+    monkeypatch.setattr("nemo_longpo.conversion.exporter.DEFAULT_FILE_BYTES", 30_000)
     base = tmp_path / "base"
     shutil.copytree(hf_models["mistral"], base, ignore=shutil.ignore_patterns("*.safetensors*"))
     back = export_checkpoint(nemo_checkpoints["mistral"], tmp_path / "back", base=base)
