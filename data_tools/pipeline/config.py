@@ -13,7 +13,7 @@ from typing import Any
 from nemo_longpo.errors import InputError
 from nemo_longpo.yaml_input import read_yaml_mapping
 
-from ..engines.engine import EngineOptions
+from ..engines.choose_engine import EngineOptions
 from ..options import Settings, setting, settings_from
 from ..stages.table import STAGES, StageCall
 

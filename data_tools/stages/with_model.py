@@ -9,7 +9,8 @@ from nemo_longpo.errors import InputError
 
 from ..chat.format import ChatFormat
 from ..doc_ids import check_own_rows
-from ..engines.engine import Engine, EngineOptions, ResumingEngine
+from ..engines.choose_engine import EngineOptions, ResumingEngine
+from ..engines.engine import Engine
 from ..model import load_chat, model_identity, rendering_identity, tokenizer_identity
 from ..options import Settings, settings_from
 from ..prompts import Prompts, choose_prompts

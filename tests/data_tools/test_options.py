@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from nemo_longpo.data_tools.engines.engine import EngineOptions
+from nemo_longpo.data_tools.engines.choose_engine import EngineOptions
 from nemo_longpo.data_tools.options import Settings, add_settings, setting, settings_from
 from nemo_longpo.errors import InputError
 
