@@ -24,7 +24,7 @@ from nemo_longpo.terminal import note
 from .families.family import Family, Piece
 from .huggingface.config import DTYPES, with_dtype, with_max_length
 from .huggingface.directory import INDEX, SINGLE, HfDirectory, write_json
-from .huggingface.safetensors_file import TORCH_DTYPES, SafetensorsWriter, header_like
+from .huggingface.tensor_files import TORCH_DTYPES, SafetensorsWriter, header_like
 from .huggingface.weights import HfWeights
 from .model_on_disk import Access, Weights, open_nemo
 from .nemo_checkpoint.context import HEADERS, WEIGHT_LIST

@@ -6,8 +6,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from nemo_longpo.checkpoints.integrity import write_record
-from nemo_longpo.checkpoints.run_inputs import write_origin
+from nemo_longpo.checkpoints import integrity, run_inputs
 from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.model_directory.model_config import ModelConfig
 from nemo_longpo.shards.fingerprint import weights_fingerprint
@@ -17,7 +16,7 @@ from .families.family import Family, Piece
 from .families.known import family_of
 from .huggingface.config import ScalingChoice, for_import
 from .huggingface.directory import HfDirectory, write_json
-from .huggingface.safetensors_file import TORCH_DTYPES
+from .huggingface.tensor_files import TORCH_DTYPES
 from .huggingface.weights import HfWeights, check_tensors
 from .nemo_checkpoint import context
 from .nemo_checkpoint.torch_dist import KEY_PREFIX, Chunk, extra_states, write_checkpoint
@@ -68,8 +67,8 @@ def import_checkpoint(
         _write_context(partial_output / "context", source, config, family, model_shape, weights)
         write_checkpoint(partial_output / "weights", chunks, extra_states(model_shape), workers=workers)
         if any(source.path.glob("*.safetensors")):  # pickles score no shards, so nobody asks for their name
-            write_origin(partial_output / "context", weights_fingerprint(source.path))
-        write_record(partial_output)
+            run_inputs.write_origin(partial_output / "context", weights_fingerprint(source.path))
+        integrity.write_record(partial_output)
     if not_finite.names:
         note(f"import: {not_finite}")
     return output

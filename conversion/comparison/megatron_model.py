@@ -11,11 +11,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from nemo_longpo.checkpoints.trust import check_weights
 from nemo_longpo.errors import InputError
 from nemo_longpo.logprobs import LogitBudget
-from nemo_longpo.megatron.backend import start_backend
+from nemo_longpo.megatron import backend, job_settings, resume, topology
 from nemo_longpo.megatron.gpt import LogprobGPTModel
-from nemo_longpo.megatron.job_settings import complete, put_one_process_on
-from nemo_longpo.megatron.resume import load_architecture, load_rope_scaling
-from nemo_longpo.megatron.topology import become_single_process
 from nemo_longpo.model_directory.rope_settings import RopeSettings, parse_scaling
 from nemo_longpo.placement import LOGPROB_MEMORY_GB
 
@@ -26,14 +23,15 @@ from .logits import Forward
 
 def load_megatron(source: ModelOnDisk, rope: RopeSettings | None) -> tuple[torch.nn.Module, Forward]:
     """The model and its forward function; `rope` takes the place of what training would read from the checkpoint."""
-    backend = start_backend()
-    become_single_process()
-    config = load_architecture(source.path, source.access.trust_checkpoint)
-    rope = rope or RopeSettings(config.rotary_base, parse_scaling(load_rope_scaling(source.path), str(source.path)))
+    started = backend.start_backend()
+    topology.become_single_process()
+    config = resume.load_architecture(source.path, source.access.trust_checkpoint)
+    scaling = parse_scaling(resume.load_rope_scaling(source.path), str(source.path))
+    rope = rope or RopeSettings(config.rotary_base, scaling)
     config.vocab_size = source.model_shape.vocab
-    put_one_process_on(config)
-    complete(backend.prepare(config), rope)
-    model = LogprobGPTModel(config, rope, LogitBudget(LOGPROB_MEMORY_GB), backend).eval()
+    job_settings.put_one_process_on(config)
+    job_settings.complete(started.prepare(config), rope)
+    model = LogprobGPTModel(config, rope, LogitBudget(LOGPROB_MEMORY_GB), started).eval()
     _load_weights(model, source)
 
     states: list[Tensor] = []

@@ -14,8 +14,7 @@ from nemo_longpo.model_directory.downloads import check_download, read_model_jso
 
 from ..families.family import Family, Piece
 from .directory import INDEX, SINGLE, HfDirectory
-from .pickles import PickleReader
-from .safetensors_file import TORCH_DTYPES, SafetensorsReader, plain_header
+from .tensor_files import TORCH_DTYPES, PickleReader, SafetensorsReader, plain_header
 
 PICKLE_SUFFIX = ".bin"
 PICKLE_SINGLE = "pytorch_model.bin"

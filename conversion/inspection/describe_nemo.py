@@ -14,8 +14,7 @@ from ..model_on_disk import open_nemo
 from ..nemo_checkpoint.adapters import Adapters
 from ..nemo_checkpoint.context import read_model
 from ..nemo_checkpoint.torch_dist import KEY_PREFIX, DistCheckpoint
-from .report_parts import Advice, look_at_nemo, parameters, positions, sizes
-from .tokenizer_report import describe_tokenizer
+from .report_parts import Advice, describe_tokenizer, look_at_nemo, parameters, positions, sizes
 
 OPTIMIZER = "optimizer"
 PARALLEL = {

@@ -12,11 +12,10 @@ from nemo_longpo.model_directory.downloads import cache_hint
 from ..families.known import family_of
 from ..huggingface.config import check_supported, for_import, with_rope
 from ..huggingface.directory import HfDirectory
-from ..huggingface.safetensors_file import TORCH_DTYPES
+from ..huggingface.tensor_files import TORCH_DTYPES
 from ..huggingface.weights import IGNORED_SUFFIX, HfWeights, check_tensors
 from .describe_nemo import describe_nemo
-from .report_parts import Advice, look_at_huggingface, parameters, positions, sizes
-from .tokenizer_report import describe_tokenizer
+from .report_parts import Advice, describe_tokenizer, look_at_huggingface, parameters, positions, sizes
 
 
 def inspect_model(path: Path, *, headers_only: bool = False) -> dict[str, Any]:

@@ -1,17 +1,21 @@
-"""What the descriptions of both sides have in common: advice, sizes, positions, and whether the weights are numbers."""
+"""What the descriptions of both sides have in common: advice, sizes, positions, finite weights, the tokenizer."""
 
+import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.errors import InputError
+from nemo_longpo.model_directory.downloads import read_model_json
 from nemo_longpo.model_directory.model_config import DEFAULTS, ModelConfig
+from nemo_longpo.model_directory.tokenizer_files import TOKENIZERS, check_tokenizer_files
 
 from ..families.family import Family, Piece
-from ..huggingface.safetensors_file import TORCH_DTYPES
+from ..huggingface.tensor_files import TORCH_DTYPES
 from ..huggingface.weights import HfWeights
 from ..model_on_disk import ModelOnDisk
 from ..progress import DEFAULT_WORKERS, work_through
@@ -97,3 +101,87 @@ def _look_at(
     if found.names:
         advice.note(f"weights: {found}")
     return sorted(found.names)
+
+
+SPECIAL = ("bos", "eos", "pad")
+TEMPLATE_FILE = "chat_template.jinja"
+
+
+def describe_tokenizer(
+    directory: Path, config: Mapping[str, Any], advice: Advice, purpose: str = "tokenizer"
+) -> dict[str, Any]:
+    """`special_ids` has, per special token, what each file says: an id, or several that all end a text."""
+    usable = advice.attempt(purpose, lambda: _is_usable(directory))
+    settings = _optional(directory / "tokenizer_config.json", advice) if usable else {}
+    generation = _optional(directory / "generation_config.json", advice)
+    ids = token_ids(directory, settings, advice) if usable else {}
+    special = {
+        name: {
+            "config": config.get(f"{name}_token_id"),
+            "generation_config": generation.get(f"{name}_token_id"),
+            "tokenizer": ids.get(_content(settings.get(f"{name}_token")) or ""),
+        }
+        for name in SPECIAL
+    }
+    template = _template(directory, settings)
+    _check(special, template, advice)
+    rows, highest = config.get("vocab_size"), max(ids.values(), default=0)
+    if rows is not None and highest >= rows:
+        advice.note(f"tokenizer: token {highest} has no row in a vocabulary of {rows}")
+    return {
+        "class": settings.get("tokenizer_class"),
+        "files": [name for name in TOKENIZERS if (directory / name).is_file()],
+        "tokens": len(set(ids.values())) if usable and _is_listed(directory) else None,
+        "chat_template": template,
+        "special_ids": special,
+    }
+
+
+def _is_usable(directory: Path) -> bool:
+    """True; raises InputError if it is not."""
+    check_tokenizer_files(directory, transformers=4)
+    return True
+
+
+def token_ids(directory: Path, settings: Mapping[str, Any], advice: Advice) -> dict[str, int]:
+    """Token → id: all of them where a JSON file lists them, else those that the settings name."""
+    decoder = settings.get("added_tokens_decoder") or {}
+    named = {_content(token) or "": int(number) for number, token in decoder.items()}
+    whole = _optional(directory / "tokenizer.json", advice)
+    vocabulary = (whole.get("model") or {}).get("vocab") or _optional(directory / "vocab.json", advice)
+    if isinstance(vocabulary, list):  # a unigram model: pairs of token and score, in the order of the ids
+        vocabulary = {token: number for number, (token, _) in enumerate(vocabulary)}
+    added = {token["content"]: token["id"] for token in whole.get("added_tokens") or []}
+    found = {**vocabulary, **_optional(directory / "added_tokens.json", advice), **named, **added}
+    return {token: number for token, number in found.items() if type(number) is int}
+
+
+def _is_listed(directory: Path) -> bool:
+    return any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json"))
+
+
+def _optional(path: Path, advice: Advice) -> dict[str, Any]:
+    return (advice.attempt("tokenizer", lambda: read_model_json(path)) if path.is_file() else None) or {}
+
+
+def _content(token: Any) -> str | None:
+    """Settings hold a token as text, or as an object with more about it."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _template(directory: Path, settings: Mapping[str, Any]) -> str | None:
+    """The file that holds the chat template; one of its own goes before the settings."""
+    if (directory / TEMPLATE_FILE).is_file():
+        return TEMPLATE_FILE
+    return "tokenizer_config.json" if settings.get("chat_template") else None
+
+
+def _check(special: Mapping[str, Mapping[str, Any]], template: str | None, advice: Advice) -> None:
+    for name, places in special.items():
+        found = [{*map(json.dumps, value if isinstance(value, list) else [value])} for value in places.values()]
+        known = [ids for ids in found if ids != {"null"}]
+        if known and not set.intersection(*known):
+            shown = ", ".join(f"{place} {json.dumps(value)}" for place, value in places.items() if value is not None)
+            advice.note(f"tokenizer: the files disagree on {name}_token_id: {shown}")
+    if template is None:
+        advice.note("tokenizer: no chat template; the data tools need one to build conversations")

@@ -11,10 +11,8 @@ from typing import Any
 
 from nemo_longpo.checkpoints.trust import check_tokenizer_files
 from nemo_longpo.errors import InputError
-from nemo_longpo.model_directory.downloads import read_model_json
+from nemo_longpo.model_directory import downloads, nemo_names, tokenizer_files
 from nemo_longpo.model_directory.model_config import ModelConfig
-from nemo_longpo.model_directory.nemo_names import NEMO_NAMES, as_huggingface
-from nemo_longpo.model_directory.tokenizer_files import TOKENIZERS
 
 from ..families.family import Family
 from ..families.known import FAMILIES
@@ -76,17 +74,17 @@ def tokenizer_directory(context: Path, model: Mapping[str, Any]) -> Path | None:
 def stock_origin(context: Path, model: Mapping[str, Any], weights: DistCheckpoint) -> StockOrigin:
     """Describe a stock model. Raises InputError if it is of no supported family, or its tokenizer is not there."""
     tokenizer = tokenizer_directory(context, model)
-    if tokenizer is None or not any((tokenizer / name).is_file() for name in TOKENIZERS):
+    if tokenizer is None or not any((tokenizer / name).is_file() for name in tokenizer_files.TOKENIZERS):
         raise InputError(
-            f"{context} holds no tokenizer files (none of {', '.join(TOKENIZERS)}); pass --base with the Hugging Face "
-            "directory that this checkpoint was made from"
+            f"{context} holds no tokenizer files (none of {', '.join(tokenizer_files.TOKENIZERS)}); pass --base with "
+            "the Hugging Face directory that this checkpoint was made from"
         )
     config = _config(model["config"], str(context / "model.yaml"), tokenizer, weights)
     kept = (model["config"].get("generation_config") or {}).get("pretrained_model_name_or_path")
     generation = context / Path(kept or "").name / "generation_config.json"
     if not generation.is_file():
         return StockOrigin(tokenizer, config, None)
-    special = {name: value for name, value in read_model_json(generation).items() if name in SPECIAL_TOKENS}
+    special = {name: value for name, value in downloads.read_model_json(generation).items() if name in SPECIAL_TOKENS}
     return StockOrigin(tokenizer, config.changed(special), generation)
 
 
@@ -101,7 +99,7 @@ def _config(config: Mapping[str, Any], where: str, tokenizer: Path, weights: Dis
         "architectures": [family.architecture],
         "model_type": family.model_type,
         "hidden_act": "silu",
-        **as_huggingface(config),
+        **nemo_names.as_huggingface(config),
         "num_key_value_heads": nemo.kv_heads,
         "head_dim": nemo.head_size,
         "vocab_size": _vocabulary_rows(config, tokenizer, weights),
@@ -111,7 +109,7 @@ def _config(config: Mapping[str, Any], where: str, tokenizer: Path, weights: Dis
     }
     unwritten = {"attention_bias"} | ({"max_position_embeddings"} if not fields["max_position_embeddings"] else set())
     return ModelConfig.parse(
-        {name: value for name, value in fields.items() if name not in unwritten}, where, NEMO_NAMES
+        {name: value for name, value in fields.items() if name not in unwritten}, where, nemo_names.NEMO_NAMES
     )
 
 

@@ -17,18 +17,8 @@ from queue import SimpleQueue
 from typing import BinaryIO, cast
 
 import torch
-from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    BytesStorageMetadata,
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    TensorProperties,
-    TensorStorageMetadata,
-)
-from torch.distributed.checkpoint.planner import ReadItem
-from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
-from torch.distributed.checkpoint.utils import _create_file_view
+from torch.distributed.checkpoint import filesystem, metadata, planner, planner_helpers, utils
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
 
 from nemo_longpo.checkpoints.completeness import WEIGHT_FILES, require_files
 from nemo_longpo.checkpoints.pickled import read_metadata
@@ -103,7 +93,7 @@ class DistCheckpoint:
         """
         stored = self._tensor(key)
         box = ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
-        items = create_read_items_for_chunk_list(key, stored, [box])
+        items = planner_helpers.create_read_items_for_chunk_list(key, stored, [box])
         if sum(math.prod(item.lengths) for item in items) != math.prod(sizes):
             raise InputError(f"{self.directory} lacks a part of {key}; the checkpoint is incomplete")
         if len(items) == 1:
@@ -113,7 +103,7 @@ class DistCheckpoint:
             result[_box(item.dest_offsets, item.lengths)] = self._load(item, stored)
         return result
 
-    def _load(self, item: ReadItem, stored: TensorStorageMetadata) -> torch.Tensor:
+    def _load(self, item: planner.ReadItem, stored: TensorStorageMetadata) -> torch.Tensor:
         """What the item asks for of one stored part."""
         index = item.storage_index
         place = self._metadata.storage_data.get(index)
@@ -122,7 +112,7 @@ class DistCheckpoint:
         path = self.directory / place.relative_path
         where = f"{path}: the part of {index.fqn} at byte {place.offset}"
         with path.open("rb") as file:
-            bytes_of_part = cast(BinaryIO, _create_file_view(file, place.offset, place.length))
+            bytes_of_part = cast(BinaryIO, utils._create_file_view(file, place.offset, place.length))
             try:
                 part = torch.load(bytes_of_part, map_location="cpu", weights_only=True)
             except DAMAGE as error:
@@ -176,7 +166,7 @@ def write_checkpoint(
     of them a tensor's place differs from run to run.
     """
     directory.mkdir(parents=True)
-    places: dict[MetadataIndex, _StorageInfo] = {}
+    places: dict[MetadataIndex, filesystem._StorageInfo] = {}
     idle: SimpleQueue[BinaryIO] = SimpleQueue()
     with ExitStack() as stack:
         for number in range(workers):
@@ -202,10 +192,10 @@ def write_checkpoint(
     (directory / "metadata.json").write_text(json.dumps(BACKEND))
 
 
-def _append(file: BinaryIO, value: object) -> _StorageInfo:
+def _append(file: BinaryIO, value: object) -> filesystem._StorageInfo:
     start = file.tell()
     torch.save(value, file)
-    return _StorageInfo(Path(file.name).name, start, file.tell() - start)
+    return filesystem._StorageInfo(Path(file.name).name, start, file.tell() - start)
 
 
 def _alone(tensor: torch.Tensor) -> torch.Tensor:
@@ -215,11 +205,13 @@ def _alone(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _metadata(
-    chunks: Sequence[Chunk], objects: Mapping[str, object], places: Mapping[MetadataIndex, _StorageInfo]
-) -> Metadata:
+    chunks: Sequence[Chunk], objects: Mapping[str, object], places: Mapping[MetadataIndex, filesystem._StorageInfo]
+) -> metadata.Metadata:
     tensors: dict[str, TensorStorageMetadata] = {}
     for chunk in chunks:
-        whole = TensorStorageMetadata(TensorProperties(chunk.dtype), torch.Size(chunk.global_shape), [])
+        whole = TensorStorageMetadata(metadata.TensorProperties(chunk.dtype), torch.Size(chunk.global_shape), [])
         box = ChunkStorageMetadata(torch.Size(chunk.offsets), torch.Size(chunk.sizes))
         tensors.setdefault(chunk.key, whole).chunks.append(box)
-    return Metadata({**tensors, **{key: BytesStorageMetadata() for key in objects}}, storage_data=dict(places))
+    return metadata.Metadata(
+        {**tensors, **{key: metadata.BytesStorageMetadata() for key in objects}}, storage_data=dict(places)
+    )

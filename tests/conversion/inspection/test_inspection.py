@@ -17,7 +17,7 @@ from support.damage import edit_json
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemo_longpo.cli import main
-from nemo_longpo.conversion.huggingface.safetensors_file import SafetensorsReader
+from nemo_longpo.conversion.huggingface.tensor_files import SafetensorsReader
 from nemo_longpo.conversion.inspection.inspect_model import inspect_model
 from nemo_longpo.conversion.nemo_checkpoint.torch_dist import DistCheckpoint
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nemo_longpo.conversion.huggingface.safetensors_file import SafetensorsReader, SafetensorsWriter
+from nemo_longpo.conversion.huggingface.tensor_files import SafetensorsReader, SafetensorsWriter
 from nemo_longpo.errors import InputError
 
 TENSORS = {
