@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from nemo_longpo.steps import add_plan_options, show_plan
 from nemo_longpo.terminal import show
 
 from .options import add_settings
@@ -22,6 +23,7 @@ def register(subparsers: Any) -> None:
         commands, "run", "run all stages from one file, on this machine or a cluster", "longpo data run data.yaml"
     )
     run.add_argument("config", type=Path, metavar="FILE", help="YAML file, explained in docs/data.md")
+    add_plan_options(run)
     run.set_defaults(run=_run_pipeline)
     inspect = _add_command(
         commands,
@@ -96,10 +98,13 @@ def _summary(report: Report) -> str:
 
 def _run_pipeline(arguments: argparse.Namespace) -> None:
     from .pipeline.config import load_pipeline
-    from .pipeline.run import run_pipeline
+    from .pipeline.run import pipeline_steps, run_pipeline
 
     pipeline = load_pipeline(arguments.config)
-    reports = run_pipeline(pipeline)
+    if arguments.dry_run:
+        show_plan(pipeline_steps(pipeline), pipeline.output, redo=arguments.redo, as_json=arguments.json)
+        return
+    reports = run_pipeline(pipeline, arguments.redo)
     if arguments.json:
         print(json.dumps({"output": str(pipeline.output), "finished": True, "reports": reports}))
     for stage, report in reports.items():

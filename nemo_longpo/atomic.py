@@ -105,7 +105,7 @@ def new_directory(
             "choose another output"
         )
     with ExitStack() as stack:
-        stack.enter_context(_stopped_by_sigterm())
+        stack.enter_context(stopped_by_sigterm())
         stack.enter_context(explain_full_disk(output, kept))
         output.parent.mkdir(parents=True, exist_ok=True)
         workplace = stack.enter_context(_workplace(output))
@@ -141,7 +141,7 @@ def _workplace(output: Path) -> Iterator[Path]:
         # Some network file systems have no locks. Then nobody can take the exclusive lock either, so what is here is
         # not removed by mistake.
         with suppress(OSError):
-            stack.enter_context(_locked(workplace, fcntl.LOCK_SH))
+            stack.enter_context(locked(workplace, fcntl.LOCK_SH))
         stack.callback(shutil.rmtree, workplace, ignore_errors=True)
         yield workplace
 
@@ -157,7 +157,7 @@ def _clear_leftovers(output: Path, *, alone: bool) -> None:
         try:
             if host != here:
                 raise OSError(f"a lock of {host} may not show here")
-            with _locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            with locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 if not any(left.iterdir()):  # its process is about to lock it
                     continue
                 _give_back(left / "old", output)
@@ -179,17 +179,21 @@ def _give_back(old: Path, output: Path) -> None:
 
 
 @contextmanager
-def _locked(directory: Path, operation: int) -> Iterator[None]:
+def locked(directory: Path, operation: int) -> Iterator[int]:
+    """Hold a lock on a directory (an operation of fcntl.flock) and yield its descriptor; who inherits it holds it too.
+
+    Raises BlockingIOError if another holds it, and another OSError if the file system has no locks.
+    """
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, operation)
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 
 
 @contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
+def stopped_by_sigterm() -> Iterator[None]:
     """End the block like an exception at SIGTERM, which batch systems send when time is up, so that it cleans up."""
 
     def leave(number: int, frame: FrameType | None) -> None:

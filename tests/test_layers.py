@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nemo_longpo.errors": set(),
     "nemo_longpo.json_input": set(),
     "nemo_longpo.placement": set(),
+    "nemo_longpo.steps": set(),
     "nemo_longpo.terminal": set(),
     "nemo_longpo.typed_fields": set(),
     "nemo_longpo.checkpoints": set(),
@@ -85,6 +86,7 @@ OPEN_TO_ALL = {
     "nemo_longpo.errors",
     "nemo_longpo.json_input",
     "nemo_longpo.placement",
+    "nemo_longpo.steps",
     "nemo_longpo.terminal",
     "nemo_longpo.typed_fields",
 }

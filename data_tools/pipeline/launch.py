@@ -10,6 +10,8 @@ from nemo_longpo.errors import InputError
 
 from .config import StageProcesses
 
+_POLL_SECONDS = 1.0
+
 
 def import_nemo_run() -> Any:
     """The nemo_run package. Raises InputError if it is not installed."""
@@ -48,27 +50,24 @@ def _build(description: Mapping[str, Any], where: str) -> Any:
         raise InputError(f"{where}: {description['type']} refuses its arguments ({error})") from error
 
 
-def run_processes(
-    stage: StageProcesses,
-    executor: Any,
-    log_dir: Path,
-    watch: Callable[[], None],
-    *,
-    poll_seconds: float,
-) -> list[Path]:
+def command_lines(stage: StageProcesses) -> list[str]:
+    """Return what each process of a stage runs: the words of the stage's call, and its rank and the world size."""
+    count = stage.launch.processes
+    shares = [["--rank", str(rank), "--world-size", str(count)] for rank in range(count)] if count > 1 else [[]]
+    return [f"{stage.launch.command} {shlex.join([*stage.call.words(), *share])}" for share in shares]
+
+
+def run_processes(stage: StageProcesses, executor: Any, log_dir: Path, watch: Callable[[], None]) -> list[Path]:
     """Start all processes of a stage, call `watch` until they have ended, and return the folders of their logs.
 
-    Rank and world size are added to the words of the stage's call. How the processes ended is not returned: what
-    counts is which parts are there.
+    How the processes ended is not returned: what counts is which parts are there.
     """
     nemo_run = import_nemo_run()
-    count = stage.launch.processes
     quiet = {"clean_mode": True, "enable_goodbye_message": False, "skip_status_at_exit": True, "log_level": "WARN"}
     with nemo_run.Experiment(f"longpo-{stage.call.stage}", base_dir=str(log_dir), **quiet) as experiment:
-        for rank in range(count):
-            share = ["--rank", str(rank), "--world-size", str(count)] if count > 1 else []
+        for rank, line in enumerate(command_lines(stage)):
             script = nemo_run.Script(
-                inline=f"{stage.launch.command} {shlex.join([*stage.call.words(), *share])}",
+                inline=line,
                 env={name: value.format(rank=rank) for name, value in stage.env.items()},
             )
             experiment.add(script, executor=executor, name=f"{stage.call.stage}-{rank}")
@@ -76,8 +75,8 @@ def run_processes(
         try:
             while any(not _has_ended(task) for task in experiment.status(return_dict=True).values()):
                 watch()
-                time.sleep(poll_seconds)
-        except KeyboardInterrupt:
+                time.sleep(_POLL_SECONDS)
+        except (KeyboardInterrupt, SystemExit):
             for task in experiment.status(return_dict=True):
                 experiment.cancel(task)
             raise

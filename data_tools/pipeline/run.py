@@ -1,48 +1,72 @@
-"""All stages of a file, one after another: start what is missing, watch it, start again what was lost."""
+"""The stages of a file as steps: start what is missing, watch it, start again what was lost."""
 
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from nemo_longpo.errors import InputError, error_sentence
+from nemo_longpo.steps import Step, run_steps
 from nemo_longpo.terminal import note, printable_lines
 
 from ..runner.progress import TenthsBar, shares_of_parts
 from ..runner.rows import read_stage_settings
-from ..stages.table import Report
+from ..stages.table import STAGES, Report
 from .config import Pipeline, StageProcesses
-from .launch import make_executor, run_processes
+from .launch import command_lines, make_executor, run_processes
 
 _LOG_TAIL = 2000  # bytes of a process's log to read and show
 _LOG_DELAY = 5  # seconds that a log may arrive behind the end of its process, over a network
 
 
-def run_pipeline(pipeline: Pipeline, *, poll_seconds: float = 1.0) -> dict[str, Report]:
+def pipeline_steps(pipeline: Pipeline) -> list[Step]:
+    """Return a step for each stage of a file. Its stage says whether it is done, and what changed.
+
+    What a step raises in the end: InputError with what a process said, or if parts are missing after all restarts.
+    """
+    return [
+        Step(
+            name=stage.call.stage,
+            title=STAGES[stage.call.stage].summary,
+            function=partial(_launch, pipeline, stage),
+            lines=tuple(command_lines(stage)),
+            inputs=tuple(map(Path, stage.call.inputs)),
+            outputs=(stage.call.output,),
+            settings=stage.call.settings(STAGES[stage.call.stage].settings[0]).recorded(),
+            check=partial(_check, stage),
+        )
+        for stage in pipeline.stages
+    ]
+
+
+def run_pipeline(pipeline: Pipeline, redo: str | None = None) -> dict[str, Report]:
     """Run every stage whose parts are not all there; returns the report of each stage by its name.
 
     Everything that can be checked is checked before the first process starts: the executors, and the settings of all
-    stages up to the first unfinished one (those behind it have no output yet). Raises InputError: a setting
-    that changed, a stage that still lacks parts after its restarts, or what its processes said.
+    stages up to the first unfinished one (those behind it have no output yet). Raises InputError as `run_steps` does.
     """
-    executors = {name: make_executor(text, f"executors.{name}") for name, text in pipeline.executors.items()}
-    return {
-        stage.call.stage: _check(stage) or _run(pipeline, stage, executors[stage.launch.executor], poll_seconds)
-        for stage in pipeline.stages
-    }
+    for name, text in pipeline.executors.items():
+        make_executor(text, f"executors.{name}")
+    records = run_steps(pipeline_steps(pipeline), pipeline.output, redo=redo)
+    return {name: record.report for name, record in records.items()}
 
 
-def _run(pipeline: Pipeline, stage: StageProcesses, executor: Any, poll_seconds: float) -> Report:
+def _launch(pipeline: Pipeline, stage: StageProcesses) -> Report:
+    """Start the processes of a stage, and again while parts are missing."""
+    if report := _check(stage):
+        return report
+    name = stage.launch.executor
+    executor = make_executor(pipeline.executors[name], f"executors.{name}")
     for attempt in range(stage.launch.restarts + 1):
         if attempt:
             note(f"{stage.call.stage}: processes were lost; starting again what is missing")
         with _PartsBar(stage) as bar:
             try:
-                logs = run_processes(stage, executor, pipeline.output / "runs", bar.refresh, poll_seconds=poll_seconds)
-            except KeyboardInterrupt:
+                logs = run_processes(stage, executor, pipeline.output / "runs", bar.refresh)
+            except (KeyboardInterrupt, SystemExit):
                 tqdm.write(f"{stage.call.stage}: stopped; {bar.finished()} finished parts are kept", file=sys.stderr)
                 raise
         said = [_tail(folder) for folder in logs]

@@ -4,6 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
+from nemo_longpo.steps import add_plan_options, show_plan
+
 EXAMPLE = """example:
   longpo demo --output demo_output
 
@@ -34,16 +36,22 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         default = getattr(DemoSettings, name)
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=kind, default=default, metavar="N", help=f"{summary} (default: {default})")
+    add_plan_options(parser)
     parser.add_argument("--json", action="store_true", help="end with the summary as one JSON object")
     parser.set_defaults(run=run_demo_command)
 
 
 def run_demo_command(arguments: argparse.Namespace) -> int:
-    from .run import format_summary, run_demo
-    from .stages import DemoSettings
+    from .run import format_summary, records_of_before, run_demo
+    from .stages import DemoSettings, demo_steps
 
     options = {name: value for name, value in vars(arguments).items() if name in DemoSettings.__dataclass_fields__}
-    options["output"] = arguments.output.resolve()
-    summary = run_demo(DemoSettings(**options))
+    options["output"] = output = arguments.output.resolve()
+    settings, redo = DemoSettings(**options), arguments.redo
+    if arguments.dry_run:
+        known = records_of_before(output)
+        show_plan(demo_steps(settings), output, redo=redo, known=known, as_json=arguments.json)
+        return 0
+    summary = run_demo(settings, redo)
     print(json.dumps(summary) if arguments.json else format_summary(summary))
     return 0

@@ -1,40 +1,40 @@
 """The whole main job on one CPU machine: `longpo demo --output DIR`."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from nemo_longpo.atomic import write_file
 from nemo_longpo.checkpoints.metrics_log import read_metrics
 from nemo_longpo.checkpoints.run_directory import find_checkpoint
-from nemo_longpo.errors import InputError
 from nemo_longpo.json_input import read_json_object
+from nemo_longpo.steps import Record, Records, run_steps
+from nemo_longpo.typed_fields import build
 
 from .plots import plot_accuracy, plot_rewards
-from .runner import run_stages, write_json
-from .stages import BASE_LENGTH, DemoSettings, demo_stages, metrics_file, training_directory
+from .stages import BASE_LENGTH, DemoSettings, demo_steps, metrics_file, training_directory
+
+_ADVICE = "remove it with all that lies beside it, or give another --output"
 
 
-def run_demo(settings: DemoSettings) -> dict[str, Any]:
+def run_demo(settings: DemoSettings, redo: str | None = None) -> dict[str, Any]:
     """Run what is missing in `settings.output`, draw the plots, and return (and write) the summary.
 
     Keys of the summary: `settings`, `accuracy_before` and `accuracy_after` (tokens -> share), `seconds` (stage ->
     seconds), `files` (name -> path).
     """
     output = settings.output
-    output.mkdir(parents=True, exist_ok=True)
-    described = {name: value for name, value in asdict(settings).items() if name != "output"}
-    refuse_other_settings(output / "settings.json", described)
-    seconds = run_stages(demo_stages(settings), output)
+    records = run_steps(demo_steps(settings), output, redo=redo, known=records_of_before(output))
     before, after = (_read_accuracy(output / name) for name in ("before.json", "after.json"))
     steps = read_metrics(training_directory(output))
     plot_accuracy(output / "accuracy.png", before, after, BASE_LENGTH)
     plot_rewards(output / "rewards.png", steps)
     summary = {
-        "settings": described,
+        "settings": {name: value for name, value in asdict(settings).items() if name != "output"},
         "accuracy_before": before,
         "accuracy_after": after,
-        "seconds": seconds,
+        "seconds": {name: record.seconds for name, record in records.items()},
         "files": {
             "documents": str(output / "documents.jsonl"),
             "pairs": str(output / "data" / "filter"),
@@ -45,7 +45,7 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
             "plots": [str(output / "accuracy.png"), str(output / "rewards.png")],
         },
     }
-    write_json(output / "summary.json", summary)
+    write_file(output / "summary.json", json.dumps(summary, indent=1))
     return summary
 
 
@@ -66,17 +66,25 @@ def _read_accuracy(path: Path) -> dict[int, float]:
     return {int(tokens): share for tokens, share in json.loads(path.read_text())["accuracy"].items()}
 
 
-def refuse_other_settings(path: Path, settings: dict[str, Any]) -> None:
-    """Finished stages are only reused for the settings that they were run with."""
-    if not path.exists():
-        write_json(path, settings)
-        return
-    stored = read_json_object(path, "remove it with all that lies beside it, or give another --output")
-    changed = [
-        f"{name} {stored.get(name)} (now {value})" for name, value in settings.items() if stored.get(name) != value
-    ]
-    if changed:
-        raise InputError(
-            f"{path.parent} holds a demo with other settings: {', '.join(changed)}; continue it with the same ones, or "
-            "give another --output."
+def records_of_before(output: Path) -> Records | None:
+    """What `settings.json` and `stages.json` say of a demo that was begun before there was `steps.json`, or None.
+
+    All steps have been held to these settings, also those that had not been started. Raises InputError if one of the
+    files is damaged.
+    """
+    if not (output / "settings.json").exists():
+        return None
+    stored = read_json_object(output / "settings.json", _ADVICE)
+    stages = output / "stages.json"
+    seconds = read_json_object(stages, _ADVICE) if stages.exists() else {}
+    content = {item.name: stored[item.name] for item in fields(DemoSettings) if item.name in stored}
+    return {
+        step.name: build(
+            Record,
+            {"settings": dict(step.settings), "seconds": seconds.get(step.name)},
+            str(stages),
+            _ADVICE,
+            exact=False,
         )
+        for step in demo_steps(DemoSettings(output=output, **content))
+    }

@@ -2,12 +2,13 @@
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nemo_longpo.checkpoints import run_directory
 from nemo_longpo.errors import InputError
+from nemo_longpo.steps import Step
 
 from .corpus import write_corpus
 
@@ -40,23 +41,9 @@ class DemoSettings:
         return (*SHORT_LENGTHS, *sorted({n for n in (256, 512) if n < self.tokens} | {self.tokens}))
 
 
-Command = tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One step of the demo: a command, or a function that writes a file itself.
-
-    `threads` bounds each process's threads; None
-    leaves all cores to it. `progress` says how far the running stage is.
-    """
-
-    name: str
-    title: str
-    command: Command | None = None
-    function: Callable[[], None] | None = None
-    threads: int | None = None
-    progress: Callable[[], str] | None = None
+# The demo shows the CPU path, also on a machine with a GPU, and needs nothing from the network.
+_ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # in each of several processes
 
 
 def public_command(name: str) -> str:
@@ -88,65 +75,82 @@ def training_progress(metrics: Path, steps: int) -> str:
     return f"step {last['step']}/{steps}, loss {last['loss']:.3f}, margin {last['rewards/margins']:.3f}"
 
 
-def demo_stages(settings: DemoSettings) -> list[Stage]:
-    """Every stage before the plots, in order; each reads what the ones before it wrote under `settings.output`."""
+def demo_steps(settings: DemoSettings) -> list[Step]:
+    """Every step before the plots, in order; each reads what the ones before it wrote under `settings.output`."""
     output = settings.output
     corpus = output / "documents.jsonl"
-
-    def write_documents() -> None:
-        write_corpus(corpus, settings.documents, settings.tokens, settings.seed)
-
     return [
-        Stage(
-            "documents", f"write {settings.documents} documents of {settings.tokens} tokens", function=write_documents
+        Step(
+            name="documents",
+            title=f"write {settings.documents} documents of {settings.tokens} tokens",
+            function=lambda: write_corpus(corpus, settings.documents, settings.tokens, settings.seed),
+            outputs=(corpus,),
+            settings=_chosen(settings, "documents", "tokens", "seed"),
         ),
-        Stage("before", "measure the base model", _measure(settings, BASE_MODEL, output / "before.json")),
-        *_data_stages(settings, corpus),
-        *_model_stages(settings),
-        Stage("after", "measure the trained model", _measure(settings, output / "model", output / "after.json")),
+        _measure("before", "measure the base model", settings, BASE_MODEL),
+        *_data_steps(settings, corpus),
+        *_model_steps(settings),
+        _measure("after", "measure the trained model", settings, output / "model"),
     ]
 
 
-def _data_stages(settings: DemoSettings, corpus: Path) -> list[Stage]:
-    output, seed = settings.output, ("--seed", str(settings.seed))
+def _chosen(settings: DemoSettings, *names: str) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in names}
 
-    def data(tool: str, source: Path, *options: str, flag: str = "--input", model: bool = True) -> Command:
-        target = output / "data" / ("shards" if tool == "pack" else tool)
-        models = ("--model", str(BASE_MODEL)) if model else ()
-        return (public_command("longpo"), "data", tool, flag, str(source), *models, "--output", str(target), *options)
 
-    folder = output / "data"
-    chunk_options = ("--chunk-tokens", str(settings.chunk_tokens), *_document_limits(settings.tokens), *seed)
-    instruct_options = ("--pool-size", "1", "--max-new-tokens", "8", "--prompts", str(PROMPTS), *seed)
-    respond_options = ("--max-new-tokens", "8", "--prompts", str(PROMPTS))
+def _data_steps(settings: DemoSettings, corpus: Path) -> list[Step]:
+    folder, tokens = settings.output / "data", settings.tokens
+    seed, prompts = ("--seed", str(settings.seed)), ("--prompts", str(PROMPTS))
+    limits = ("--min-document-tokens", str(tokens // 2), "--max-document-tokens", str(tokens))
+    chunks = ("--chunk-tokens", str(settings.chunk_tokens), "--chunks-per-document", "4")
+
+    def data(name: str, title: str, source: Path, *options: str, flag: str = "--input", decided_by: str = "") -> Step:
+        target = folder / ("shards" if name == "pack" else name)
+        model = ("--model", str(BASE_MODEL)) if name != "filter" else ()
+        command = (public_command("longpo"), "data", name, flag, str(source), *model, "--output", str(target), *options)
+        return Step(
+            name=name,
+            title=title,
+            command=command,
+            inputs=(source,),
+            outputs=(target,),
+            settings=_chosen(settings, *decided_by.split()),
+            env=_ENVIRONMENT,
+        )
+
     return [
-        Stage("chunk", "cut four chunks out of each document", data("chunk", corpus, *chunk_options)),
-        Stage("instruct", "the base model writes a question", data("instruct", folder / "chunk", *instruct_options)),
-        Stage("respond", "... and answers it twice", data("respond", folder / "instruct", *respond_options)),
-        Stage("filter", "keep the turns that teach something", data("filter", folder / "respond", model=False)),
-        Stage("score", "score both answers on the short chunk", data("score", folder / "filter", flag="--pairs")),
-        Stage("pack", "pack token ids and scores into shards", data("pack", folder / "score", flag="--pairs")),
+        data(
+            "chunk",
+            "cut four chunks out of each document",
+            corpus,
+            *(*chunks, *limits, *seed),
+            decided_by="chunk_tokens tokens seed",
+        ),
+        data(
+            "instruct",
+            "the base model writes a question",
+            folder / "chunk",
+            *("--pool-size", "1", "--max-new-tokens", "8", *prompts, *seed),
+            decided_by="seed",
+        ),
+        data("respond", "... and answers it twice", folder / "instruct", "--max-new-tokens", "8", *prompts),
+        data("filter", "keep the turns that teach something", folder / "respond"),
+        data("score", "score both answers on the short chunk", folder / "filter", flag="--pairs"),
+        data("pack", "pack token ids and scores into shards", folder / "score", flag="--pairs"),
     ]
 
 
-def _document_limits(tokens: int) -> Command:
-    return (
-        "--chunks-per-document",
-        "4",
-        "--min-document-tokens",
-        str(tokens // 2),
-        "--max-document-tokens",
-        str(tokens),
-    )
-
-
-def _model_stages(settings: DemoSettings) -> list[Stage]:
+def _model_steps(settings: DemoSettings) -> list[Step]:
     longpo, output = public_command("longpo"), settings.output
-    start = str(output / "nemo_start")
-    convert = (longpo, "convert", "import", "--model", str(BASE_MODEL), "--output", start, "--overwrite")
+    start, shards, training, model = (
+        output / "nemo_start",
+        output / "data" / "shards",
+        training_directory(output),
+        output / "model",
+    )
     train = (
         *(public_command("nemo"), "llm", "finetune", "--factory", "tiny_longpo", "--yes"),
-        f"data.paths={output / 'data' / 'shards'}",
+        f"data.paths={shards}",
         f"data.seed={settings.seed}",
         f"resume.restore_config.path={start}",
         "trainer.devices=2",
@@ -156,22 +160,49 @@ def _model_stages(settings: DemoSettings) -> list[Stage]:
         f"model.objective.beta={settings.beta}",
         f"optim.config.lr={settings.learning_rate}",
         "optim.lr_scheduler.warmup_ratio=0.1",
-        f"log.log_dir={training_directory(output)}",
+        f"log.log_dir={training}",
     )
-
-    export = (longpo, "convert", "export", "--checkpoint", str(training_directory(output)), "--output")
-
-    def progress() -> str:
-        return training_progress(metrics_file(output), settings.steps)
-
+    convert = (longpo, "convert", "import", "--model", str(BASE_MODEL), "--output", str(start), "--overwrite")
+    export = (longpo, "convert", "export", "--checkpoint", str(training), "--output", str(model), "--overwrite")
     return [
-        Stage("import", "convert the base model to NeMo", (*convert, "--rope-theta", str(settings.rope_theta))),
-        Stage("train", "train with context parallelism over two processes", train, threads=1, progress=progress),
-        Stage("export", "convert the trained model to Hugging Face", (*export, str(output / "model"), "--overwrite")),
+        Step(
+            name="import",
+            title="convert the base model to NeMo",
+            command=(*convert, "--rope-theta", str(settings.rope_theta)),
+            outputs=(start,),
+            settings=_chosen(settings, "rope_theta"),
+            env=_ENVIRONMENT,
+        ),
+        Step(
+            name="train",
+            title="train with context parallelism over two processes",
+            command=train,
+            inputs=(shards, start),
+            outputs=(training,),
+            settings=_chosen(settings, "steps", "learning_rate", "preference_weight", "beta", "seed"),
+            env=_ENVIRONMENT | _ONE_THREAD,
+            progress=lambda: training_progress(metrics_file(output), settings.steps),
+        ),
+        Step(
+            name="export",
+            title="convert the trained model to Hugging Face",
+            command=export,
+            inputs=(training,),
+            outputs=(model,),
+            env=_ENVIRONMENT,
+        ),
     ]
 
 
-def _measure(settings: DemoSettings, model: Path, output: Path) -> Command:
-    lengths = tuple(map(str, settings.lengths))
+def _measure(name: str, title: str, settings: DemoSettings, model: Path) -> Step:
+    output, lengths = settings.output / f"{name}.json", map(str, settings.lengths)
     module = (sys.executable, "-m", "nemo_longpo.recipes.demo.evaluate", "--model", str(model), "--output", str(output))
-    return (*module, "--samples", str(settings.samples), "--lengths", *lengths)
+    return Step(
+        name=name,
+        title=title,
+        command=(*module, "--samples", str(settings.samples), "--lengths", *lengths),
+        inputs=(model,),
+        outputs=(output,),
+        settings=_chosen(settings, "samples", "tokens"),
+        env=_ENVIRONMENT,
+    )
