@@ -133,13 +133,7 @@ def run_steps(steps: Sequence[Step], output: Path, *, redo: str | None = None, k
             if turn.state == _REFUSED:
                 raise InputError(turn.why)
         for step in [turn.step for turn in reversed(turns) if turn.state == _TO_REDO]:
-            for path in step.outputs:
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
-            records.pop(step.name, None)
-            _write(output, records)
+            _remove(step, output, records)
         runner = _Runner(output, records, lock)
         for number, turn in enumerate(turns, 1):
             step, label = turn.step, f"[{number:2d}/{len(turns)}] {turn.step.name:<9} {turn.step.title}"
@@ -206,6 +200,22 @@ def _read(output: Path, known: Records | None) -> Records:
 def _write(output: Path, records: Records) -> None:
     content = {"version": 1, "steps": {name: asdict(record) for name, record in records.items()}}
     write_file(output / STATE_NAME, json.dumps(content, indent=1))
+
+
+def _remove(step: Step, output: Path, records: Records) -> None:
+    """Remove the outputs of a step, by a rename first: a step that is half removed would be taken for a started one."""
+    hidden = [path.with_name(f".{path.name}.removed") for path in step.outputs]
+    for old, new in zip(step.outputs, hidden, strict=True):
+        shutil.rmtree(new, ignore_errors=True)
+        if old.exists():
+            old.rename(new)
+    records.pop(step.name, None)
+    _write(output, records)
+    for path in hidden:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

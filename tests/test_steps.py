@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,7 +64,6 @@ def start(tmp_path: Path, body: str) -> "subprocess.Popen[str]":
     code = f"""
 from pathlib import Path
 import signal, sys
-from nemo_longpo.cli import main
 from nemo_longpo.steps import Step, run_steps
 signal.signal(signal.SIGINT, signal.default_int_handler)
 out = Path({str(tmp_path)!r})
@@ -148,6 +148,26 @@ def test_redo_removes_outputs_before_it_runs(tmp_path: Path) -> None:
         run_steps([python("made", code, outputs=(folder,))], tmp_path, redo="made")
 
 
+def test_redo_that_is_stopped_leaves_nothing_half_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "made"
+    plan = [python("made", f"import os; os.makedirs({str(folder)!r}); print(1)", outputs=(folder,))]
+    run_steps(plan, tmp_path)
+    remove = shutil.rmtree
+
+    def stopped(path: Path, ignore_errors: bool = False) -> None:
+        if path.name == ".made.removed" and not ignore_errors:
+            raise KeyboardInterrupt
+        remove(path, ignore_errors)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("shutil.rmtree", stopped)
+        run_steps(plan, tmp_path, redo="made")
+    assert not folder.exists()
+    run_steps(plan, tmp_path)
+    run_steps(plan, tmp_path, redo="made")
+    assert not list(tmp_path.glob(".made*"))
+
+
 def test_dry_run_says_what_would_run_and_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out"
     output.mkdir()
@@ -229,7 +249,7 @@ def test_records_of_another_form_are_continued(tmp_path: Path) -> None:
 
 def test_damaged_state_is_named(tmp_path: Path) -> None:
     (tmp_path / "steps.json").write_text("{")
-    with pytest.raises(InputError, match="steps.json is not readable JSON"):
+    with pytest.raises(InputError, match=r"steps\.json is not readable JSON"):
         run_steps(chain(tmp_path), tmp_path)
     (tmp_path / "steps.json").write_text('{"version": 1, "steps": {"a": {"settings": 3}}}')
     with pytest.raises(InputError, match=r"steps.json: field 'steps\.a\.process' is missing"):

@@ -76,7 +76,27 @@ def test_all_stages_and_again(longpo, tmp_path, corpus, model_dir):
     shutil.move(changed, tmp_path / "changed.yaml")
     status, _, err = longpo("run", tmp_path / "changed.yaml")
     assert status == 2
-    assert "settings.max_new_tokens was 96, now 97" in err
+    assert "step 'respond' was run with max_new_tokens=96 (now 97); give the old settings" in err
+    (tmp_path / "work" / "steps.json").unlink()  # as in outputs that were made before there was such a file
+    status, _, err = longpo("run", tmp_path / "changed.yaml")
+    assert (status, "settings.max_new_tokens was 96, now 97" in err) == (2, True)
+    assert longpo("run", write_config(tmp_path, corpus, model_dir))[0] == 0
+    status, out, _ = longpo("run", tmp_path / "changed.yaml", "--dry-run", "--redo", "respond")
+    lines = out.splitlines()
+    assert [line for line in lines if not line.startswith("  ")] == [
+        "chunk: done",
+        "instruct: done",
+        *(f"{name}: to redo" for name in ("respond", "filter", "score", "pack")),
+    ]
+    assert sum("data respond" in line and "--max-new-tokens 97" in line for line in lines) == 2
+    written.pop(tmp_path / "work" / "steps.json")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*")} == written
+    assert longpo("run", tmp_path / "changed.yaml", "--redo", "respond")[0] == 0
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*")}
+    rewritten = {
+        path.relative_to(tmp_path / "work").parts[0] for path, when in written.items() if after.get(path) != when
+    }
+    assert rewritten - {"runs", "logs"} == {"respond", "filter", "score", "shards"}
 
 
 def test_a_killed_process_is_replaced(tmp_path, corpus, model_dir):

@@ -1,9 +1,9 @@
-"""The demo's bookkeeping, with stand-ins for the commands."""
+"""The demo's steps, its settings and its summary; the engine that runs them has tests of its own."""
 
 import argparse
 import json
 import re
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,65 +11,67 @@ import pytest
 from nemo_longpo.errors import InputError
 from nemo_longpo.recipes.demo import cli, stages
 from nemo_longpo.recipes.demo.plots import plot_accuracy, plot_rewards
-from nemo_longpo.recipes.demo.run import format_summary, refuse_other_settings
-from nemo_longpo.recipes.demo.runner import run_stages
-from nemo_longpo.recipes.demo.stages import DemoSettings, Stage, demo_stages, training_progress
+from nemo_longpo.recipes.demo.run import format_summary, records_of_before
+from nemo_longpo.recipes.demo.stages import DemoSettings, demo_steps, training_progress
+from nemo_longpo.steps import run_steps, show_plan
 
 
-def python(code: str) -> tuple[str, ...]:
-    return (sys.executable, "-S", "-c", code)
+@pytest.fixture(autouse=True)
+def commands_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "public_command", lambda name: name)
 
 
-def test_finished_stages_are_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    calls = tmp_path / "calls"
-    append = f"open({str(calls)!r}, 'a').write('x')"
-    seconds = run_stages([Stage("one", "first", python(append))], tmp_path)
-    both = [Stage("one", "first", python(append)), Stage("two", "second", function=lambda: calls.open("a").write("y"))]
-    assert run_stages(both, tmp_path)["one"] == seconds["one"]
-    assert calls.read_text() == "xy"
-    assert "[ 1/2] one       first: already done" in capsys.readouterr().out
-
-
-def test_a_failing_command_stops_the_demo_with_its_own_words(tmp_path: Path) -> None:
-    failing = Stage("bad", "fail", python("import sys; print('no such thing'); sys.exit(3)"))
-    never = Stage("after", "never", function=lambda: pytest.fail("a stage ran after a failed one"))
-    with pytest.raises(InputError, match=r"'bad' failed with exit status 3(.|\n)*no such thing"):
-        run_stages([failing, never], tmp_path)
-    assert not (tmp_path / "stages.json").exists()
-
-
-def test_the_environment_keeps_to_the_cpu_and_the_thread_limit(tmp_path: Path) -> None:
-    seen = tmp_path / "seen"
-    values = "os.environ['OMP_NUM_THREADS'] + repr(os.environ['CUDA_VISIBLE_DEVICES'])"
-    code = f"import os; open({str(seen)!r}, 'w').write({values})"
-    run_stages([Stage("env", "look", python(code), threads=1)], tmp_path)
-    assert seen.read_text() == "1''"
+def test_commands_keep_to_the_cpu_and_the_thread_limit(tmp_path: Path) -> None:
+    for step in demo_steps(DemoSettings(tmp_path))[1:]:
+        assert step.env["CUDA_VISIBLE_DEVICES"] == ""
+        assert step.env.get("OMP_NUM_THREADS") == ("1" if step.name == "train" else None)
 
 
 def test_other_settings_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "settings.json"
-    refuse_other_settings(path, {"steps": 40, "seed": 0})
-    refuse_other_settings(path, {"steps": 40, "seed": 0})
-    with pytest.raises(InputError, match=r"steps 40 \(now 20\)"):
-        refuse_other_settings(path, {"steps": 20, "seed": 0})
-    assert json.loads(path.read_text())["steps"] == 40
-    path.write_text("{")
+    """Each by the step that it decides about, and only once that step has been started."""
+    (tmp_path / "documents.jsonl").touch()
+    documents = demo_steps(DemoSettings(tmp_path, documents=3, tokens=64))[:1]
+    run_steps(documents, tmp_path)
+    with pytest.raises(InputError, match=r"'documents' was run with documents=3 \(now 4\)"):
+        run_steps(demo_steps(DemoSettings(tmp_path, documents=4, tokens=64)), tmp_path)
+    run_steps(demo_steps(DemoSettings(tmp_path, documents=3, tokens=64, steps=7))[:1], tmp_path)
+
+
+def test_demo_of_before_is_continued(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It has two files instead of `steps.json`; what was not done then is held to its settings all the same."""
+    assert records_of_before(tmp_path) is None
+    stored = {"documents": 3, "tokens": 64, "steps": 7, "samples": 5, "gone": 1}
+    (tmp_path / "settings.json").write_text(json.dumps(stored))
+    (tmp_path / "stages.json").write_text(json.dumps({"documents": 1.5}))
+    (tmp_path / "documents.jsonl").touch()
+    known = records_of_before(tmp_path)
+    settings = DemoSettings(tmp_path, documents=3, tokens=64, steps=7, samples=5)
+    show_plan(demo_steps(settings), tmp_path, known=known)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["documents: done", "before: to run"]
+    assert run_steps(demo_steps(settings)[:1], tmp_path, known=known)["documents"].seconds == 1.5
+    for changes, message in (({"steps": 8}, r"'train' was run with steps=7 \(now 8\)"), ({"samples": 6}, "'before'")):
+        with pytest.raises(InputError, match=message):
+            run_steps(demo_steps(replace(settings, **changes)), tmp_path, known=known)
+    (tmp_path / "stages.json").write_text('{"documents": "x"}')
+    with pytest.raises(InputError, match=r"stages.json: field 'seconds' should be a number"):
+        records_of_before(tmp_path)
+    (tmp_path / "settings.json").write_text("{")
     with pytest.raises(InputError, match=r"settings.json is not readable JSON: .*give another --output"):
-        refuse_other_settings(path, {"steps": 40, "seed": 0})
+        records_of_before(tmp_path)
 
 
-def test_every_stage_reads_what_an_earlier_one_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "public_command", lambda name: name)
-    written = {str(tmp_path / "documents.jsonl"), str(tmp_path / "training")}
-    for stage in demo_stages(DemoSettings(output=tmp_path))[1:]:
-        command = stage.command
-        assert command is not None
-        values = [re.sub(r"^(data|resume|log)[a-z._]*=", "", argument) for argument in command]
-        target = {values[values.index("--output") + 1]} if "--output" in values else set()
-        inputs = {value for value in values if value.startswith(str(tmp_path))} - target
-        assert inputs <= written, f"{stage.name} reads {inputs - written}"
-        written |= target
-    assert str(tmp_path / "model") in written
+def test_every_step_reads_what_an_earlier_one_writes(tmp_path: Path) -> None:
+    """What a step states as its inputs and outputs are the paths of its command."""
+    written = {tmp_path / "documents.jsonl"}
+    for step in demo_steps(DemoSettings(output=tmp_path))[1:]:
+        values = [re.sub(r"^(data|resume|log)[a-z._]*=", "", argument) for argument in step.command]
+        named = {Path(value) for value in values if value.startswith(str(tmp_path))}
+        assert named - set(step.inputs) == set(step.outputs)
+        inputs = {path for path in step.inputs if path.is_relative_to(tmp_path)}
+        assert inputs <= written & named, f"{step.name} reads {inputs - written}"
+        written |= set(step.outputs)
+    assert tmp_path / "model" in written
 
 
 def test_training_progress_reads_the_newest_metrics(tmp_path: Path) -> None:
@@ -107,7 +109,7 @@ def test_command_line_defaults_are_the_settings_defaults(monkeypatch: pytest.Mon
     parser = argparse.ArgumentParser()
     cli.register(parser.add_subparsers())
     seen: list[DemoSettings] = []
-    monkeypatch.setattr("nemo_longpo.recipes.demo.run.run_demo", lambda settings: seen.append(settings) or {})
+    monkeypatch.setattr("nemo_longpo.recipes.demo.run.run_demo", lambda settings, redo: seen.append(settings) or {})
     arguments = parser.parse_args(["demo", "--output", str(tmp_path), "--steps", "7", "--json"])
     assert arguments.run(arguments) == 0
     assert seen == [DemoSettings(output=tmp_path, steps=7)]
