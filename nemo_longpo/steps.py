@@ -97,7 +97,7 @@ _DONE, _TO_RUN, _TO_REDO, _REFUSED = "done", "to run", "to redo", "refused"
 def add_plan_options(parser: argparse.ArgumentParser) -> None:
     """Add `--dry-run` and `--redo` to a command that runs a plan."""
     parser.add_argument("--dry-run", action="store_true", help="say what is done and what would run, and do nothing")
-    parser.add_argument("--redo", metavar="STEP", help="remove what this step and those behind it wrote; make it again")
+    parser.add_argument("--redo", metavar="STEP", help="make this step and those that read it again")
 
 
 def show_plan(

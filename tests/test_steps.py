@@ -164,6 +164,7 @@ def test_redo_that_is_stopped_leaves_nothing_half_removed(tmp_path: Path, monkey
         with pytest.raises(KeyboardInterrupt):
             run_steps(plan, tmp_path, redo="made")
     assert not folder.exists()
+    assert json.loads((tmp_path / "steps.json").read_text())["steps"] == {}
     run_steps(plan, tmp_path)
     run_steps(plan, tmp_path, redo="made")
     assert not list(tmp_path.glob(".made*"))
