@@ -248,8 +248,7 @@ def _show_output(output: Path, as_json: bool) -> None:
 
 
 def run_inspect(arguments: argparse.Namespace) -> None:
-    from .inspection.inspect_model import inspect_model
-    from .inspection.inspection_text import format_report
+    from .inspection.inspect_model import format_report, inspect_model
 
     report = inspect_model(arguments.path, headers_only=arguments.headers_only)
     show(json.dumps(report) if arguments.json else format_report(report))

@@ -28,8 +28,7 @@ from support.tiny_models import save_tiny
 from support.tokenised_pairs import tokenised_record
 
 from nemo_longpo.checkpoints.pickled import read_metadata
-from nemo_longpo.conversion.inspection.inspect_model import inspect_model
-from nemo_longpo.conversion.inspection.inspection_text import format_report
+from nemo_longpo.conversion.inspection.inspect_model import format_report, inspect_model
 from nemo_longpo.costs.model_shape import load_shape
 from nemo_longpo.data_tools.corpus.source import CorpusSource
 from nemo_longpo.data_tools.encoded import PairEncoder
