@@ -104,17 +104,21 @@ def show_plan(
     steps: Sequence[Step], output: Path, *, redo: str | None = None, known: Records | None = None, as_json: bool = False
 ) -> None:
     """Print for each step whether it is done, and the command lines of what would run; nothing is written."""
-    turns = _judge(steps, _read(output, known), redo)
-    lines = [turn.step.command_lines() if turn.state in (_TO_RUN, _TO_REDO) else [] for turn in turns]
+    plan: list[dict[str, Any]] = [
+        {
+            "step": turn.step.name,
+            "state": turn.state,
+            "why": turn.why,
+            "commands": turn.step.command_lines() if turn.state in (_TO_RUN, _TO_REDO) else [],
+        }
+        for turn in _judge(steps, _read(output, known), redo)
+    ]
     if as_json:
-        plan = [
-            {"step": turn.step.name, "state": turn.state, "why": turn.why, "commands": commands}
-            for turn, commands in zip(turns, lines, strict=True)
-        ]
         print(json.dumps({"output": str(output), "plan": plan}))
         return
-    for turn, commands in zip(turns, lines, strict=True):
-        show("\n  ".join([": ".join(filter(None, [turn.step.name, turn.state, turn.why])), *commands]))
+    for entry in plan:
+        commands = entry.pop("commands")
+        show("\n  ".join([": ".join(filter(None, entry.values())), *commands]))
 
 
 def run_steps(steps: Sequence[Step], output: Path, *, redo: str | None = None, known: Records | None = None) -> Records:
