@@ -51,7 +51,7 @@ class Objective:
     | `longpo_no_nll`, `dpo`  | preference (they differ in the shard's reference context)       |
     | `sft_chosen`            | NLL(chosen responses)                                           |
     | `sft_rejected`          | NLL(rejected responses)                                         |
-    | `sft_chosen_constraint` | NLL(chosen responses) + `beta` · KL(πS(·|Ci) ‖ πθ(·|C))         |
+    | `sft_chosen_constraint` | NLL(chosen responses) + `beta` · KL(πS on Ci ‖ πθ on C)          |
 
     `preference = −log σ(beta·(S_w − R_w) − beta·(S_l − R_l))`, arXiv 2502.13922. Its eq. 13 prints the log of a sum of
     probabilities; the released code sums log-probs over turns and tokens, and so do we.
