@@ -93,7 +93,7 @@ OPEN_TO_ALL = {
 
 TRAINER = {"nemo", "nemo_run", "megatron", "lightning", "pytorch_lightning", "transformer_engine", "modelopt", "apex"}
 # Starts processes and knows nothing of training; reached from one file only, inside a function.
-LAUNCHER, LAUNCHER_FILE = "nemo_run", "data_tools/pipeline/launch.py"
+LAUNCHER, LAUNCHER_FILE = "nemo_run", "data_tools/pipeline/run.py"
 MAY_IMPORT_TRAINER = ADAPTER | {
     "nemo_longpo.recipes",
     "nemo_longpo.conversion",

@@ -10,11 +10,10 @@ from typing import Any
 
 from nemo_longpo.errors import InputError
 
-from ..doc_ids import hash_id, refuse_repeated_ids
+from ..pairs import hash_id, refuse_repeated_ids
 from ..readers.find import Finder
 from ..readers.records import Columns, Mark, Piece, Record, read_parts
-from ..runner import Row
-from ..runner.rows import PartLimits
+from ..runner import PartLimits, Row
 from .segmentation import CODE_SUFFIXES, TEXT_SUFFIXES
 
 # Empty files are usual in source code, and a sign of trouble elsewhere.

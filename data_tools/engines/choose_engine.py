@@ -13,12 +13,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from nemo_longpo.errors import InputError
-from nemo_longpo.shards.schema import Span
 
 from ..options import settings_from
 from ..runner import Kept, Tick, Usage
 from ..settings import EngineSettings, ServerSettings, TransformersSettings, VllmSettings
-from .engine import Completion, Engine, Sampling
+from .engine import Completion, Engine, Sampling, Spans
 
 Result = TypeVar("Result")
 
@@ -99,9 +98,7 @@ class ResumingEngine:
             tick,
         )
 
-    def score(
-        self, sequences: Sequence[Sequence[int]], spans: Sequence[Sequence[Span]], tick: Tick
-    ) -> list[list[np.ndarray]]:
+    def score(self, sequences: Sequence[Sequence[int]], spans: Spans, tick: Tick) -> list[list[np.ndarray]]:
         def work(batch: list[int], tick: Tick) -> list[list[np.ndarray]]:
             return self._engine.score([sequences[i] for i in batch], [spans[i] for i in batch], tick)
 

@@ -10,6 +10,9 @@ from nemo_longpo.shards.schema import Span
 
 from ..runner import Tick
 
+Spans = Sequence[Sequence[Span]]
+"""Per sequence, the ranges [start, end) of tokens whose log-probs are asked for."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -66,8 +69,6 @@ class Engine(Protocol):
         `tick` is called whenever requests have finished.
         """
 
-    def score(
-        self, sequences: Sequence[Sequence[int]], spans: Sequence[Sequence[Span]], tick: Tick
-    ) -> list[list[np.ndarray]]:
+    def score(self, sequences: Sequence[Sequence[int]], spans: Spans, tick: Tick) -> list[list[np.ndarray]]:
         """Return, per sequence and span [start, end) with start ≥ 1, float32 log p(x_t | x_<t) of every token in
         the span."""

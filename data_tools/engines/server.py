@@ -9,11 +9,10 @@ import numpy as np
 
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.model_config import ModelConfig
-from nemo_longpo.shards.schema import Span
 
 from ..runner import Tick, Usage
 from ..settings import EngineSettings, ServerSettings
-from .engine import Completion, Sampling
+from .engine import Completion, Sampling, Spans
 from .server_http import Address, ServedModel, parse_address
 from .server_pool import Pauses, ServerPool
 
@@ -76,9 +75,7 @@ class ServerEngine:
                 f"{error}; it was asked for JSON: start the server with a tokenizer, or give --no-structured-output"
             ) from error
 
-    def score(
-        self, sequences: Sequence[Sequence[int]], spans: Sequence[Sequence[Span]], tick: Tick
-    ) -> list[list[np.ndarray]]:
+    def score(self, sequences: Sequence[Sequence[int]], spans: Spans, tick: Tick) -> list[list[np.ndarray]]:
         fields = {"prompt_logprobs": 0, "max_tokens": 1, "temperature": 0.0}
         bodies = [self._body(sequence) | fields for sequence in sequences]
 

@@ -2,8 +2,9 @@
 
 from .parts import PartResult, PartsJob, Process, run_parts
 from .progress import Kept, Progress, Tick, Usage
-from .rows import Row, open_parts
+from .rows import PartLimits, Row, is_given, open_parts, read_stage_settings
 
 __all__ = [
-    "Kept", "PartResult", "PartsJob", "Process", "Progress", "Row", "Tick", "Usage", "open_parts", "run_parts",
+    "Kept", "PartLimits", "PartResult", "PartsJob", "Process", "Progress", "Row", "Tick", "Usage", "is_given",
+    "open_parts", "read_stage_settings", "run_parts",
 ]  # fmt: skip

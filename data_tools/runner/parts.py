@@ -11,8 +11,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
@@ -107,7 +106,7 @@ def _share_out(job: PartsJob, description: dict[str, Any]) -> None:
         try:
             for future in running:
                 future.result()
-        except BrokenProcessPool as error:
+        except BrokenExecutor as error:
             raise InputError(
                 f"a worker of stage {job.name!r} was killed, perhaps for lack of memory; finished parts are kept: "
                 "run the same command to continue, with fewer num_workers or a smaller part_size if it happens again"

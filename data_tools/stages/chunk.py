@@ -17,8 +17,8 @@ from ..chat.format import ChatFormat
 from ..corpus.chunking import chunk_document, draw_chunks, token_ends
 from ..corpus.segmentation import domain_of
 from ..corpus.source import CorpusSource, Fields
-from ..doc_ids import seed_for
 from ..model import load_chat, tokenizer_identity
+from ..pairs import seed_for
 from ..runner import PartResult, PartsJob, Process, Row, Tick, run_parts
 from ..settings import ChunkSettings, CpuWorkShare
 from .table import Report, StageCall

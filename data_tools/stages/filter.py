@@ -8,9 +8,8 @@ from typing import Any
 from nemo_longpo.errors import InputError
 
 from ..chat.format import ChatFormat
-from ..doc_ids import check_own_rows
 from ..model import load_chat, tokenizer_identity
-from ..pairs import Pair, Turn, is_empty, parse_pair, special_tokens, without_spelled_ends
+from ..pairs import Pair, Turn, check_own_rows, is_empty, parse_pair, special_tokens, without_spelled_ends
 from ..prompts import Prompts, choose_prompts
 from ..quality.language import similarity, words
 from ..quality.useless_answers import compressed_share, is_refusal, longest_copy, longest_loop, repeats, searchable

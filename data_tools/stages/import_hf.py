@@ -16,8 +16,7 @@ from ..model import load_chat, tokenizer_identity
 from ..published.conversation import Refused, TemplateIds, template_ids
 from ..published.document import Limits, read_document
 from ..published.source import Ledger, PublishedSource, Refusal
-from ..runner import PartResult, PartsJob, Process, Row, Tick, run_parts
-from ..runner.rows import is_given
+from ..runner import PartResult, PartsJob, Process, Row, Tick, is_given, run_parts
 from ..settings import CpuWorkShare, ImportSettings
 from .table import Report, StageCall
 

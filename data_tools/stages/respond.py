@@ -11,9 +11,8 @@ from typing import Any
 from nemo_longpo.errors import InputError
 
 from ..chat.format import ChatFormat
-from ..doc_ids import seed_for
 from ..engines.engine import Completion, Sampling
-from ..pairs import read_chunks
+from ..pairs import read_chunks, seed_for
 from ..runner import PartResult, Row, Tick
 from ..settings import RespondSettings
 from .table import Report, StageCall

@@ -16,8 +16,7 @@ from ..encoded import EncodedPair, PairEncoder, check_row
 from ..engines.engine import Engine
 from ..model import load_chat, tokenizer_identity
 from ..pairs import BRANCHES
-from ..runner import PartResult, Row, Tick
-from ..runner.rows import read_stage_settings
+from ..runner import PartResult, Row, Tick, read_stage_settings
 from ..settings import EngineSettings, ScoreSettings
 from .score_check import EngineCheck, Scored
 from .table import Report, StageCall

@@ -10,25 +10,13 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
+from .. import settings
 from ..options import AnySettings, Settings, setting_words, settings_from
-from ..settings import (
-    ENGINE_SETTINGS,
-    ChunkSettings,
-    CpuWorkShare,
-    FilterSettings,
-    ImportSettings,
-    InstructSettings,
-    PackSettings,
-    RespondSettings,
-    ScoreSettings,
-    TemplateSettings,
-    WorkShare,
-)
 
 Report = dict[str, int]
 """What a finished stage counted; empty while some part of its output is missing."""
 
-_WITH_MODEL = (WorkShare, TemplateSettings, *ENGINE_SETTINGS)
+_WITH_MODEL = (settings.WorkShare, settings.TemplateSettings, *settings.ENGINE_SETTINGS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +51,7 @@ _ROWS = (
         name="chunk",
         summary="cut documents into chunks that fit the model",
         example="longpo data chunk --input books/ --model MODEL --output work/chunks --chunk-tokens 8192",
-        settings=(ChunkSettings, CpuWorkShare),
+        settings=(settings.ChunkSettings, settings.CpuWorkShare),
         run="nemo_longpo.data_tools.stages.chunk:run_chunk",
         input_help="plain text or source code (.txt, .md, .rst, .tex, .py, ...), .jsonl, .jsonl.gz, .jsonl.zst, "
         ".parquet, datasets saved to disk, directories of all these, or hf:OWNER/NAME[:SPLIT]",
@@ -73,7 +61,7 @@ _ROWS = (
         name="instruct",
         summary="let the model write instructions about each chunk",
         example="longpo data instruct --input work/chunks --model MODEL --output work/instructed",
-        settings=(InstructSettings, *_WITH_MODEL),
+        settings=(settings.InstructSettings, *_WITH_MODEL),
         run="nemo_longpo.data_tools.stages.instruct:run_instruct",
         input_help="output of `longpo data chunk`",
         follows=("chunk",),
@@ -83,7 +71,7 @@ _ROWS = (
         name="respond",
         summary="answer with the chunk and with the whole document",
         example="longpo data respond --input work/instructed --model MODEL --output work/responded",
-        settings=(RespondSettings, *_WITH_MODEL),
+        settings=(settings.RespondSettings, *_WITH_MODEL),
         run="nemo_longpo.data_tools.stages.respond:run_respond",
         input_help="output of `longpo data instruct`",
         follows=("instruct",),
@@ -93,7 +81,7 @@ _ROWS = (
         name="filter",
         summary="leave out turns that cannot teach anything",
         example="longpo data filter --input work/responded --output work/pairs",
-        settings=(FilterSettings, CpuWorkShare),
+        settings=(settings.FilterSettings, settings.CpuWorkShare),
         run="nemo_longpo.data_tools.stages.filter:run_filter",
         input_help="output of `longpo data respond`, or pairs of your own",
         follows=("respond",),
@@ -104,7 +92,7 @@ _ROWS = (
         name="import-hf",
         summary="take over a published dataset of tokenised pairs",
         example="longpo data import-hf --input DATASET --model MODEL --output work/pairs",
-        settings=(ImportSettings, CpuWorkShare),
+        settings=(settings.ImportSettings, settings.CpuWorkShare),
         run="nemo_longpo.data_tools.stages.import_hf:run_import_hf",
         input_help="saved dataset, Parquet, JSONL or hf:OWNER/NAME[:SPLIT]",
         input_word="DATASET",
@@ -114,7 +102,7 @@ _ROWS = (
         name="score",
         summary="store the reference model's log-probs of both answers",
         example="longpo data score --pairs PAIRS.jsonl --model MODEL --output work/scored",
-        settings=(ScoreSettings, *_WITH_MODEL),
+        settings=(settings.ScoreSettings, *_WITH_MODEL),
         run="nemo_longpo.data_tools.stages.score:run_score",
         input_help="output of `longpo data filter` or `import-hf`, or pairs of your own",
         follows=("filter", "import-hf"),
@@ -125,7 +113,7 @@ _ROWS = (
         name="pack",
         summary="write shards for training",
         example="longpo data pack --pairs work/scored --model MODEL --output shards",
-        settings=(PackSettings,),
+        settings=(settings.PackSettings,),
         run="nemo_longpo.data_tools.stages.pack:run_pack",
         input_help="output of `longpo data score`",
         follows=("score",),

@@ -8,14 +8,13 @@ from typing import Any
 from nemo_longpo.errors import InputError
 
 from ..chat.format import ChatFormat
-from ..doc_ids import check_own_rows
 from ..engines.choose_engine import EngineOptions, ResumingEngine
 from ..engines.engine import Engine
 from ..model import load_chat, model_identity, rendering_identity, tokenizer_identity
 from ..options import Settings, settings_from
+from ..pairs import check_own_rows
 from ..prompts import Prompts, choose_prompts
-from ..runner import PartResult, PartsJob, Process, Progress, Row, Tick, open_parts, run_parts
-from ..runner.rows import read_stage_settings
+from ..runner import PartResult, PartsJob, Process, Progress, Row, Tick, open_parts, read_stage_settings, run_parts
 from ..settings import TemplateSettings, WorkShare
 from .table import Report, StageCall
 

@@ -14,8 +14,7 @@ import pytest
 import yaml
 
 from nemo_longpo.data_tools.pipeline.config import LaunchSettings, StageProcesses
-from nemo_longpo.data_tools.pipeline.launch import make_executor
-from nemo_longpo.data_tools.pipeline.run import _PartsBar
+from nemo_longpo.data_tools.pipeline.run import _PartsBar, make_executor
 from nemo_longpo.data_tools.stages.table import StageCall
 from nemo_longpo.errors import InputError
 
