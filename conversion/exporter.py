@@ -17,20 +17,16 @@ import torch
 from nemo_longpo.checkpoints.run_directory import find_checkpoint
 from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.errors import InputError
-from nemo_longpo.model_directory.downloads import read_model_json
-from nemo_longpo.model_directory.model_config import ModelConfig
+from nemo_longpo.model_directory import downloads, model_config
 from nemo_longpo.terminal import note
 
+from . import outputs, progress, values
 from .families.family import Family, Piece
+from .huggingface import directory, tensor_files
 from .huggingface.config import DTYPES, with_dtype, with_max_length
-from .huggingface.directory import INDEX, SINGLE, HfDirectory, write_json
-from .huggingface.tensor_files import TORCH_DTYPES, SafetensorsWriter, header_like
 from .huggingface.weights import HfWeights
 from .model_on_disk import Access, Weights, open_nemo
 from .nemo_checkpoint.context import HEADERS, WEIGHT_LIST
-from .outputs import bytes_of, new_model, require_apart, require_free
-from .progress import DEFAULT_WORKERS, work_through
-from .values import NotFinite
 
 DEFAULT_FILE_BYTES = 5_000_000_000
 SUFFIX = ".safetensors"
@@ -61,7 +57,7 @@ def export_checkpoint(
     base_checkpoint: Path | None = None,
     check_hashes: bool = True,
     overwrite: bool = False,
-    workers: int = DEFAULT_WORKERS,
+    workers: int = progress.DEFAULT_WORKERS,
 ) -> Path:
     """Convert a NeMo checkpoint, or the newest complete one of a run's directory, to a Hugging Face directory.
 
@@ -74,11 +70,11 @@ def export_checkpoint(
     given, checkpoint = checkpoint, find_checkpoint(checkpoint)
     if checkpoint != given:
         note(f"export: takes {checkpoint}, the newest complete checkpoint of {given}")
-    require_apart(output, *filter(None, (checkpoint, base)))
-    require_free(output, overwrite=overwrite)
+    outputs.require_apart(output, *filter(None, (checkpoint, base)))
+    outputs.require_free(output, overwrite=overwrite)
     access = Access(base=base, base_checkpoint=base_checkpoint, check_hashes=check_hashes)
     source = open_nemo(checkpoint, access)
-    require_apart(output, source.weights.directory.parent)  # adapters know their base without an option
+    outputs.require_apart(output, source.weights.directory.parent)  # adapters know their base without an option
     family, model_shape = source.family, source.model_shape
     config = source.config
     if max_length is not None:
@@ -95,8 +91,8 @@ def export_checkpoint(
             "vLLM read them there, transformers 4 overlooks them"
         )
     targets = plan_targets(source.origin, family, model_shape, dtype)
-    size = sum(target.size for target in targets.values()) + bytes_of(source.origin.companions())
-    with new_model(output, overwrite=overwrite, size=size) as partial:
+    size = sum(target.size for target in targets.values()) + outputs.bytes_of(source.origin.companions())
+    with outputs.new_model(output, overwrite=overwrite, size=size) as partial:
         _write_companions(partial, source.origin, config)
         files = lay_out(partial, targets, original_headers(source.origin))
         write_weights(files, source.weights, targets, family, model_shape, workers)
@@ -104,16 +100,16 @@ def export_checkpoint(
     return output
 
 
-def _write_companions(output: Path, origin: HfDirectory, config: ModelConfig) -> None:
+def _write_companions(output: Path, origin: directory.HfDirectory, config: model_config.ModelConfig) -> None:
     for path in origin.companions():
-        if path.name not in (WEIGHT_LIST, HEADERS, INDEX):
+        if path.name not in (WEIGHT_LIST, HEADERS, directory.INDEX):
             shutil.copyfile(path, output / path.name)
     if config != origin.config or origin.remark:
-        write_json(output / "config.json", config.raw)
+        directory.write_json(output / "config.json", config.raw)
 
 
 def write_weights(
-    files: Mapping[str, SafetensorsWriter],
+    files: Mapping[str, tensor_files.SafetensorsWriter],
     weights: Weights,
     targets: Mapping[str, Target],
     family: Family,
@@ -121,7 +117,7 @@ def write_weights(
     workers: int,
 ) -> None:
     copies = family.copies(model_shape)
-    not_finite = NotFinite()
+    not_finite = values.NotFinite()
     places: dict[str, list[Target]] = {}
     for target in targets.values():
         places.setdefault(copies.get(target.name, target.name), []).append(target)
@@ -136,50 +132,52 @@ def write_weights(
         return size
 
     total = sum(target.size for target in targets.values())
-    work_through(family.pieces(model_shape), convert, title="export", total=total, workers=workers)
+    progress.work_through(family.pieces(model_shape), convert, title="export", total=total, workers=workers)
     if not_finite.names:
         note(f"export: {not_finite}")
 
 
 def lay_out(
     output: Path, targets: Mapping[str, Target], headers: Mapping[str, str] = MappingProxyType({})
-) -> dict[str, SafetensorsWriter]:
+) -> dict[str, tensor_files.SafetensorsWriter]:
     """The files, with a place for every tensor: that in the original `headers`, where they are of the same tensors."""
     members: dict[str, dict[str, tuple[torch.dtype, tuple[int, ...]]]] = {}
     for target in targets.values():
         members.setdefault(target.file, {})[target.name] = (target.dtype, target.shape)
     files = {}
     for file, tensors in members.items():
-        header = header_like(headers[file], tensors, f"{HEADERS}, {file}") if file in headers else None
-        files[file] = SafetensorsWriter(output / file, tensors, header)
+        header = tensor_files.header_like(headers[file], tensors, f"{HEADERS}, {file}") if file in headers else None
+        files[file] = tensor_files.SafetensorsWriter(output / file, tensors, header)
     return files
 
 
-def _write_index(output: Path, origin: HfDirectory, targets: Mapping[str, Target], dtype: str | None) -> None:
+def _write_index(output: Path, origin: directory.HfDirectory, targets: Mapping[str, Target], dtype: str | None) -> None:
     """The index of a model in several files: the original's bytes, or, where sizes or tensors changed, its fields."""
     weight_map = {name: target.file for name, target in targets.items()}
-    if set(weight_map.values()) == {SINGLE}:
+    if set(weight_map.values()) == {directory.SINGLE}:
         return
     total = sum(target.size for target in targets.values())
-    original = origin.path / INDEX
-    content = read_model_json(original) if original.is_file() else {}
+    original = origin.path / directory.INDEX
+    content = downloads.read_model_json(original) if original.is_file() else {}
     metadata = content.get("metadata")
     metadata = metadata if isinstance(metadata, dict) else {}
     if content.get("weight_map") == weight_map:
         if dtype is None or metadata.get("total_size") == total:
-            shutil.copyfile(original, output / INDEX)
+            shutil.copyfile(original, output / directory.INDEX)
             return
         weight_map = content["weight_map"]
     else:
         weight_map = dict(sorted(weight_map.items()))
     index = {**content, "metadata": {**metadata, "total_size": total}, "weight_map": weight_map}
-    (output / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    (output / directory.INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def plan_targets(origin: HfDirectory, family: Family, model_shape: ModelShape, dtype: str | None) -> dict[str, Target]:
+def plan_targets(
+    origin: directory.HfDirectory, family: Family, model_shape: ModelShape, dtype: str | None
+) -> dict[str, Target]:
     """Every tensor to write, by name: the files and dtypes of the original where they are known."""
     known = _original_weights(origin)
-    fallback = TORCH_DTYPES[DTYPES[origin.config.stored_dtype]]
+    fallback = tensor_files.TORCH_DTYPES[DTYPES[origin.config.stored_dtype]]
     shapes: dict[str, tuple[int, ...]] = {}
     for piece in family.pieces(model_shape):
         shapes.update(zip(piece.names, piece.part_shapes, strict=True))
@@ -188,15 +186,19 @@ def plan_targets(origin: HfDirectory, family: Family, model_shape: ModelShape, d
             shapes[copy] = shapes[name]
     targets = []
     for name, shape in shapes.items():
-        file, original = known.get(name, (SINGLE, None))
-        chosen = TORCH_DTYPES[DTYPES[dtype]] if dtype else TORCH_DTYPES.get(original or "", fallback)
+        file, original = known.get(name, (directory.SINGLE, None))
+        chosen = (
+            tensor_files.TORCH_DTYPES[DTYPES[dtype]]
+            if dtype
+            else tensor_files.TORCH_DTYPES.get(original or "", fallback)
+        )
         targets.append(Target(name, file, chosen, shape))
     if not set(shapes) <= set(known):
         targets = _split_files(targets)
     return {target.name: target for target in targets}
 
 
-def _original_weights(origin: HfDirectory) -> dict[str, tuple[str, str]]:
+def _original_weights(origin: directory.HfDirectory) -> dict[str, tuple[str, str]]:
     """Tensor → (file, safetensors dtype) in the Hugging Face directory that the model came from, if known."""
     listed = origin.path / WEIGHT_LIST
     if listed.is_file():
@@ -206,26 +208,26 @@ def _original_weights(origin: HfDirectory) -> dict[str, tuple[str, str]]:
     return HfWeights(origin).listing()
 
 
-def original_headers(origin: HfDirectory) -> dict[str, str]:
+def original_headers(origin: directory.HfDirectory) -> dict[str, str]:
     """File → safetensors header in the directory that the model came from, where it is not the library's own."""
     kept = origin.path / HEADERS
     if kept.is_file():
-        return {file: text for file, text in read_model_json(kept).items() if isinstance(text, str)}
+        return {file: text for file, text in downloads.read_model_json(kept).items() if isinstance(text, str)}
     if (origin.path / WEIGHT_LIST).is_file() or not _has_weights(origin):
         return {}
     return HfWeights(origin).headers()
 
 
-def _has_weights(origin: HfDirectory) -> bool:
-    return (origin.path / INDEX).is_file() or (origin.path / SINGLE).is_file()
+def _has_weights(origin: directory.HfDirectory) -> bool:
+    return (origin.path / directory.INDEX).is_file() or (origin.path / directory.SINGLE).is_file()
 
 
 def _read_weight_list(path: Path) -> dict[str, tuple[str, str]]:
     """Files are to be written under these names, so they may not lead out of the directory."""
     weights = {}
-    for name, entry in read_model_json(path).items():
+    for name, entry in downloads.read_model_json(path).items():
         match entry:
-            case {"file": str(file), "dtype": str(dtype)} if _is_file_name(file) and dtype in TORCH_DTYPES:
+            case {"file": str(file), "dtype": str(dtype)} if _is_file_name(file) and dtype in tensor_files.TORCH_DTYPES:
                 weights[name] = (file, dtype)
             case _:
                 raise InputError(f"{path} has {entry} for {name}, which is no file and dtype; import the model again")
@@ -247,7 +249,7 @@ def _split_files(targets: list[Target]) -> list[Target]:
         files[-1].append(target)
         used += target.size
     if len(files) == 1:
-        return [replace(target, file=SINGLE) for target in targets]
+        return [replace(target, file=directory.SINGLE) for target in targets]
     return [
         replace(target, file=f"model-{number:05d}-of-{len(files):05d}.safetensors")
         for number, members in enumerate(files, start=1)

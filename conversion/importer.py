@@ -12,17 +12,13 @@ from nemo_longpo.model_directory.model_config import ModelConfig
 from nemo_longpo.shards.fingerprint import weights_fingerprint
 from nemo_longpo.terminal import note
 
+from . import outputs, progress, values
+from .families import known
 from .families.family import Family, Piece
-from .families.known import family_of
+from .huggingface import directory, tensor_files
 from .huggingface.config import ScalingChoice, for_import
-from .huggingface.directory import HfDirectory, write_json
-from .huggingface.tensor_files import TORCH_DTYPES
 from .huggingface.weights import HfWeights, check_tensors
-from .nemo_checkpoint import context
-from .nemo_checkpoint.torch_dist import KEY_PREFIX, Chunk, extra_states, write_checkpoint
-from .outputs import bytes_of, new_model, require_apart, require_free
-from .progress import DEFAULT_WORKERS, quiet_libraries
-from .values import NotFinite
+from .nemo_checkpoint import context, torch_dist
 
 
 def import_checkpoint(
@@ -35,7 +31,7 @@ def import_checkpoint(
     full_attention: bool = False,
     allow_pickle: bool = False,
     overwrite: bool = False,
-    workers: int = DEFAULT_WORKERS,
+    workers: int = progress.DEFAULT_WORKERS,
 ) -> Path:
     """Convert a Hugging Face directory to a NeMo checkpoint directory (`weights/` and `context/`).
 
@@ -45,10 +41,10 @@ def import_checkpoint(
     again on export. A new base under an old scaling needs a decision about the scaling. Raises InputError
     before anything is written when the input cannot be converted.
     """
-    require_apart(output, model)
-    require_free(output, overwrite=overwrite)
-    source = HfDirectory.open(model)
-    family = family_of(source.config)
+    outputs.require_apart(output, model)
+    outputs.require_free(output, overwrite=overwrite)
+    source = directory.HfDirectory.open(model)
+    family = known.family_of(source.config)
     config = for_import(
         source.config,
         theta=rope_theta,
@@ -60,12 +56,14 @@ def import_checkpoint(
     model_shape = ModelShape.of(config)
     weights = HfWeights(source, allow_pickle=allow_pickle)
     check_tensors(weights, family, model_shape)
-    not_finite = NotFinite()
+    not_finite = values.NotFinite()
     chunks = plan_chunks(weights, family, model_shape, not_finite)
-    size = sum(chunk.size for chunk in chunks) + bytes_of(source.companions())
-    with new_model(output, overwrite=overwrite, size=size) as partial_output:
+    size = sum(chunk.size for chunk in chunks) + outputs.bytes_of(source.companions())
+    with outputs.new_model(output, overwrite=overwrite, size=size) as partial_output:
         _write_context(partial_output / "context", source, config, family, model_shape, weights)
-        write_checkpoint(partial_output / "weights", chunks, extra_states(model_shape), workers=workers)
+        torch_dist.write_checkpoint(
+            partial_output / "weights", chunks, torch_dist.extra_states(model_shape), workers=workers
+        )
         if any(source.path.glob("*.safetensors")):  # pickles score no shards, so nobody asks for their name
             run_inputs.write_origin(partial_output / "context", weights_fingerprint(source.path))
         integrity.write_record(partial_output)
@@ -74,22 +72,24 @@ def import_checkpoint(
     return output
 
 
-def plan_chunks(weights: HfWeights, family: Family, model_shape: ModelShape, not_finite: NotFinite) -> list[Chunk]:
+def plan_chunks(
+    weights: HfWeights, family: Family, model_shape: ModelShape, not_finite: values.NotFinite
+) -> list[torch_dist.Chunk]:
     """One chunk per piece of the model, each read from the Hugging Face files when it is written."""
     return [
-        Chunk(
-            key=KEY_PREFIX + piece.entry.key,
+        torch_dist.Chunk(
+            key=torch_dist.KEY_PREFIX + piece.entry.key,
             global_shape=piece.global_shape,
             offsets=piece.offsets,
             sizes=piece.sizes,
-            dtype=TORCH_DTYPES[weights.dtype(piece.names[0])],
+            dtype=tensor_files.TORCH_DTYPES[weights.dtype(piece.names[0])],
             load=partial(_load, weights, piece, not_finite),
         )
         for piece in family.pieces(model_shape)
     ]
 
 
-def _load(weights: HfWeights, piece: Piece, not_finite: NotFinite) -> torch.Tensor:
+def _load(weights: HfWeights, piece: Piece, not_finite: values.NotFinite) -> torch.Tensor:
     parts = weights.parts(piece)
     for name, part in zip(piece.names, parts, strict=True):
         not_finite.look_at(name, part)
@@ -98,7 +98,7 @@ def _load(weights: HfWeights, piece: Piece, not_finite: NotFinite) -> torch.Tens
 
 def _write_context(
     target: Path,
-    source: HfDirectory,
+    source: directory.HfDirectory,
     config: ModelConfig,
     family: Family,
     model_shape: ModelShape,
@@ -109,8 +109,8 @@ def _write_context(
         artifacts.mkdir()
         source.copy_companions(artifacts)
         if config != source.config:
-            write_json(artifacts / "config.json", config.raw)
+            directory.write_json(artifacts / "config.json", config.raw)
         listing = weights.listing(family.copies(model_shape))
         context.write_weight_list(artifacts, listing, weights.headers())
-        with quiet_libraries():
+        with progress.quiet_libraries():
             context.write_context(target, family, config, model_shape, artifacts)

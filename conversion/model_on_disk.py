@@ -13,13 +13,12 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory import downloads, rope_settings
 from nemo_longpo.model_directory.model_config import ModelConfig
 
+from .families import known
 from .families.family import Family, Piece
-from .families.known import family_of
 from .huggingface.config import check_supported, with_rope_scaling, with_rope_theta
 from .huggingface.directory import HfDirectory
 from .huggingface.weights import HfWeights, check_tensors
-from .nemo_checkpoint import adapters, context, stock
-from .nemo_checkpoint.torch_dist import KEY_PREFIX, DistCheckpoint
+from .nemo_checkpoint import adapters, context, stock, torch_dist
 
 
 class Weights(Protocol):
@@ -90,7 +89,7 @@ def open_model(path: Path, access: Access = NOTHING_ELSE) -> ModelOnDisk:
         )
     directory = HfDirectory.open(path)
     model_shape = check_supported(directory.config)
-    family = family_of(directory.config)
+    family = known.family_of(directory.config)
     weights = HfWeights(directory, allow_pickle=access.allow_pickle)
     try:
         check_tensors(weights, family, model_shape)
@@ -122,12 +121,12 @@ def open_nemo(path: Path, access: Access = NOTHING_ELSE) -> ModelOnDisk:
     whole = found.find_base(access.base_checkpoint) if found else path
     if found:
         integrity.check(whole, hashes=access.check_hashes)
-    weights = DistCheckpoint(whole / "weights")
+    weights = torch_dist.DistCheckpoint(whole / "weights")
     origin = HfDirectory.open(access.base) if access.base else _kept(path / "context", model, weights)
     if origin.remark is None:  # what NeMo records is checked as it is read, and may lack the number of positions
         check_supported(origin.config)
     config = _as_trained(origin.config, model)
-    family, model_shape = family_of(config), ModelShape.of(config)
+    family, model_shape = known.family_of(config), ModelShape.of(config)
     _check_nemo_tensors(weights, family, model_shape, Path(config.file).name)
     return ModelOnDisk(
         path=path,
@@ -141,7 +140,7 @@ def open_nemo(path: Path, access: Access = NOTHING_ELSE) -> ModelOnDisk:
     )
 
 
-def _kept(directory: Path, model: Mapping[str, Any], weights: DistCheckpoint) -> HfDirectory:
+def _kept(directory: Path, model: Mapping[str, Any], weights: torch_dist.DistCheckpoint) -> HfDirectory:
     """The imported model's files travel as those of its tokenizer; a stock checkpoint has those of a tokenizer only."""
     tokenizer = stock.tokenizer_directory(directory, model)
     if tokenizer is not None and (tokenizer / "config.json").is_file():
@@ -157,9 +156,9 @@ def _as_trained(config: ModelConfig, model: Mapping[str, Any]) -> ModelConfig:
     return changed
 
 
-def _check_nemo_tensors(weights: DistCheckpoint, family: Family, model_shape: ModelShape, file: str) -> None:
+def _check_nemo_tensors(weights: torch_dist.DistCheckpoint, family: Family, model_shape: ModelShape, file: str) -> None:
     """The checkpoint is of this architecture. Vocabulary rows may exceed the model's: tensor parallelism pads them."""
-    pieces = {KEY_PREFIX + piece.entry.key: piece for piece in family.first_pieces(model_shape)}
+    pieces = {torch_dist.KEY_PREFIX + piece.entry.key: piece for piece in family.first_pieces(model_shape)}
     for key, piece in pieces.items():
         found, expected = weights.shape(key), piece.global_shape
         padded = piece.entry.is_vocabulary and found[1:] == expected[1:] and found[0] >= expected[0]
@@ -168,7 +167,9 @@ def _check_nemo_tensors(weights: DistCheckpoint, family: Family, model_shape: Mo
                 f"{weights.directory}: {key} has shape {list(found)}, the model's {file} says "
                 f"{list(expected)}; the checkpoint is of another model"
             )
-    extra = sorted(name for name in weights.tensor_names() if name.startswith(KEY_PREFIX) and name not in pieces)
+    extra = sorted(
+        name for name in weights.tensor_names() if name.startswith(torch_dist.KEY_PREFIX) and name not in pieces
+    )
     if extra:
         others = f" and {len(extra) - 1} others" if extra[1:] else ""
         raise InputError(

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
 
-Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
+Forward = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """Token ids [S] → states [N, S, H] and logits [S, V], fp32."""
 
 ROWS = 64
@@ -91,7 +90,7 @@ def compare_outputs(a: Path, b: Path, names: Sequence[str]) -> tuple[list[Sequen
     return sequences, torch.stack(states).amax(0).tolist()
 
 
-def _compare_logits(name: str, a_SV: Tensor, b_SV: Tensor) -> SequenceComparison:
+def _compare_logits(name: str, a_SV: torch.Tensor, b_SV: torch.Tensor) -> SequenceComparison:
     largest, relative, same, divergence = [], [], [], []
     for a, b in zip(a_SV.split(ROWS), b_SV.split(ROWS), strict=True):
         distance = (a - b).abs().amax(-1)
@@ -110,5 +109,5 @@ def _compare_logits(name: str, a_SV: Tensor, b_SV: Tensor) -> SequenceComparison
     )
 
 
-def _positive(norms: Tensor) -> Tensor:
+def _positive(norms: torch.Tensor) -> torch.Tensor:
     return norms.clamp(min=torch.finfo().tiny)

@@ -16,7 +16,6 @@ from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from nemo_longpo.attention.rope import inverse_frequencies
 from nemo_longpo.errors import InputError
@@ -121,7 +120,7 @@ def load_transformers(source: ModelOnDisk, rope: RopeSettings | None) -> tuple[t
     expected = inverse_frequencies(rope, source.model_shape.head_size)
     assert torch.allclose(computed, expected), f"transformers {transformers.__version__} has other rotary angles"
 
-    def forward(ids: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         output = model(ids[None], output_hidden_states=True, use_cache=False)
         return torch.cat(output.hidden_states), output.logits[0]
 

@@ -5,7 +5,6 @@ from itertools import chain
 import nemo.collections.llm  # noqa: F401  (before the redirections: torch.compile at import time trips over them)
 import torch
 from megatron.core import dist_checkpointing
-from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from nemo_longpo.checkpoints.trust import check_weights
@@ -34,11 +33,11 @@ def load_megatron(source: ModelOnDisk, rope: RopeSettings | None) -> tuple[torch
     model = LogprobGPTModel(config, rope, LogitBudget(LOGPROB_MEMORY_GB), started).eval()
     _load_weights(model, source)
 
-    states: list[Tensor] = []
+    states: list[torch.Tensor] = []
     for module in chain([model.embedding], model.decoder.layers[:-1], [model.decoder.final_layernorm]):
         module.register_forward_hook(lambda module, inputs, output: states.append(_hidden(output)))
 
-    def forward(ids: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         states.clear()
         logits = model(ids[None], torch.arange(len(ids))[None], None)
         return torch.stack([state[:, 0] for state in states]), logits[0].float().contiguous()
@@ -64,6 +63,6 @@ def _load_weights(model: LogprobGPTModel, source: ModelOnDisk) -> None:
             model.get_parameter(name).data.copy_(piece.join(source.weights.parts(piece)))
 
 
-def _hidden(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+def _hidden(output: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
     """[S, 1, H]; a layer also returns the context of cross-attention."""
-    return output if isinstance(output, Tensor) else output[0]
+    return output if isinstance(output, torch.Tensor) else output[0]

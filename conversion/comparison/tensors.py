@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from ..model_on_disk import ModelOnDisk
 from ..values import BLOCK, dtype_name
@@ -54,7 +53,7 @@ def compare_models(a: ModelOnDisk, b: ModelOnDisk) -> Iterator[TensorComparison]
             yield TensorComparison(name=name, layer=piece.layer, verdict="only in B", shapes=(None, list(shape)))
 
 
-def compare_tensors(name: str, layer: int | None, a: Tensor, b: Tensor) -> TensorComparison:
+def compare_tensors(name: str, layer: int | None, a: torch.Tensor, b: torch.Tensor) -> TensorComparison:
     """Compare two tensors bit by bit, and as numbers where their bits differ; `layer` is only passed on."""
     same = TensorComparison(
         name=name,
@@ -94,15 +93,15 @@ def compare_tensors(name: str, layer: int | None, a: Tensor, b: Tensor) -> Tenso
     )
 
 
-def _unlike(x: Tensor, y: Tensor) -> Tensor:
+def _unlike(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Where two tensors of one dtype have other bits; all NaN count as alike."""
     return (_bits(x) != _bits(y)) & ~(x.isnan() & y.isnan())
 
 
-def _checksum(tensor: Tensor) -> int:
+def _checksum(tensor: torch.Tensor) -> int:
     """Σ bits³ modulo 2⁶⁴ over the values: the same for every order of them."""
     return sum(int((_bits(block).long() ** 3).sum()) for block in tensor.flatten().split(BLOCK)) % 2**64
 
 
-def _bits(tensor: Tensor) -> Tensor:
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(_BITS[tensor.dtype.itemsize])

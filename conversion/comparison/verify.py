@@ -10,16 +10,14 @@ from tempfile import TemporaryDirectory
 import torch
 from tqdm import tqdm
 
-from nemo_longpo.checkpoints.run_directory import find_checkpoint
-from nemo_longpo.checkpoints.trust import check_tokenizer_files
+from nemo_longpo.checkpoints import run_directory, trust
 from nemo_longpo.errors import InputError
 from nemo_longpo.terminal import note
 
 from ..model_on_disk import NOTHING_ELSE, Access, ModelOnDisk, open_model
-from .comparison_report import Report, Side
+from . import comparison_report, small_files
 from .logits import LogitsComparison, compare_outputs
 from .logits_jobs import Job, compute
-from .small_files import PROVENANCE, SET_BY_OPTIONS, compare_configs, compare_files
 from .tensors import TensorComparison, compare_models
 
 
@@ -47,23 +45,23 @@ def verify(
     logit_check: LogitCheck | None = LogitCheck(),
     allow: Collection[str] = (),
     strict: bool = False,
-) -> Report:
+) -> comparison_report.Report:
     """Compare two models, Hugging Face directories, NeMo checkpoints or directories of runs in any combination.
 
     Differences of fields that options of import and export change, and of dtype, are reported and allowed, unless
     `strict`; `allow` names further fields or files. Without a `logit_check` no logits are computed, and NeMo is not
     needed. Raises InputError if a side is not a complete model.
     """
-    a, b = find_checkpoint(a), find_checkpoint(b)
+    a, b = run_directory.find_checkpoint(a), run_directory.find_checkpoint(b)
     if a.resolve() == b.resolve():
         raise InputError(f"both sides are {a}; give two models")
     ours, theirs = open_model(a, access), open_model(b, access)
     if logit_check is not None:
         _require_trainer(ours, theirs)
     sequences = {} if logit_check is None else _sequences(ours, logit_check)
-    allowed = {*allow, *(() if strict else SET_BY_OPTIONS | PROVENANCE)}
-    fields = compare_configs(ours, theirs, allowed)
-    files_equal, files = compare_files(ours, theirs, allowed)
+    allowed = {*allow, *(() if strict else small_files.SET_BY_OPTIONS | small_files.PROVENANCE)}
+    fields = small_files.compare_configs(ours, theirs, allowed)
+    files_equal, files = small_files.compare_files(ours, theirs, allowed)
     tensors = _compare_tensors(ours, theirs)
     logits: LogitsComparison | str
     if logit_check is None:
@@ -74,7 +72,7 @@ def verify(
         logits = "weights are NaN or infinite, so logits would say nothing"
     else:
         logits = _compare_logits(ours, theirs, _narrowest(tensors), logit_check, sequences)
-    return Report(
+    return comparison_report.Report(
         a=_side(ours),
         b=_side(theirs),
         strict=strict,
@@ -86,10 +84,12 @@ def verify(
     )
 
 
-def _side(source: ModelOnDisk) -> Side:
+def _side(source: ModelOnDisk) -> comparison_report.Side:
     kind = "NeMo checkpoint" if source.side == "nemo" else "Hugging Face directory"
     shapes = (shape for piece in source.family.pieces(source.model_shape) for shape in piece.part_shapes)
-    return Side(str(source.path), kind, source.family.architecture, sum(math.prod(shape) for shape in shapes))
+    return comparison_report.Side(
+        str(source.path), kind, source.family.architecture, sum(math.prod(shape) for shape in shapes)
+    )
 
 
 def _require_trainer(*sides: ModelOnDisk) -> None:
@@ -109,7 +109,7 @@ def _sequences(source: ModelOnDisk, logit_check: LogitCheck) -> dict[str, list[i
     if logit_check.prompts:
         from transformers import AutoTokenizer
 
-        check_tokenizer_files(source.origin.path)
+        trust.check_tokenizer_files(source.origin.path)
         tokenizer = AutoTokenizer.from_pretrained(source.origin.path, trust_remote_code=False)
         for number, prompt in enumerate(logit_check.prompts, start=1):
             tokens = tokenizer(prompt)["input_ids"]

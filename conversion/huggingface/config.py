@@ -9,8 +9,7 @@ from typing import Any, Literal
 
 from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.errors import InputError
-from nemo_longpo.model_directory.model_config import ModelConfig
-from nemo_longpo.model_directory.rope_settings import parse_scaling
+from nemo_longpo.model_directory import model_config, rope_settings
 
 from ..families.known import family_of
 
@@ -47,7 +46,7 @@ ScalingChoice = Literal["keep", "none"] | Mapping[str, Any]
 """What becomes of a model's RoPE scaling: it stays, it goes, or another `rope_scaling` object takes its place."""
 
 
-def check_supported(config: ModelConfig) -> ModelShape:
+def check_supported(config: model_config.ModelConfig) -> ModelShape:
     """The sizes of a model that Megatron computes as `transformers` does. Raises InputError for any other."""
     file = config.file
     config.require(*REQUIRED)
@@ -67,13 +66,13 @@ def check_supported(config: ModelConfig) -> ModelShape:
 
 
 def for_import(
-    config: ModelConfig,
+    config: model_config.ModelConfig,
     *,
     theta: float | None = None,
     scaling: ScalingChoice | None = None,
     max_length: int | None = None,
     full_attention: bool = False,
-) -> ModelConfig:
+) -> model_config.ModelConfig:
     """The configuration of the policy: what was asked for is changed, everything else is kept.
 
     Raises InputError if the model is not supported, or if the change needs a decision that was not given.
@@ -98,17 +97,17 @@ def for_import(
     )
 
 
-def with_dtype(config: ModelConfig, name: str) -> ModelConfig:
+def with_dtype(config: model_config.ModelConfig, name: str) -> model_config.ModelConfig:
     """The same model stored in another dtype, under the names that the file has for it."""
     present = [field for field in ("dtype", "torch_dtype") if field in config.raw]
     return config.changed(dict.fromkeys(present or ["torch_dtype"], name))
 
 
-def with_full_attention(config: ModelConfig) -> ModelConfig:
+def with_full_attention(config: model_config.ModelConfig) -> model_config.ModelConfig:
     """A copy in which every layer attends to everything before it."""
     if DUAL_CHUNKS in config.raw:
         whole = {name: value for name, value in config.raw.items() if name != DUAL_CHUNKS}
-        config = ModelConfig.parse(whole, config.file)
+        config = model_config.ModelConfig.parse(whole, config.file)
     if config.active_window is None:
         return config
     switch = {"use_sliding_window": False} if config.has_window_switch else {"sliding_window": None}
@@ -117,7 +116,9 @@ def with_full_attention(config: ModelConfig) -> ModelConfig:
     return config.changed({**switch, **types})
 
 
-def with_rope(config: ModelConfig, theta: float | None, scaling: ScalingChoice | None) -> ModelConfig:
+def with_rope(
+    config: model_config.ModelConfig, theta: float | None, scaling: ScalingChoice | None
+) -> model_config.ModelConfig:
     """A copy with another base or scaling. A new base under an old scaling needs a choice of the scaling."""
     if scaling == "none":
         config = with_rope_scaling(config, None)
@@ -130,12 +131,12 @@ def with_rope(config: ModelConfig, theta: float | None, scaling: ScalingChoice |
     else:
         if "rope_theta" in scaling:
             raise InputError("--rope-scaling holds rope_theta, which is not part of the scaling; pass --rope-theta")
-        parse_scaling(scaling, "--rope-scaling", config.max_position_embeddings)
+        rope_settings.parse_scaling(scaling, "--rope-scaling", config.max_position_embeddings)
         config = with_rope_scaling(config, scaling)
     return config if theta is None else with_rope_theta(config, theta)
 
 
-def with_rope_theta(config: ModelConfig, theta: float) -> ModelConfig:
+def with_rope_theta(config: model_config.ModelConfig, theta: float) -> model_config.ModelConfig:
     """A copy with another rotary base; unchanged when it has that value already."""
     if config.theta == theta:
         return config
@@ -147,7 +148,7 @@ def with_rope_theta(config: ModelConfig, theta: float) -> ModelConfig:
     return config.changed(changes)
 
 
-def with_rope_scaling(config: ModelConfig, settings: Mapping[str, Any] | None) -> ModelConfig:
+def with_rope_scaling(config: model_config.ModelConfig, settings: Mapping[str, Any] | None) -> model_config.ModelConfig:
     """A copy with another RoPE scaling, or without; the rotary base stays."""
     changes: dict[str, Any] = {}
     if config.rope_parameters:
@@ -158,7 +159,7 @@ def with_rope_scaling(config: ModelConfig, settings: Mapping[str, Any] | None) -
     return config.changed(changes)
 
 
-def with_max_length(config: ModelConfig, length: int) -> ModelConfig:
+def with_max_length(config: model_config.ModelConfig, length: int) -> model_config.ModelConfig:
     """A copy with another `max_position_embeddings`; a scaling whose original length was the old one keeps that."""
     changed = config.changed({"max_position_embeddings": length})
     if changed.scaling == config.scaling:

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_longpo.errors import InputError
-from nemo_longpo.model_directory.downloads import cache_hint, check_download
-from nemo_longpo.model_directory.model_config import ModelConfig
-from nemo_longpo.model_directory.tokenizer_files import check_tokenizer_files
+from nemo_longpo.model_directory import downloads, model_config, tokenizer_files
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -64,13 +62,13 @@ class HfDirectory:
                 f"{adapter} makes {path} an adapter to another model; merge the two (merge_and_unload in peft, then "
                 "save_pretrained) and convert the result"
             )
-        if hint := cache_hint(path):
+        if hint := downloads.cache_hint(path):
             raise InputError(f"{path} holds no config.json{hint}")
         return cls(path)
 
     @cached_property
-    def config(self) -> ModelConfig:
-        return ModelConfig.read(self.path)
+    def config(self) -> model_config.ModelConfig:
+        return model_config.ModelConfig.read(self.path)
 
     @property
     def remark(self) -> str | None:
@@ -90,7 +88,7 @@ class HfDirectory:
             )
         found = sorted(path for path in self.path.iterdir() if is_companion(path))
         for path in found:
-            check_download(path)
+            downloads.check_download(path)
             if path.stat().st_size > LARGEST_COMPANION:
                 raise InputError(
                     f"{path} has {path.stat().st_size / 1e6:.0f} MB, and files beside the weights are copied into "
@@ -104,4 +102,4 @@ class HfDirectory:
 
     def require_tokenizer(self) -> None:
         """There is a tokenizer that NeMo can load, and loading it runs no code of the directory."""
-        check_tokenizer_files(self.path, transformers=4)
+        tokenizer_files.check_tokenizer_files(self.path, transformers=4)

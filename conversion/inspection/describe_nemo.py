@@ -11,9 +11,8 @@ import torch
 from nemo_longpo.model_directory.model_config import ModelConfig
 
 from ..model_on_disk import open_nemo
+from ..nemo_checkpoint import context, torch_dist
 from ..nemo_checkpoint.adapters import Adapters
-from ..nemo_checkpoint.context import read_model
-from ..nemo_checkpoint.torch_dist import KEY_PREFIX, DistCheckpoint
 from .report_parts import Advice, describe_tokenizer, look_at_nemo, parameters, positions, sizes
 
 OPTIMIZER = "optimizer"
@@ -26,9 +25,9 @@ PARALLEL = {
 
 def describe_nemo(path: Path, advice: Advice, headers_only: bool) -> dict[str, Any]:
     """Raises InputError if `model.yaml` cannot be read: nothing is known then."""
-    model = read_model(path / "context")
+    model = context.read_model(path / "context")
     adapters = advice.attempt("export", lambda: Adapters.of(path, model))
-    stored = advice.attempt("export", lambda: DistCheckpoint(path / "weights"))
+    stored = advice.attempt("export", lambda: torch_dist.DistCheckpoint(path / "weights"))
     opened = advice.attempt("export", lambda: open_nemo(path))
     file = path / "context" / "model.yaml"
     told = opened.config if opened else advice.attempt("export", lambda: ModelConfig.from_nemo(model["config"], file))
@@ -38,7 +37,7 @@ def describe_nemo(path: Path, advice: Advice, headers_only: bool) -> dict[str, A
     if model["config"].get("window_size"):
         advice.note("training: attention is limited to a sliding window; import the model with --full-attention")
     family = opened.family if opened else None
-    weights = [name for name in stored.tensor_names() if name.startswith(KEY_PREFIX)] if stored else []
+    weights = [name for name in stored.tensor_names() if name.startswith(torch_dist.KEY_PREFIX)] if stored else []
     not_finite = None
     if opened and not headers_only:
         not_finite = advice.attempt("export", lambda: look_at_nemo(opened, advice))
@@ -73,7 +72,9 @@ def _plain(described: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {name: value for name, value in described.items() if name != "_target_"} if described else None
 
 
-def _describe_weights(stored: DistCheckpoint, names: Iterable[str], not_finite: list[str] | None) -> dict[str, Any]:
+def _describe_weights(
+    stored: torch_dist.DistCheckpoint, names: Iterable[str], not_finite: list[str] | None
+) -> dict[str, Any]:
     names = list(names)
     dtypes: dict[str, int] = {}
     for name in names:
@@ -89,13 +90,13 @@ def _describe_weights(stored: DistCheckpoint, names: Iterable[str], not_finite: 
     }
 
 
-def _bytes(stored: DistCheckpoint, name: str) -> int:
+def _bytes(stored: torch_dist.DistCheckpoint, name: str) -> int:
     return math.prod(stored.shape(name)) * stored.dtype(name).itemsize
 
 
-def _embedding_rows(stored: DistCheckpoint | None) -> int | None:
+def _embedding_rows(stored: torch_dist.DistCheckpoint | None) -> int | None:
     """Tensor parallelism may have padded the vocabulary."""
-    name = f"{KEY_PREFIX}embedding.word_embeddings.weight"
+    name = f"{torch_dist.KEY_PREFIX}embedding.word_embeddings.weight"
     return stored.shape(name)[0] if stored and name in stored.tensor_names() else None
 
 
@@ -106,7 +107,7 @@ def _describe_adapters(adapters: Adapters | None, model: Mapping[str, Any]) -> d
     return {"dim": adapters.dim, "alpha": adapters.alpha, "target_modules": targets, "base": adapters.base}
 
 
-def _describe_optimizer(stored: DistCheckpoint) -> dict[str, int] | None:
+def _describe_optimizer(stored: torch_dist.DistCheckpoint) -> dict[str, int] | None:
     names = [name for name in stored.tensor_names() if OPTIMIZER in name.split(".")]
     return {"tensors": len(names), "bytes": sum(_bytes(stored, name) for name in names)} if names else None
 

@@ -10,16 +10,12 @@ import torch
 
 from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.errors import InputError
-from nemo_longpo.model_directory.downloads import read_model_json
-from nemo_longpo.model_directory.model_config import DEFAULTS, ModelConfig
-from nemo_longpo.model_directory.tokenizer_files import TOKENIZERS, check_tokenizer_files
+from nemo_longpo.model_directory import downloads, model_config, tokenizer_files
 
+from .. import model_on_disk, progress, values
 from ..families.family import Family, Piece
-from ..huggingface.tensor_files import TORCH_DTYPES
+from ..huggingface import tensor_files
 from ..huggingface.weights import HfWeights
-from ..model_on_disk import ModelOnDisk
-from ..progress import DEFAULT_WORKERS, work_through
-from ..values import NotFinite
 
 Result = TypeVar("Result")
 
@@ -39,9 +35,9 @@ class Advice(list[str]):
             self.append(line)
 
 
-def sizes(config: ModelConfig) -> dict[str, Any]:
+def sizes(config: model_config.ModelConfig) -> dict[str, Any]:
     """Null where a model of an unknown kind does not say."""
-    known = config.model_type in DEFAULTS
+    known = config.model_type in model_config.DEFAULTS
     return {
         "layers": config.num_hidden_layers,
         "hidden": config.hidden_size,
@@ -54,7 +50,7 @@ def sizes(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def positions(config: ModelConfig) -> dict[str, Any]:
+def positions(config: model_config.ModelConfig) -> dict[str, Any]:
     """`sliding_window` is one that hides something, where that can be told."""
     return {
         "max_position_embeddings": config.max_position_embeddings,
@@ -74,11 +70,11 @@ Item = TypeVar("Item")
 
 def look_at_huggingface(weights: HfWeights, advice: Advice) -> list[str]:
     """Names of the tensors with NaN or infinities, of the types that can hold them."""
-    names = [name for name in weights if weights.dtype(name) in TORCH_DTYPES]
+    names = [name for name in weights if weights.dtype(name) in tensor_files.TORCH_DTYPES]
     return _look_at(names, lambda name: [(name, weights.read(name))], advice)
 
 
-def look_at_nemo(checkpoint: ModelOnDisk, advice: Advice) -> list[str]:
+def look_at_nemo(checkpoint: model_on_disk.ModelOnDisk, advice: Advice) -> list[str]:
     """The same of a checkpoint, under their Hugging Face names; rows that pad the vocabulary do not count."""
 
     def parts(piece: Piece) -> Iterable[tuple[str, torch.Tensor]]:
@@ -90,14 +86,16 @@ def look_at_nemo(checkpoint: ModelOnDisk, advice: Advice) -> list[str]:
 def _look_at(
     items: list[Item], read: Callable[[Item], Iterable[tuple[str, torch.Tensor]]], advice: Advice
 ) -> list[str]:
-    found = NotFinite()
+    found = values.NotFinite()
 
     def look(item: Item) -> int:
         for name, tensor in read(item):
             found.look_at(name, tensor)
         return 1
 
-    work_through(items, look, title="values", total=len(items), workers=DEFAULT_WORKERS, unit="tensor")
+    progress.work_through(
+        items, look, title="values", total=len(items), workers=progress.DEFAULT_WORKERS, unit="tensor"
+    )
     if found.names:
         advice.note(f"weights: {found}")
     return sorted(found.names)
@@ -130,7 +128,7 @@ def describe_tokenizer(
         advice.note(f"tokenizer: token {highest} has no row in a vocabulary of {rows}")
     return {
         "class": settings.get("tokenizer_class"),
-        "files": [name for name in TOKENIZERS if (directory / name).is_file()],
+        "files": [name for name in tokenizer_files.TOKENIZERS if (directory / name).is_file()],
         "tokens": len(set(ids.values())) if usable and _is_listed(directory) else None,
         "chat_template": template,
         "special_ids": special,
@@ -139,7 +137,7 @@ def describe_tokenizer(
 
 def _is_usable(directory: Path) -> bool:
     """True; raises InputError if it is not."""
-    check_tokenizer_files(directory, transformers=4)
+    tokenizer_files.check_tokenizer_files(directory, transformers=4)
     return True
 
 
@@ -161,7 +159,7 @@ def _is_listed(directory: Path) -> bool:
 
 
 def _optional(path: Path, advice: Advice) -> dict[str, Any]:
-    return (advice.attempt("tokenizer", lambda: read_model_json(path)) if path.is_file() else None) or {}
+    return (advice.attempt("tokenizer", lambda: downloads.read_model_json(path)) if path.is_file() else None) or {}
 
 
 def _content(token: Any) -> str | None:

@@ -15,8 +15,7 @@ from typing import Any
 from nemo_longpo.checkpoints.completeness import CONTEXT_FILES, require_files
 from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.errors import InputError
-from nemo_longpo.model_directory.model_config import ModelConfig
-from nemo_longpo.model_directory.rope_settings import LinearScaling, Llama3Scaling
+from nemo_longpo.model_directory import model_config, rope_settings
 from nemo_longpo.yaml_input import read_yaml_mapping
 
 from ..families.family import Family
@@ -33,7 +32,9 @@ HEADERS = "longpo_headers.json"
 (metadata of its own, another order), so that export writes the same bytes."""
 
 
-def nemo_configuration(family: Family, config: ModelConfig, model_shape: ModelShape) -> tuple[str, dict[str, Any]]:
+def nemo_configuration(
+    family: Family, config: model_config.ModelConfig, model_shape: ModelShape
+) -> tuple[str, dict[str, Any]]:
     """NeMo's model configuration of a Hugging Face one: the class's name, and its fields.
 
     `vocab_size` is the exact number of embedding rows: NeMo then pads nothing. `seq_length` is
@@ -55,7 +56,7 @@ def nemo_configuration(family: Family, config: ModelConfig, model_shape: ModelSh
         "share_embeddings_and_output_weights": model_shape.tied,
         "seq_length": config.max_position_embeddings,
         "rotary_base": config.theta,
-        "seq_len_interpolation_factor": scaling.factor if isinstance(scaling, LinearScaling) else None,
+        "seq_len_interpolation_factor": scaling.factor if isinstance(scaling, rope_settings.LinearScaling) else None,
         "layernorm_epsilon": 1e-6 if config.rms_norm_eps is None else config.rms_norm_eps,
         "init_method_std": 0.02 if config.initializer_range is None else config.initializer_range,
         "window_size": None,
@@ -65,7 +66,7 @@ def nemo_configuration(family: Family, config: ModelConfig, model_shape: ModelSh
         "bf16": name == "bfloat16",
         "params_dtype": getattr(torch, name),
     }
-    if family.nemo_llama3_config is None or not isinstance(scaling, Llama3Scaling):
+    if family.nemo_llama3_config is None or not isinstance(scaling, rope_settings.Llama3Scaling):
         return family.nemo_config, arguments
     return family.nemo_llama3_config, arguments | {
         "scale_factor": scaling.factor,
@@ -76,7 +77,7 @@ def nemo_configuration(family: Family, config: ModelConfig, model_shape: ModelSh
 
 
 def write_context(
-    directory: Path, family: Family, config: ModelConfig, model_shape: ModelShape, artifacts: Path
+    directory: Path, family: Family, config: model_config.ModelConfig, model_shape: ModelShape, artifacts: Path
 ) -> None:
     """Write `io.json`, `model.yaml` and a copy of `artifacts`, a directory whose last component is ARTIFACTS."""
     from nemo import lightning as nl

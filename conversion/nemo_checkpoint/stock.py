@@ -11,11 +11,10 @@ from typing import Any
 
 from nemo_longpo.checkpoints.trust import check_tokenizer_files
 from nemo_longpo.errors import InputError
-from nemo_longpo.model_directory import downloads, nemo_names, tokenizer_files
-from nemo_longpo.model_directory.model_config import ModelConfig
+from nemo_longpo.model_directory import downloads, model_config, nemo_names, tokenizer_files
 
+from ..families import known
 from ..families.family import Family
-from ..families.known import FAMILIES
 from ..huggingface.directory import HfDirectory
 from .torch_dist import KEY_PREFIX, DistCheckpoint
 
@@ -43,11 +42,11 @@ WORD_EMBEDDINGS = KEY_PREFIX + "embedding.word_embeddings.weight"
 class StockOrigin(HfDirectory):
     """Stands in for the imported model's directory. `path` is that of the tokenizer, `generation` a file elsewhere."""
 
-    derived: ModelConfig
+    derived: model_config.ModelConfig
     generation: Path | None
 
     @property
-    def config(self) -> ModelConfig:
+    def config(self) -> model_config.ModelConfig:
         return self.derived
 
     def companions(self) -> list[Path]:
@@ -88,12 +87,14 @@ def stock_origin(context: Path, model: Mapping[str, Any], weights: DistCheckpoin
     return StockOrigin(tokenizer, config.changed(special), generation)
 
 
-def _config(config: Mapping[str, Any], where: str, tokenizer: Path, weights: DistCheckpoint) -> ModelConfig:
+def _config(
+    config: Mapping[str, Any], where: str, tokenizer: Path, weights: DistCheckpoint
+) -> model_config.ModelConfig:
     """`config.json` of a NeMo configuration, without a number of positions where that is null, as NeMo's Mistral
     importer leaves it."""
     family = _family(config, where)
     _check_computed_as(config, where)
-    nemo = ModelConfig.from_nemo(config, where)
+    nemo = model_config.ModelConfig.from_nemo(config, where)
     nemo.require("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", advice="pass --base")
     fields = {
         "architectures": [family.architecture],
@@ -108,17 +109,17 @@ def _config(config: Mapping[str, Any], where: str, tokenizer: Path, weights: Dis
         "torch_dtype": str(weights.dtype(WORD_EMBEDDINGS)).removeprefix("torch."),
     }
     unwritten = {"attention_bias"} | ({"max_position_embeddings"} if not fields["max_position_embeddings"] else set())
-    return ModelConfig.parse(
+    return model_config.ModelConfig.parse(
         {name: value for name, value in fields.items() if name not in unwritten}, where, nemo_names.NEMO_NAMES
     )
 
 
 def _family(config: Mapping[str, Any], where: str) -> Family:
     target = str(config.get("_target_"))
-    for family in FAMILIES:
+    for family in known.FAMILIES:
         if target.startswith(f"{NEMO_MODELS}.{family.nemo_module}."):
             return family
-    supported = ", ".join(family.nemo_config for family in FAMILIES)
+    supported = ", ".join(family.nemo_config for family in known.FAMILIES)
     raise InputError(f"{where} describes a {target}; supported are {supported} and their variants")
 
 

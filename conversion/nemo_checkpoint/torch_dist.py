@@ -20,8 +20,7 @@ import torch
 from torch.distributed.checkpoint import filesystem, metadata, planner, planner_helpers, utils
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
 
-from nemo_longpo.checkpoints.completeness import WEIGHT_FILES, require_files
-from nemo_longpo.checkpoints.pickled import read_metadata
+from nemo_longpo.checkpoints import completeness, pickled
 from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.errors import InputError
 
@@ -66,8 +65,8 @@ class DistCheckpoint:
 
     def __init__(self, directory: Path):
         self.directory = directory
-        require_files(directory, WEIGHT_FILES)
-        self._metadata = read_metadata(directory)
+        completeness.require_files(directory, completeness.WEIGHT_FILES)
+        self._metadata = pickled.read_metadata(directory)
 
     def _tensor(self, key: str) -> TensorStorageMetadata:
         found = self._metadata.state_dict_metadata.get(key)
