@@ -16,7 +16,7 @@ import lightning.pytorch as pl
 import nemo_run as run
 from nemo.lightning.data import WrappedDataLoader
 
-from nemo_longpo.checkpoints.metrics_log import read_metrics
+from nemo_longpo.checkpoints.run_directory import read_metrics
 from nemo_longpo.megatron.data import LongPODataModule
 from nemo_longpo.recipes.factories import tiny_longpo
 

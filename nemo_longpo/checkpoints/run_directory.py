@@ -1,4 +1,4 @@
-"""Where a run's files lie, which of its checkpoints is the newest complete one, and when a run may begin beside them.
+"""The files of a run: where they lie, its newest complete checkpoint, what it may begin beside, the lines of metrics.
 
     LOG_DIR/NAME/checkpoints/global_step=8/   checkpoints, each with `weights` and `context`
     LOG_DIR/NAME/inputs/                      what the run was given
@@ -16,8 +16,11 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from nemo_longpo.atomic import write_file
 from nemo_longpo.errors import InputError
+from nemo_longpo.json_input import parse_json_object
 
 from .completeness import missing_part
 
@@ -178,6 +181,29 @@ def point_last_link(checkpoint: Path) -> None:
     partial.replace(link)
 
 
+def read_metrics(log_dir: Path, name: str = RUN_NAME) -> list[dict[str, Any]]:
+    """Return the metrics of each optimizer step of a run so far; what is no whole line of metrics is left out."""
+    path = metrics_file(log_dir, name)
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return [metrics for line in lines if (metrics := _parse_metrics(line)) is not None]
+
+
+def keep_steps(path: Path, last: int) -> int:
+    """Drop the lines of steps after `last`, which will be trained again, and what is no line of metrics.
+
+    A full disk or a loss of power leaves a torn last line, or zeros in its place. It must not stop the run, whose
+    weights are in its checkpoints. Returns how many lines could not be read. Raises InputError if the disk is full.
+    """
+    if not path.exists():
+        return 0
+    content = path.read_bytes()
+    lines = [(line, _parse_metrics(line)) for line in content.splitlines(keepends=True)]
+    kept = b"".join(line for line, metrics in lines if metrics is not None and metrics["step"] <= last)
+    if kept != content:
+        write_file(path, kept, kept="nothing is lost")
+    return sum(metrics is None for _, metrics in lines)
+
+
 def _is_unfinished(checkpoint: Path) -> bool:
     """Whether NeMo is writing or removing it, or was when the run was killed."""
     return checkpoint.with_name(checkpoint.name + UNFINISHED).exists()
@@ -207,3 +233,14 @@ def _find_folders(path: Path) -> list[Path]:
 
 def _describe_damage(checkpoint: Path) -> str:
     return f"{checkpoint / str(missing_part(checkpoint))} is missing or empty"
+
+
+def _parse_metrics(line: bytes) -> dict[str, Any] | None:
+    """Return None for what is not a whole line of metrics."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        metrics = parse_json_object(line, "metrics", "drop it")
+    except InputError:
+        return None
+    return metrics if type(metrics.get("step")) is int else None

@@ -13,7 +13,7 @@ from nemo.utils import logging
 from torch import Tensor
 
 from nemo_longpo.atomic import explain_full_disk
-from nemo_longpo.checkpoints import metrics_log, run_directory
+from nemo_longpo.checkpoints import run_directory
 from nemo_longpo.costs.devices import peak_of_device
 from nemo_longpo.objective import METRICS
 
@@ -38,7 +38,7 @@ class MetricsCallback(pl.Callback, io.IOMixin):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Not NeMo's own log_dir: a resumed run moves the files it finds there out of the way.
         self._path = Path(trainer.log_dir or trainer.default_root_dir) / self.filename
-        if trainer.is_global_zero and (unreadable := metrics_log.keep_steps(self._path, trainer.global_step)):
+        if trainer.is_global_zero and (unreadable := run_directory.keep_steps(self._path, trainer.global_step)):
             logging.warning(f"{self._path}: dropped {unreadable} torn or foreign line(s)")
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args) -> None:

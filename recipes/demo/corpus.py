@@ -1,6 +1,8 @@
 """Long documents to read: prose made of small sentences, with facts (`Marta: Lisbon.`) spread evenly between them.
 
-Everything is a function of a seeded `random.Random`. Lengths are counted in tokens: words and full stops.
+Everything is a function of a seeded `random.Random`. Lengths are counted in tokens: words and full stops. Each word
+is one token. A question names a fact in a form of its own (`MARTA?`), so that a small model can tell an asked name from
+a mentioned one by its token alone.
 """
 
 import json
@@ -11,21 +13,36 @@ from pathlib import Path
 
 from nemo_longpo.atomic import write_file
 
-from .lexicon import (
-    ADJECTIVES,
-    ARTICLES,
-    NAMES,
-    NOUNS,
-    OPENERS,
-    PLACES,
-    PREPOSITIONS,
-    QUESTION_OPENING,
-    STOP,
-    VERBS,
-    WRITE_INSTRUCTION,
-    asked_form,
-    fact_form,
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+NAMES = _words(
+    "Ada Alan Alma Amir Anna Arlo Axel Bela Bruno Carl Cleo Clara Dana Diego Dora Edith Elio Emma Enzo Erik Esra Fern "
+    "Felix Flora Frida Gina Greta Hana Hugo Ida Igor Inga Iris Ivan Jana Jonas Judit Kai Karin Kofi Lars Leila Lena "
+    "Liam Luca Mara Marta Milo Mina Nadia Nils Nora Olga Omar Oscar Paula Pedro Petra Rosa Ruben Sara Tariq Vera "
+    "Yuki"
 )
+PLACES = _words(
+    "Accra Athens Bergen Berlin Bogota Bruges Cairo Cork Dakar Delhi Dublin Geneva Ghent Hanoi Havana Jaipur Kyoto "
+    "Lagos Leeds Lima Lisbon London Lyon Madrid Malmo Manila Milan Nairobi Naples Oslo Oxford Paris Porto Prague "
+    "Quito Riga Rome Seoul Seville Sofia Tokyo Tunis Turin Utrecht Vienna Warsaw York Zurich"
+)
+
+OPENERS = ("The", "One", "Each", "Another")
+ARTICLES = ("the", "some", "that", "this")
+ADJECTIVES = _words("old quiet grey narrow bright heavy small distant empty warm crooked green cold tall")
+NOUNS = _words(
+    "river bridge lantern garden market tower window harbor road field orchard chapel ferry mill station meadow "
+    "cellar library wagon hill"
+)
+VERBS = _words("waits rests leans shines fades turns sleeps stands hums drifts settles creaks")
+PREPOSITIONS = _words("near behind beside above under beyond past against")
+
+QUESTION_OPENING = ("Where", "is")
+WRITE_INSTRUCTION = ("Write", "a", "question")
+STOP = "."
 
 TOKENS_PER_FACT = 24
 FACT_TOKENS = 3
@@ -41,6 +58,25 @@ _PATTERNS: dict[int, tuple[Sequence[str], ...]] = {
     9: (OPENERS, ADJECTIVES, NOUNS, VERBS, PREPOSITIONS, ARTICLES, ADJECTIVES, NOUNS),
 }
 SHORTEST_SENTENCE, LONGEST_SENTENCE = min(_PATTERNS), max(_PATTERNS)
+
+
+def asked_form(name: str) -> str:
+    """The token by which a question names a fact."""
+    return f"{name.upper()}?"
+
+
+def fact_form(name: str) -> str:
+    """The token by which a document and an answer name a fact."""
+    return f"{name}:"
+
+
+def all_words() -> list[str]:
+    """The vocabulary without special tokens, in the order of its ids."""
+    prose = (*OPENERS, *ARTICLES, *ADJECTIVES, *NOUNS, *VERBS, *PREPOSITIONS)
+    facts = (*map(fact_form, NAMES), *map(asked_form, NAMES), *PLACES)
+    words = [STOP, *QUESTION_OPENING, *WRITE_INSTRUCTION, *prose, *facts]
+    assert len(set(words)) == len(words), "a word stands twice"
+    return words
 
 
 @dataclass(frozen=True)

@@ -4,23 +4,22 @@ import argparse
 import json
 import random
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from nemo_longpo.atomic import write_file
 
 from .corpus import answer, make_document, question
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LENGTHS = (64, 96, 128, 256, 512, 1024, 1536)
 _TOKENS_PER_BATCH = 8192
 
 
 def accuracy(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", tokens: int, samples: int = 64, seed: int = 7
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: int, samples: int = 64, seed: int = 7
 ) -> float:
     """The share of `samples` documents of `tokens` tokens in which the model names the right place."""
     rng = random.Random(seed)
@@ -38,14 +37,12 @@ def accuracy(
 
 
 def respond(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     conversations: list[list[dict[str, str]]],
     **sampling: float | bool,
 ) -> list[str]:
     """The model's next message in each conversation; greedy unless `sampling` holds `generate` settings."""
-    import torch
-
     inputs: Any = tokenizer.apply_chat_template(
         conversations, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt"
     )
@@ -57,11 +54,8 @@ def respond(
     )
 
 
-def load(directory: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+def load(directory: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model in fp32 and its tokenizer, read from a local directory."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
     return model.eval(), AutoTokenizer.from_pretrained(directory, local_files_only=True)
 

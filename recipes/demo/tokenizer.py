@@ -1,11 +1,9 @@
 """The demo's tokenizer: one token per word, template markers as single special tokens, Mistral-Instruct's template."""
 
-from typing import TYPE_CHECKING
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
-from .lexicon import STOP, all_words
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+from .corpus import STOP, all_words
 
 UNKNOWN, BOS, EOS, USER_OPEN, USER_CLOSE = "<unk>", "<s>", "</s>", "[INST]", "[/INST]"
 SPECIAL_TOKENS = (UNKNOWN, BOS, EOS, USER_OPEN, USER_CLOSE)
@@ -24,11 +22,8 @@ CHAT_TEMPLATE = """\
 {%- endfor %}"""
 
 
-def build_tokenizer() -> "PreTrainedTokenizerFast":
-    """A `PreTrainedTokenizerFast` over the lexicon; spaces and line breaks separate words and carry no token."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer over the words of the corpus; spaces and line breaks separate words and carry no token."""
     vocabulary = {word: i for i, word in enumerate((*SPECIAL_TOKENS, *all_words()))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -11,18 +11,15 @@ import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
-from .corpus import Document, answer, make_document, question, write_request
+from .corpus import NAMES, PLACES, Document, answer, asked_form, make_document, question, write_request
 from .evaluate import accuracy
-from .lexicon import NAMES, PLACES, asked_form
 from .tokenizer import SPECIAL_TOKENS, USER_CLOSE, build_tokenizer
-
-if TYPE_CHECKING:
-    from transformers import MistralForCausalLM, PreTrainedTokenizerFast
 
 
 @dataclass(frozen=True)
@@ -45,10 +42,8 @@ class Training:
     seed: int = 1
 
 
-def build_model(vocab_size: int) -> "MistralForCausalLM":
+def build_model(vocab_size: int) -> MistralForCausalLM:
     """An untrained Mistral of about 0.6M parameters that keeps attention over the whole sequence."""
-    from transformers import MistralConfig, MistralForCausalLM
-
     return MistralForCausalLM(
         MistralConfig(
             vocab_size=vocab_size,
@@ -87,7 +82,7 @@ def writing_messages(rng: random.Random, document: Document) -> list[dict[str, s
 
 
 def conversation_batch(
-    rng: random.Random, tokenizer: "PreTrainedTokenizerFast", settings: Training, length: int
+    rng: random.Random, tokenizer: PreTrainedTokenizerFast, settings: Training, length: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and attention mask [batch, time] of answering and writing conversations, padded on the right."""
     rows = max(12, settings.tokens_per_step // (length + 8 * settings.facts))
@@ -106,7 +101,7 @@ class ConversationLoss:
     """Mean loss over all tokens, plus over the answered places, plus over the names asked in written questions and the
     end after them: the few tokens that matter would be lost among the many."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerFast") -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         def ids(words: list[str]) -> torch.Tensor:
             return torch.tensor(tokenizer.convert_tokens_to_ids(words))
 
@@ -114,7 +109,7 @@ class ConversationLoss:
         self.asked = ids([asked_form(name) for name in NAMES])
         self.close = SPECIAL_TOKENS.index(USER_CLOSE)
 
-    def __call__(self, model: "MistralForCausalLM", x_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    def __call__(self, model: MistralForCausalLM, x_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
         logits_BTV = model(input_ids=x_BT).logits[:, :-1]
         loss_BT = F.cross_entropy(logits_BTV.transpose(1, 2), x_BT[:, 1:], reduction="none")
         closes_BT = x_BT.eq(self.close)
@@ -124,7 +119,7 @@ class ConversationLoss:
         return torch.stack([loss_BT[kind_BT[:, 1:]].mean() for kind_BT in kinds]).sum()
 
 
-def repeats_loss(rng: random.Random, model: "MistralForCausalLM", vocab_size: int, rows: int) -> torch.Tensor:
+def repeats_loss(rng: random.Random, model: MistralForCausalLM, vocab_size: int, rows: int) -> torch.Tensor:
     """Loss on the second half of random sequences that occur twice: it teaches the induction step that recall needs."""
     half = rng.choice([8, 16, 24])
     ids = [[rng.randrange(len(SPECIAL_TOKENS), vocab_size) for _ in range(half)] for _ in range(rows)]
@@ -133,7 +128,7 @@ def repeats_loss(rng: random.Random, model: "MistralForCausalLM", vocab_size: in
     return F.cross_entropy(logits_BTV.transpose(1, 2), x_BT[:, half + 1 :])
 
 
-def train(settings: Training) -> tuple["MistralForCausalLM", "PreTrainedTokenizerFast"]:
+def train(settings: Training) -> tuple[MistralForCausalLM, PreTrainedTokenizerFast]:
     """The trained model and its tokenizer, with progress on standard output."""
     torch.manual_seed(settings.seed)
     rng = random.Random(settings.seed)

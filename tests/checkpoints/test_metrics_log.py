@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_longpo.checkpoints.metrics_log import keep_steps, read_metrics
-from nemo_longpo.checkpoints.run_directory import metrics_file
+from nemo_longpo.checkpoints.run_directory import keep_steps, metrics_file, read_metrics
 from nemo_longpo.errors import InputError
 
 LINES = [json.dumps({"step": step, "loss": 0.5}).encode() + b"\n" for step in (1, 2, 3, 4)]

@@ -19,7 +19,7 @@ from support.conversion_cases import CASES, files, read_config
 from support.megatron_side import LEARNING_RATE
 from transformers import AutoModelForCausalLM
 
-from nemo_longpo.checkpoints.metrics_log import read_metrics
+from nemo_longpo.checkpoints.run_directory import read_metrics
 from nemo_longpo.checkpoints.trust import check_context, check_weights
 from nemo_longpo.conversion.exporter import export_checkpoint
 from nemo_longpo.conversion.importer import import_checkpoint

@@ -126,7 +126,7 @@ def test_nemo_takes_the_scripts_settings(script, tmp_path):
 def test_python_script_trains_two_steps(tmp_path):
     from support import tiny_models, training_pairs
 
-    from nemo_longpo.checkpoints.metrics_log import read_metrics
+    from nemo_longpo.checkpoints.run_directory import read_metrics
     from nemo_longpo.conversion.importer import import_checkpoint
 
     model = tiny_models.save_tiny(tmp_path / "model", "qwen2")

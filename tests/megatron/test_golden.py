@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from support.jobs import megatron_jobs
 
-from nemo_longpo.checkpoints.metrics_log import read_metrics
+from nemo_longpo.checkpoints.run_directory import read_metrics
 
 pytestmark = pytest.mark.distributed
 

@@ -8,7 +8,7 @@ import pytest
 from support.jobs import integrity_jobs
 
 from nemo_longpo.checkpoints.integrity import RECORD, check, list_files, read_record
-from nemo_longpo.checkpoints.metrics_log import read_metrics
+from nemo_longpo.checkpoints.run_directory import read_metrics
 
 pytestmark = [pytest.mark.distributed, pytest.mark.parametrize("workbench", ["mistral"], indirect=True)]
 

@@ -7,7 +7,7 @@ from support.jobs import megatron_jobs
 from support.reference import longpo_step
 from transformers import AutoModelForCausalLM
 
-from nemo_longpo.checkpoints.metrics_log import read_metrics
+from nemo_longpo.checkpoints.run_directory import read_metrics
 from nemo_longpo.objective import METRICS
 
 pytestmark = [pytest.mark.distributed, pytest.mark.parametrize("workbench", ["mistral"], indirect=True)]

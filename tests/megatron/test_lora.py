@@ -13,7 +13,7 @@ from torch.distributed.checkpoint import FileSystemReader, load
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from transformers import AutoModelForCausalLM
 
-from nemo_longpo.checkpoints.metrics_log import read_metrics
+from nemo_longpo.checkpoints.run_directory import read_metrics
 from nemo_longpo.conversion.exporter import export_checkpoint
 from nemo_longpo.conversion.inspection.inspect_model import inspect_model
 from nemo_longpo.conversion.model_on_disk import open_nemo

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from nemo_longpo.checkpoints.metrics_log import read_metrics
-from nemo_longpo.checkpoints.run_directory import find_checkpoint, metrics_file
+from nemo_longpo.checkpoints.run_directory import find_checkpoint, metrics_file, read_metrics
 from nemo_longpo.cli import main as longpo
 from nemo_longpo.costs.flops import training_flops
 from nemo_longpo.costs.model_shape import load_shape

@@ -10,8 +10,7 @@ from support.worker_pool import WorkerPool
 from torch.distributed.checkpoint import FileSystemReader, load
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from nemo_longpo.checkpoints.metrics_log import read_metrics
-from nemo_longpo.checkpoints.run_directory import find_checkpoint, metrics_file
+from nemo_longpo.checkpoints.run_directory import find_checkpoint, metrics_file, read_metrics
 
 pytestmark = pytest.mark.distributed
 

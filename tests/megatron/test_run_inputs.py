@@ -8,7 +8,7 @@ from support import tiny_models as tiny
 from support import training_pairs as pairs
 from support.jobs import megatron_jobs
 
-from nemo_longpo.checkpoints.metrics_log import read_metrics
+from nemo_longpo.checkpoints.run_directory import read_metrics
 from nemo_longpo.conversion.importer import import_checkpoint
 from nemo_longpo.shards.fingerprint import weights_fingerprint
 

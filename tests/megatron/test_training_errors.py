@@ -10,7 +10,7 @@ from support import training_pairs as pairs
 from support.jobs import megatron_jobs
 
 from nemo_longpo.checkpoints.integrity import RECORD
-from nemo_longpo.checkpoints.metrics_log import read_metrics
+from nemo_longpo.checkpoints.run_directory import read_metrics
 
 pytestmark = [pytest.mark.distributed, pytest.mark.parametrize("workbench", ["mistral"], indirect=True)]
 

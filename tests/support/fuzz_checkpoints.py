@@ -15,7 +15,7 @@ from support.published_pairs import published_row, text_pair
 from support.small_corpus import make_document
 
 from nemo_longpo.checkpoints import integrity, run_inputs
-from nemo_longpo.checkpoints.metrics_log import keep_steps
+from nemo_longpo.checkpoints.run_directory import keep_steps
 from nemo_longpo.checkpoints.run_inputs import Given, RunInputs
 from nemo_longpo.checkpoints.trust import check_context
 from nemo_longpo.conversion.nemo_checkpoint.context import read_model

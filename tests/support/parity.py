@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from support.jobs import megatron_jobs
 from torch import Tensor
 
-from nemo_longpo.checkpoints.metrics_log import read_metrics
+from nemo_longpo.checkpoints.run_directory import read_metrics
 from nemo_longpo.conversion.exporter import export_checkpoint
 
 TOLERANCE = 1e-4

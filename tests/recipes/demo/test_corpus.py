@@ -4,14 +4,17 @@ import random
 import pytest
 
 from nemo_longpo.recipes.demo.corpus import (
+    NAMES,
+    PLACES,
     SENTENCES_PER_PARAGRAPH,
+    STOP,
+    all_words,
     answer,
     asked_name,
     make_document,
     question,
     write_corpus,
 )
-from nemo_longpo.recipes.demo.lexicon import NAMES, PLACES, STOP, all_words
 
 
 def words(text: str) -> list[str]:

@@ -10,8 +10,7 @@ import pytest
 
 from nemo_longpo.errors import InputError
 from nemo_longpo.recipes.demo import cli, stages
-from nemo_longpo.recipes.demo.plots import plot_accuracy, plot_rewards
-from nemo_longpo.recipes.demo.run import format_summary, records_of_before
+from nemo_longpo.recipes.demo.run import format_summary, plot_accuracy, plot_rewards, records_of_before
 from nemo_longpo.recipes.demo.stages import DemoSettings, demo_steps, training_progress
 from nemo_longpo.steps import run_steps, show_plan
 
