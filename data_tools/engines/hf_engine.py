@@ -13,11 +13,10 @@ import transformers
 
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.model_config import ModelConfig
-from nemo_longpo.shards.schema import Span
 
 from ..runner import Tick, Usage
 from ..settings import EngineSettings, TransformersSettings
-from .engine import Completion, Sampling
+from .engine import Completion, Sampling, Spans
 
 # Most padded tokens of a batch, as a multiple of its own: a long request and a short one are two batches.
 MOST_PADDING = 1.15
@@ -76,9 +75,7 @@ class TransformersEngine:
             completions.update(zip(batch, found, strict=True))
         return [completions[index] for index in range(len(prompts))]
 
-    def score(
-        self, sequences: Sequence[Sequence[int]], spans: Sequence[Sequence[Span]], tick: Tick
-    ) -> list[list[np.ndarray]]:
+    def score(self, sequences: Sequence[Sequence[int]], spans: Spans, tick: Tick) -> list[list[np.ndarray]]:
         scores: dict[int, list[np.ndarray]] = {}
         for batch in self.batches([len(sequence) for sequence in sequences]):
             found = self._score_batch([sequences[i] for i in batch], [spans[i] for i in batch])
@@ -121,7 +118,7 @@ class TransformersEngine:
         return [Completion(ids, "length" if row in running else "stop") for row, ids in enumerate(generated)]
 
     @torch.inference_mode()
-    def _score_batch(self, sequences: list[Sequence[int]], spans: list[Sequence[Span]]) -> list[list[np.ndarray]]:
+    def _score_batch(self, sequences: list[Sequence[int]], spans: Spans) -> list[list[np.ndarray]]:
         """Score sequences padded on the right. No mask is needed: no token looks ahead. Only scored positions get
         logits."""
         longest = max(len(sequence) for sequence in sequences)
@@ -137,7 +134,9 @@ class TransformersEngine:
         ]
 
     @staticmethod
-    def _span_logps(logits_PV: torch.Tensor, ids_S: torch.Tensor, span: Span, index_of: dict[int, int]) -> np.ndarray:
+    def _span_logps(
+        logits_PV: torch.Tensor, ids_S: torch.Tensor, span: tuple[int, int], index_of: dict[int, int]
+    ) -> np.ndarray:
         start, end = span
         first = index_of[start - 1]
         logps_TV = logits_PV[first : first + end - start].float().log_softmax(-1)

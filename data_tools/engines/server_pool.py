@@ -70,7 +70,7 @@ class ServerPool:
         await self._client.aclose()
 
     async def connect(self) -> ServedModel:
-        """Ask every server for its model, and wait until one has answered. Raises InputError."""
+        """Ask every server for its model, and wait until one has answered. Raises InputError if none does."""
         await asyncio.gather(*(self._look(server) for server in self._servers))
         await self._first_living(self._servers)
         assert self._model is not None

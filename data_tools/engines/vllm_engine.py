@@ -10,11 +10,10 @@ import torch
 
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.model_config import ModelConfig
-from nemo_longpo.shards.schema import Span
 
 from ..runner import Tick, Usage
 from ..settings import EngineSettings, VllmSettings
-from .engine import Completion, Sampling
+from .engine import Completion, Sampling, Spans
 from .vllm_arguments import check_loaded, engine_arguments, expected_rope_theta
 
 # What vLLM reads from the environment; what the user has set stays. Standard output belongs to our own report.
@@ -88,9 +87,7 @@ class VllmEngine:
         found = {index: _completion(output.outputs[0]) for index, output in self._run(prompts, parameters, tick)}
         return [found[index] for index in range(len(prompts))]
 
-    def score(
-        self, sequences: Sequence[Sequence[int]], spans: Sequence[Sequence[Span]], tick: Tick
-    ) -> list[list[np.ndarray]]:
+    def score(self, sequences: Sequence[Sequence[int]], spans: Spans, tick: Tick) -> list[list[np.ndarray]]:
         """vLLM generates one token behind each sequence, so `max_length` must leave room for it."""
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
@@ -168,7 +165,7 @@ def _completion(output: Any) -> Completion:
     return Completion(ids[:-1], "stop") if output.finish_reason == "stop" else Completion(ids, "length")
 
 
-def _span_logps(prompt_logprobs: Any, span: Span) -> np.ndarray:
+def _span_logps(prompt_logprobs: Any, span: tuple[int, int]) -> np.ndarray:
     """From vLLM's flat form: entries start_indices[t] to end_indices[t] - 1 belong to token t, here one a token."""
     start, end = span
     first, last = prompt_logprobs.start_indices[start], prompt_logprobs.end_indices[end - 1]

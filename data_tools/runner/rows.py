@@ -69,7 +69,7 @@ class Source(Protocol):
 
 def open_parts(stage: str, path: Path, share: WorkShare) -> "PartsSource":
     """The input of a stage, in the parts that it has, or else in parts of the given size. Says which settings count for
-    nothing, because the input has parts. Raises InputError."""
+    nothing, because the input has parts. Raises InputError if it has no records, or a damaged file."""
     source = PartsSource(path, rows_per_part=share.part_size, bytes_per_part=share.part_bytes)
     idle = [f"--{name.replace('_', '-')}" for name in _PART_SETTINGS if is_given(share, name)]
     if source.has_parts and idle and share.rank == 0:

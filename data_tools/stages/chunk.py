@@ -14,9 +14,7 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.model_config import ModelConfig
 
 from ..chat.format import ChatFormat
-from ..corpus.chunking import chunk_document, draw_chunks, token_ends
-from ..corpus.segmentation import domain_of
-from ..corpus.source import CorpusSource, Fields
+from ..corpus import chunking, segmentation, source
 from ..model import load_chat, tokenizer_identity
 from ..pairs import seed_for
 from ..runner import PartResult, PartsJob, Process, Row, Tick, run_parts
@@ -25,14 +23,14 @@ from .table import Report, StageCall
 
 
 def run_chunk(call: StageCall) -> Report:
-    """Write {"doc_id", "document", "turns": [{"chunk"}]} records. Raises InputError, also if no document is left."""
+    """Write {"doc_id", "document", "turns": [{"chunk"}]} records. Raises InputError if no document is left."""
     settings, share = call.settings(ChunkSettings), call.settings(CpuWorkShare)
     _check(settings, call.model)
-    fields = Fields(settings.text_field, settings.id_field)
+    fields = source.Fields(settings.text_field, settings.id_field)
     report = run_parts(
         PartsJob(
             name="chunk",
-            source=CorpusSource(
+            source=source.CorpusSource(
                 list(call.inputs), rows_per_part=share.part_size, bytes_per_part=share.part_bytes, fields=fields
             ),
             output=call.output,
@@ -73,15 +71,15 @@ def _chunk_rows(rows: list[Row], tick: Tick, chat: ChatFormat, settings: ChunkSe
     records: list[dict[str, Any]] = []
     for row in rows:
         text, doc_id = row.record["document"], row.record["doc_id"]
-        ends = token_ends(chat.token_ends, text)
+        ends = chunking.token_ends(chat.token_ends, text)
         if len(ends) < settings.min_document_tokens:
             counts["dropped_too_short"] += 1
         elif settings.max_document_tokens is not None and len(ends) > settings.max_document_tokens:
             counts["dropped_too_long"] += 1
         else:
-            domain = domain_of(doc_id, text) if settings.domain == "auto" else settings.domain
-            chunks = chunk_document(text, ends, chat.content_length, settings.chunk_tokens, domain)
-            drawn = draw_chunks(chunks, settings.chunks_per_document, seed_for(settings.seed, "chunk", doc_id))
+            domain = segmentation.domain_of(doc_id, text) if settings.domain == "auto" else settings.domain
+            chunks = chunking.chunk_document(text, ends, chat.content_length, settings.chunk_tokens, domain)
+            drawn = chunking.draw_chunks(chunks, settings.chunks_per_document, seed_for(settings.seed, "chunk", doc_id))
             records.append({"doc_id": doc_id, "document": text, "turns": [{"chunk": chunk} for chunk in drawn]})
             counts.update({"documents_out": 1, f"{domain}_out": 1, "turns_out": len(drawn), "tokens": len(ends)})
             counts["special_tokens_as_text"] += chat.special.spelled_in(text)

@@ -8,7 +8,6 @@ from typing import Any
 
 from nemo_longpo.errors import InputError
 
-from ..chat.format import ChatFormat
 from ..engines.engine import Completion, Sampling
 from ..pairs import read_chunks, seed_for
 from ..prompts import Prompts
@@ -16,7 +15,7 @@ from ..quality.usable_requests import Pool, Wording, read_requests
 from ..runner import PartResult, Row, Tick
 from ..settings import InstructSettings
 from .table import Report, StageCall
-from .with_model import LoadedModel, check_short, run_with_model
+from .with_model import LoadedModel, run_with_model
 
 _TELLING_TURNS = 8  # so many answers without one instruction: the next ones will have none either
 _KEPT_CHARACTERS, _KEPT_ITEM_CHARACTERS = 4000, 400  # of an answer and of an item, for people to judge
@@ -38,7 +37,7 @@ class _Answer:
 
 def run_instruct(call: StageCall) -> Report:
     """Add "instruction" and "instruction_pool" to every turn, and the answer that they were read from; drop turns
-    without a usable one. Raises InputError."""
+    without a usable one. Raises InputError if no turn is left, or a chunk does not fit."""
     settings = call.settings(InstructSettings)
     unread: list[_Answer] = []
     work = partial(_instruct_rows, settings=settings, unread=unread)
@@ -63,7 +62,7 @@ def _instruct_rows(
     for row in rows:
         for index, chunk in enumerate(read_chunks(row)):
             prompt = chat.prompt(ask(chunk))
-            check_short(loaded.engine, prompt, settings.max_new_tokens, row.where)
+            loaded.check_short(prompt, settings.max_new_tokens, row.where)
             chunks.append(chunk)
             requests.append(prompt)
             seeds.append(seed_for(settings.seed, "instruct", row.record["doc_id"], index))
@@ -73,7 +72,7 @@ def _instruct_rows(
     wording = Wording(ask(""))
     answers = []
     for done, chunk in zip(completions, chunks, strict=True):
-        text, cut = _text(done, chat), done.finish_reason == "length"
+        text, cut = _text(done, loaded), done.finish_reason == "length"
         pool = read_requests(text, settings.pool_size, chunk, wording, truncated=cut, check=settings.check_requests)
         answers.append(_Answer(text, pool))
     return _part(rows, answers, loaded.prompts, settings, unread)
@@ -104,8 +103,9 @@ def _list_of_requests(count: int) -> dict[str, Any]:
     return {"type": "array", "items": request, "minItems": count, "maxItems": count}
 
 
-def _text(completion: Completion, chat: ChatFormat) -> str:
+def _text(completion: Completion, loaded: LoadedModel) -> str:
     """What stands behind a special token within an answer belongs to no list of instructions."""
+    chat = loaded.chat
     return chat.text(chat.special.in_front_of(chat.generated_response(completion.ids)))
 
 

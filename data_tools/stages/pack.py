@@ -8,17 +8,12 @@ from tqdm import tqdm
 
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.model_config import ModelConfig
-from nemo_longpo.shards.manifest import MANIFEST_NAME, Provenance, ReferenceModel
-from nemo_longpo.shards.reader import ShardReader
-from nemo_longpo.shards.schema import PairRecord
-from nemo_longpo.shards.writer import ShardWriter
+from nemo_longpo.shards import manifest, reader, schema, writer
 from nemo_longpo.typed_fields import build
 
+from .. import encoded, options, prompts
 from ..chat.format import as_ids, as_spans
-from ..encoded import EncodedPair, PairEncoder
 from ..model import load_chat, model_identity, rendering_identity, tokenizer_identity
-from ..options import differences, settings_from
-from ..prompts import prompts_from_dict
 from ..runner.rows import REPAIR, SETTINGS_NAME, PartsSource
 from ..settings import EngineSettings, PackSettings, TemplateSettings
 from .table import Report, StageCall
@@ -27,7 +22,8 @@ from .table import Report, StageCall
 def run_pack(call: StageCall) -> Report:
     """Write shards from the output of `score`; the report says how many documents they hold.
 
-    The model's weights, tokenizer and template must be those that scored the pairs. Raises InputError.
+    The model's weights, tokenizer and template must be those that scored the pairs. Raises InputError if one of
+    them differs, or if the pairs are not the output of `score`.
     """
     pairs, model, output, settings = call.input, call.model, call.output, call.settings(PackSettings)
     source = PartsSource(pairs)
@@ -38,16 +34,16 @@ def run_pack(call: StageCall) -> Report:
     for name, kind in _RECORDED.items():
         if not isinstance(scored.get(name), kind):
             raise InputError(f"{where}: field 'settings.{name}' is missing or of another kind; {REPAIR}")
-    chat = load_chat(model, settings_from(TemplateSettings, scored).day())
-    engine = settings_from(EngineSettings, scored["engine"])
+    chat = load_chat(model, options.settings_from(TemplateSettings, scored).day())
+    engine = options.settings_from(EngineSettings, scored["engine"])
     found = tokenizer_identity(chat) | rendering_identity(chat) | {"model": model_identity(model, engine)}
     _check_same(scored, found, model)
     (vocabulary,) = ModelConfig.read(model).require("vocab_size")
-    provenance = Provenance(
+    provenance = manifest.Provenance(
         tokenizer_fingerprint=scored["tokenizer_fingerprint"],
         chat_template_hash=scored["chat_template_hash"],
         vocab_size=vocabulary,
-        reference=build(ReferenceModel, scored["model"], where, REPAIR),
+        reference=build(manifest.ReferenceModel, scored["model"], where, REPAIR),
         ref_context=scored["ref_context"],
         generation=history | {"pack": settings.recorded()},
     )
@@ -56,14 +52,14 @@ def run_pack(call: StageCall) -> Report:
         return {"documents_out": documents}
     if settings.dry_run:
         return {}
-    prompts = prompts_from_dict(scored["prompts"], where)
-    encoder = PairEncoder(chat, prompts, provenance.vocab_size)
+    wording = prompts.prompts_from_dict(scored["prompts"], where)
+    encoder = encoded.PairEncoder(chat, wording, provenance.vocab_size)
     with (
-        ShardWriter(output, provenance, **settings.recorded()) as writer,
+        writer.ShardWriter(output, provenance, **settings.recorded()) as shards,
         tqdm(total=documents, desc="pack", unit="doc") as bar,
     ):
         for row in source.rows():
-            writer.add(_record(encoder.encode(row), provenance.ref_context), where=row.where)
+            shards.add(_record(encoder.encode(row), provenance.ref_context), where=row.where)
             bar.update()
     return {"documents_out": documents}
 
@@ -79,22 +75,22 @@ _RECORDED = {
 """What `score` records and packing needs."""
 
 
-def _holds(output: Path, provenance: Provenance, documents: int) -> bool:
+def _holds(output: Path, provenance: manifest.Provenance, documents: int) -> bool:
     """Whether the output holds these shards already. Raises InputError if it holds others, or damaged ones."""
-    if not (output / MANIFEST_NAME).is_file():
+    if not (output / manifest.MANIFEST_NAME).is_file():
         return False
-    manifest = ShardReader(output).manifest
+    stored = reader.ShardReader(output).manifest
     expected = asdict(provenance) | {"documents": documents}
-    found = {name: value for name, value in asdict(manifest).items() if name in expected}
-    changes = differences(found | {"documents": manifest.counts.documents}, expected)
+    found = {name: value for name, value in asdict(stored).items() if name in expected}
+    changes = options.differences(found | {"documents": stored.counts.documents}, expected)
     if changes:
         raise InputError(f"{output} already holds other shards: {'; '.join(changes)}; give another output or remove it")
     return True
 
 
-def _record(pair: EncodedPair, ref_context: str) -> PairRecord:
+def _record(pair: encoded.EncodedPair, ref_context: str) -> schema.PairRecord:
     long = pair.long()
-    return PairRecord(
+    return schema.PairRecord(
         doc_id=pair.doc_id,
         trunk_ids=as_ids(long.trunk_ids),
         chosen_ids=as_ids(long.chosen_ids),

@@ -16,7 +16,7 @@ from ..pairs import read_chunks, seed_for
 from ..runner import PartResult, Row, Tick
 from ..settings import RespondSettings
 from .table import Report, StageCall
-from .with_model import LoadedModel, check_long, check_short, run_with_model
+from .with_model import LoadedModel, run_with_model
 
 
 def run_respond(call: StageCall) -> Report:
@@ -35,9 +35,9 @@ def _respond_rows(rows: list[Row], tick: Tick, loaded: LoadedModel, settings: Re
     for row in rows:
         for index, (chunk, instruction) in enumerate(zip(read_chunks(row), _instructions(row), strict=True)):
             short = chat.prompt(prompts.ask_about(chunk, instruction))
-            check_short(loaded.engine, short, settings.max_new_tokens, row.where)
+            loaded.check_short(short, settings.max_new_tokens, row.where)
             long = chat.prompt(prompts.ask_about(row.record["document"], instruction))
-            check_long(loaded.engine, len(long), settings.max_new_tokens, row.where)
+            loaded.check_long(len(long), settings.max_new_tokens, row.where)
             requests += [short, long]
             seeds += [seed_for(settings.seed, name, row.record["doc_id"], index) for name in ("chosen", "rejected")]
     sampling = Sampling(settings.max_new_tokens, chat.stop_ids, settings.temperature, settings.top_p)

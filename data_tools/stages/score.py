@@ -10,24 +10,22 @@ from functools import partial
 from pathlib import Path
 
 from nemo_longpo.errors import InputError
-from nemo_longpo.shards.schema import Span
 
 from ..encoded import EncodedPair, PairEncoder, check_row
-from ..engines.engine import Engine
 from ..model import load_chat, tokenizer_identity
 from ..pairs import BRANCHES
 from ..runner import PartResult, Row, Tick, read_stage_settings
 from ..settings import EngineSettings, ScoreSettings
 from .score_check import EngineCheck, Scored
 from .table import Report, StageCall
-from .with_model import LoadedModel, check_long, check_short, run_with_model
+from .with_model import LoadedModel, run_with_model
 
 
 def run_score(call: StageCall) -> Report:
     """Add token ids and reference log-probs (one per response token, end of turn included) to every turn.
 
     The input is text pairs or tokenised records. Those made by hand are all checked before the first one is scored.
-    Raises InputError.
+    Raises InputError if one is malformed or too long, or if the engine fails its check.
     """
     settings = call.settings(ScoreSettings)
     _check_imported(call.input, call.model)
@@ -43,7 +41,7 @@ class _Request:
     branch: str
     doc_id: str
     sequence: list[int]
-    spans: list[Span]
+    spans: list[tuple[int, int]]
 
 
 def _score_rows(
@@ -53,7 +51,7 @@ def _score_rows(
     pairs = [encoder.encode(row) for row in rows]
     of_pairs = [_short_requests(pair) if settings.ref_context == "short" else _long_requests(pair) for pair in pairs]
     for made, row in zip(of_pairs, rows, strict=True):
-        _check_lengths(made, loaded.engine, settings, row.where)
+        _check_lengths(made, loaded, settings, row.where)
     requests = [request for made in of_pairs for request in made]
     scores = loaded.engine.score([item.sequence for item in requests], [item.spans for item in requests], tick)
     engine_check.check(
@@ -97,11 +95,11 @@ def _long_requests(pair: EncodedPair) -> list[_Request]:
     ]
 
 
-def _check_lengths(requests: list[_Request], engine: Engine, settings: ScoreSettings, where: str) -> None:
+def _check_lengths(requests: list[_Request], loaded: LoadedModel, settings: ScoreSettings, where: str) -> None:
     for request in requests:
         if settings.ref_context == "short":
-            check_short(engine, request.sequence, 0, where)
-        check_long(engine, len(request.sequence), 0, where)
+            loaded.check_short(request.sequence, 0, where)
+        loaded.check_long(len(request.sequence), 0, where)
 
 
 def _check_imported(pairs: Path, model: Path) -> None:

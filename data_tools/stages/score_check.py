@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from nemo_longpo.atomic import write_file
 from nemo_longpo.errors import InputError
-from nemo_longpo.shards.schema import Span
 from nemo_longpo.terminal import printable
 
 from ..engines.engine import Engine
@@ -32,7 +31,7 @@ class Scored:
 
     document: str
     sequence: list[int]
-    spans: list[Span]
+    spans: list[tuple[int, int]]
     logps: list[np.ndarray]
 
 

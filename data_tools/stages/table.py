@@ -156,7 +156,7 @@ class StageCall:
         return settings_from(kind, self.values)
 
     def __call__(self) -> Report:
-        """Run the stage, or only check it if the settings say `dry_run`. Raises InputError."""
+        """Run the stage, or only check it with `dry_run`. Raises InputError if the input or a setting is at fault."""
         return resolve_name(STAGES[self.stage].run)(self)
 
     def words(self) -> list[str]:

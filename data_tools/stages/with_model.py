@@ -27,6 +27,23 @@ class LoadedModel:
     engine: Engine
     prompts: Prompts
 
+    def check_short(self, prompt: list[int], max_new_tokens: int, where: str) -> None:
+        """A short prompt and its answer must fit the model's own context. Raises InputError with the numbers."""
+        if len(prompt) + max_new_tokens > self.engine.context_length:
+            raise InputError(
+                f"{where}: a prompt of {len(prompt)} tokens and max_new_tokens {max_new_tokens} exceed the model's "
+                f"context of {self.engine.context_length}; run `longpo data chunk` with a smaller --chunk-tokens"
+            )
+
+    def check_long(self, length: int, max_new_tokens: int, where: str) -> None:
+        """A whole document and an answer must fit what the engine takes. Raises InputError with the numbers."""
+        if self.engine.max_length is not None and length + max_new_tokens > self.engine.max_length:
+            raise InputError(
+                f"{where}: the whole document makes a prompt of {length} tokens, which with max_new_tokens "
+                f"{max_new_tokens} exceeds the engine's max_model_len of {self.engine.max_length}; raise it, or run "
+                "`longpo data chunk` with a smaller --max-document-tokens"
+            )
+
 
 WorkOnRows = Callable[[list[Row], Tick, LoadedModel], PartResult]
 
@@ -41,7 +58,7 @@ def run_with_model(
     """Run a stage: `work` on every part of the input, after `check` on every row of an input made by hand.
 
     The engine is loaded for the first part that is missing, so a finished stage costs nothing. With `writes_json` it
-    can hold answers to JSON, if it can at all. Raises InputError.
+    can hold answers to JSON, if it can at all. Raises InputError if an input, a prompt or an option cannot be used.
     """
     share, engine_options = call.settings(WorkShare), EngineOptions.from_mapping(call.values)
     source = open_parts(call.stage, call.input, share)
@@ -90,22 +107,3 @@ def _chat_day(call: StageCall, history: dict[str, Any]) -> date:
         if template.chat_date is None and isinstance(found, dict) and "chat_date" in found:
             return settings_from(TemplateSettings, found).day() or date.today()
     return template.day() or date.today()
-
-
-def check_short(engine: Engine, prompt: list[int], max_new_tokens: int, where: str) -> None:
-    """A short prompt and its answer must fit the model's own context. Raises InputError with the numbers."""
-    if len(prompt) + max_new_tokens > engine.context_length:
-        raise InputError(
-            f"{where}: a prompt of {len(prompt)} tokens and max_new_tokens {max_new_tokens} exceed the model's "
-            f"context of {engine.context_length}; run `longpo data chunk` with a smaller --chunk-tokens"
-        )
-
-
-def check_long(engine: Engine, length: int, max_new_tokens: int, where: str) -> None:
-    """A whole document and an answer must fit what the engine takes. Raises InputError with the numbers."""
-    if engine.max_length is not None and length + max_new_tokens > engine.max_length:
-        raise InputError(
-            f"{where}: the whole document makes a prompt of {length} tokens, which with max_new_tokens "
-            f"{max_new_tokens} exceeds the engine's max_model_len of {engine.max_length}; raise it, or run "
-            "`longpo data chunk` with a smaller --max-document-tokens"
-        )
