@@ -113,8 +113,8 @@ def _run_pipeline(arguments: argparse.Namespace) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
+    from .inspection.drawings import format_summary
     from .inspection.inspect_shards import inspect_shards
-    from .inspection.summary_text import format_summary
 
     summary = inspect_shards(
         arguments.shards,

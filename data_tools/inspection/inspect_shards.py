@@ -22,10 +22,9 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.shards.reader import ShardReader
 from nemo_longpo.terminal import number, share, shortened, size
 
-from . import plots
+from .drawings import draw, flatten, signed, words
 from .sample_view import SHADES, TokenText, document_view
 from .shard_summary import SPREAD, Values, measure, summarise
-from .summary_text import flatten, signed, words
 
 MOST_SAMPLES = 100
 
@@ -117,7 +116,7 @@ def make_page(reader: ShardReader, summary: dict[str, Any], values: Values, text
         script=Markup(script),
         summary=summary,
         columns=SPREAD,
-        plots=plots.draw(summary, values),
+        plots=draw(summary, values),
         documents=len(margins),
         picked=[(standing, margins[index], reader[index]) for standing, index in pick(margins, samples)],
         view=lambda record: document_view(record, text),

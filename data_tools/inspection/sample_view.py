@@ -17,8 +17,8 @@ import regex
 from nemo_longpo.shards.schema import PairRecord, Span, spans_to_mask
 from nemo_longpo.terminal import number
 
+from .drawings import signed
 from .shard_summary import differences, logp_sum, similarity
-from .summary_text import signed
 
 _LEAD = 8  # tokens to look at in front of the first one
 _LONGEST_GROUP = 8

@@ -13,9 +13,9 @@ from typing import Any
 from nemo_longpo.errors import InputError
 from nemo_longpo.yaml_input import read_yaml_mapping
 
-from ..engines.choose_engine import EngineOptions
 from ..options import Settings, setting, settings_from
 from ..stages.table import STAGES, StageCall
+from ..stages.with_model import EngineOptions
 
 _TOP_KEYS = ("input", "model", "output", "prompts", "executors", "stages")
 # Set for every process by the run itself.

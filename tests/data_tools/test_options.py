@@ -6,8 +6,8 @@ from typing import Literal
 
 import pytest
 
-from nemo_longpo.data_tools.engines.choose_engine import EngineOptions
 from nemo_longpo.data_tools.options import Settings, add_settings, setting, settings_from
+from nemo_longpo.data_tools.stages.with_model import EngineOptions
 from nemo_longpo.errors import InputError
 
 

@@ -15,10 +15,9 @@ import pytest
 from support.tiny_models import save_tiny
 from support.told_shards import Told, Turn
 
-from nemo_longpo.data_tools.inspection import plots
+from nemo_longpo.data_tools.inspection.drawings import scatter, signed
 from nemo_longpo.data_tools.inspection.inspect_shards import environment, inspect_shards, pick
 from nemo_longpo.data_tools.inspection.sample_view import CHUNK_END, CONTEXT_END, MOST_TURNS
-from nemo_longpo.data_tools.inspection.summary_text import signed
 from nemo_longpo.shards.reader import ShardReader
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -330,7 +329,7 @@ def test_pages_that_cannot_be_written_are_refused_first(longpo, write, tmp_path)
 
 def test_many_documents_stay_a_bounded_number_of_points():
     xs = np.arange(5000.0)
-    marks = plots.scatter("title", "axis", xs, -xs).marks
+    marks = scatter("title", "axis", xs, -xs).marks
     assert len(marks) == 2000
     assert {mark.kind for mark in marks[1:]} == {"rejected"}
 

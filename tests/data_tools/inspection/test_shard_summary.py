@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.told_shards import GENERATION, Told, Turn
 
+from nemo_longpo.data_tools.inspection.drawings import bar
 from nemo_longpo.data_tools.inspection.inspect_shards import inspect_shards
 from nemo_longpo.data_tools.inspection.shard_summary import differences, even_edges, similarity
-from nemo_longpo.data_tools.inspection.summary_text import bar
 from nemo_longpo.errors import InputError
 from nemo_longpo.shards.reader import ShardReader
 from nemo_longpo.terminal import number, size

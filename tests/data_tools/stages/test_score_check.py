@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from support.small_corpus import save_stopping_model
 
-from nemo_longpo.data_tools.engines.choose_engine import EngineOptions
 from nemo_longpo.data_tools.engines.hf_engine import TransformersEngine
 from nemo_longpo.data_tools.settings import EngineSettings, ScoreSettings, TransformersSettings
 from nemo_longpo.data_tools.stages.score_check import (
@@ -19,6 +18,7 @@ from nemo_longpo.data_tools.stages.score_check import (
     compare,
 )
 from nemo_longpo.data_tools.stages.table import StageCall
+from nemo_longpo.data_tools.stages.with_model import EngineOptions
 from nemo_longpo.errors import InputError
 
 TURN = {"chunk": "A small boat crosses.", "instruction": "Who?", "chosen": "The old clock " * 9, "rejected": "A letter"}
