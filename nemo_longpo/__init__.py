@@ -10,19 +10,14 @@ if TYPE_CHECKING:
     from .attention.branches import branch_attention as branch_attention
     from .conversion.exporter import export_checkpoint as export_checkpoint
     from .conversion.importer import import_checkpoint as import_checkpoint
-    from .costs.model_shape import ModelShape as ModelShape
-    from .costs.model_shape import load_shape as load_shape
+    from .costs.model_shape import ModelShape as ModelShape, load_shape as load_shape
     from .errors import InputError as InputError
     from .logprobs import token_logprobs as token_logprobs
-    from .objective import Objective as Objective
-    from .objective import PairSums as PairSums
-    from .objective import longpo_loss as longpo_loss
-    from .parallel.layout import PairRows as PairRows
-    from .parallel.layout import lay_out_pair as lay_out_pair
+    from .objective import Objective as Objective, PairSums as PairSums, longpo_loss as longpo_loss
+    from .parallel.layout import PairRows as PairRows, lay_out_pair as lay_out_pair
     from .placement import Placement as Placement
     from .recipes.factories import longpo_recipe as longpo_recipe
-    from .shards.manifest import Provenance as Provenance
-    from .shards.manifest import ReferenceModel as ReferenceModel
+    from .shards.manifest import Provenance as Provenance, ReferenceModel as ReferenceModel
     from .shards.reader import ShardReader as ShardReader
     from .shards.schema import PairRecord as PairRecord
     from .shards.writer import ShardWriter as ShardWriter

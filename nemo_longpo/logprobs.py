@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, distributed as dist
 from torch.autograd.function import once_differentiable
 
 from nemo_longpo.errors import InputError

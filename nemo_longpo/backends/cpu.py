@@ -53,8 +53,7 @@ def redirections() -> list[Redirection]:
     """
     from megatron.core.dist_checkpointing.strategies import filesystem_async
     from megatron.core.tensor_parallel import random as megatron_random
-    from nemo.collections.llm.peft import lora
-    from nemo.collections.llm.peft import utils as peft_utils
+    from nemo.collections.llm.peft import lora, utils as peft_utils
     from nemo.lightning import megatron_init
     from nemo.lightning.io import pl as nemo_checkpoint
 

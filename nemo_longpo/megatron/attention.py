@@ -10,14 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from megatron.core.transformer import TransformerConfig
-from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.module import MegatronModule
-from torch import Tensor
+from megatron.core.transformer import MegatronModule, TransformerConfig, enums
+from torch import Tensor, distributed as dist
 
-from nemo_longpo.attention.branches import branch_attention
-from nemo_longpo.attention.causal import causal_attention
+from nemo_longpo.attention import branches, causal
 from nemo_longpo.parallel.segments import Segments
 
 from .topology import current_topology
@@ -45,7 +41,7 @@ def attend_over_segments(
     trunk_out = attend_causally(query_SBHD[:trunk], key_SBKD[:trunk], value_SBKD[:trunk])
     tokens = described.trunk_tokens_on_rank(cp_group.size(), cp_group.rank())
     query, key, value = (tensor[:, 0] for tensor in (query_SBHD, key_SBKD, value_SBKD))  # one pair per micro-batch
-    branch_out = branch_attention(
+    branch_out = branches.branch_attention(
         query[trunk:],
         key[trunk:],
         value[trunk:],
@@ -65,13 +61,13 @@ class CpuPairAttention(MegatronModule):
         self,
         config: TransformerConfig,
         layer_number: int,
-        attn_mask_type: AttnMaskType,
+        attn_mask_type: enums.AttnMaskType,
         attention_type: str,
         softmax_scale: float | None = None,
         **unused: Any,
     ):
         super().__init__(config)
-        assert (attention_type, attn_mask_type) == ("self", AttnMaskType.causal), "only causal self-attention"
+        assert (attention_type, attn_mask_type) == ("self", enums.AttnMaskType.causal), "only causal self-attention"
         self.softmax_scale = softmax_scale
         self.cp_group = current_topology().cp_group
 
@@ -89,7 +85,7 @@ class CpuPairAttention(MegatronModule):
         )
 
     def _attend_causally(self, query_SBHD: Tensor, key_SBKD: Tensor, value_SBKD: Tensor) -> Tensor:
-        return causal_attention(query_SBHD, key_SBKD, value_SBKD, self.cp_group, self.softmax_scale).flatten(2)
+        return causal.causal_attention(query_SBHD, key_SBKD, value_SBKD, self.cp_group, self.softmax_scale).flatten(2)
 
 
 class RMSNorm(torch.nn.RMSNorm):

@@ -18,9 +18,8 @@ from nemo_longpo.backends import cpu
 from nemo_longpo.errors import InputError
 from nemo_longpo.placement import Placement
 
-from .attention import CpuPairAttention, RMSNorm
+from . import attention, topology
 from .job_settings import SETTING, attention_shape, window_refused
-from .topology import hierarchical_cp_groups
 
 
 class Backend:
@@ -59,7 +58,7 @@ class Backend:
         from .te_attention import TEPairAttention
 
         nested = config.context_parallel_size > 1 and config.cp_comm_type == "a2a+p2p"
-        groups = hierarchical_cp_groups(config.hierarchical_context_parallel_sizes) if nested else None
+        groups = topology.hierarchical_cp_groups(config.hierarchical_context_parallel_sizes) if nested else None
         layer = default_layer_spec(config)
         layer.submodules.self_attention.submodules.core_attention = ModuleSpec(
             module=TEPairAttention, params={"cp_groups": groups}
@@ -109,11 +108,11 @@ class CpuBackend(Backend):
     def layer_spec(self, config: GPTConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
         assert (config.normalization, config.qk_layernorm) == ("RMSNorm", False), "the CPU layer has plain RMSNorms"
         layer = get_gpt_layer_local_spec(normalization=config.normalization)
-        layer.submodules.self_attention.submodules.core_attention = CpuPairAttention
-        layer.submodules.input_layernorm = RMSNorm
-        layer.submodules.pre_mlp_layernorm = RMSNorm
+        layer.submodules.self_attention.submodules.core_attention = attention.CpuPairAttention
+        layer.submodules.input_layernorm = attention.RMSNorm
+        layer.submodules.pre_mlp_layernorm = attention.RMSNorm
         layers = [layer] * get_num_layers_to_build(config, vp_stage)
-        return TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm)
+        return TransformerBlockSubmodules(layer_specs=layers, layer_norm=attention.RMSNorm)
 
 
 def start_backend() -> Backend:

@@ -8,22 +8,18 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from nemo import lightning as nl
-from nemo.lightning.ckpt_utils import ckpt_to_dir
-from nemo.lightning.io.pl import TrainerContext
+from nemo.lightning import ModelCheckpoint, ckpt_utils, io
 from nemo.utils import logging
 from torch import Tensor
 
 from nemo_longpo.atomic import explain_full_disk
-from nemo_longpo.checkpoints.integrity import Recorder
-from nemo_longpo.checkpoints.run_directory import LAST, list_checkpoints, point_last_link
+from nemo_longpo.checkpoints import integrity, run_directory
 from nemo_longpo.errors import InputError
 
-from .full_disk import GOES_ON
 from .topology import gather_from_all, raise_on_all
 
 
-class LongPOCheckpoint(nl.ModelCheckpoint):
+class LongPOCheckpoint(ModelCheckpoint):
     """NeMo's checkpoints of a run, with a record of the sizes and hashes of their files.
 
     They are named after the optimizer steps that they hold (`global_step=4`). The last step is among them once,
@@ -43,9 +39,9 @@ class LongPOCheckpoint(nl.ModelCheckpoint):
         super().setup(trainer, *args, **kwargs)  # removes what was not finished
         self.always_save_context = self.save_context_on_train_end = False
         _require_one_choice(str(trainer.ckpt_path))
-        newest = list_checkpoints(self._folder).newest
+        newest = run_directory.list_checkpoints(self._folder).newest
         if trainer.is_global_zero and newest and self.save_last:
-            point_last_link(newest)
+            run_directory.point_last_link(newest)
         trainer.strategy.barrier("checkpoint_setup")
 
     @property
@@ -54,18 +50,19 @@ class LongPOCheckpoint(nl.ModelCheckpoint):
 
     @property
     def _saved_checkpoint_paths(self) -> Iterable[Path]:
-        return list_checkpoints(self._folder).complete
+        return run_directory.list_checkpoints(self._folder).complete
 
     @cached_property
-    def _recorder(self) -> Recorder:
+    def _recorder(self) -> integrity.Recorder:
         """Made when it is first asked for, which may be before `setup` in a run that is refused."""
-        return Recorder()
+        return integrity.Recorder()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._last_global_step_saved = trainer.global_step  # what the run begins with is saved somewhere already
-        newest = list_checkpoints(self._folder).newest
-        self.last_model_path = f"{newest.with_name(newest.name.removesuffix(LAST) + LAST)}.ckpt" if newest else ""
+        newest = run_directory.list_checkpoints(self._folder).newest
+        last = run_directory.LAST
+        self.last_model_path = f"{newest.with_name(newest.name.removesuffix(last) + last)}.ckpt" if newest else ""
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
         self._recorder.collect(wait=False)
@@ -95,7 +92,7 @@ class LongPOCheckpoint(nl.ModelCheckpoint):
 
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
         """Remove a damaged checkpoint of the same step first: its parts would stay in the new one."""
-        directory = ckpt_to_dir(filepath)
+        directory = ckpt_utils.ckpt_to_dir(filepath)
         if trainer.is_global_zero and directory.is_symlink():
             directory.unlink()
         elif trainer.is_global_zero and directory.is_dir():
@@ -106,7 +103,7 @@ class LongPOCheckpoint(nl.ModelCheckpoint):
         self, trainer: pl.Trainer, filepath: str, global_step: int
     ) -> Callable[[], None]:
         finalize = super()._get_finalize_save_checkpoint_callback(trainer, filepath, global_step)
-        checkpoint = Path(ckpt_to_dir(filepath))
+        checkpoint = Path(ckpt_utils.ckpt_to_dir(filepath))
 
         def write_context_and_finalize() -> None:
             raise_on_all(partial(_write_context, trainer, checkpoint / "context"), here=trainer.is_global_zero)
@@ -117,13 +114,13 @@ class LongPOCheckpoint(nl.ModelCheckpoint):
         return write_context_and_finalize
 
     def _remove_checkpoint(self, trainer: pl.Trainer, filepath: str, override_async: bool = False) -> None:
-        self._recorder.forget(Path(ckpt_to_dir(filepath)))
+        self._recorder.forget(Path(ckpt_utils.ckpt_to_dir(filepath)))
         super()._remove_checkpoint(trainer, filepath, override_async)
 
 
 def _write_context(trainer: pl.Trainer, context: Path) -> None:
-    with explain_full_disk(context, GOES_ON):
-        TrainerContext.from_trainer(trainer).io_dump(context, yaml_attrs=["model"])
+    with explain_full_disk(context, run_directory.GOES_ON):
+        io.TrainerContext.from_trainer(trainer).io_dump(context, yaml_attrs=["model"])
 
 
 def _require_one_choice(choice: str) -> None:

@@ -8,20 +8,16 @@ import lightning.pytorch as pl
 import numpy as np
 from megatron.core.num_microbatches_calculator import update_num_microbatches
 from nemo.collections.common.tokenizers import TokenizerSpec
-from nemo.lightning import MegatronDataSampler, io
-from nemo.lightning.data import WrappedDataLoader
+from nemo.lightning import MegatronDataSampler, data, io
 from torch.utils.data import DataLoader, Dataset
 
-from nemo_longpo.costs.flops import forward_flops
-from nemo_longpo.costs.model_shape import ModelShape
+from nemo_longpo.costs import flops, model_shape
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.rope_settings import parse_scaling, usable_positions
-from nemo_longpo.parallel.collectives import place
+from nemo_longpo.parallel import collectives, sampling
 from nemo_longpo.parallel.layout import PairRows, lay_out_pair
-from nemo_longpo.parallel.sampling import RecordOrder
 from nemo_longpo.placement import GLOBAL_BATCH_SIZE, PairLayout
-from nemo_longpo.shards.demands import Demands
-from nemo_longpo.shards.fingerprint import tokenizer_fingerprint
+from nemo_longpo.shards import demands, fingerprint
 from nemo_longpo.shards.reader import ShardReader
 from nemo_longpo.shards.schema import PairRecord
 
@@ -34,7 +30,7 @@ ORDER_SETTINGS = ("global_batch_size", "length_window", "seed")  # what the orde
 class OrderedRecords(Dataset):
     """The records of all readers, over and over again, as a `RecordOrder` arranges them."""
 
-    def __init__(self, readers: Sequence[ShardReader], order: RecordOrder, samples: int):
+    def __init__(self, readers: Sequence[ShardReader], order: sampling.RecordOrder, samples: int):
         self.readers = list(readers)
         self.records = [(number, index) for number, reader in enumerate(readers) for index in range(len(reader))]
         self.order = order
@@ -143,14 +139,14 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
     def _open(self) -> None:
         if not self.paths:
             raise InputError("data.paths is not set; give a shard directory, data.paths=SHARDS.")
-        fingerprint = tokenizer_fingerprint(self.tokenizer.tokenizer) if self.tokenizer is not None else None
-        self.readers = [ShardReader(path, tokenizer_fingerprint=fingerprint) for path in self.paths]
+        known = fingerprint.tokenizer_fingerprint(self.tokenizer.tokenizer) if self.tokenizer is not None else None
+        self.readers = [ShardReader(path, tokenizer_fingerprint=known) for path in self.paths]
         lengths = [reader.lengths() for reader in self.readers]
         model: Any = self.trainer.lightning_module
         positions = usable_positions(model.config.seq_length, parse_scaling(model.rope_scaling, "model.rope_scaling"))
-        demands = Demands(model.config.vocab_size, self.seq_length, positions, model.objective.loss_type)
+        asked = demands.Demands(model.config.vocab_size, self.seq_length, positions, model.objective.loss_type)
         for reader, trunk_chosen_rejected in zip(self.readers, lengths, strict=True):
-            demands.check(reader, trunk_chosen_rejected)
+            asked.check(reader, trunk_chosen_rejected)
         self.lengths = np.concatenate(lengths)
         if not len(self.lengths):
             raise InputError(
@@ -161,10 +157,10 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
         """Lightning asks for it once, when a resumed run knows its step again."""
         model: Any = self.trainer.lightning_module
         topology = current_topology()
-        cp_rank, cp_size = place(topology.cp_group)
+        cp_rank, cp_size = collectives.place(topology.cp_group)
         self.init_global_step = self.data_sampler.init_global_step = self.trainer.global_step
         steps = max(self.trainer.max_steps - self.trainer.global_step, 1)  # NeMo refuses an empty sampler
-        return WrappedDataLoader(
+        return data.WrappedDataLoader(
             mode="train",
             dataset=OrderedRecords(
                 self.readers,
@@ -182,10 +178,10 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
             ),
         )
 
-    def _order(self, model: Any, dp_size: int) -> RecordOrder:
-        shape = ModelShape.from_nemo(vars(model.config), "the model's configuration")
-        flops = [forward_flops(shape, trunk, a, b, model.pair_layout) for trunk, a, b in self.lengths.tolist()]
-        return RecordOrder(np.array(flops), self.seed, self.global_batch_size, self.length_window, dp_size)
+    def _order(self, model: Any, dp_size: int) -> sampling.RecordOrder:
+        shape = model_shape.ModelShape.from_nemo(vars(model.config), "the model's configuration")
+        costs = [flops.forward_flops(shape, trunk, a, b, model.pair_layout) for trunk, a, b in self.lengths.tolist()]
+        return sampling.RecordOrder(np.array(costs), self.seed, self.global_batch_size, self.length_window, dp_size)
 
     def val_dataloader(self) -> list:
         return []

@@ -9,8 +9,6 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from nemo_longpo.atomic import NO_ROOM
 
-GOES_ON = "and it goes on from the newest complete checkpoint"
-
 _CODE = re.compile(r"\[Errno (\d+)\]")
 _TORCH_WRITER = re.compile(r"unexpected pos \d+ vs \d+|PytorchStreamWriter failed writing|basic_ios::clear")
 """Messages of PyTorch's zip writer, which does not pass on the operating system's."""

@@ -6,18 +6,15 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
-from nemo.lightning import io
-from nemo.lightning.megatron_parallel import MegatronStep
+from nemo.lightning import io, megatron_parallel
 from nemo.utils import logging
-from torch import Tensor
+from torch import Tensor, distributed as dist
 
 from nemo_longpo.atomic import explain_full_disk
 from nemo_longpo.checkpoints import run_directory
 from nemo_longpo.costs.devices import peak_of_device
 from nemo_longpo.objective import METRICS
 
-from .full_disk import GOES_ON
 from .model import WORK
 from .topology import current_topology
 
@@ -44,7 +41,7 @@ class MetricsCallback(pl.Callback, io.IOMixin):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args) -> None:
         self._started = time.perf_counter()
 
-    def on_megatron_step_end(self, step: MegatronStep, reduced: dict[str, Tensor] | Tensor) -> None:
+    def on_megatron_step_end(self, step: megatron_parallel.MegatronStep, reduced: dict[str, Tensor] | Tensor) -> None:
         """Bring the metrics from the last pipeline stage, which computed them, to all stages."""
         topology = current_topology()
         names = (*METRICS, *WORK)
@@ -74,7 +71,7 @@ class MetricsCallback(pl.Callback, io.IOMixin):
         shown = {name: value for name, value in record.items() if name not in ("step", "grad_norm")}
         pl_module.log_dict(shown, batch_size=1)
         if trainer.is_global_zero:
-            with explain_full_disk(self._path, GOES_ON), self._path.open("a") as file:
+            with explain_full_disk(self._path, run_directory.GOES_ON), self._path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
 
 

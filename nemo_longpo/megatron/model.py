@@ -13,15 +13,12 @@ from functools import partial
 from typing import Any, Optional, get_args
 
 import torch
-import torch.distributed as dist
-from nemo import lightning as nl
 from nemo.collections import llm
 from nemo.collections.common.tokenizers import TokenizerSpec
-from nemo.lightning.megatron_parallel import MegatronLossReduction
-from torch import Tensor
+from nemo.lightning import OptimizerModule, megatron_parallel
+from torch import Tensor, distributed as dist
 
-from nemo_longpo.costs.flops import training_flops
-from nemo_longpo.costs.model_shape import ModelShape
+from nemo_longpo.costs import flops, model_shape
 from nemo_longpo.errors import InputError
 from nemo_longpo.logprobs import LogitBudget
 from nemo_longpo.model_directory.rope_settings import RopeSettings, parse_scaling
@@ -30,10 +27,7 @@ from nemo_longpo.parallel.collectives import sum_over_ranks
 from nemo_longpo.parallel.layout import PairRows
 from nemo_longpo.placement import LOGPROB_MEMORY_GB, PairLayout
 
-from .backend import current_backend
-from .data import next_rows
-from .gpt import LogprobGPTModel
-from .topology import current_topology
+from . import backend, data, gpt, topology
 
 WORK = ("tokens", "flops")
 
@@ -58,7 +52,7 @@ def sum_pair(logprobs: Tensor, rows: PairRows, cp_group: dist.ProcessGroup) -> P
     )
 
 
-class LongPOLossReduction(MegatronLossReduction):
+class LongPOLossReduction(megatron_parallel.MegatronLossReduction):
     """NeMo's hook between a micro-batch's output and the schedule; every metric is a mean over the batch's pairs.
 
     Besides those of `longpo_loss`, the `WORK` of a pair: its tokens, and the FLOPs of its forward and backward by
@@ -71,17 +65,17 @@ class LongPOLossReduction(MegatronLossReduction):
         self.training_flops = training_flops
 
     def forward(self, batch: PairRows, forward_out: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, metrics = longpo_loss(sum_pair(forward_out, batch, current_topology().cp_group), self.objective)
+        loss, metrics = longpo_loss(sum_pair(forward_out, batch, topology.current_topology().cp_group), self.objective)
         work = {"tokens": batch.pair_tokens, "flops": self.training_flops(*batch.lengths)}
         return loss, metrics | {name: loss.new_tensor(work[name]) for name in WORK}
 
     def reduce(self, losses_reduced_per_micro_batch: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Average each metric over micro-batches and data-parallel ranks (one pair per micro-batch)."""
-        names, topology = losses_reduced_per_micro_batch[0], current_topology()
+        names, dp_group = losses_reduced_per_micro_batch[0], topology.current_topology().dp_group
         pairs = [torch.stack([metrics[name] for name in names]) for metrics in losses_reduced_per_micro_batch]
         values = torch.stack(pairs).mean(0)
-        dist.all_reduce(values, group=topology.dp_group)
-        return dict(zip(names, values / topology.dp_group.size(), strict=True))
+        dist.all_reduce(values, group=dp_group)
+        return dict(zip(names, values / dp_group.size(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -120,7 +114,7 @@ class LongPOModel(llm.GPTModel):
         pair_layout: PairLayout = "shared_prefix",
         logprob_memory_gb: float = LOGPROB_MEMORY_GB,
         logprob_chunk_size: Optional[int] = None,  # noqa: UP045 (NeMo-Run's parser)
-        optim: nl.OptimizerModule | None = None,
+        optim: OptimizerModule | None = None,
         tokenizer: TokenizerSpec | None = None,
         model_transform: Callable[[torch.nn.Module], torch.nn.Module] | None = None,
     ):
@@ -149,19 +143,20 @@ class LongPOModel(llm.GPTModel):
 
     def configure_model(self, vp_stage: int | None = None) -> None:
         if not hasattr(self, "module"):
-            self.module = LogprobGPTModel(self.config, self.rope, self.logit_budget, current_backend(), vp_stage)
+            here = backend.current_backend()
+            self.module = gpt.LogprobGPTModel(self.config, self.rope, self.logit_budget, here, vp_stage)
 
     def data_step(self, dataloader_iter: Iterator) -> PairRows:
         """The next pair's rows on this rank."""
-        return next_rows(dataloader_iter).to_device(torch.cuda.current_device())
+        return data.next_rows(dataloader_iter).to_device(torch.cuda.current_device())
 
     def forward_step(self, batch: PairRows) -> Tensor:
         return self(batch.tokens, batch.position_ids, batch.segments.to_tensor(), labels=batch.labels)
 
     @property
     def training_loss_reduction(self) -> Any:
-        shape = ModelShape.from_nemo(vars(self.config), "the model's configuration")
-        flops = partial(training_flops, shape, layout=self.pair_layout)
-        return LongPOLossReduction(self.objective, flops)
+        shape = model_shape.ModelShape.from_nemo(vars(self.config), "the model's configuration")
+        of_pair = partial(flops.training_flops, shape, layout=self.pair_layout)
+        return LongPOLossReduction(self.objective, of_pair)
 
     validation_loss_reduction = training_loss_reduction

@@ -7,22 +7,17 @@ from typing import Any, Literal
 
 import fiddle as fdl
 import lightning.pytorch as pl
-from nemo import lightning as nl
 from nemo.collections import llm
-from nemo.lightning import io
-from nemo.utils import logging
-from nemo.utils.app_state import AppState
+from nemo.lightning import AutoResume, ModelCheckpoint, io
+from nemo.utils import AppState, logging
 
-from nemo_longpo.checkpoints import integrity, run_directory, trust
-from nemo_longpo.checkpoints.completeness import require_complete
+from nemo_longpo.checkpoints import completeness, integrity, run_directory, trust
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory import model_config, nemo_names, rope_settings
 from nemo_longpo.yaml_input import read_yaml_mapping
 
-from .backend import current_backend
+from . import backend, run_inputs, strategy
 from .model import ArchitectureFromCheckpoint, LongPOModel
-from .run_inputs import KeepInputs
-from .strategy import LongPOStrategy
 
 
 def load_architecture(checkpoint: Path, trusted: bool = False) -> llm.GPTConfig:
@@ -43,7 +38,7 @@ def load_architecture(checkpoint: Path, trusted: bool = False) -> llm.GPTConfig:
         raise InputError(f"{checkpoint} holds a {recorded.__fn_or_cls__.__name__}; {trust.TRAINED_HERE}.")
     # Settings of a GPU run may not even construct on a CPU, and those of a CPU run must not get into checkpoints.
     settings = copy.deepcopy(recorded)
-    config = fdl.build(current_backend().prepare(settings))
+    config = fdl.build(backend.current_backend().prepare(settings))
     if config.window_size is not None:
         raise InputError(
             f"{checkpoint} limits attention to a sliding window of {config.window_size[0]} tokens, and nemo_longpo "
@@ -104,7 +99,7 @@ def load_rope_scaling(checkpoint: Path) -> dict[str, Any] | None:
 
 
 @dataclass(kw_only=True)
-class LongPOResume(nl.AutoResume):
+class LongPOResume(AutoResume):
     """NeMo's resume, which also gives a model without a config the architecture of `restore_config.path`.
 
     It resumes from the newest complete checkpoint of the run, whatever links lie beside it, and refuses to start over
@@ -140,14 +135,14 @@ class LongPOResume(nl.AutoResume):
         if not self.trust_checkpoint:
             self._check_what_loads(model, origin)
         super().setup(trainer, model)
-        if isinstance(trainer.strategy, LongPOStrategy):
+        if isinstance(trainer.strategy, strategy.LongPOStrategy):
             trainer.strategy.check_hashes = self.check_hashes
-        trainer.callbacks.insert(0, KeepInputs(origin, self.accept_changes))  # type: ignore[attr-defined]
+        trainer.callbacks.insert(0, run_inputs.KeepInputs(origin, self.accept_changes))  # type: ignore[attr-defined]
         if trainer.ckpt_path and origin and self.restore_config.load_artifacts:
             _take_tokenizer(model, origin, self.trust_checkpoint)
 
     def _check_beside(self, trainer: pl.Trainer, model: LongPOModel) -> None:
-        if not isinstance(trainer.checkpoint_callback, nl.ModelCheckpoint):
+        if not isinstance(trainer.checkpoint_callback, ModelCheckpoint):
             return
         start = self.get_trainer_ckpt_path(model)
         folder = Path(str(trainer.checkpoint_callback.dirpath))
@@ -173,7 +168,7 @@ class LongPOResume(nl.AutoResume):
     def _check_files(self, checkpoint: Path) -> None:
         """Check what every rank reads now; weights are checked later, when all ranks can share the work."""
         integrity.check(checkpoint, hashes=self.check_hashes, below="context/")
-        require_complete(checkpoint)
+        completeness.require_complete(checkpoint)
 
     def _find_trainer_ckpt_path(self) -> Path | None:
         """Replace NeMo's, which knows links to checkpoints only."""

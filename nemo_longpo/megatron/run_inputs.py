@@ -12,12 +12,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch.distributed as dist
-from nemo.utils import logging
-from nemo.utils.app_state import AppState
+from nemo.utils import AppState, logging
 from tqdm import tqdm
 
-from nemo_longpo.checkpoints import integrity, run_directory
-from nemo_longpo.checkpoints.completeness import require_complete
+from nemo_longpo.checkpoints import completeness, integrity, run_directory
 from nemo_longpo.checkpoints.run_inputs import Given, RunInputs, read_inputs, read_origin, write_inputs
 from nemo_longpo.errors import InputError, one_line
 from nemo_longpo.objective import REF_CONTEXT_OF_LOSS
@@ -115,7 +113,7 @@ def check_checkpoint(checkpoint: Path, *, hashes: bool) -> None:
     rank = dist.get_rank()
 
     def check_names_and_sizes() -> None:
-        require_complete(checkpoint)
+        completeness.require_complete(checkpoint)
         integrity.check(checkpoint, hashes=False)
 
     def check_share() -> None:

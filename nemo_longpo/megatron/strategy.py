@@ -7,22 +7,18 @@ from typing import Any, Literal, Optional, Union
 import lightning.pytorch as pl
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from megatron.core.distributed import DistributedDataParallelConfig
-from nemo import lightning as nl
-from nemo.lightning.resume import AdapterPath
+from nemo.lightning import MegatronStrategy, resume
 from torch.distributed.checkpoint.api import CheckpointException
 
-from nemo_longpo.checkpoints.run_directory import checkpoint_of
+from nemo_longpo.checkpoints import run_directory
 from nemo_longpo.errors import InputError
 from nemo_longpo.placement import CpCommType, Placement
 
-from .backend import start_backend
-from .full_disk import GOES_ON, leave_to_main_thread, no_room
-from .job_settings import check, check_optimizer, complete, put_on
+from . import backend, full_disk, job_settings, run_inputs
 from .model import LongPOModel
-from .run_inputs import check_checkpoint
 
 
-class LongPOStrategy(nl.MegatronStrategy):
+class LongPOStrategy(MegatronStrategy):
     """Every rank builds its strategy before it touches a device, so this is where the CPU backend switches itself on.
 
     Takes what `nemo.lightning.MegatronStrategy` takes, and settings that belong to the job although they stand on the
@@ -54,8 +50,8 @@ class LongPOStrategy(nl.MegatronStrategy):
         hierarchical_context_parallel_sizes: Optional[list[int]] = None,  # noqa: UP045
         **kwargs: Any,
     ):
-        leave_to_main_thread()
-        self.backend = start_backend()
+        full_disk.leave_to_main_thread()
+        self.backend = backend.start_backend()
         super().__init__(sequence_parallel=sequence_parallel, ddp=ddp, **kwargs | self.backend.strategy_settings)
         self.placement = Placement(
             tp=self.tensor_model_parallel_size,
@@ -80,21 +76,21 @@ class LongPOStrategy(nl.MegatronStrategy):
                 "never been held against a reference with pairs of different length; set it to null."
             )
         optimizer = None if model.optim is None else model.optim.config
-        check(self.placement, model.config, model.pair_layout)
+        job_settings.check(self.placement, model.config, model.pair_layout)
         self.backend.refuse(self.placement, model.config, optimizer)
-        put_on(model.config, self.placement)
+        job_settings.put_on(model.config, self.placement)
         if optimizer is not None:
-            check_optimizer(optimizer)
+            job_settings.check_optimizer(optimizer)
             for name, value in self.backend.optimizer_settings.items():
                 setattr(optimizer, name, value)
         super().connect(model)
-        complete(self.backend.prepare(model.config), model.rope)
+        job_settings.complete(self.backend.prepare(model.config), model.rope)
 
     def load_checkpoint(self, checkpoint_path: str | Path, selective_restore: bool = False) -> dict[str, Any]:
         """Of the run itself, or (`selective_restore`) the one that a run starts from; whole, or InputError."""
-        base = checkpoint_path.base_model_path if isinstance(checkpoint_path, AdapterPath) else None
+        base = checkpoint_path.base_model_path if isinstance(checkpoint_path, resume.AdapterPath) else None
         for path in filter(None, (checkpoint_path, base)):
-            check_checkpoint(checkpoint_of(path), hashes=self.check_hashes)
+            run_inputs.check_checkpoint(run_directory.checkpoint_of(path), hashes=self.check_hashes)
         return super().load_checkpoint(checkpoint_path, selective_restore)
 
     def on_exception(self, exception: BaseException) -> None:
@@ -113,7 +109,7 @@ class LongPOStrategy(nl.MegatronStrategy):
             raise refusal from exception
 
     def _full_disk(self, exception: BaseException) -> InputError | None:
-        reason = no_room(exception)
+        reason = full_disk.no_room(exception)
         if isinstance(exception, CheckpointException):
             # All ranks get one, and only the first is told why.
             reason = self.broadcast(reason)
@@ -122,4 +118,6 @@ class LongPOStrategy(nl.MegatronStrategy):
         place = self.trainer.checkpoint_callback.dirpath or self.trainer.default_root_dir
         if isinstance(exception, OSError):  # a file that is written piece by piece is not named: events, logs
             place = exception.filename or f"a file of the run with {place}"
-        return InputError(f"{place} cannot be written: {reason}; make room and run the same command again, {GOES_ON}")
+        return InputError(
+            f"{place} cannot be written: {reason}; make room and run the same command again, {run_directory.GOES_ON}"
+        )

@@ -8,12 +8,10 @@ D head size.
 
 from typing import Any
 
-import torch.distributed as dist
 from megatron.core.extensions.transformer_engine import TEDotProductAttention
 from megatron.core.packed_seq_params import PackedSeqParams
-from megatron.core.transformer import TransformerConfig
-from megatron.core.transformer.enums import AttnMaskType
-from torch import Tensor
+from megatron.core.transformer import TransformerConfig, enums
+from torch import Tensor, distributed as dist
 
 from .attention import attend_over_segments
 from .topology import current_topology
@@ -34,14 +32,14 @@ class TEPairAttention(TEDotProductAttention):
         self,
         config: TransformerConfig,
         layer_number: int,
-        attn_mask_type: AttnMaskType,
+        attn_mask_type: enums.AttnMaskType,
         attention_type: str,
         softmax_scale: float | None = None,
         cp_comm_type: str | None = "p2p",
         cp_groups: list[dist.ProcessGroup] | None = None,
         **settings: Any,
     ):
-        assert (attention_type, attn_mask_type) == ("self", AttnMaskType.causal), "only causal self-attention"
+        assert (attention_type, attn_mask_type) == ("self", enums.AttnMaskType.causal), "only causal self-attention"
         super().__init__(
             config,
             layer_number,
@@ -62,7 +60,7 @@ class TEPairAttention(TEDotProductAttention):
         key: Tensor,
         value: Tensor,
         attention_mask: Tensor | None,
-        attn_mask_type: AttnMaskType,
+        attn_mask_type: enums.AttnMaskType,
         attention_bias: Tensor | None = None,
         packed_seq_params: PackedSeqParams | None = None,
     ) -> Tensor:

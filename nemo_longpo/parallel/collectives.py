@@ -6,8 +6,7 @@ Shape legend: n rows of this rank, W ranks, N = n · W rows of all ranks, in ran
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, distributed as dist
 from torch.autograd.function import Function
 
 Group = dist.ProcessGroup | None

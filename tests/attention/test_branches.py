@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from support.jobs import branch_jobs
 from support.jobs.branch_jobs import HEAD, attend_from_branches, branch_problem
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from support import tiny_models as tiny
-from support import training_pairs as pairs
+from support import tiny_models as tiny, training_pairs as pairs
 from support.conversion_cases import CASES, files, read_config
 from support.jobs import megatron_jobs
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import tiny_models as tiny
-from support import training_pairs as pairs
+from support import tiny_models as tiny, training_pairs as pairs
 from support.parity import BETA, WEIGHT
 from support.reference import longpo_step
 from transformers import AutoModelForCausalLM

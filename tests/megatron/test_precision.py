@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support import tiny_models as tiny
-from support import training_pairs as pairs
+from support import tiny_models as tiny, training_pairs as pairs
 from support.jobs import megatron_jobs
 from torch import Tensor
 

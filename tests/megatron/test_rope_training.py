@@ -9,8 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from support import tiny_models as tiny
-from support import training_pairs as pairs
+from support import tiny_models as tiny, training_pairs as pairs
 from support.jobs import megatron_jobs
 from support.parity import TOLERANCE, assert_equal_gradients, train_one_step
 

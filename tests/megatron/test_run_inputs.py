@@ -4,8 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support import tiny_models as tiny
-from support import training_pairs as pairs
+from support import tiny_models as tiny, training_pairs as pairs
 from support.jobs import megatron_jobs
 
 from nemo_longpo.checkpoints.run_directory import read_metrics

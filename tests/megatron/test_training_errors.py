@@ -5,8 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from support import tiny_models as tiny
-from support import training_pairs as pairs
+from support import tiny_models as tiny, training_pairs as pairs
 from support.jobs import megatron_jobs
 
 from nemo_longpo.checkpoints.integrity import RECORD

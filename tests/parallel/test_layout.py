@@ -7,10 +7,8 @@ from typing import NamedTuple, get_args
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from support import tiny_models as tiny
-from support import training_pairs as pairs
+from hypothesis import given, settings, strategies as st
+from support import tiny_models as tiny, training_pairs as pairs
 
 from nemo_longpo.logprobs import IGNORE_LABEL
 from nemo_longpo.parallel.layout import PairRows, lay_out_pair, padded_length

@@ -6,8 +6,7 @@ The vocabularies have tokens for runs of line breaks and of spaces, as those of 
 import copy
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from support.tiny_models import STYLES, tiny_tokenizer
 from tokenizers import AddedToken
 

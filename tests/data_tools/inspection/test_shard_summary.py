@@ -4,8 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from support.told_shards import GENERATION, Told, Turn
 
 from nemo_longpo.data_tools.inspection.drawings import bar

@@ -3,8 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from nemo_longpo.data_tools.prompts import Prompts
 from nemo_longpo.data_tools.quality.usable_requests import Wording, read_requests

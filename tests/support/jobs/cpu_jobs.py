@@ -8,8 +8,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from support import tiny_models as tiny
-from support import training_pairs as pairs
+from support import tiny_models as tiny, training_pairs as pairs
 from support.jobs.gloo_jobs import gloo_group
 
 from nemo_longpo.backends import cpu
