@@ -36,7 +36,7 @@ def parse_json(content: bytes | str, where: str, advice: str) -> Any:
 
 
 def parse_json_object(content: bytes | str, where: str, advice: str) -> dict[str, Any]:
-    """Like `parse_json`, for what must be an object. Raises InputError."""
+    """Like `parse_json`, for what must be an object. Raises InputError if it is something else, or no JSON."""
     value = parse_json(content, where, advice)
     if not isinstance(value, dict):
         raise InputError(f"{where} should hold a JSON object, not a {type(value).__name__}; {advice}")
