@@ -18,8 +18,7 @@ from nemo_longpo.errors import InputError, error_sentence
 from nemo_longpo.steps import Step, run_steps
 from nemo_longpo.terminal import note, printable_lines
 
-from ..runner.progress import TenthsBar, shares_of_parts
-from ..runner.rows import read_stage_settings
+from ..runner import progress, read_stage_settings
 from ..stages.table import STAGES, Report
 from .config import Pipeline, StageProcesses
 
@@ -98,7 +97,7 @@ class _PartsBar:
 
     def __init__(self, stage: StageProcesses):
         self._output = stage.call.output
-        self._bar = TenthsBar(desc=stage.call.stage, unit="part", miniters=0)
+        self._bar = progress.TenthsBar(desc=stage.call.stage, unit="part", miniters=0)
 
     def __enter__(self) -> "_PartsBar":
         self.refresh()
@@ -117,7 +116,7 @@ class _PartsBar:
 
     def refresh(self) -> None:
         settings = read_stage_settings(self._output)
-        shares, parts = shares_of_parts(self._output)
+        shares, parts = progress.shares_of_parts(self._output)
         self._bar.total = parts if settings is None else settings["parts"]
         if self._bar.total is not None:
             self._bar.update(min(self.finished() + shares, self._bar.total) - self._bar.n)

@@ -18,8 +18,7 @@ from nemo_longpo.json_input import read_json_object
 from ..readers.files import JSON_SUFFIXES
 from ..readers.find import PREFIX, Finder, name_and_split
 from ..readers.records import Columns, DataFile, Piece, Record, read_parts
-from ..runner import Row
-from ..runner.rows import REPAIR
+from ..runner import REPAIR, Row
 from ..settings import DEFAULT_SPLIT
 from .document import OPTIONAL, REQUIRED
 

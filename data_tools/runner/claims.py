@@ -103,7 +103,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def remove_claims(directory: Path) -> None:
-    """Clear what killed processes left behind, once all parts are there."""
+    """Remove the files that killed processes left behind."""
     for path in directory.glob(".claim-*"):
         path.unlink(missing_ok=True)
 

@@ -44,7 +44,7 @@ class PartResult:
 Process = Callable[[list[Row], Progress], PartResult]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PartsJob:
     """What to run. `settings` are those that change the output; `make_process` loads what is expensive, on demand.
 

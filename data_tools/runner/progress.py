@@ -64,7 +64,7 @@ class Kept:
 
 
 def remove_kept(directory: Path) -> None:
-    """Clear what killed processes left behind, once all parts are there."""
+    """Remove the files that killed processes left behind."""
     for path in directory.glob(".kept-*.jsonl"):
         path.unlink(missing_ok=True)
 
@@ -194,6 +194,6 @@ def shares_of_parts(output: Path) -> tuple[float, int | None]:
 
 
 def remove_shares(output: Path) -> None:
-    """Clear what killed processes left behind, once all parts are there."""
+    """Remove the files that killed processes left behind."""
     for path in output.glob(".progress-*"):
         path.unlink(missing_ok=True)

@@ -117,7 +117,7 @@ def test_a_killed_process_is_replaced(tmp_path, corpus, model_dir):
     assert not [*(tmp_path / "work" / "instruct").glob(".*")]
 
 
-def test_the_bar_moves_before_the_first_part_is_there(tmp_path):
+def test_bar_moves_before_the_first_part(tmp_path):
     """A process says how far it is with its part, and of how many."""
     output = tmp_path / "respond"
     output.mkdir()
@@ -135,7 +135,7 @@ def test_the_bar_moves_before_the_first_part_is_there(tmp_path):
         assert " 2/2 " in str(bar)
 
 
-def test_what_a_process_refuses_is_said_once(longpo, tmp_path, corpus, model_dir):
+def test_error_of_a_process_is_printed_once(longpo, tmp_path, corpus, model_dir):
     config = write_config(
         tmp_path, corpus, model_dir, stages=("chunk", "instruct"), instruct={"processes": 1, "max_new_tokens": 5000}
     )

@@ -49,7 +49,7 @@ def test_a_dead_owner_of_this_machine_loses_its_claim_at_once(tmp_path):
     assert files(tmp_path) == []
 
 
-def test_a_silent_owner_on_another_machine_loses_its_claim_after_the_lease(tmp_path):
+def test_silent_remote_owner_loses_its_claim_after_the_lease(tmp_path):
     (tmp_path / ".claim-7").write_text("elsewhere 1")
     with Claims(tmp_path, lease_seconds=100) as claims:
         assert not claims.take("7")

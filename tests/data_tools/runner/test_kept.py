@@ -17,7 +17,7 @@ def test_values_outlive_their_process_and_not_their_part(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_line_that_was_cut_is_none(tmp_path):
+def test_cut_line_is_ignored(tmp_path):
     kept = Kept(tmp_path, 0, "abc")
     kept.put("whole", 1)
     kept.put("cut", list(range(100)))

@@ -178,7 +178,7 @@ def test_another_limit_in_bytes_is_named_where_it_makes_other_parts(pairs_file, 
     assert snapshot(tmp_path / "out") == done
 
 
-def test_settings_of_parts_without_effect_are_said(pairs_file, tmp_path, capsys):
+def test_part_settings_without_effect_are_reported(pairs_file, tmp_path, capsys):
     run(pairs_file, tmp_path / "out", Doubler())
     for source, settings, words in (
         (tmp_path / "out", {"part_size": 2}, "respond: --part-size without effect: "),

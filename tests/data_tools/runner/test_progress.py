@@ -30,7 +30,7 @@ def test_documents_move_with_requests_of_their_part(tmp_path):
         assert progress.usage() == {}
 
 
-def test_what_is_read_counts_and_what_was_cached_does_not(tmp_path):
+def test_only_uncached_prompt_tokens_count_as_read(tmp_path):
     with Progress("score", [1], set, tmp_path) as progress:
         progress.begin(0, Kept(tmp_path, 0, "x"))
         progress(Usage(1, 1_000_000, 200_000))
@@ -46,7 +46,7 @@ def test_a_resumed_stage_begins_where_it_was(tmp_path):
         assert " 4/8 " in str(progress)
 
 
-def test_others_see_the_share_of_a_part_that_is_done(tmp_path):
+def test_other_processes_see_the_share_done(tmp_path):
     with Progress("respond", [4, 4, 3], set, tmp_path) as progress:
         assert shares_of_parts(tmp_path) == (0, None)
         progress.begin(1, Kept(tmp_path, 1, "x"))

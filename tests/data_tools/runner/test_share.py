@@ -30,7 +30,7 @@ def test_a_kubernetes_job_tells_its_index_only():
     assert place(WorkShare(world_size=4, rank_from_environment=True), JOB_COMPLETION_INDEX="3") == (3, 4)
 
 
-def test_a_process_inside_a_slurm_job_that_torchrun_started_listens_to_torchrun():
+def test_torchrun_comes_before_slurm():
     assert place(FROM_ENVIRONMENT, RANK="1", WORLD_SIZE="2", SLURM_PROCID="0", SLURM_NTASKS="1") == (1, 2)
 
 

@@ -179,9 +179,7 @@ def test_inspect_without_shards(longpo, tmp_path):
 
 
 @pytest.mark.parametrize("stage", ["instruct", "respond", "filter", "score"])
-def test_a_document_id_that_stands_twice_is_refused_before_the_work(
-    longpo, model_dir, tmp_path, outputs, monkeypatch, stage
-):
+def test_repeated_document_id_is_refused_early(longpo, model_dir, tmp_path, outputs, monkeypatch, stage):
     """Across the files of a directory, with both places; no engine is loaded for it."""
     monkeypatch.setattr(EngineOptions, "load", lambda *_: pytest.fail("the engine was loaded"))
     pairs = tmp_path / "pairs.jsonl"

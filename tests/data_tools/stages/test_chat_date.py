@@ -85,7 +85,7 @@ def test_stages_of_several_days_use_one_date(run, today, model, tmp_path):
         assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
 
 
-def test_an_output_that_was_begun_yesterday_goes_on_with_its_date(run, today, model, tmp_path):
+def test_resumed_output_keeps_its_date(run, today, model, tmp_path):
     words = ("pairs.jsonl", "scored", model, "--part-size", 1)
     assert run("score", *words)[0] == 0
     made = {path.name: path.read_bytes() for path in (tmp_path / "scored").glob("*-0*")}
@@ -139,7 +139,7 @@ def test_the_rendered_pieces_are_part_of_what_pack_compares(run, model, tmp_path
     assert not (tmp_path / "shards").exists()
 
 
-def test_a_template_with_chance_in_it_is_refused(model):
+def test_random_template_is_refused(model):
     with_template(model, DATED.replace("strftime_now('%d %b %Y')", "(range(99999) | random | string)"))
     with pytest.raises(InputError, match="says something else each time"):
         load_chat(model)

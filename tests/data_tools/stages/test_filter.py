@@ -120,7 +120,7 @@ def test_reasons(expected, hit, near_miss, off):
 
 
 @pytest.mark.parametrize("lead_in", ["", f"{Prompts().lead_ins[0]} ", f"{Prompts().lead_ins[-1]} "])
-def test_a_copy_of_the_instruction_hides_behind_no_lead_in(lead_in):
+def test_copy_of_the_instruction_is_found_despite_a_lead_in(lead_in):
     asked = "Who repaired the old clock?"
     for chosen in (asked, f"{lead_in}{asked}", "who repaired the old clock", f"“{asked}”"):
         assert reason(instruction=f"{lead_in}{asked}", chosen=chosen) == "copy", chosen
@@ -215,7 +215,7 @@ def test_instructions_that_were_asked_before(run):
     assert kept == {"a": turns}
 
 
-def test_a_lead_in_hides_no_repetition(run):
+def test_repetition_is_found_despite_a_lead_in(run):
     turns = [turn("Who ran?"), turn(f"{Prompts().lead_ins[0]} Who ran?")]
     assert run({"a": turns})[1] == {"a": turns[:1]}
 
@@ -239,7 +239,7 @@ def test_documents_that_lose_all_turns_are_counted(run):
     }
 
 
-def test_nothing_left_is_told_with_the_reasons(run):
+def test_error_for_no_turns_names_the_reasons(run):
     message = (
         r"none of the 2 turns is left \(dropped_empty 1, dropped_refusal 1\); look at the answers in .*pairs.jsonl"
     )

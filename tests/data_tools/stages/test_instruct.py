@@ -137,7 +137,7 @@ def test_json_is_asked_for_where_the_engine_can_write_it(chat):
     assert ask(chat, ["Who ran?"], pool_size=1)[2] is None
 
 
-def test_what_is_not_whole_json_is_read_as_any_answer(chat):
+def test_incomplete_json_is_read_as_text(chat):
     cut = json.dumps(THREE)[:-6]
     assert ask(chat, [cut], pool_size=3, finish_reason="length")[0] == THREE[:2]
     assert ask(chat, ["\n".join(f"{n}. {text}" for n, text in enumerate(THREE, 1))], pool_size=3)[0] == THREE
@@ -148,7 +148,7 @@ def test_an_echo_of_the_json_prompt_is_known(chat):
     assert ask(chat, [answer], pool_size=3)[0] == THREE[:2]
 
 
-def test_what_is_left_out_is_counted_and_kept_for_people_to_judge(chat):
+def test_rejected_items_are_counted_and_kept(chat):
     mixed = (
         '1. One request is: "Who ran?"\n2. A second request is: "Who ran?"\n3. What is the passage about?\n'
         "4. He ran because of the storm.\n5. 1.1\n6. A boat."
@@ -200,12 +200,12 @@ def test_everything_is_taken_unless_it_is_checked(chat):
     assert record["turns"][0]["instruction_pool"] == ["He ran.", "What is the passage about?", "Who ran?"]
 
 
-def test_reasons_are_told_where_nothing_is_left(chat):
+def test_error_for_no_instructions_names_the_reasons(chat):
     with pytest.raises(InputError, match=r"items left out: rejected_no_letters 8, rejected_statement 8\); check that"):
         instruct(chat, ["1. He ran.\n2. 1.1"], documents=4)
 
 
-def test_a_part_without_any_instruction_is_told_with_the_beginning_of_the_first_answer(chat):
+def test_error_of_a_part_without_instructions_quotes_the_first_answer(chat):
     message = r"line 1: no usable instruction .* any of the model's 8 answers; the first begins with 'Sure! .*--prompts"
     with pytest.raises(InputError, match=message):
         instruct(chat, ["Sure! Here are my requests:", "Hm:"], documents=4)

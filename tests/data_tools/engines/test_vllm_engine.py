@@ -9,8 +9,7 @@ from types import SimpleNamespace
 import pytest
 from transformers import MistralConfig
 
-from nemo_longpo.data_tools.engines.vllm_arguments import check_loaded, engine_arguments, expected_rope_theta
-from nemo_longpo.data_tools.engines.vllm_engine import VllmEngine
+from nemo_longpo.data_tools.engines.vllm_engine import VllmEngine, check_loaded, engine_arguments, expected_rope_theta
 from nemo_longpo.data_tools.settings import EngineSettings, VllmSettings
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.model_config import ModelConfig
