@@ -256,18 +256,17 @@ def run_inspect(arguments: argparse.Namespace) -> None:
 
 def run_verify(arguments: argparse.Namespace) -> int:
     """Return 1 if the models differ."""
-    from .comparison.comparison_report import format_report
-    from .comparison.verify import LogitCheck, verify
+    from .comparison import comparison_report, verify
     from .model_on_disk import Access
 
-    check = LogitCheck(
+    check = verify.LogitCheck(
         random_tokens=arguments.random_tokens,
         seed=arguments.seed,
         prompts=[*arguments.prompt, *(_read_prompts(arguments.prompts) if arguments.prompts else [])],
         tolerance=arguments.tolerance,
         own_rope=arguments.own_rope,
     )
-    report = verify(
+    report = verify.verify(
         arguments.a,
         arguments.b,
         access=Access(
@@ -281,7 +280,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
         allow=arguments.allow,
         strict=arguments.strict,
     )
-    show(json.dumps(report.to_json()) if arguments.json else format_report(report))
+    show(json.dumps(report.to_json()) if arguments.json else comparison_report.format_report(report))
     return 0 if report.equal else 1
 
 

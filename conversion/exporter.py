@@ -1,7 +1,7 @@
 """NeMo checkpoint → Hugging Face directory. Needs neither NeMo nor a GPU; reads model tensors only, no optimizer state.
 
-Accepts what `longpo convert import` or stock NeMo made and every checkpoint trained from it, under whatever parallel
-sizes. The new files have the tensors, names and dtypes of the model that was imported, where these are known.
+Accepts checkpoints that `longpo convert import` or stock NeMo made, and checkpoints trained from them under any
+parallel sizes. The new files have the tensors, names and dtypes of the imported model, where these are known.
 """
 
 import json
@@ -43,7 +43,7 @@ class Target:
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """Size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -140,7 +140,7 @@ def write_weights(
 def lay_out(
     output: Path, targets: Mapping[str, Target], headers: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, tensor_files.SafetensorsWriter]:
-    """The files, with a place for every tensor: that in the original `headers`, where they are of the same tensors."""
+    """Open the files, with a place for every tensor: that of the original `headers` if they list the same tensors."""
     members: dict[str, dict[str, tuple[torch.dtype, tuple[int, ...]]]] = {}
     for target in targets.values():
         members.setdefault(target.file, {})[target.name] = (target.dtype, target.shape)
@@ -152,7 +152,7 @@ def lay_out(
 
 
 def _write_index(output: Path, origin: directory.HfDirectory, targets: Mapping[str, Target], dtype: str | None) -> None:
-    """The index of a model in several files: the original's bytes, or, where sizes or tensors changed, its fields."""
+    """Write the index of a model in several files: a copy of the original, with new values where they changed."""
     weight_map = {name: target.file for name, target in targets.items()}
     if set(weight_map.values()) == {directory.SINGLE}:
         return
@@ -177,7 +177,8 @@ def plan_targets(
 ) -> dict[str, Target]:
     """Every tensor to write, by name: the files and dtypes of the original where they are known."""
     known = _original_weights(origin)
-    fallback = tensor_files.TORCH_DTYPES[DTYPES[origin.config.stored_dtype]]
+    torch_dtypes = tensor_files.TORCH_DTYPES
+    fallback = torch_dtypes[DTYPES[origin.config.stored_dtype]]
     shapes: dict[str, tuple[int, ...]] = {}
     for piece in family.pieces(model_shape):
         shapes.update(zip(piece.names, piece.part_shapes, strict=True))
@@ -187,11 +188,7 @@ def plan_targets(
     targets = []
     for name, shape in shapes.items():
         file, original = known.get(name, (directory.SINGLE, None))
-        chosen = (
-            tensor_files.TORCH_DTYPES[DTYPES[dtype]]
-            if dtype
-            else tensor_files.TORCH_DTYPES.get(original or "", fallback)
-        )
+        chosen = torch_dtypes[DTYPES[dtype]] if dtype else torch_dtypes.get(original or "", fallback)
         targets.append(Target(name, file, chosen, shape))
     if not set(shapes) <= set(known):
         targets = _split_files(targets)
@@ -199,7 +196,7 @@ def plan_targets(
 
 
 def _original_weights(origin: directory.HfDirectory) -> dict[str, tuple[str, str]]:
-    """Tensor → (file, safetensors dtype) in the Hugging Face directory that the model came from, if known."""
+    """Tensor → (file, safetensors dtype) in the original Hugging Face directory, if known."""
     listed = origin.path / WEIGHT_LIST
     if listed.is_file():
         return _read_weight_list(listed)
@@ -209,7 +206,7 @@ def _original_weights(origin: directory.HfDirectory) -> dict[str, tuple[str, str
 
 
 def original_headers(origin: directory.HfDirectory) -> dict[str, str]:
-    """File → safetensors header in the directory that the model came from, where it is not the library's own."""
+    """File → safetensors header in the original directory, if another program than the library wrote it."""
     kept = origin.path / HEADERS
     if kept.is_file():
         return {file: text for file, text in downloads.read_model_json(kept).items() if isinstance(text, str)}
@@ -223,7 +220,7 @@ def _has_weights(origin: directory.HfDirectory) -> bool:
 
 
 def _read_weight_list(path: Path) -> dict[str, tuple[str, str]]:
-    """Files are to be written under these names, so they may not lead out of the directory."""
+    """Read WEIGHT_LIST. Raises InputError if a file name leads out of the directory or a dtype is unknown."""
     weights = {}
     for name, entry in downloads.read_model_json(path).items():
         match entry:

@@ -35,11 +35,11 @@ def import_checkpoint(
 ) -> Path:
     """Convert a Hugging Face directory to a NeMo checkpoint directory (`weights/` and `context/`).
 
-    The weights keep their dtype and bits, a record holds size and hash of every file, and a note says which weights
-    they were, so that training can tell whether they scored its shards. `rope_theta`, `rope_scaling` and `max_length`
-    set the policy's rotary base, its scaling and the number of positions; all stay with the checkpoint and come out
-    again on export. A new base under an old scaling needs a decision about the scaling. Raises InputError
-    before anything is written when the input cannot be converted.
+    The weights keep their dtype and bits. A record holds size and hash of every file. Another record names the original
+    weights, so that training can check whether they scored its shards. `rope_theta`, `rope_scaling` and `max_length`
+    set the policy's rotary base, its scaling and the number of positions; the checkpoint keeps all three, and export
+    writes them. A new base with an existing scaling requires `rope_scaling`. Raises InputError, before anything is
+    written, if the input cannot be converted.
     """
     outputs.require_apart(output, model)
     outputs.require_free(output, overwrite=overwrite)
@@ -64,7 +64,7 @@ def import_checkpoint(
         torch_dist.write_checkpoint(
             partial_output / "weights", chunks, torch_dist.extra_states(model_shape), workers=workers
         )
-        if any(source.path.glob("*.safetensors")):  # pickles score no shards, so nobody asks for their name
+        if any(source.path.glob("*.safetensors")):  # pickles score no shards, so their fingerprint is never needed
             run_inputs.write_origin(partial_output / "context", weights_fingerprint(source.path))
         integrity.write_record(partial_output)
     if not_finite.names:

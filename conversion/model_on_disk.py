@@ -1,4 +1,4 @@
-"""A model on disk, whichever side it lies on: one description, and its tensors piece by piece."""
+"""A model on disk, a Hugging Face directory or a NeMo checkpoint: its description, and its tensors piece by piece."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from .nemo_checkpoint import adapters, context, stock, torch_dist
 class Weights(Protocol):
     @property
     def directory(self) -> Path:
-        """Where the whole weights lie, which adapters do not hold."""
+        """Directory of the whole weights; for adapters, that of their base."""
         ...
 
     @property
@@ -39,12 +39,12 @@ class Weights(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """What else is needed, or permitted, to read a directory as a whole model.
+    """What is needed in addition, or allowed, to read a directory as a whole model.
 
-    `base` is a Hugging Face directory with the small files of a NeMo checkpoint; `base_checkpoint` is where the
-    checkpoint lies that LoRA adapters were trained on, if it was moved; `check_hashes` holds a NeMo checkpoint's files
-    to their recorded hashes too, not only to their sizes; `trust_checkpoint` lets a NeMo checkpoint name what is not
-    known to run no code.
+    `base` is a Hugging Face directory with the small files of a NeMo checkpoint; `base_checkpoint` is the new place of
+    the checkpoint that LoRA adapters were trained on; `check_hashes` compares the hashes of a NeMo checkpoint's files
+    with the record, not only their sizes; `trust_checkpoint` also loads a NeMo checkpoint that names classes outside
+    the list of those known to run no code.
     """
 
     base: Path | None = None
@@ -59,9 +59,10 @@ NOTHING_ELSE = Access()
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOnDisk:
-    """`config` is the model's `config.json`, or what export would write for one: with the RoPE settings of training.
+    """A complete model of a supported family, and access to its weights.
 
-    `origin` holds the small files: the directory itself, or what a checkpoint keeps of the model it was made from.
+    `config` is the model's `config.json`, or for a checkpoint what export would write, with the RoPE settings of
+    training. `origin` holds the small files: the directory itself, or a checkpoint's copy of the original's.
     """
 
     path: Path
@@ -75,7 +76,7 @@ class ModelOnDisk:
 
 
 def open_model(path: Path, access: Access = NOTHING_ELSE) -> ModelOnDisk:
-    """A Hugging Face directory (it has a `config.json`) or a NeMo checkpoint (it has a `context/`), by its headers.
+    """Open a Hugging Face directory (with `config.json`) or a NeMo checkpoint (with `context/`); reads headers only.
 
     Raises InputError if it is no complete model of a supported family.
     """
@@ -108,10 +109,10 @@ def open_model(path: Path, access: Access = NOTHING_ELSE) -> ModelOnDisk:
 
 
 def open_nemo(path: Path, access: Access = NOTHING_ELSE) -> ModelOnDisk:
-    """A checkpoint that `longpo convert import` or stock NeMo made, or one trained from it under any parallel sizes.
+    """Open a checkpoint that `longpo convert import` or stock NeMo made, or one trained from it.
 
-    It is held to the record of its files, and so is the base of adapters. Raises InputError if it is no complete model
-    of a supported family, if a file is not as recorded, or if a base checkpoint is given for whole weights.
+    Its files, and those of the base of adapters, are compared with their record. Raises InputError if it is no complete
+    model of a supported family, if a file is not as recorded, or if a base checkpoint is given for whole weights.
     """
     integrity.check(path, hashes=access.check_hashes)
     model = context.read_model(path / "context")
@@ -141,7 +142,7 @@ def open_nemo(path: Path, access: Access = NOTHING_ELSE) -> ModelOnDisk:
 
 
 def _kept(directory: Path, model: Mapping[str, Any], weights: torch_dist.DistCheckpoint) -> HfDirectory:
-    """The imported model's files travel as those of its tokenizer; a stock checkpoint has those of a tokenizer only."""
+    """The small files that a checkpoint keeps in its tokenizer's directory; a stock one keeps only the tokenizer's."""
     tokenizer = stock.tokenizer_directory(directory, model)
     if tokenizer is not None and (tokenizer / "config.json").is_file():
         return HfDirectory.open(tokenizer)
@@ -157,7 +158,7 @@ def _as_trained(config: ModelConfig, model: Mapping[str, Any]) -> ModelConfig:
 
 
 def _check_nemo_tensors(weights: torch_dist.DistCheckpoint, family: Family, model_shape: ModelShape, file: str) -> None:
-    """The checkpoint is of this architecture. Vocabulary rows may exceed the model's: tensor parallelism pads them."""
+    """Raises InputError if the tensors are of another architecture. Tensor parallelism may pad the vocabulary."""
     pieces = {torch_dist.KEY_PREFIX + piece.entry.key: piece for piece in family.first_pieces(model_shape)}
     for key, piece in pieces.items():
         found, expected = weights.shape(key), piece.global_shape

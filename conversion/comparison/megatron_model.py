@@ -7,13 +7,11 @@ import torch
 from megatron.core import dist_checkpointing
 from torch.distributed.checkpoint.api import CheckpointException
 
+from nemo_longpo import logprobs, placement
 from nemo_longpo.checkpoints.trust import check_weights
 from nemo_longpo.errors import InputError
-from nemo_longpo.logprobs import LogitBudget
-from nemo_longpo.megatron import backend, job_settings, resume, topology
-from nemo_longpo.megatron.gpt import LogprobGPTModel
+from nemo_longpo.megatron import backend, gpt, job_settings, resume, topology
 from nemo_longpo.model_directory.rope_settings import RopeSettings, parse_scaling
-from nemo_longpo.placement import LOGPROB_MEMORY_GB
 
 from ..model_on_disk import ModelOnDisk
 from ..nemo_checkpoint.torch_dist import KEY_PREFIX
@@ -30,7 +28,7 @@ def load_megatron(source: ModelOnDisk, rope: RopeSettings | None) -> tuple[torch
     config.vocab_size = source.model_shape.vocab
     job_settings.put_one_process_on(config)
     job_settings.complete(started.prepare(config), rope)
-    model = LogprobGPTModel(config, rope, LogitBudget(LOGPROB_MEMORY_GB), started).eval()
+    model = gpt.LogprobGPTModel(config, rope, logprobs.LogitBudget(placement.LOGPROB_MEMORY_GB), started).eval()
     _load_weights(model, source)
 
     states: list[torch.Tensor] = []
@@ -45,7 +43,7 @@ def load_megatron(source: ModelOnDisk, rope: RopeSettings | None) -> tuple[torch
     return model, forward
 
 
-def _load_weights(model: LogprobGPTModel, source: ModelOnDisk) -> None:
+def _load_weights(model: gpt.LogprobGPTModel, source: ModelOnDisk) -> None:
     """Load as training does, and merge adapters. Raises InputError if training could not start from the checkpoint."""
     directory = source.weights.directory
     if not source.access.trust_checkpoint:

@@ -15,10 +15,8 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.terminal import note
 
 from ..model_on_disk import NOTHING_ELSE, Access, ModelOnDisk, open_model
-from . import comparison_report, small_files
-from .logits import LogitsComparison, compare_outputs
+from . import comparison_report, logits, small_files, tensors
 from .logits_jobs import Job, compute
-from .tensors import TensorComparison, compare_models
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,16 +60,16 @@ def verify(
     allowed = {*allow, *(() if strict else small_files.SET_BY_OPTIONS | small_files.PROVENANCE)}
     fields = small_files.compare_configs(ours, theirs, allowed)
     files_equal, files = small_files.compare_files(ours, theirs, allowed)
-    tensors = _compare_tensors(ours, theirs)
-    logits: LogitsComparison | str
+    compared = _compare_tensors(ours, theirs)
+    answers: logits.LogitsComparison | str
     if logit_check is None:
-        logits = "not asked for"
+        answers = "not asked for"
     elif (ours.family.architecture, ours.model_shape) != (theirs.family.architecture, theirs.model_shape):
-        logits = "A and B are of different sizes"
-    elif any(tensor.not_finite for tensor in tensors):
-        logits = "weights are NaN or infinite, so logits would say nothing"
+        answers = "A and B are of different sizes"
+    elif any(tensor.not_finite for tensor in compared):
+        answers = "weights are NaN or infinite, so logits would say nothing"
     else:
-        logits = _compare_logits(ours, theirs, _narrowest(tensors), logit_check, sequences)
+        answers = _compare_logits(ours, theirs, _narrowest(compared), logit_check, sequences)
     return comparison_report.Report(
         a=_side(ours),
         b=_side(theirs),
@@ -79,8 +77,8 @@ def verify(
         fields=fields,
         files_equal=files_equal,
         files=files,
-        tensors=tensors,
-        logits=logits,
+        tensors=compared,
+        logits=answers,
     )
 
 
@@ -124,14 +122,14 @@ def _sequences(source: ModelOnDisk, logit_check: LogitCheck) -> dict[str, list[i
     return sequences
 
 
-def _compare_tensors(a: ModelOnDisk, b: ModelOnDisk) -> list[TensorComparison]:
+def _compare_tensors(a: ModelOnDisk, b: ModelOnDisk) -> list[tensors.TensorComparison]:
     names = {name for side in (a, b) for piece in side.family.pieces(side.model_shape) for name in piece.names}
-    return list(tqdm(compare_models(a, b), total=len(names), desc="tensors", unit="tensor"))
+    return list(tqdm(tensors.compare_models(a, b), total=len(names), desc="tensors", unit="tensor"))
 
 
-def _narrowest(tensors: Sequence[TensorComparison]) -> str | None:
+def _narrowest(compared: Sequence[tensors.TensorComparison]) -> str | None:
     """The dtype to which both models are rounded so that rounding of one does not count as a difference."""
-    rounded = {name for tensor in tensors if tensor.verdict == "rounded" for name in tensor.dtypes if name}
+    rounded = {name for tensor in compared if tensor.verdict == "rounded" for name in tensor.dtypes if name}
     return min(rounded, key=lambda name: (getattr(torch, name).itemsize, name), default=None)
 
 
@@ -141,7 +139,7 @@ def _compare_logits(
     round_to: str | None,
     logit_check: LogitCheck,
     sequences: Mapping[str, Sequence[int]],
-) -> LogitsComparison:
+) -> logits.LogitsComparison:
     ropes = [side.config.rope for side in (a, b)]
     common_rope = ropes[0] if ropes[0] != ropes[1] and not logit_check.own_rope else None
     with TemporaryDirectory() as scratch:
@@ -156,8 +154,8 @@ def _compare_logits(
         for together in [jobs] if a.side == b.side else [[job] for job in jobs]:
             note(f"logits of {' and '.join(str(job.model) for job in together)}")
             compute(together)
-        compared, states = compare_outputs(jobs[0].output, jobs[1].output, list(sequences))
-    return LogitsComparison(
+        compared, states = logits.compare_outputs(jobs[0].output, jobs[1].output, list(sequences))
+    return logits.LogitsComparison(
         tolerance=logit_check.tolerance,
         common_rope=common_rope is not None,
         rounded_to=round_to,

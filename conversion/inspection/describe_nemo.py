@@ -1,4 +1,4 @@
-"""A NeMo checkpoint: imported, trained, or adapters alone."""
+"""Describe a NeMo checkpoint: imported, trained, or of adapters only."""
 
 import math
 import pickle
@@ -24,7 +24,7 @@ PARALLEL = {
 
 
 def describe_nemo(path: Path, advice: Advice, headers_only: bool) -> dict[str, Any]:
-    """Raises InputError if `model.yaml` cannot be read: nothing is known then."""
+    """Return the report of a NeMo checkpoint. Raises InputError if `model.yaml` cannot be read."""
     model = context.read_model(path / "context")
     adapters = advice.attempt("export", lambda: Adapters.of(path, model))
     stored = advice.attempt("export", lambda: torch_dist.DistCheckpoint(path / "weights"))
@@ -95,7 +95,7 @@ def _bytes(stored: torch_dist.DistCheckpoint, name: str) -> int:
 
 
 def _embedding_rows(stored: torch_dist.DistCheckpoint | None) -> int | None:
-    """Tensor parallelism may have padded the vocabulary."""
+    """Rows of the stored embedding, which tensor parallelism may have padded."""
     name = f"{torch_dist.KEY_PREFIX}embedding.word_embeddings.weight"
     return stored.shape(name)[0] if stored and name in stored.tensor_names() else None
 
@@ -113,7 +113,7 @@ def _describe_optimizer(stored: torch_dist.DistCheckpoint) -> dict[str, int] | N
 
 
 def _progress(path: Path, advice: Advice) -> dict[str, Any] | None:
-    """How far training came. None for a checkpoint that only was imported."""
+    """Steps, epoch and samples of the training so far. None for a checkpoint that was only imported."""
     try:
         with torch.serialization.safe_globals([PosixPath]):
             common = torch.load(path, weights_only=True)

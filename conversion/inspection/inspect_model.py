@@ -16,25 +16,22 @@ from nemo_longpo.model_directory.downloads import cache_hint
 from nemo_longpo.terminal import count, printable, size
 
 from ..families.known import family_of
+from ..huggingface import directory, tensor_files
 from ..huggingface.config import check_supported, for_import, with_rope
-from ..huggingface.directory import HfDirectory
-from ..huggingface.tensor_files import TORCH_DTYPES
 from ..huggingface.weights import IGNORED_SUFFIX, HfWeights, check_tensors
-from .describe_nemo import describe_nemo
-from .report_parts import Advice, describe_tokenizer, look_at_huggingface, parameters, positions, sizes
+from . import describe_nemo, report_parts
 
 
 def inspect_model(path: Path, *, headers_only: bool = False) -> dict[str, Any]:
     """Describe a Hugging Face model or a NeMo checkpoint, or the newest complete one of a run's directory.
 
-    What is not there or not known is null. `advice` lists what would stop an import, an export or training, and what is
-    likely to be a mistake; it is empty where all is well. Every weight is read, to find NaN and infinities, unless
-    `headers_only`.
+    Missing or unknown values are null. `advice` lists what would stop an import, an export or training, and likely
+    mistakes; it is empty if there are none. Every weight is read to find NaN and infinities, unless `headers_only`.
     """
-    advice = Advice()
+    advice = report_parts.Advice()
     path = find_checkpoint(path)
     if (path / "context").is_dir():
-        report = describe_nemo(path, advice, headers_only)
+        report = describe_nemo.describe_nemo(path, advice, headers_only)
     elif (path / "config.json").is_file():
         report = describe_huggingface(path, advice, headers_only)
     else:
@@ -54,37 +51,37 @@ def _what_else(path: Path) -> str:
     return f"is neither a Hugging Face model (config.json) nor a NeMo checkpoint (context/){hint}"
 
 
-def describe_huggingface(path: Path, advice: Advice, headers_only: bool) -> dict[str, Any]:
-    """Raises InputError if `config.json` cannot be read: nothing is known then."""
-    directory = HfDirectory.open(path)
-    config = directory.config
+def describe_huggingface(path: Path, advice: report_parts.Advice, headers_only: bool) -> dict[str, Any]:
+    """Return the report of a Hugging Face directory. Raises InputError if `config.json` cannot be read."""
+    model = directory.HfDirectory.open(path)
+    config = model.config
     family = advice.attempt("import", lambda: family_of(config))
     model_shape = advice.attempt("import", lambda: check_supported(config))
     if family and model_shape:
         advice.attempt("import", lambda: for_import(config))
         advice.attempt("import with --rope-theta", lambda: with_rope(config, 2 * config.theta, None))
-    advice.attempt("import", directory.require_tokenizer)
-    weights = advice.attempt("import", lambda: HfWeights(directory))
+    advice.attempt("import", model.require_tokenizer)
+    weights = advice.attempt("import", lambda: HfWeights(model))
     if family and model_shape and weights:
         advice.attempt("import", lambda: check_tensors(weights, family, model_shape))
     not_finite = None
     if weights and not headers_only:
-        not_finite = advice.attempt("import", lambda: look_at_huggingface(weights, advice))
+        not_finite = advice.attempt("import", lambda: report_parts.look_at_huggingface(weights, advice))
     return {
         "kind": "huggingface",
         "architecture": ", ".join(config.architectures or []) or None,
         "family": family.model_type if family else None,
-        "parameters": parameters(family, model_shape) if family and model_shape else _count(weights),
+        "parameters": report_parts.parameters(family, model_shape) if family and model_shape else _count(weights),
         "weights": _describe_weights(weights, not_finite) if weights else None,
-        "sizes": sizes(config),
-        "positions": positions(config),
-        "tokenizer": describe_tokenizer(path, config.raw, advice, "import"),
+        "sizes": report_parts.sizes(config),
+        "positions": report_parts.positions(config),
+        "tokenizer": report_parts.describe_tokenizer(path, config.raw, advice, "import"),
         "nemo": None,
     }
 
 
 def _count(weights: HfWeights | None) -> int | None:
-    """Of a model whose structure is not known: everything that is stored."""
+    """Number of stored values, for a model whose structure is not known."""
     if weights is None:
         return None
     return sum(math.prod(weights.shape(name)) for name in weights if not name.endswith(IGNORED_SUFFIX))
@@ -94,7 +91,7 @@ def _describe_weights(weights: HfWeights, not_finite: list[str] | None) -> dict[
     dtypes: dict[str, int] = {}
     for name in weights:
         dtype = weights.dtype(name)
-        known = str(TORCH_DTYPES.get(dtype, dtype)).removeprefix("torch.")
+        known = str(tensor_files.TORCH_DTYPES.get(dtype, dtype)).removeprefix("torch.")
         dtypes[known] = dtypes.get(known, 0) + math.prod(weights.shape(name)) * _bits(dtype) // 8
     return {
         "tensors": len(list(weights)),
@@ -106,7 +103,7 @@ def _describe_weights(weights: HfWeights, not_finite: list[str] | None) -> dict[
 
 
 def _bits(dtype: str) -> int:
-    """Of an element; safetensors' names say it: BF16, F8_E4M3, I32, and BOOL takes a byte."""
+    """Bits of one element, from safetensors' name of the dtype: BF16, F8_E4M3, I32; BOOL takes a byte."""
     number = re.search(r"\d+", dtype)
     return int(number[0]) if number else 8
 

@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 class Advice(list[str]):
     def attempt(self, purpose: str, step: Callable[[], Result]) -> Result | None:
-        """What `step` returns; None if the input does not allow it, which is then noted."""
+        """Return the result of `step`. If it raises InputError, note the error and return None."""
         try:
             return step()
         except InputError as error:
@@ -30,13 +30,13 @@ class Advice(list[str]):
             return None
 
     def note(self, line: str) -> None:
-        """Once, even if several steps stumble over the same thing."""
+        """Add a line, once, even if several steps report the same problem."""
         if line not in self:
             self.append(line)
 
 
 def sizes(config: model_config.ModelConfig) -> dict[str, Any]:
-    """Null where a model of an unknown kind does not say."""
+    """Sizes of the model; null where a model of an unknown kind does not give them."""
     known = config.model_type in model_config.DEFAULTS
     return {
         "layers": config.num_hidden_layers,
@@ -51,7 +51,7 @@ def sizes(config: model_config.ModelConfig) -> dict[str, Any]:
 
 
 def positions(config: model_config.ModelConfig) -> dict[str, Any]:
-    """`sliding_window` is one that hides something, where that can be told."""
+    """Positions and RoPE settings. `sliding_window` is null if the window hides nothing."""
     return {
         "max_position_embeddings": config.max_position_embeddings,
         "rope_theta": config.theta,
@@ -61,7 +61,7 @@ def positions(config: model_config.ModelConfig) -> dict[str, Any]:
 
 
 def parameters(family: Family, model_shape: ModelShape) -> int:
-    """Without the rows that pad a vocabulary, and tied embeddings once."""
+    """Number of parameters, without rows that pad the vocabulary; tied embeddings count once."""
     return sum(math.prod(piece.global_shape) for piece in family.first_pieces(model_shape))
 
 
@@ -69,13 +69,13 @@ Item = TypeVar("Item")
 
 
 def look_at_huggingface(weights: HfWeights, advice: Advice) -> list[str]:
-    """Names of the tensors with NaN or infinities, of the types that can hold them."""
+    """Names of the tensors that hold NaN or infinities."""
     names = [name for name in weights if weights.dtype(name) in tensor_files.TORCH_DTYPES]
     return _look_at(names, lambda name: [(name, weights.read(name))], advice)
 
 
 def look_at_nemo(checkpoint: model_on_disk.ModelOnDisk, advice: Advice) -> list[str]:
-    """The same of a checkpoint, under their Hugging Face names; rows that pad the vocabulary do not count."""
+    """Hugging Face names of the tensors that hold NaN or infinities; rows that pad the vocabulary do not count."""
 
     def parts(piece: Piece) -> Iterable[tuple[str, torch.Tensor]]:
         return zip(piece.names, checkpoint.weights.parts(piece), strict=True)
@@ -136,7 +136,7 @@ def describe_tokenizer(
 
 
 def _is_usable(directory: Path) -> bool:
-    """True; raises InputError if it is not."""
+    """Return True. Raises InputError if the tokenizer cannot be loaded."""
     tokenizer_files.check_tokenizer_files(directory, transformers=4)
     return True
 
@@ -163,12 +163,12 @@ def _optional(path: Path, advice: Advice) -> dict[str, Any]:
 
 
 def _content(token: Any) -> str | None:
-    """Settings hold a token as text, or as an object with more about it."""
+    """Text of a token, which the settings hold as text or as an object."""
     return token.get("content") if isinstance(token, dict) else token
 
 
 def _template(directory: Path, settings: Mapping[str, Any]) -> str | None:
-    """The file that holds the chat template; one of its own goes before the settings."""
+    """Name of the file that holds the chat template; a file of its own takes precedence over the settings."""
     if (directory / TEMPLATE_FILE).is_file():
         return TEMPLATE_FILE
     return "tokenizer_config.json" if settings.get("chat_template") else None

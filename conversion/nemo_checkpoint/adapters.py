@@ -1,4 +1,4 @@
-"""LoRA adapters: a NeMo checkpoint that holds only what was added to the linear layers of another one, its base.
+"""LoRA adapters: a NeMo checkpoint of the matrices added to the linear layers of another checkpoint, its base.
 
 An adapted layer computes W x + s B A x with s = alpha / dim (https://arxiv.org/abs/2106.09685), so the one matrix
 W + s B A computes the same. W, A and B are those of Megatron's fused layers, stacked over the model's layers.
@@ -30,7 +30,7 @@ _KEY = re.compile(re.escape(KEY_PREFIX) + r"(?P<layer>.+)\.adapter\.linear_(in|o
 
 @dataclass(frozen=True)
 class Adapters:
-    """What a checkpoint says of its adapters; `base` is the checkpoint they were trained on, as it was called then."""
+    """A checkpoint's record of its adapters; `base` is the path of the checkpoint that they were trained on."""
 
     path: Path
     dim: int
@@ -39,7 +39,7 @@ class Adapters:
 
     @classmethod
     def of(cls, path: Path, model: Mapping[str, Any]) -> "Adapters | None":
-        """None for a checkpoint of whole weights. `model` is the checkpoint's `model.yaml`."""
+        """Read the record; None for a checkpoint of whole weights. `model` is the checkpoint's `model.yaml`."""
         record = path / "weights" / RECORD
         if not record.is_file():
             return None
@@ -63,7 +63,7 @@ class Adapters:
         return base
 
     def merged_into(self, base: DistCheckpoint, family: Family, model_shape: ModelShape) -> "MergedWeights":
-        """Every tensor of the adapters belongs to a linear layer of the model and fits it, or InputError."""
+        """Raises InputError if a tensor of the adapters belongs to no linear layer of the model, or does not fit it."""
         stored = DistCheckpoint(self.path / "weights")
         shapes = {piece.entry.key: piece.global_shape for piece in family.first_pieces(model_shape)}
         adapted = set()
@@ -95,12 +95,14 @@ class MergedWeights:
 
     @property
     def directory(self) -> Path:
-        """Where the whole weights lie."""
+        """Directory of the whole weights."""
         return self.base.directory
 
     def parts(self, piece: Piece) -> list[torch.Tensor]:
-        """The Hugging Face tensors of a piece: fp32 if it is adapted, so that it is rounded once, when it is written;
-        else in the base's dtype."""
+        """The Hugging Face tensors of a piece, in the base's dtype.
+
+        An adapted piece is fp32: it is rounded once, when it is written.
+        """
         key = piece.entry.key
         weight = self.base.read(KEY_PREFIX + key, piece.offsets, piece.sizes).reshape(piece.shape)
         if key in self.adapted:
@@ -118,6 +120,6 @@ class MergedWeights:
 
 
 def _sides(key: str) -> tuple[str, str]:
-    """The checkpoint's names of A and B of a linear layer's weight."""
+    """Names of A and B of a linear layer's weight in the checkpoint."""
     stem = f"{KEY_PREFIX}{key.removesuffix('.weight')}.adapter"
     return f"{stem}.linear_in.weight", f"{stem}.linear_out.weight"

@@ -87,7 +87,7 @@ def write_context(
     try:
         tokenizer = AutoTokenizer(str(artifacts))
     except ValueError as error:
-        # NeMo's own sentence names the copy that it was given; the reason is in what it caught.
+        # NeMo's error names a temporary copy; the error that it caught gives the reason.
         raise InputError(f"the model's tokenizer does not load: {error.__context__}") from error
     classes = import_module(f"nemo.collections.llm.gpt.model.{family.nemo_module}")
     name, arguments = nemo_configuration(family, config, model_shape)
@@ -99,9 +99,10 @@ def write_context(
 
 
 def read_model(context: Path) -> dict[str, Any]:
-    """What a NeMo checkpoint says of its model, from `model.yaml`; its configuration is under `config`.
+    """Return the content of `model.yaml`; the model's configuration is under `config`.
 
     NeMo writes this file beside `io.json` from the same object. Plain YAML runs no code, and reading it needs no NeMo.
+    Raises InputError if the file is missing or describes no language model.
     """
     path = context / "model.yaml"
     if context.is_dir():

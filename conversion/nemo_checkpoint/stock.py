@@ -1,5 +1,6 @@
-"""A checkpoint without Hugging Face files, as stock `nemo llm import` and `nemo llm finetune` make it, described from
-NeMo's own records: `model.yaml`, the tokenizer's directory, the generation settings.
+"""Describe a checkpoint without Hugging Face files, as stock `nemo llm import` and `nemo llm finetune` write it.
+
+The sources are NeMo's own records: `model.yaml`, the tokenizer's directory, the generation settings.
 
 Shape letters: V vocabulary rows.
 """
@@ -32,7 +33,7 @@ COMPUTED_AS = {
     "multi_latent_attention": False,
     "num_moe_experts": None,
 }
-"""What `config.json` of the supported families does not say, because their models in `transformers` are always so."""
+"""Settings that the supported families always have in `transformers`, so that their `config.json` lacks them."""
 
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 WORD_EMBEDDINGS = KEY_PREFIX + "embedding.word_embeddings.weight"
@@ -40,7 +41,7 @@ WORD_EMBEDDINGS = KEY_PREFIX + "embedding.word_embeddings.weight"
 
 @dataclass(frozen=True)
 class StockOrigin(HfDirectory):
-    """Stands in for the imported model's directory. `path` is that of the tokenizer, `generation` a file elsewhere."""
+    """Takes the place of the imported model's directory. `path` is the tokenizer's directory."""
 
     derived: model_config.ModelConfig
     generation: Path | None
@@ -63,8 +64,7 @@ class StockOrigin(HfDirectory):
 
 
 def tokenizer_directory(context: Path, model: Mapping[str, Any]) -> Path | None:
-    """Where NeMo keeps the files of the model's tokenizer; None if it keeps none: it remembers a name on the Hub only,
-    or their directory was gone when it saved."""
+    """The directory of the tokenizer's files; None if NeMo kept only its name on the Hub, or the files were missing."""
     name = (model.get("tokenizer") or {}).get("pretrained_model_name")
     kept = context / Path(name).name if isinstance(name, str) else None
     return kept if kept and kept.is_dir() else None
@@ -90,8 +90,7 @@ def stock_origin(context: Path, model: Mapping[str, Any], weights: DistCheckpoin
 def _config(
     config: Mapping[str, Any], where: str, tokenizer: Path, weights: DistCheckpoint
 ) -> model_config.ModelConfig:
-    """`config.json` of a NeMo configuration, without a number of positions where that is null, as NeMo's Mistral
-    importer leaves it."""
+    """`config.json` of a NeMo configuration, without the number of positions if it is null, as in NeMo's Mistral."""
     family = _family(config, where)
     _check_computed_as(config, where)
     nemo = model_config.ModelConfig.from_nemo(config, where)
@@ -130,8 +129,10 @@ def _check_computed_as(config: Mapping[str, Any], where: str) -> None:
 
 
 def _vocabulary_rows(config: Mapping[str, Any], tokenizer: Path, weights: DistCheckpoint) -> int:
-    """V of the imported model. Without a record of it, NeMo rounds the number of tokens up; training under tensor
-    parallelism may have added more rows, which belong to no token."""
+    """V of the imported model. If it is not recorded, it is the number of tokens, rounded up as NeMo does.
+
+    Training under tensor parallelism may have added rows, which belong to no token.
+    """
     stored = weights.shape(WORD_EMBEDDINGS)[0]
     if config.get("vocab_size"):
         return config["vocab_size"]

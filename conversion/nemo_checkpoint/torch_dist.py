@@ -18,7 +18,6 @@ from typing import BinaryIO, cast
 
 import torch
 from torch.distributed.checkpoint import filesystem, metadata, planner, planner_helpers, utils
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
 
 from nemo_longpo.checkpoints import completeness, pickled
 from nemo_longpo.costs.model_shape import ModelShape
@@ -38,7 +37,7 @@ EXTRA_STATE_OWNERS = (
     "decoder.layers.mlp.linear_fc2",
     "decoder.final_layernorm",
 )
-"""Modules that ask for an `_extra_state` object (FP8 scales) when a checkpoint is loaded; empty in a fresh one."""
+"""Modules that load an `_extra_state` object (FP8 scales); it is empty in a new checkpoint."""
 
 
 def extra_states(model_shape: ModelShape) -> dict[str, object]:
@@ -68,16 +67,16 @@ class DistCheckpoint:
         completeness.require_files(directory, completeness.WEIGHT_FILES)
         self._metadata = pickled.read_metadata(directory)
 
-    def _tensor(self, key: str) -> TensorStorageMetadata:
+    def _tensor(self, key: str) -> metadata.TensorStorageMetadata:
         found = self._metadata.state_dict_metadata.get(key)
-        if not isinstance(found, TensorStorageMetadata):
+        if not isinstance(found, metadata.TensorStorageMetadata):
             raise InputError(f"{self.directory} has no tensor {key}; it is not a checkpoint of this model")
         return found
 
     def tensor_names(self) -> list[str]:
         """Every tensor, optimizer state included."""
         entries = self._metadata.state_dict_metadata
-        return [key for key, value in entries.items() if isinstance(value, TensorStorageMetadata)]
+        return [key for key, value in entries.items() if isinstance(value, metadata.TensorStorageMetadata)]
 
     def shape(self, key: str) -> tuple[int, ...]:
         return tuple(self._tensor(key).size)
@@ -91,7 +90,7 @@ class DistCheckpoint:
         Holds one stored part at a time beside the result; the part itself is the result if it is the only one.
         """
         stored = self._tensor(key)
-        box = ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
+        box = metadata.ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
         items = planner_helpers.create_read_items_for_chunk_list(key, stored, [box])
         if sum(math.prod(item.lengths) for item in items) != math.prod(sizes):
             raise InputError(f"{self.directory} lacks a part of {key}; the checkpoint is incomplete")
@@ -102,7 +101,7 @@ class DistCheckpoint:
             result[_box(item.dest_offsets, item.lengths)] = self._load(item, stored)
         return result
 
-    def _load(self, item: planner.ReadItem, stored: TensorStorageMetadata) -> torch.Tensor:
+    def _load(self, item: planner.ReadItem, stored: metadata.TensorStorageMetadata) -> torch.Tensor:
         """What the item asks for of one stored part."""
         index = item.storage_index
         place = self._metadata.storage_data.get(index)
@@ -165,13 +164,13 @@ def write_checkpoint(
     of them a tensor's place differs from run to run.
     """
     directory.mkdir(parents=True)
-    places: dict[MetadataIndex, filesystem._StorageInfo] = {}
+    places: dict[metadata.MetadataIndex, filesystem._StorageInfo] = {}
     idle: SimpleQueue[BinaryIO] = SimpleQueue()
     with ExitStack() as stack:
         for number in range(workers):
             idle.put(stack.enter_context((directory / f"__0_{number}.distcp").open("wb")))
 
-        def save(index: MetadataIndex, value: object) -> None:
+        def save(index: metadata.MetadataIndex, value: object) -> None:
             file = idle.get()
             try:
                 places[index] = _append(file, value)
@@ -179,12 +178,12 @@ def write_checkpoint(
                 idle.put(file)
 
         def convert(chunk: Chunk) -> int:
-            save(MetadataIndex(chunk.key, chunk.offsets), _alone(chunk.load().reshape(chunk.sizes)))
+            save(metadata.MetadataIndex(chunk.key, chunk.offsets), _alone(chunk.load().reshape(chunk.sizes)))
             return chunk.size
 
         for key, value in objects.items():
             # Megatron saves the list of a key's local objects; there is one rank here.
-            save(MetadataIndex(key), [value])
+            save(metadata.MetadataIndex(key), [value])
         work_through(chunks, convert, title="import", total=sum(chunk.size for chunk in chunks), workers=workers)
     (directory / ".metadata").write_bytes(pickle.dumps(_metadata(chunks, objects, places)))
     torch.save({"content_metadata": {"singleton_local_shards": False}}, directory / "common.pt")
@@ -204,12 +203,16 @@ def _alone(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _metadata(
-    chunks: Sequence[Chunk], objects: Mapping[str, object], places: Mapping[MetadataIndex, filesystem._StorageInfo]
+    chunks: Sequence[Chunk],
+    objects: Mapping[str, object],
+    places: Mapping[metadata.MetadataIndex, filesystem._StorageInfo],
 ) -> metadata.Metadata:
-    tensors: dict[str, TensorStorageMetadata] = {}
+    tensors: dict[str, metadata.TensorStorageMetadata] = {}
     for chunk in chunks:
-        whole = TensorStorageMetadata(metadata.TensorProperties(chunk.dtype), torch.Size(chunk.global_shape), [])
-        box = ChunkStorageMetadata(torch.Size(chunk.offsets), torch.Size(chunk.sizes))
+        whole = metadata.TensorStorageMetadata(
+            metadata.TensorProperties(chunk.dtype), torch.Size(chunk.global_shape), []
+        )
+        box = metadata.ChunkStorageMetadata(torch.Size(chunk.offsets), torch.Size(chunk.sizes))
         tensors.setdefault(chunk.key, whole).chunks.append(box)
     return metadata.Metadata(
         {**tensors, **{key: metadata.BytesStorageMetadata() for key in objects}}, storage_data=dict(places)

@@ -141,7 +141,7 @@ def test_the_root_of_a_model_in_the_hubs_cache(hf_models, tmp_path, capsys):
 
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
 @pytest.mark.parametrize("output", ["model", "model/nemo", ".", "link"])
-def test_output_and_input_lie_apart(output, overwrite, hf_models, tmp_path, capsys):
+def test_output_inside_input_is_refused(output, overwrite, hf_models, tmp_path, capsys):
     """Replacing the output would remove the model."""
     model = shutil.copytree(hf_models["mistral"], tmp_path / "model")
     (tmp_path / "link").symlink_to(model)
@@ -193,7 +193,7 @@ def test_import_refuses_a_scaling(scaling, message, hf_models, tmp_path, capsys)
 @pytest.mark.parametrize(
     "options", [["--rope-theta", "0"], ["--rope-theta", "nan"], ["--max-length", "-1"], ["--rope-scaling", "yarn"]]
 )
-def test_impossible_options(options, hf_models, tmp_path, capsys):
+def test_impossible_options_are_refused(options, hf_models, tmp_path, capsys):
     command = ["convert", "import", "--model", str(hf_models["mistral"]), "--output", str(tmp_path / "nemo"), *options]
     with pytest.raises(SystemExit) as stop:
         main(command)

@@ -25,7 +25,7 @@ def with_more(checkpoint: Path, target: Path, tensors: dict[str, torch.Tensor], 
     return target
 
 
-def test_what_training_leaves_stays_behind(hf_models, nemo_checkpoints, tmp_path):
+def test_optimizer_state_is_not_exported(hf_models, nemo_checkpoints, tmp_path):
     """fp32 masters of bf16 weights and Adam's moments of a distributed optimizer, generators' states, FP8 scales, and a
     `common.pt` that nobody opens."""
     checkpoint = nemo_checkpoints["qwen2-untied-bf16"]

@@ -27,7 +27,7 @@ def test_it_is_imported_again_for_a_longer_context(exported, hf_models, tmp_path
     assert (back / "model.safetensors").read_bytes() == (hf_models["mistral"] / "model.safetensors").read_bytes()
 
 
-def test_what_only_transformers_5_reads_is_said(exported, hf_models, tmp_path, capfd):
+def test_export_notes_settings_only_transformers_5_reads(exported, hf_models, tmp_path, capfd):
     model = shutil.copytree(hf_models["mistral"], tmp_path / "model")
     config = json.loads((model / "config.json").read_text())
     config["rope_parameters"] = {"rope_type": "default", "rope_theta": config.pop("rope_theta")}

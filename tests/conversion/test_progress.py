@@ -40,7 +40,7 @@ def test_the_bar_counts_bytes(capsys):
     assert "6.00M/6.00M" in bar
 
 
-def test_nothing_is_begun_after_an_error():
+def test_no_item_starts_after_an_error():
     begun = []
 
     def fail(item: int) -> int:
@@ -98,7 +98,7 @@ def talk(error: type[Exception] | None = None) -> None:
         raise error
 
 
-def test_nothing_is_heard(capfd):
+def test_library_output_is_held_back(capfd):
     print("before", flush=True)
     with quiet_libraries():
         talk()
@@ -106,7 +106,7 @@ def test_nothing_is_heard(capfd):
     assert capfd.readouterr() == ("before\n", "after\n")
 
 
-def test_everything_is_heard_after_a_crash(capfd):
+def test_library_output_is_shown_after_a_crash(capfd):
     with pytest.raises(RuntimeError), quiet_libraries():
         talk(RuntimeError)
     out, err = capfd.readouterr()
@@ -114,13 +114,13 @@ def test_everything_is_heard_after_a_crash(capfd):
     assert sorted(err.splitlines()) == ["told by a child", "told the file descriptor", "told the other one"]
 
 
-def test_bad_input_speaks_for_itself(capfd):
+def test_input_error_hides_library_output(capfd):
     with pytest.raises(InputError), quiet_libraries():
         talk(InputError)
     assert capfd.readouterr() == ("", "")
 
 
-def test_everything_is_heard_where_it_is_asked_for(capfd, monkeypatch):
+def test_verbose_shows_library_output(capfd, monkeypatch):
     monkeypatch.setenv(VERBOSE, "1")
     with quiet_libraries():
         talk()
@@ -128,7 +128,7 @@ def test_everything_is_heard_where_it_is_asked_for(capfd, monkeypatch):
 
 
 @pytest.mark.slow
-def test_an_import_says_what_it_wrote(hf_models, tmp_path):
+def test_import_prints_its_output(hf_models, tmp_path):
     """In a process of its own, where NeMo is loaded for the first time."""
     command = [sys.executable, "-m", "nemo_longpo.cli", "convert", "import", "--model", str(hf_models["mistral"])]
     environment = {name: value for name, value in os.environ.items() if name != VERBOSE}

@@ -47,7 +47,7 @@ def model_with(hf_models: dict[str, Path], directory: Path, values: dict[str, fl
     return model
 
 
-def test_export_refuses_to_make_infinities(hf_models, tmp_path, capsys):
+def test_export_refuses_overflow(hf_models, tmp_path, capsys):
     model = model_with(hf_models, tmp_path / "model", {NAN: 1e5})
     checkpoint = import_checkpoint(model, tmp_path / "nemo")
     command = ["export", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "half"), "--dtype"]
@@ -56,7 +56,7 @@ def test_export_refuses_to_make_infinities(hf_models, tmp_path, capsys):
     assert float(load_file(tmp_path / "half" / "model.safetensors")[NAN].view(-1)[5]) == pytest.approx(1e5, rel=4e-3)
 
 
-def test_infinity_is_no_rounded_number(hf_models, tmp_path, capsys):
+def test_infinity_is_not_rounding(hf_models, tmp_path, capsys):
     model = model_with(hf_models, tmp_path / "model", {NAN: 1e5})
     half = shutil.copytree(model, tmp_path / "half")
 
@@ -71,7 +71,7 @@ def test_infinity_is_no_rounded_number(hf_models, tmp_path, capsys):
         assert printed.splitlines()[-1] == "different: tensors"
 
 
-def test_every_command_names_them(hf_models, tmp_path, capsys):
+def test_every_command_names_nan_tensors(hf_models, tmp_path, capsys):
     model = model_with(hf_models, tmp_path / "model", {NAN: torch.nan, INFINITE: torch.inf})
     nemo, back = tmp_path / "nemo", tmp_path / "back"
     sentence = f"NaN or infinities in tensor {NAN} and 1 more; such a model answers with NaN"

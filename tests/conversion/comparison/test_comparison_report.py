@@ -56,7 +56,7 @@ def test_equal():
     assert format_report(EQUAL).count("PASS") == 4
 
 
-def test_equal_but_for_what_is_allowed():
+def test_allowed_differences_are_equal():
     report = replace(EQUAL, fields=[THETA], logits="not asked for")
     assert report.equal
     assert format_report(report).splitlines()[-1] == "equal, but for rope_theta"
@@ -75,7 +75,7 @@ def test_one_section_that_fails(section):
     assert [name for name, passed in value["passed"].items() if not passed] == [section]
 
 
-def test_rounding_fails_only_where_bits_are_asked_for():
+def test_rounding_fails_only_when_strict():
     report = replace(EQUAL, tensors=[EXACT, ROUNDED])
     assert report.equal
     assert "dtypes: float32 in A, bfloat16 in B" in format_report(report)

@@ -57,7 +57,7 @@ def test_the_same_answers(answers):
     assert all(abs(part.divergence) < 1e-15 for part in found.sequences)
 
 
-def test_a_logit_apart(answers):
+def test_changed_logit_is_reported(answers):
     a, b = answers
     lowest = int(load_file(a / "0.safetensors")["logits"][4].argmin())
     before = change(b, 0, "logits", (4, lowest), 9.0)
@@ -91,7 +91,7 @@ def test_the_first_and_the_worst_layer(answers):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("sides", [("a",), ("a", "b")])
-def test_logits_that_are_no_numbers_never_pass(answers, value, sides):
+def test_nan_logits_fail(answers, value, sides):
     for side in sides:
         change(answers[0].parent / side, 1, "logits", (0, 0), value)
         change(answers[0].parent / side, 1, "states", (3, 0, 0), value)

@@ -62,7 +62,7 @@ def test_a_job_holds_in_another_directory(tmp_path, monkeypatch):
         ("echo no such layer >&2; exit 1", RuntimeError, "(?s)model failed:.*no such layer"),
     ],
 )
-def test_other_endings(ending, error, message, tmp_path, monkeypatch):
+def test_other_exit_codes(ending, error, message, tmp_path, monkeypatch):
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\n{ending}\n")
     python.chmod(0o755)

@@ -68,7 +68,7 @@ def test_settings_of_an_import(hf_models, tmp_path, in_worker):
     assert not report.logits.common_rope
 
 
-def test_what_only_the_logits_show(hf_models, nemo_checkpoints, tmp_path, in_worker):
+def test_difference_only_in_logits(hf_models, nemo_checkpoints, tmp_path, in_worker):
     """NeMo builds the model from `io.json`: tensors and every description that export reads are as they should be."""
     wrong = shutil.copytree(nemo_checkpoints["mistral"], tmp_path / "wrong")
     record = wrong / "context" / "io.json"
@@ -81,7 +81,7 @@ def test_what_only_the_logits_show(hf_models, nemo_checkpoints, tmp_path, in_wor
     assert "apart from layer 0" in format_report(report)
 
 
-def test_a_layer_that_is_not_the_same(hf_models, nemo_checkpoints, tmp_path, in_worker):
+def test_changed_layer_is_reported(hf_models, nemo_checkpoints, tmp_path, in_worker):
     damaged = shutil.copytree(hf_models["mistral-odd"], tmp_path / "damaged")
     weights = load_file(damaged / "model.safetensors")
     query = "model.layers.1.self_attn.q_proj.weight"

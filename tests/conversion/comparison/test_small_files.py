@@ -31,7 +31,7 @@ def differences(a: Path, b: Path) -> dict[str, tuple]:
 
 
 @pytest.mark.slow
-def test_what_import_was_asked_for(hf_models, tmp_path):
+def test_settings_changed_by_import(hf_models, tmp_path):
     nemo = import_checkpoint(hf_models["mistral"], tmp_path / "nemo", rope_theta=1e7, max_length=131072)
     expected = {"rope_theta": (10000.0, 1e7), "max_position_embeddings": (4096, 131072)}
     assert differences(hf_models["mistral"], nemo) == expected
@@ -61,7 +61,7 @@ def test_null_is_not_the_default(hf_models, changed):
 @pytest.mark.parametrize(
     ("name", "value"), [("rms_norm_eps", 1e-5), ("eos_token_id", 7), ("initializer_range", 0.02), ("remark", "ours")]
 )
-def test_what_no_option_changes(name, value, hf_models, changed):
+def test_fields_without_an_option(name, value, hf_models, changed):
     edit_config(changed, **{name: value})
     assert differences(hf_models["mistral"], changed) == {name: (read_config(hf_models["mistral"]).get(name), value)}
 

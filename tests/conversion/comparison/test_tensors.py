@@ -24,7 +24,7 @@ def compare(a: torch.Tensor, b: torch.Tensor) -> TensorComparison:
     return compare_tensors("name", 3, a, b)
 
 
-def test_the_same_bits_are_exact_also_where_they_are_no_numbers():
+def test_equal_nan_bits_are_exact():
     values = torch.randn(5, 4)
     values[2, 1], values[4, 3] = torch.nan, -torch.inf
     found = compare(values, values.clone())
@@ -55,7 +55,7 @@ def test_a_negative_zero_is_another_zero():
     assert (found.verdict, found.differing, found.largest) == ("different", 3, 0.0)
 
 
-def test_a_lost_number_is_a_difference():
+def test_lost_number_is_a_difference():
     found = compare(torch.ones(3), torch.tensor([1, torch.nan, 1]))
     assert (found.verdict, found.differing, found.not_finite, found.largest) == ("different", 1, 1, 0.0)
 
@@ -81,7 +81,7 @@ def test_rounding_between_two_dtypes_of_one_width():
     assert compare(values, halves).verdict == compare(halves, values).verdict == "rounded"
 
 
-def test_exchanged_rows_and_axes_are_told_from_other_values():
+def test_exchanged_rows_and_axes_are_reported():
     square = torch.randn(6, 6)
     assert compare(square, square.T.contiguous()).reordered
     assert compare(square, square.roll(1, 0)).reordered
@@ -137,7 +137,7 @@ FAULTS: dict[Callable[[dict[str, torch.Tensor]], None], tuple[dict[str, int], bo
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_found_where_it_is(fault, hf_models, nemo_checkpoints, tmp_path):
+def test_fault_is_located(fault, hf_models, nemo_checkpoints, tmp_path):
     damaged = shutil.copytree(hf_models["mistral"], tmp_path / "damaged")
     weights = load_file(damaged / "model.safetensors")
     fault(weights)

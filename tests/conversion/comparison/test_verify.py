@@ -36,7 +36,7 @@ def copy(hf_models, tmp_path) -> Path:
     return shutil.copytree(hf_models["mistral"], tmp_path / "copy")
 
 
-def test_another_base_is_found_by_the_logits_alone(hf_models, copy, tmp_path, capsys):
+def test_another_base_differs_only_in_logits(hf_models, copy, tmp_path, capsys):
     """Under its own settings; otherwise both are computed with those of A, and the weights are found to be the same."""
     edit_config(copy, rope_theta=20000.0)
     prompts = tmp_path / "prompts.txt"
@@ -70,7 +70,7 @@ def test_weights_that_were_rounded_are_compared_as_rounded(hf_models, copy, caps
     assert (status, printed.splitlines()[-1]) == (1, "different: tensors")
 
 
-def test_a_number_that_is_none(copy, tmp_path, capsys):
+def test_nan_weights_skip_the_logits(copy, tmp_path, capsys):
     """The same bytes are equal, whatever they are, and the report says what they are; logits would tell nothing."""
     weights = load_file(copy / "model.safetensors")
     weights["model.layers.1.mlp.up_proj.weight"][3, 4] = torch.nan
@@ -91,7 +91,7 @@ def test_what_may_differ(hf_models, copy, capsys):
     assert run(capsys, *command, "--allow", "eos_token_id", "--strict")[0] == 1
 
 
-def test_pickles_only_where_they_are_allowed(hf_models, copy, capsys):
+def test_pickles_need_allow_pickle(hf_models, copy, capsys):
     torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
     (copy / "model.safetensors").unlink()
     status, line = run(capsys, hf_models["mistral"], copy)
@@ -101,7 +101,7 @@ def test_pickles_only_where_they_are_allowed(hf_models, copy, capsys):
     assert (status, printed.splitlines()[-1]) == (0, "equal")
 
 
-def test_sides_that_are_no_model(hf_models, copy, tmp_path, capsys):
+def test_sides_without_a_model_are_refused(hf_models, copy, tmp_path, capsys):
     model = hf_models["mistral"]
     (tmp_path / "empty").mkdir()
     (tmp_path / "blank").write_text("\n")
@@ -122,7 +122,7 @@ def test_sides_that_are_no_model(hf_models, copy, tmp_path, capsys):
         assert message in line
 
 
-def test_prompts_that_are_none(hf_models, copy, capsys):
+def test_bad_prompts_are_refused(hf_models, copy, capsys):
     """No tokens, and those of a tokenizer that knows more than the model."""
     status, line = run(capsys, hf_models["qwen2"], hf_models["mistral"], "--prompt", "")
     assert status == 2
@@ -141,7 +141,7 @@ def test_other_sizes_have_no_logits_to_compare(hf_models, capsys):
     assert "not computed: A and B are of different sizes" in printed
 
 
-def test_without_nemo_the_rest_is_compared(hf_models, nemo_checkpoints, monkeypatch, capsys):
+def test_without_nemo_only_logits_are_refused(hf_models, nemo_checkpoints, monkeypatch, capsys):
     monkeypatch.setattr(verify_module, "find_spec", lambda name: None)
     sides = hf_models["mistral"], nemo_checkpoints["mistral"]
     status, line = run(capsys, *sides)

@@ -92,7 +92,7 @@ def test_defaults_are_those_of_transformers(config_class, model_type):
     ],
 )
 @pytest.mark.parametrize("model_type", [family.model_type for family in FAMILIES])
-def test_what_megatron_would_compute_otherwise_is_refused(model_type, field, value, message):
+def test_settings_megatron_computes_otherwise_are_refused(model_type, field, value, message):
     with pytest.raises(InputError, match="^here: .*" + message):
         check_supported(parse(config(model_type, **{field: value})))
 
@@ -109,7 +109,7 @@ def test_what_megatron_would_compute_otherwise_is_refused(model_type, field, val
     ],
 )
 @pytest.mark.parametrize("model_type", [family.model_type for family in FAMILIES])
-def test_what_changes_nothing_is_kept(model_type, fields):
+def test_ineffective_settings_are_kept(model_type, fields):
     given = config(model_type, **fields)
     check_supported(parse(given))
     assert for_import(parse(given)).raw == given
@@ -164,7 +164,7 @@ def test_sliding_window_needs_a_decision_where_it_hides_something(given, window,
 
 
 @pytest.mark.parametrize("window", [{}, {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 0}])
-def test_dual_chunks_need_a_decision(window):
+def test_dual_chunks_need_full_attention(window):
     """Qwen2.5-1M: an engine that has this attention would compute another model than the one that was trained."""
     chunks = {"chunk_size": 32, "local_size": 8, "original_max_position_embeddings": 32}
     given = config("qwen2", **window, dual_chunk_attention_config=chunks)

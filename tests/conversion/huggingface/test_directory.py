@@ -34,7 +34,7 @@ def model(tmp_path):
     return directory
 
 
-def test_contents_of_what_travels_are_copied(model, tmp_path):
+def test_companions_are_copied(model, tmp_path):
     target = tmp_path / "copy"
     target.mkdir()
     HfDirectory.open(model).copy_companions(target)
@@ -50,13 +50,13 @@ def test_named_chat_templates_do_not_get_lost(model):
         HfDirectory.open(model).companions()
 
 
-def test_link_to_nowhere(model):
+def test_broken_link_is_refused(model):
     (model / "tokenizer_config.json").resolve().unlink()
     with pytest.raises(InputError, match=r"tokenizer_config\.json is a link to .*, which does not exist"):
         HfDirectory.open(model).companions()
 
 
-def test_what_is_too_large_to_go_into_every_checkpoint(model):
+def test_large_companion_is_refused(model):
     with (model / "corpus.txt").open("wb") as file:
         os.truncate(file.fileno(), LARGEST_COMPANION + 1)
     with pytest.raises(InputError, match=r"corpus\.txt has 100 MB, and files beside the weights are copied"):

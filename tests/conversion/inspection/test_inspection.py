@@ -203,7 +203,7 @@ def test_adapters(nemo_checkpoints, tmp_path, capsys):
     assert "pass --base-checkpoint" in text
 
 
-def test_what_stock_nemo_leaves_open(nemo_checkpoints, tmp_path):
+def test_stock_checkpoint_without_positions(nemo_checkpoints, tmp_path):
     """Its Mistral importer records no number of positions where the model has no sliding window."""
     stock = shutil.copytree(nemo_checkpoints["mistral"], tmp_path / "stock")
     (stock / "context" / "hf" / "config.json").unlink()
@@ -229,7 +229,7 @@ def test_a_checkpoint_without_readable_weights(nemo_checkpoints, tmp_path):
     assert "weights/.metadata is missing, so the checkpoint is incomplete" in report["advice"][0]
 
 
-def test_what_is_no_model(nemo_checkpoints, tmp_path, capsys):
+def test_directory_without_a_model_is_refused(nemo_checkpoints, tmp_path, capsys):
     cases = {
         tmp_path / "absent": "is not a directory",
         nemo_checkpoints["mistral"] / "weights": f"give the directory above it, {nemo_checkpoints['mistral']}",
@@ -253,7 +253,7 @@ def test_needs_no_trainer(nemo_checkpoints):
     subprocess.run([sys.executable, "-c", code, nemo_checkpoints["mistral"]], check=True, capture_output=True)
 
 
-def test_sizes_that_no_file_backs(hf_models, nemo_checkpoints, tmp_path):
+def test_huge_sizes_cost_no_time(hf_models, nemo_checkpoints, tmp_path):
     """What a configuration claims costs no time: a description of 2³¹ layers is that of two."""
     most = 2**31 - 1
     model = shutil.copytree(hf_models["mistral"], tmp_path / "model")

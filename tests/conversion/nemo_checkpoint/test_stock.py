@@ -39,7 +39,7 @@ def mistral(nemo_checkpoints) -> Path:
     return nemo_checkpoints["mistral"]
 
 
-def test_rows_of_no_token_are_left_out(mistral, hf_models, tmp_path, capsys):
+def test_rows_without_a_token_are_left_out(mistral, hf_models, tmp_path, capsys):
     """NeMo's importer leaves the number of rows to the tokenizer, and training under tp 2 has made it even."""
     stock = as_stock(mistral, tmp_path / "stock", vocab_size=None)
     source = DistCheckpoint(mistral / "weights")
