@@ -3,11 +3,9 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
-from nemo_longpo.arguments import positive_number, whole_number
 from nemo_longpo.errors import InputError
-from nemo_longpo.terminal import printable, show
+from nemo_longpo.terminal import positive_number, printable, show, whole_number
 
 from .progress import DEFAULT_WORKERS
 
@@ -196,7 +194,7 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 
 
-def _scaling_choice(text: str) -> str | dict[str, Any]:
+def _scaling_choice(text: str) -> str | dict[str, object]:
     """Parse `--rope-scaling` for argparse."""
     if text in ("keep", "none"):
         return text

@@ -97,14 +97,13 @@ def _summary(report: Report) -> str:
 
 
 def _run_pipeline(arguments: argparse.Namespace) -> None:
-    from .pipeline.config import load_pipeline
-    from .pipeline.run import pipeline_steps, run_pipeline
+    from .pipeline import config, run
 
-    pipeline = load_pipeline(arguments.config)
+    pipeline = config.load_pipeline(arguments.config)
     if arguments.dry_run:
-        show_plan(pipeline_steps(pipeline), pipeline.output, redo=arguments.redo, as_json=arguments.json)
+        show_plan(run.pipeline_steps(pipeline), pipeline.output, redo=arguments.redo, as_json=arguments.json)
         return
-    reports = run_pipeline(pipeline, arguments.redo)
+    reports = run.run_pipeline(pipeline, arguments.redo)
     if arguments.json:
         print(json.dumps({"output": str(pipeline.output), "finished": True, "reports": reports}))
     for stage, report in reports.items():
@@ -113,14 +112,13 @@ def _run_pipeline(arguments: argparse.Namespace) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    from .inspection.drawings import format_summary
-    from .inspection.inspect_shards import inspect_shards
+    from .inspection import drawings, inspect_shards
 
-    summary = inspect_shards(
+    summary = inspect_shards.inspect_shards(
         arguments.shards,
         verify=arguments.verify,
         model=arguments.model,
         page=arguments.html,
         samples=arguments.samples,
     )
-    show(json.dumps(summary) if arguments.json else format_summary(summary))
+    show(json.dumps(summary) if arguments.json else drawings.format_summary(summary))

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_longpo.errors import InputError, one_line
-from nemo_longpo.model_directory.downloads import read_model_json
-from nemo_longpo.model_directory.model_config import ModelConfig
-from nemo_longpo.model_directory.tokenizer_files import check_tokenizer_files, installed_transformers
+from nemo_longpo.model_directory import downloads, model_config, tokenizer_files
 from nemo_longpo.shards import fingerprint
 
 from .chat.format import ChatFormat
@@ -27,8 +25,8 @@ def load_chat(directory: str | Path, day: date | None = None) -> ChatFormat:
     """
     from transformers import AutoTokenizer
 
-    config = ModelConfig.read(directory)
-    check_tokenizer_files(Path(directory), installed_transformers())
+    config = model_config.ModelConfig.read(directory)
+    tokenizer_files.check_tokenizer_files(Path(directory), tokenizer_files.installed_transformers())
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
         if not tokenizer.is_fast:
@@ -50,7 +48,7 @@ def _end_ids(directory: Path, config: Mapping[str, Any], rows: int) -> list[int]
     """Every token that config.json or generation_config.json declares as the end of an answer; there may be several.
     One that the model has no row for cannot be generated, and is left out."""
     path = directory / "generation_config.json"
-    generation = read_model_json(path) if path.is_file() else {}
+    generation = downloads.read_model_json(path) if path.is_file() else {}
     ends: list[int] = []
     for name, content in (("config.json", config), (path.name, generation)):
         declared = content.get("eos_token_id")

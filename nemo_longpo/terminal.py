@@ -1,8 +1,10 @@
-"""What people read: text from elsewhere that a terminal must not obey, notes on standard error, and numbers.
+"""What people read and type: text that a terminal must not obey, notes on standard error, and numbers.
 
 Text from elsewhere: document ids, values of a configuration, a server's message, file names.
 """
 
+import argparse
+import math
 import re
 import sys
 from typing import TextIO
@@ -77,3 +79,21 @@ def size(count: int) -> str:
 def shortened(text: str, length: int) -> str:
     """At most `length` characters of a text; the last one stands for what is cut off."""
     return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def whole_number(text: str) -> int:
+    """Parse an integer of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def positive_number(text: str) -> float:
+    """Parse a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value

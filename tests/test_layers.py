@@ -25,7 +25,6 @@ TOOLS = {"nemo_longpo.conversion", "nemo_longpo.data_tools", "nemo_longpo.recipe
 # Unit -> the other units it may import, from the ground up; what is in OPEN_TO_ALL, every unit may.
 MAY_IMPORT: dict[str, set[str]] = {
     "nemo_longpo": set(),
-    "nemo_longpo.arguments": set(),
     "nemo_longpo.atomic": set(),
     "nemo_longpo.errors": set(),
     "nemo_longpo.json_input": set(),
@@ -81,7 +80,6 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 OPEN_TO_ALL = {
     "nemo_longpo",
-    "nemo_longpo.arguments",
     "nemo_longpo.atomic",
     "nemo_longpo.errors",
     "nemo_longpo.json_input",

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory import downloads, model_config, tokenizer_files
@@ -27,7 +26,7 @@ PICTURES = {".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp", ".pdf", ".html"}
 """Suffixes of what stays behind."""
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, object]) -> None:
     """In the layout of `transformers` (two spaces, final newline), keeping the order of the fields."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

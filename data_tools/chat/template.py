@@ -15,8 +15,7 @@ from typing import Any
 from jinja2 import TemplateError, TemplateSyntaxError
 
 from nemo_longpo.errors import InputError, one_line
-from nemo_longpo.shards.fingerprint import chat_template
-from nemo_longpo.shards.schema import Span
+from nemo_longpo.shards import fingerprint, schema
 
 from .encoding import Frame, Message, Place, TextEncoder, make_frame
 
@@ -47,7 +46,7 @@ class ChatTemplate:
     """
 
     def __init__(self, tokenizer: Any, day: date):
-        self._text = chat_template(tokenizer)
+        self._text = fingerprint.chat_template(tokenizer)
         self.tokenizer = tokenizer
         self._day = day
         self._encoder = TextEncoder(tokenizer)
@@ -75,7 +74,7 @@ class ChatTemplate:
         content = [self._pieces(2, ""), self.turn_pieces(2).strips]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
-    def user_message(self, pieces: TurnPieces, turn: int, text: str, stretches: Sequence[Span] = ()) -> Message:
+    def user_message(self, pieces: TurnPieces, turn: int, text: str, stretches: Sequence[schema.Span] = ()) -> Message:
         """A user message with the pieces around it. `stretches` are characters [start, end) of the text."""
         return pieces.frames[turn].message(self._encoder, text, stretches)
 

@@ -8,7 +8,6 @@ large the corpus is. So `part_bytes`, or the longest document, bounds it; benchm
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.model_config import ModelConfig
@@ -68,7 +67,7 @@ def _check(settings: ChunkSettings, model: Path) -> None:
 
 def _chunk_rows(rows: list[Row], tick: Tick, chat: ChatFormat, settings: ChunkSettings) -> PartResult:
     counts: Counter[str] = Counter(documents_in=len(rows))
-    records: list[dict[str, Any]] = []
+    records: list[dict[str, object]] = []
     for row in rows:
         text, doc_id = row.record["document"], row.record["doc_id"]
         ends = chunking.token_ends(chat.token_ends, text)

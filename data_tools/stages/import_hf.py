@@ -7,7 +7,6 @@ What stays refused is listed with its reason in `refused.json`. Reference log-pr
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.model_config import ModelConfig
@@ -55,7 +54,7 @@ def _import_rows(
     rows: list[Row], tick: Tick, template: conversation.TemplateIds, limits: document.Limits, ledger: source.Ledger
 ) -> PartResult:
     counts: Counter[str] = Counter(documents_in=len(rows), documents_out=0)
-    records: list[dict[str, Any]] = []
+    records: list[dict[str, object]] = []
     taken, refused = [], []
     for row in rows:
         doc_id = row.record["doc_id"]

@@ -2,7 +2,6 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -113,7 +112,7 @@ _NAMES = {
 }
 
 
-def _check_same(scored: dict[str, Any], found: dict[str, Any], model: Path) -> None:
+def _check_same(scored: dict[str, object], found: dict[str, object], model: Path) -> None:
     for key, name in _NAMES.items():
         if scored.get(key, found[key]) != found[key]:
             raise InputError(

@@ -8,18 +8,17 @@ K key/value heads, D head size; Megatron's "sbhd" order.
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from nemo_longpo.parallel.collectives import Group, gather_rows_and_their_gradients, place
 
 
-def _in_sequence_order(gathered: Tensor, cp_size: int) -> Tensor:
+def _in_sequence_order(gathered: torch.Tensor, cp_size: int) -> torch.Tensor:
     """Undo the zigzag: rank r's two chunks go to places r and 2·cp − 1 − r of the sequence."""
     chunks = gathered.chunk(2 * cp_size)
     return torch.cat([*chunks[0::2], *reversed(chunks[1::2])])
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None) -> torch.Tensor:
     """Causal attention of the last `len(query)` positions over all keys; sbhd in, sbhd out."""
     q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
     rows, columns = query.shape[0], key.shape[0]
@@ -30,12 +29,12 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> T
 
 
 def causal_attention(
-    query_SBHD: Tensor,
-    key_SBKD: Tensor,
-    value_SBKD: Tensor,
+    query_SBHD: torch.Tensor,
+    key_SBKD: torch.Tensor,
+    value_SBKD: torch.Tensor,
     group: Group = None,
     scale: float | None = None,
-) -> Tensor:
+) -> torch.Tensor:
     """Causal softmax attention of a sequence whose rows are zigzag-split over `group`; returns [S, B, H, D].
 
     Equals full causal attention over the gathered sequence, and so do its gradients. `scale` defaults to 1/√D.

@@ -11,12 +11,11 @@ Shape legend: S rows, D head size.
 import math
 
 import torch
-from torch import Tensor
 
 from nemo_longpo.model_directory.rope_settings import LinearScaling, Llama3Scaling, RopeSettings, YarnScaling
 
 
-def inverse_frequencies(rope: RopeSettings, head_size: int) -> Tensor:
+def inverse_frequencies(rope: RopeSettings, head_size: int) -> torch.Tensor:
     """What a position is multiplied with, fp32 [D/2]: θ^(−2i/D) for i = 0 … D/2 − 1 (arXiv 2104.09864), scaled."""
     match rope.scaling:
         case None:
@@ -29,19 +28,19 @@ def inverse_frequencies(rope: RopeSettings, head_size: int) -> Tensor:
             return _llama3_frequencies(rope.scaling, 1.0 / _powers(head_size, rope.theta))
 
 
-def rotary_angles(position_ids_S: Tensor, inverse_frequencies: Tensor) -> Tensor:
+def rotary_angles(position_ids_S: torch.Tensor, inverse_frequencies: torch.Tensor) -> torch.Tensor:
     """position · frequency for both halves of a head, fp32 [S, 1, 1, D]."""
     angles = torch.outer(position_ids_S.float(), inverse_frequencies.to(position_ids_S.device))
     return torch.cat([angles, angles], -1)[:, None, None]
 
 
-def _powers(head_size: int, theta: float) -> Tensor:
+def _powers(head_size: int, theta: float) -> torch.Tensor:
     """θ^(2i/D), fp32 [D/2]: positions per radian."""
-    powers: Tensor = theta ** (torch.arange(0, head_size, 2, dtype=torch.float32) / head_size)
+    powers: torch.Tensor = theta ** (torch.arange(0, head_size, 2, dtype=torch.float32) / head_size)
     return powers
 
 
-def _yarn_frequencies(scaling: YarnScaling, head_size: int, theta: float) -> Tensor:
+def _yarn_frequencies(scaling: YarnScaling, head_size: int, theta: float) -> torch.Tensor:
     def dimension(turns: float) -> float:
         """Which dimension turns so many times within the original length."""
         rows = scaling.original_max_position_embeddings / (turns * 2 * math.pi)
@@ -58,7 +57,7 @@ def _yarn_frequencies(scaling: YarnScaling, head_size: int, theta: float) -> Ten
     return slow * (1 - kept) + fast * kept
 
 
-def _llama3_frequencies(scaling: Llama3Scaling, fast: Tensor) -> Tensor:
+def _llama3_frequencies(scaling: Llama3Scaling, fast: torch.Tensor) -> torch.Tensor:
     length, low, high = scaling.original_max_position_embeddings, scaling.low_freq_factor, scaling.high_freq_factor
     wavelengths = 2 * math.pi / fast
     kept = (length / wavelengths - low) / (high - low)

@@ -7,8 +7,7 @@ from typing import Any
 
 from nemo_longpo.checkpoints.run_directory import find_checkpoint
 from nemo_longpo.errors import InputError
-from nemo_longpo.model_directory.downloads import cache_hint, read_model_json
-from nemo_longpo.model_directory.model_config import ModelConfig
+from nemo_longpo.model_directory import downloads, model_config
 from nemo_longpo.yaml_input import read_yaml_mapping
 
 
@@ -31,7 +30,7 @@ class ModelShape:
     bias: bool = False
 
     @classmethod
-    def of(cls, config: ModelConfig) -> "ModelShape":
+    def of(cls, config: model_config.ModelConfig) -> "ModelShape":
         """The sizes that a `config.json` describes. Raises InputError if one is missing or the heads do not divide."""
         layers, hidden, ffn, heads, vocab = config.require(
             "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size"
@@ -54,7 +53,7 @@ class ModelShape:
     @classmethod
     def from_nemo(cls, config: Mapping[str, Any], where: str | Path) -> "ModelShape":
         """The sizes of a NeMo model's configuration; `where` names it in errors. Raises InputError as `of` does."""
-        return cls.of(ModelConfig.from_nemo(config, where))
+        return cls.of(model_config.ModelConfig.from_nemo(config, where))
 
     @property
     def query_size(self) -> int:
@@ -127,6 +126,6 @@ def load_shape(name_or_path: str) -> ModelShape:
     if not file.is_file():
         raise InputError(
             f"{name_or_path} is neither a known model ({', '.join(MODELS)}) nor a Hugging Face directory with a "
-            f"config.json nor a NeMo checkpoint with context/model.yaml{cache_hint(path)}."
+            f"config.json nor a NeMo checkpoint with context/model.yaml{downloads.cache_hint(path)}."
         )
-    return ModelShape.of(ModelConfig.parse(read_model_json(file), file))
+    return ModelShape.of(model_config.ModelConfig.parse(downloads.read_model_json(file), file))

@@ -10,7 +10,6 @@ import lightning.pytorch as pl
 import torch
 from nemo.lightning import ModelCheckpoint, ckpt_utils, io
 from nemo.utils import logging
-from torch import Tensor
 
 from nemo_longpo.atomic import explain_full_disk
 from nemo_longpo.checkpoints import integrity, run_directory
@@ -86,7 +85,7 @@ class LongPOCheckpoint(ModelCheckpoint):
         self._recorder.forget_all()
         super().on_exception(trainer, pl_module, exception)
 
-    def _monitor_candidates(self, trainer: pl.Trainer) -> dict[str, Tensor]:
+    def _monitor_candidates(self, trainer: pl.Trainer) -> dict[str, torch.Tensor]:
         """Name the step that was taken; NeMo names the one before it."""
         return {**super()._monitor_candidates(trainer), "global_step": torch.tensor(trainer.global_step)}
 

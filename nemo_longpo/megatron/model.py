@@ -23,8 +23,7 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.logprobs import LogitBudget
 from nemo_longpo.model_directory.rope_settings import RopeSettings, parse_scaling
 from nemo_longpo.objective import Objective, PairSums, longpo_loss, token_divergence
-from nemo_longpo.parallel.collectives import sum_over_ranks
-from nemo_longpo.parallel.layout import PairRows
+from nemo_longpo.parallel import collectives, layout
 from nemo_longpo.placement import LOGPROB_MEMORY_GB, PairLayout
 
 from . import backend, data, gpt, topology
@@ -32,7 +31,7 @@ from . import backend, data, gpt, topology
 WORK = ("tokens", "flops")
 
 
-def sum_pair(logprobs: Tensor, rows: PairRows, cp_group: dist.ProcessGroup) -> PairSums:
+def sum_pair(logprobs: Tensor, rows: layout.PairRows, cp_group: dist.ProcessGroup) -> PairSums:
     """Reduce log-probs [B, R] of this rank's rows to the sums of one pair (each [1]), complete over the CP group."""
     divergence = token_divergence(logprobs, rows.ref_logps)
     partial = {
@@ -43,7 +42,7 @@ def sum_pair(logprobs: Tensor, rows: PairRows, cp_group: dist.ProcessGroup) -> P
         "sequence": (logprobs * rows.nll_mask).sum(),
         "chosen_divergence": (divergence * rows.chosen_mask).sum(),
     }
-    sums = sum_over_ranks(torch.stack(list(partial.values())), cp_group)
+    sums = collectives.sum_over_ranks(torch.stack(list(partial.values())), cp_group)
     return PairSums(
         **{name: value.view(1) for name, value in zip(partial, sums, strict=True)},
         chosen_tokens=rows.chosen_tokens.view(1),
@@ -64,7 +63,7 @@ class LongPOLossReduction(megatron_parallel.MegatronLossReduction):
         self.objective = objective
         self.training_flops = training_flops
 
-    def forward(self, batch: PairRows, forward_out: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: layout.PairRows, forward_out: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         loss, metrics = longpo_loss(sum_pair(forward_out, batch, topology.current_topology().cp_group), self.objective)
         work = {"tokens": batch.pair_tokens, "flops": self.training_flops(*batch.lengths)}
         return loss, metrics | {name: loss.new_tensor(work[name]) for name in WORK}
@@ -146,11 +145,11 @@ class LongPOModel(llm.GPTModel):
             here = backend.current_backend()
             self.module = gpt.LogprobGPTModel(self.config, self.rope, self.logit_budget, here, vp_stage)
 
-    def data_step(self, dataloader_iter: Iterator) -> PairRows:
+    def data_step(self, dataloader_iter: Iterator) -> layout.PairRows:
         """The next pair's rows on this rank."""
         return data.next_rows(dataloader_iter).to_device(torch.cuda.current_device())
 
-    def forward_step(self, batch: PairRows) -> Tensor:
+    def forward_step(self, batch: layout.PairRows) -> Tensor:
         return self(batch.tokens, batch.position_ids, batch.segments.to_tensor(), labels=batch.labels)
 
     @property

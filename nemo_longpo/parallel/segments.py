@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
-from torch import Tensor
 
 
-def zigzag_rows(length: int, cp_size: int, cp_rank: int) -> Tensor:
+def zigzag_rows(length: int, cp_size: int, cp_rank: int) -> torch.Tensor:
     """Row numbers that a rank holds of a causal sequence: chunks `r` and `2·cp − 1 − r` of `2·cp` equal ones.
 
     Megatron's context-parallel contract: every rank gets one early and one late chunk, so causal attention costs all
@@ -37,7 +36,7 @@ class Segments:
     trunk_tokens: int
     branch_rows: tuple[int, ...] = ()
 
-    def rows_on_rank(self, cp_size: int, cp_rank: int) -> Tensor:
+    def rows_on_rank(self, cp_size: int, cp_rank: int) -> torch.Tensor:
         """Numbers of the rows that a rank holds, in its order."""
         trunk = zigzag_rows(self.trunk_rows, cp_size, cp_rank)
         branches = torch.arange(self.trunk_rows, self.trunk_rows + sum(self.branch_rows))
@@ -57,12 +56,12 @@ class Segments:
         ends = accumulate(self.branch_rows)
         return [slice(end - rows, end) for rows, end in zip(self.branch_rows, ends, strict=True)]
 
-    def to_tensor(self) -> Tensor:
+    def to_tensor(self) -> torch.Tensor:
         """A small CPU tensor, int64 [2 + branches], which a model can pass along where it passes attention masks."""
         return torch.tensor([self.trunk_rows, self.trunk_tokens, *self.branch_rows])
 
     @classmethod
-    def from_tensor(cls, numbers: Tensor) -> "Segments":
+    def from_tensor(cls, numbers: torch.Tensor) -> "Segments":
         assert (numbers.dtype, numbers.ndim) == (torch.int64, 1), (
             f"expected the int64 numbers of Segments.to_tensor(), not {numbers.dtype} of shape {tuple(numbers.shape)}: "
             "an attention mask?"

@@ -6,13 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from nemo_longpo.arguments import positive_number, whole_number
 from nemo_longpo.atomic import write_file
-from nemo_longpo.costs.devices import GIB, GPUS, find_gpu
-from nemo_longpo.costs.model_shape import MODELS, load_shape
+from nemo_longpo.costs import devices, model_shape
 from nemo_longpo.errors import InputError
 from nemo_longpo.placement import TYPICAL_BRANCH, PairLayout, Recompute
-from nemo_longpo.terminal import note, show
+from nemo_longpo.terminal import note, positive_number, show, whole_number
 
 from .job import Job
 from .report import as_json, as_recipe, nothing_fits, render
@@ -39,7 +37,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     job = parser.add_argument_group("what is trained")
-    models = f"{', '.join(MODELS)}, a Hugging Face or a NeMo directory"
+    models = f"{', '.join(model_shape.MODELS)}, a Hugging Face or a NeMo directory"
     job.add_argument("--model", required=True, metavar="NAME|DIR", help=models)
     _add_count(job, "--length", "tokens of the trunk: document and first instruction", required=True)
     _add_count(job, "--branch-tokens", "of each answer branch", TYPICAL_BRANCH)
@@ -51,7 +49,9 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     machine = parser.add_argument_group("on what")
     _add_count(machine, "--gpus", "GPUs of all nodes", required=True)
     _add_count(machine, "--gpus-per-node", "of them", Machine.gpus_per_node)
-    machine.add_argument("--gpu", default="h100-80gb", metavar="NAME", help=f"{', '.join(GPUS)} (default: %(default)s)")
+    machine.add_argument(
+        "--gpu", default="h100-80gb", metavar="NAME", help=f"{', '.join(devices.GPUS)} (default: %(default)s)"
+    )
     machine.add_argument("--gpu-memory", type=positive_number, metavar="GIB", help="instead of the named GPU's own")
     for flag, share, meaning in (
         ("--utilisation", Machine.utilisation, "of the GPU's peak while it computes"),
@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
             "`nemo llm finetune` reads others differently."
         )
     job = Job(
-        shape=load_shape(arguments.model),
+        shape=model_shape.load_shape(arguments.model),
         trunk=arguments.length,
         chosen=arguments.branch_tokens,
         rejected=arguments.branch_tokens,
@@ -126,9 +126,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _machine(arguments: argparse.Namespace) -> Machine:
-    gpu = find_gpu(arguments.gpu)
+    gpu = devices.find_gpu(arguments.gpu)
     if arguments.gpu_memory is not None:
-        gpu = replace(gpu, memory=arguments.gpu_memory * GIB)
+        gpu = replace(gpu, memory=arguments.gpu_memory * devices.GIB)
     if arguments.gpus > arguments.gpus_per_node and arguments.gpus % arguments.gpus_per_node:
         raise InputError(
             f"--gpus {arguments.gpus} does not fill nodes of {arguments.gpus_per_node}; give a multiple, or another "

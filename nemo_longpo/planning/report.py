@@ -5,8 +5,7 @@ import shlex
 from dataclasses import asdict, replace
 from typing import Any
 
-from nemo_longpo.costs.devices import GIB
-from nemo_longpo.costs.flops import forward_flops, layers_flops
+from nemo_longpo.costs import devices, flops
 from nemo_longpo.placement import Placement
 
 from .job import Job
@@ -85,7 +84,7 @@ def as_json(job: Job, machine: Machine, wishes: Wishes, found: Search) -> dict[s
     return {
         "job": asdict(job),
         "machine": asdict(machine) | {"margin": wishes.margin},
-        "flops_per_pair": {"forward": forward_flops(*job.pair), "ratio": layout_ratio(job)},
+        "flops_per_pair": {"forward": flops.forward_flops(*job.pair), "ratio": layout_ratio(job)},
         "recommended": candidates[0] if candidates else None,
         "alternatives": candidates[1:],
         "refused": [
@@ -99,7 +98,7 @@ def as_json(job: Job, machine: Machine, wishes: Wishes, found: Search) -> dict[s
 def layout_ratio(job: Job) -> float:
     """Return how many times as much the layers compute with two full sequences as with a shared prefix."""
     concatenated, shared = (replace(job, layout=layout).pair for layout in ("concatenated", "shared_prefix"))
-    return layers_flops(*concatenated) / layers_flops(*shared)
+    return flops.layers_flops(*concatenated) / flops.layers_flops(*shared)
 
 
 def nothing_fits(found: Search) -> str:
@@ -123,14 +122,14 @@ def render(job: Job, machine: Machine, wishes: Wishes, found: Search) -> str:
         [
             f"{job.shape.parameters / 1e9:.2f} B parameters; {job.pairs} pairs per step, each a trunk of "
             f"{job.trunk:,} tokens and branches of {job.chosen:,} and {job.rejected:,}, {job.layout}",
-            f"{machine.gpus} x {gpu.name} of {gpu.memory / GIB:.1f} GiB, {wishes.margin:.0%} of it left free; "
+            f"{machine.gpus} x {gpu.name} of {gpu.memory / devices.GIB:.1f} GiB, {wishes.margin:.0%} of it left free; "
             f"computing at {machine.utilisation:.0%} of {gpu.peak_flops / 1e12:.0f} TFLOP/s",
             "",
             f"recommended: {_describe(job, best.placement)}",
             "",
             *_memory_table(best.memory, gpu.memory * (1 - wishes.margin)),
             "",
-            f"FLOPs     forward of one pair {forward_flops(*job.pair):.3g}; a shared prefix costs "
+            f"FLOPs     forward of one pair {flops.forward_flops(*job.pair):.3g}; a shared prefix costs "
             f"{layout_ratio(job):.2f}x less",
             f"          step {speed.model_flops:.3g} (three forwards), {speed.executed_flops:.3g} with recompute",
             f"expected  {speed.seconds:,.0f} s per step: computing {speed.compute:,.1f}, exposed communication "
@@ -147,17 +146,17 @@ def render(job: Job, machine: Machine, wishes: Wishes, found: Search) -> str:
 
 
 def _memory_table(memory: Memory, usable: float) -> list[str]:
-    lines = [f"  {name:<14}{getattr(memory, name) / GIB:6.1f}  {meaning}" for name, meaning in PARTS.items()]
-    remark = f"of {usable / GIB:.1f} usable; of `layer` and `logprobs` the larger counts"
-    lines.append(f"  {'total':<14}{memory.total / GIB:6.1f}  {remark}")
+    lines = [f"  {name:<14}{getattr(memory, name) / devices.GIB:6.1f}  {meaning}" for name, meaning in PARTS.items()]
+    remark = f"of {usable / devices.GIB:.1f} usable; of `layer` and `logprobs` the larger counts"
+    lines.append(f"  {'total':<14}{memory.total / devices.GIB:6.1f}  {remark}")
     if memory.host:
-        lines.append(f"  {'host':<14}{memory.host / GIB:6.1f}  of the node's memory, for each of its GPUs")
+        lines.append(f"  {'host':<14}{memory.host / devices.GIB:6.1f}  of the node's memory, for each of its GPUs")
     return ["GiB per GPU", *lines]
 
 
 def _alternatives(job: Job, candidates: list[Candidate]) -> list[str]:
     lines = [
-        f"  {_describe(job, candidate.placement)}: {candidate.memory.total / GIB:.1f} GiB, "
+        f"  {_describe(job, candidate.placement)}: {candidate.memory.total / devices.GIB:.1f} GiB, "
         f"{candidate.speed.tokens_per_second:,.0f} tokens/s"
         for candidate in candidates[:SHOWN]
     ]

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -47,7 +46,7 @@ class ShardReader:
         self._batches: dict[int, list[pa.RecordBatch]] = {}
         self._sound: set[tuple[int, int]] = set()
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return partial(ShardReader, tokenizer_fingerprint=self._expected_tokenizer), (self.directory,)
 
     def __len__(self) -> int:

@@ -14,8 +14,7 @@ from nemo_longpo.typed_fields import build
 from .stages import BASE_LENGTH, DemoSettings, demo_steps, metrics_file, training_directory
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib import axes as of_axes, figure as of_figure
 
 _ADVICE = "remove it with all that lies beside it, or give another --output"
 _BEFORE, _AFTER, _CHOSEN, _REJECTED, _MARGIN = "#9a9a9a", "#1f6feb", "#1a7f37", "#cf222e", "#1f6feb"
@@ -134,7 +133,7 @@ def plot_rewards(path: Path, steps: list[dict[str, Any]]) -> None:
     figure.savefig(path)
 
 
-def _labelled_line(axes: "Axes", x: list[int], y: list[float], color: str, label: str) -> None:
+def _labelled_line(axes: "of_axes.Axes", x: list[int], y: list[float], color: str, label: str) -> None:
     """A line named at its right end, where no curve can run through a legend."""
     axes.plot(x, y, color=color, linewidth=2)
     axes.annotate(
@@ -148,7 +147,7 @@ def _labelled_line(axes: "Axes", x: list[int], y: list[float], color: str, label
     )
 
 
-def _figure(columns: int, inches: tuple[float, float]) -> tuple["Figure", list["Axes"]]:
+def _figure(columns: int, inches: tuple[float, float]) -> tuple["of_figure.Figure", list["of_axes.Axes"]]:
     """Plain axes with room for their labels; drawn without a display and without pyplot's global state."""
     from matplotlib.figure import Figure
 

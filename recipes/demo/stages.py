@@ -4,7 +4,6 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nemo_longpo.checkpoints import run_directory
 from nemo_longpo.errors import InputError
@@ -94,7 +93,7 @@ def demo_steps(settings: DemoSettings) -> list[Step]:
     ]
 
 
-def _chosen(settings: DemoSettings, *names: str) -> dict[str, Any]:
+def _chosen(settings: DemoSettings, *names: str) -> dict[str, object]:
     return {name: getattr(settings, name) for name in names}
 
 
