@@ -18,7 +18,10 @@ def raising(error):
     [
         (("convert", "verify", "a", "b"), "nemo_longpo.conversion.comparison.verify.verify"),
         (("data", "inspect", "shards", "--verify"), "nemo_longpo.data_tools.inspection.inspect_shards.inspect_shards"),
-        (("plan", "--model", "mistral-7b", "--length", "1024", "--gpus", "1"), "nemo_longpo.costs.model_shape.load_shape"),
+        (
+            ("plan", "--model", "mistral-7b", "--length", "1024", "--gpus", "1"),
+            "nemo_longpo.costs.model_shape.load_shape",
+        ),
         (("doctor",), "nemo_longpo.doctor.render"),
     ],
 )
