@@ -20,7 +20,7 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory import downloads, model_config
 from nemo_longpo.terminal import note
 
-from . import outputs, progress, values
+from . import outputs, progress, tensor_values
 from .families.family import Family, Piece
 from .huggingface import directory, tensor_files
 from .huggingface.config import DTYPES, with_dtype, with_max_length
@@ -117,7 +117,7 @@ def write_weights(
     workers: int,
 ) -> None:
     copies = family.copies(model_shape)
-    not_finite = values.NotFinite()
+    not_finite = tensor_values.NotFinite()
     places: dict[str, list[Target]] = {}
     for target in targets.values():
         places.setdefault(copies.get(target.name, target.name), []).append(target)

@@ -12,8 +12,8 @@ from nemo_longpo.model_directory.model_config import ModelConfig
 from nemo_longpo.shards.fingerprint import weights_fingerprint
 from nemo_longpo.terminal import note
 
-from . import outputs, progress, values
-from .families import known
+from . import outputs, progress, tensor_values
+from .families import name_tables
 from .families.family import Family, Piece
 from .huggingface import directory, tensor_files
 from .huggingface.config import ScalingChoice, for_import
@@ -44,7 +44,7 @@ def import_checkpoint(
     outputs.require_apart(output, model)
     outputs.require_free(output, overwrite=overwrite)
     source = directory.HfDirectory.open(model)
-    family = known.family_of(source.config)
+    family = name_tables.family_of(source.config)
     config = for_import(
         source.config,
         theta=rope_theta,
@@ -56,7 +56,7 @@ def import_checkpoint(
     model_shape = ModelShape.of(config)
     weights = HfWeights(source, allow_pickle=allow_pickle)
     check_tensors(weights, family, model_shape)
-    not_finite = values.NotFinite()
+    not_finite = tensor_values.NotFinite()
     chunks = plan_chunks(weights, family, model_shape, not_finite)
     size = sum(chunk.size for chunk in chunks) + outputs.bytes_of(source.companions())
     with outputs.new_model(output, overwrite=overwrite, size=size) as partial_output:
@@ -73,7 +73,7 @@ def import_checkpoint(
 
 
 def plan_chunks(
-    weights: HfWeights, family: Family, model_shape: ModelShape, not_finite: values.NotFinite
+    weights: HfWeights, family: Family, model_shape: ModelShape, not_finite: tensor_values.NotFinite
 ) -> list[torch_dist.Chunk]:
     """One chunk per piece of the model, each read from the Hugging Face files when it is written."""
     return [
@@ -89,7 +89,7 @@ def plan_chunks(
     ]
 
 
-def _load(weights: HfWeights, piece: Piece, not_finite: values.NotFinite) -> torch.Tensor:
+def _load(weights: HfWeights, piece: Piece, not_finite: tensor_values.NotFinite) -> torch.Tensor:
     parts = weights.parts(piece)
     for name, part in zip(piece.names, parts, strict=True):
         not_finite.look_at(name, part)

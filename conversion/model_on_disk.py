@@ -13,7 +13,7 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory import downloads, rope_settings
 from nemo_longpo.model_directory.model_config import ModelConfig
 
-from .families import known
+from .families import name_tables
 from .families.family import Family, Piece
 from .huggingface.config import check_supported, with_rope_scaling, with_rope_theta
 from .huggingface.directory import HfDirectory
@@ -90,7 +90,7 @@ def open_model(path: Path, access: Access = NOTHING_ELSE) -> ModelOnDisk:
         )
     directory = HfDirectory.open(path)
     model_shape = check_supported(directory.config)
-    family = known.family_of(directory.config)
+    family = name_tables.family_of(directory.config)
     weights = HfWeights(directory, allow_pickle=access.allow_pickle)
     try:
         check_tensors(weights, family, model_shape)
@@ -127,7 +127,7 @@ def open_nemo(path: Path, access: Access = NOTHING_ELSE) -> ModelOnDisk:
     if origin.remark is None:  # what NeMo records is checked as it is read, and may lack the number of positions
         check_supported(origin.config)
     config = _as_trained(origin.config, model)
-    family, model_shape = known.family_of(config), ModelShape.of(config)
+    family, model_shape = name_tables.family_of(config), ModelShape.of(config)
     _check_nemo_tensors(weights, family, model_shape, Path(config.file).name)
     return ModelOnDisk(
         path=path,

@@ -10,7 +10,7 @@ from nemo_longpo.terminal import show
 
 from .options import add_settings
 from .settings import ENGINE_SETTINGS
-from .stages.table import STAGES, Report, StageCall, StageSpec
+from .stages.registry import STAGES, Report, StageCall, StageSpec
 
 
 def register(subparsers: Any) -> None:

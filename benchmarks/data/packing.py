@@ -24,7 +24,7 @@ from typing import Any
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from nemo_longpo.data_tools.stages.table import StageCall
+from nemo_longpo.data_tools.stages.registry import StageCall
 
 from ..common.generated import Prose, save_model, tokenizer
 from ..common.results import origin, parser, write_results

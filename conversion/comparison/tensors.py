@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from ..model_on_disk import ModelOnDisk
-from ..values import BLOCK, dtype_name
+from ..tensor_values import BLOCK, dtype_name
 
 Verdict = Literal["exact", "rounded", "different", "only in A", "only in B"]
 

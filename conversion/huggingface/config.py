@@ -11,7 +11,7 @@ from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory import model_config, rope_settings
 
-from ..families.known import family_of
+from ..families.name_tables import family_of
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 """Names in `config.json` and on the command line → safetensors' names."""

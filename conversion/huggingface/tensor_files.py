@@ -20,7 +20,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 from nemo_longpo.errors import InputError
 from nemo_longpo.json_input import parse_json_object
 
-from ..values import to_dtype
+from ..tensor_values import to_dtype
 
 TORCH_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """In the order in which the library sorts them within a file."""

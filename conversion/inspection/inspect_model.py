@@ -15,7 +15,7 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.downloads import cache_hint
 from nemo_longpo.terminal import count, printable, size
 
-from ..families.known import family_of
+from ..families.name_tables import family_of
 from ..huggingface import directory, tensor_files
 from ..huggingface.config import check_supported, for_import, with_rope
 from ..huggingface.weights import IGNORED_SUFFIX, HfWeights, check_tensors

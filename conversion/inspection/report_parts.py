@@ -12,7 +12,7 @@ from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory import downloads, model_config, tokenizer_files
 
-from .. import model_on_disk, progress, values
+from .. import model_on_disk, progress, tensor_values
 from ..families.family import Family, Piece
 from ..huggingface import tensor_files
 from ..huggingface.weights import HfWeights
@@ -86,7 +86,7 @@ def look_at_nemo(checkpoint: model_on_disk.ModelOnDisk, advice: Advice) -> list[
 def _look_at(
     items: list[Item], read: Callable[[Item], Iterable[tuple[str, torch.Tensor]]], advice: Advice
 ) -> list[str]:
-    found = values.NotFinite()
+    found = tensor_values.NotFinite()
 
     def look(item: Item) -> int:
         for name, tensor in read(item):

@@ -14,7 +14,7 @@ from nemo_longpo.checkpoints.trust import check_tokenizer_files
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory import downloads, model_config, nemo_names, tokenizer_files
 
-from ..families import known
+from ..families import name_tables
 from ..families.family import Family
 from ..huggingface.directory import HfDirectory
 from .torch_dist import KEY_PREFIX, DistCheckpoint
@@ -115,10 +115,10 @@ def _config(
 
 def _family(config: Mapping[str, Any], where: str) -> Family:
     target = str(config.get("_target_"))
-    for family in known.FAMILIES:
+    for family in name_tables.FAMILIES:
         if target.startswith(f"{NEMO_MODELS}.{family.nemo_module}."):
             return family
-    supported = ", ".join(family.nemo_config for family in known.FAMILIES)
+    supported = ", ".join(family.nemo_config for family in name_tables.FAMILIES)
     raise InputError(f"{where} describes a {target}; supported are {supported} and their variants")
 
 

@@ -14,7 +14,7 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.yaml_input import read_yaml_mapping
 
 from ..options import Settings, setting, settings_from
-from ..stages import table, with_model
+from ..stages import model_stage, registry
 
 _TOP_KEYS = ("input", "model", "output", "prompts", "executors", "stages")
 # Set for every process by the run itself.
@@ -38,7 +38,7 @@ class StageProcesses:
     In the values of `env`, the variables of every process, "{rank}" stands for the process's number.
     """
 
-    call: table.StageCall
+    call: registry.StageCall
     launch: LaunchSettings
     env: Mapping[str, str]
 
@@ -78,9 +78,9 @@ def load_pipeline(path: Path) -> Pipeline:
     prompts = _text(content["prompts"], f"{path}: key 'prompts'") if content.get("prompts") else None
     stages: list[StageProcesses] = []
     for name in _names_in_order(content["stages"], path):
-        row = table.STAGES[name]
+        row = registry.STAGES[name]
         values, launch, env = _told(name, content["stages"][name] or {}, executors, f"{path}: stages.{name}")
-        call = table.StageCall(
+        call = registry.StageCall(
             stage=name,
             inputs=(str(stages[-1].call.output),) if stages else inputs,
             output=output / (row.folder or name),
@@ -105,7 +105,7 @@ def _text(value: Any, where: str) -> str:
 
 def _orders(name: str) -> Iterator[tuple[str, ...]]:
     """The ways to stage `name` from one that reads what comes from outside."""
-    before = table.STAGES[name].follows
+    before = registry.STAGES[name].follows
     return ((*order, name) for other in before for order in _orders(other)) if before else iter([(name,)])
 
 
@@ -116,14 +116,14 @@ def _names_in_order(stages: Any, path: Path) -> list[str]:
     """
     if not isinstance(stages, dict):
         raise InputError(f"{path}: key 'stages' must be a mapping from stage names to settings")
-    _refuse_unknown(stages, tuple(table.STAGES), f"{path}: stages:")
+    _refuse_unknown(stages, tuple(registry.STAGES), f"{path}: stages:")
     order = next((order for name in stages for order in _orders(name) if set(stages) <= set(order)), None)
-    names = [name for name in order or table.STAGES if name in stages]
+    names = [name for name in order or registry.STAGES if name in stages]
     if order is None:
         late, before = next(
-            (late, before) for before, late in pairwise(names) if before not in table.STAGES[late].follows
+            (late, before) for before, late in pairwise(names) if before not in registry.STAGES[late].follows
         )
-        problem = f"does not read what {before!r} writes" if table.STAGES[late].follows else "makes pairs itself"
+        problem = f"does not read what {before!r} writes" if registry.STAGES[late].follows else "makes pairs itself"
         raise InputError(f"{path}: stages: {late!r} {problem}; remove the stages up to {before!r}")
     missing = [name for name in order[order.index(names[0]) : order.index(names[-1])] if name not in names]
     if missing:
@@ -137,16 +137,16 @@ def _told(
     """What the file says of a stage: its own settings, how its processes are started, and their variables."""
     if not isinstance(values, dict):
         raise InputError(f"{where} must be a mapping of settings")
-    settings = table.STAGES[name].setting_names()
+    settings = registry.STAGES[name].setting_names()
     own_names = [item for item in settings if item not in _NOT_IN_FILE]
     launch_names = [item.name for item in fields(LaunchSettings)]
     _refuse_unknown(values, ("env", *launch_names, *own_names), f"{where}:")
     # YAML reads a bare 2026-03-31 as a date.
     own = {key: str(value) if isinstance(value, date) else value for key, value in values.items() if key in own_names}
     try:
-        for kind in table.STAGES[name].settings:
+        for kind in registry.STAGES[name].settings:
             settings_from(kind, own)
-        _refuse_passwords(with_model.EngineOptions.from_mapping(own).server.base_url)
+        _refuse_passwords(model_stage.EngineOptions.from_mapping(own).server.base_url)
         launch = settings_from(LaunchSettings, values)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error

@@ -19,7 +19,7 @@ from nemo_longpo.steps import Step, run_steps
 from nemo_longpo.terminal import note, printable_lines
 
 from ..runner import progress, read_stage_settings
-from ..stages.table import STAGES, Report
+from ..stages.registry import STAGES, Report
 from .config import Pipeline, StageProcesses
 
 _POLL_SECONDS = 1.0

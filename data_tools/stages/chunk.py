@@ -18,7 +18,7 @@ from ..model import load_chat, tokenizer_identity
 from ..pairs import seed_for
 from ..runner import PartResult, PartsJob, Process, Row, Tick, run_parts
 from ..settings import ChunkSettings, CpuWorkShare
-from .table import Report, StageCall
+from .registry import Report, StageCall
 
 
 def run_chunk(call: StageCall) -> Report:

@@ -15,7 +15,7 @@ from ..quality.language import similarity, words
 from ..quality.useless_answers import compressed_share, is_refusal, longest_copy, longest_loop, repeats, searchable
 from ..runner import PartResult, PartsJob, Process, Row, Tick, open_parts, run_parts
 from ..settings import CpuWorkShare, FilterSettings
-from .table import Report, StageCall
+from .registry import Report, StageCall
 
 _BRANCHES: dict[str, tuple[str, ...]] = {"none": (), "chosen": ("chosen",), "both": ("chosen", "rejected")}
 

@@ -15,7 +15,7 @@ from ..model import load_chat, tokenizer_identity
 from ..published import conversation, document, source
 from ..runner import PartResult, PartsJob, Process, Row, Tick, is_given, run_parts
 from ..settings import CpuWorkShare, ImportSettings
-from .table import Report, StageCall
+from .registry import Report, StageCall
 
 
 def run_import_hf(call: StageCall) -> Report:

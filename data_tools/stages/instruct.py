@@ -14,8 +14,8 @@ from ..prompts import Prompts
 from ..quality.usable_requests import Pool, Wording, read_requests
 from ..runner import PartResult, Row, Tick
 from ..settings import InstructSettings
-from .table import Report, StageCall
-from .with_model import LoadedModel, run_with_model
+from .model_stage import LoadedModel, run_with_model
+from .registry import Report, StageCall
 
 _TELLING_TURNS = 8  # so many answers without one instruction: the next ones will have none either
 _KEPT_CHARACTERS, _KEPT_ITEM_CHARACTERS = 4000, 400  # of an answer and of an item, for people to judge

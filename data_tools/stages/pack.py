@@ -15,7 +15,7 @@ from ..chat.format import as_ids, as_spans
 from ..model import load_chat, model_identity, rendering_identity, tokenizer_identity
 from ..runner.rows import REPAIR, SETTINGS_NAME, PartsSource
 from ..settings import EngineSettings, PackSettings, TemplateSettings
-from .table import Report, StageCall
+from .registry import Report, StageCall
 
 
 def run_pack(call: StageCall) -> Report:

@@ -15,8 +15,8 @@ from ..engines.engine import Completion, Sampling
 from ..pairs import read_chunks, seed_for
 from ..runner import PartResult, Row, Tick
 from ..settings import RespondSettings
-from .table import Report, StageCall
-from .with_model import LoadedModel, run_with_model
+from .model_stage import LoadedModel, run_with_model
+from .registry import Report, StageCall
 
 
 def run_respond(call: StageCall) -> Report:

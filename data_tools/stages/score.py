@@ -16,9 +16,9 @@ from ..model import load_chat, tokenizer_identity
 from ..pairs import BRANCHES
 from ..runner import PartResult, Row, Tick, read_stage_settings
 from ..settings import EngineSettings, ScoreSettings
+from .model_stage import LoadedModel, run_with_model
+from .registry import Report, StageCall
 from .score_check import EngineCheck, Scored
-from .table import Report, StageCall
-from .with_model import LoadedModel, run_with_model
 
 
 def run_score(call: StageCall) -> Report:

@@ -18,9 +18,9 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.json_input import read_json_object
 
 from .completeness import WEIGHT_FILES, require_files
+from .fiddle_record import Name, Recorded, read_recorded
 from .integrity import COPY_AGAIN
 from .pickled import DAMAGED, check_names, read_metadata
-from .recorded import Name, Recorded, read_recorded
 
 ADVICE = (
     "if you know who made the checkpoint and mean to run what it names, set resume.trust_checkpoint=True (with longpo "

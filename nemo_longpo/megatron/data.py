@@ -17,7 +17,7 @@ from nemo_longpo.model_directory.rope_settings import parse_scaling, usable_posi
 from nemo_longpo.parallel import collectives, sampling
 from nemo_longpo.parallel.layout import PairRows, lay_out_pair
 from nemo_longpo.placement import GLOBAL_BATCH_SIZE, PairLayout
-from nemo_longpo.shards import demands, fingerprint
+from nemo_longpo.shards import fingerprint, requirements
 from nemo_longpo.shards.reader import ShardReader
 from nemo_longpo.shards.schema import PairRecord
 
@@ -124,8 +124,8 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
     def setup(self, stage: str = "fit") -> None:
         """Open the shards.
 
-        Raises InputError, the same on all ranks, if they are of another tokenizer or schema, do not meet the `Demands`
-        of the model, or have changed bytes.
+        Raises InputError, the same on all ranks, if they are of another tokenizer or schema, do not meet the
+        `Requirements` of the model, or have changed bytes.
         """
         raise_on_all(self._open)
         if self.check_hashes:
@@ -144,7 +144,9 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
         lengths = [reader.lengths() for reader in self.readers]
         model: Any = self.trainer.lightning_module
         positions = usable_positions(model.config.seq_length, parse_scaling(model.rope_scaling, "model.rope_scaling"))
-        asked = demands.Demands(model.config.vocab_size, self.seq_length, positions, model.objective.loss_type)
+        asked = requirements.Requirements(
+            model.config.vocab_size, self.seq_length, positions, model.objective.loss_type
+        )
         for reader, trunk_chosen_rejected in zip(self.readers, lengths, strict=True):
             asked.check(reader, trunk_chosen_rejected)
         self.lengths = np.concatenate(lengths)

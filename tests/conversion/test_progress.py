@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from nemo_longpo.conversion.exporter import Target, lay_out, write_weights
 from nemo_longpo.conversion.families.family import Piece
-from nemo_longpo.conversion.families.known import FAMILIES
+from nemo_longpo.conversion.families.name_tables import FAMILIES
 from nemo_longpo.conversion.progress import VERBOSE, quiet_libraries, work_through
 from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.errors import InputError

@@ -42,7 +42,7 @@ from nemo_longpo.data_tools.published.conversation import Refused, template_ids
 from nemo_longpo.data_tools.published.document import Limits, read_document
 from nemo_longpo.data_tools.published.source import PublishedSource
 from nemo_longpo.data_tools.runner.rows import PartsSource
-from nemo_longpo.data_tools.stages.table import StageCall
+from nemo_longpo.data_tools.stages.registry import StageCall
 from nemo_longpo.shards.reader import ShardReader
 
 Prepared = tuple[st.SearchStrategy[bytes], Callable[[bytes], object]]

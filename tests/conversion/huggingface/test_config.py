@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig, MistralConfig, Qwen2Config
 
-from nemo_longpo.conversion.families.known import FAMILIES
+from nemo_longpo.conversion.families.name_tables import FAMILIES
 from nemo_longpo.conversion.huggingface.config import (
     COMPUTED,
     check_supported,

@@ -15,7 +15,7 @@ import yaml
 
 from nemo_longpo.data_tools.pipeline.config import LaunchSettings, StageProcesses
 from nemo_longpo.data_tools.pipeline.run import _PartsBar, make_executor
-from nemo_longpo.data_tools.stages.table import StageCall
+from nemo_longpo.data_tools.stages.registry import StageCall
 from nemo_longpo.errors import InputError
 
 pytestmark = pytest.mark.slow

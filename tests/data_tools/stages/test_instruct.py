@@ -11,7 +11,7 @@ from nemo_longpo.data_tools.prompts import Prompts
 from nemo_longpo.data_tools.runner.rows import Row
 from nemo_longpo.data_tools.settings import InstructSettings
 from nemo_longpo.data_tools.stages.instruct import _instruct_rows
-from nemo_longpo.data_tools.stages.with_model import LoadedModel
+from nemo_longpo.data_tools.stages.model_stage import LoadedModel
 from nemo_longpo.errors import InputError
 
 

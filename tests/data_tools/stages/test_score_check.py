@@ -9,6 +9,8 @@ from support.small_corpus import save_stopping_model
 
 from nemo_longpo.data_tools.engines.hf_engine import TransformersEngine
 from nemo_longpo.data_tools.settings import EngineSettings, ScoreSettings, TransformersSettings
+from nemo_longpo.data_tools.stages.model_stage import EngineOptions
+from nemo_longpo.data_tools.stages.registry import StageCall
 from nemo_longpo.data_tools.stages.score_check import (
     REPORT_NAME,
     Difference,
@@ -17,8 +19,6 @@ from nemo_longpo.data_tools.stages.score_check import (
     allowed_mean,
     compare,
 )
-from nemo_longpo.data_tools.stages.table import StageCall
-from nemo_longpo.data_tools.stages.with_model import EngineOptions
 from nemo_longpo.errors import InputError
 
 TURN = {"chunk": "A small boat crosses.", "instruction": "Who?", "chosen": "The old clock " * 9, "rejected": "A letter"}

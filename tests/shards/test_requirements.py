@@ -9,16 +9,16 @@ from support.small_shards import PROVENANCE, make_record
 
 from nemo_longpo.errors import InputError
 from nemo_longpo.objective import LossType
-from nemo_longpo.shards.demands import Demands
 from nemo_longpo.shards.reader import ShardReader
+from nemo_longpo.shards.requirements import Requirements
 from nemo_longpo.shards.writer import ShardWriter
 
-DEMANDS = Demands(vocabulary_rows=100, seq_length=16, positions=16, loss_type="longpo")
+REQUIREMENTS = Requirements(vocabulary_rows=100, seq_length=16, positions=16, loss_type="longpo")
 
 
-def check(directory, demands: Demands) -> None:
+def check(directory, requirements: Requirements) -> None:
     reader = ShardReader(directory)
-    demands.check(reader, reader.lengths())
+    requirements.check(reader, reader.lengths())
 
 
 @pytest.fixture
@@ -39,25 +39,25 @@ def test_loss_and_reference_fit(shards_of, loss_type, ref_context):
     directory = shards_of(ref_context)
     needs_short = loss_type in ("longpo", "longpo_no_nll", "sft_chosen_constraint")
     refused = needs_short if ref_context == "long" else loss_type == "dpo"
-    demands = replace(DEMANDS, loss_type=loss_type)
+    requirements = replace(REQUIREMENTS, loss_type=loss_type)
     if not refused:
-        check(directory, demands)
+        check(directory, requirements)
         return
     other = {"short": "long", "long": "short"}[ref_context]
     with pytest.raises(InputError, match=rf"loss_type={loss_type} .*{directory}.*--ref-context {other}.*sft_chosen"):
-        check(directory, demands)
+        check(directory, requirements)
 
 
 def test_vocabulary_larger_than_the_model(shards_of):
     with pytest.raises(InputError, match="short was written for a vocabulary of 100, but the model has 99 rows"):
-        check(shards_of("short"), replace(DEMANDS, vocabulary_rows=99))
+        check(shards_of("short"), replace(REQUIREMENTS, vocabulary_rows=99))
 
 
 @pytest.mark.parametrize("branches", [(2, 7), (7, 2)], ids=["rejected is longer", "chosen is longer"])
 def test_the_longer_answer_counts(shards_of, branches):
     lengths = np.array([[10, 2, 2], [10, *branches], [10, 2, 2]])
     with pytest.raises(InputError, match=r"record 1.* has 17 tokens, more than data\.seq_length=16"):
-        DEMANDS.check(ShardReader(shards_of("short")), lengths)
+        REQUIREMENTS.check(ShardReader(shards_of("short")), lengths)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_the_longer_answer_counts(shards_of, branches):
 )
 def test_a_record_longer_than_run_or_model(shards_of, limit, sentence):
     directory = shards_of("short")
-    check(directory, replace(DEMANDS, seq_length=14, positions=14))
-    check(directory, replace(DEMANDS, positions=None))
+    check(directory, replace(REQUIREMENTS, seq_length=14, positions=14))
+    check(directory, replace(REQUIREMENTS, positions=None))
     with pytest.raises(InputError, match=f"shard-00000.arrow, record 2, document 'document 2' {sentence}"):
-        check(directory, replace(DEMANDS, **limit))
+        check(directory, replace(REQUIREMENTS, **limit))

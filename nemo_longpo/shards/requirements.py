@@ -12,7 +12,7 @@ from .reader import ShardReader
 
 
 @dataclass(frozen=True)
-class Demands:
+class Requirements:
     """What a run can train on: `vocabulary_rows` of the model's embedding, and `seq_length` tokens of trunk + branch.
 
     `positions` are those of the model's configuration (None if it does not say).

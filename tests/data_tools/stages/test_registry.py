@@ -12,7 +12,7 @@ from nemo_longpo.cli import main
 from nemo_longpo.data_tools.cli import register
 from nemo_longpo.data_tools.options import Settings, setting
 from nemo_longpo.data_tools.pipeline.config import load_pipeline
-from nemo_longpo.data_tools.stages.table import STAGES, StageCall, StageSpec
+from nemo_longpo.data_tools.stages.registry import STAGES, StageCall, StageSpec
 
 COUNT = """
 def run_count(call):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from nemo_longpo.conversion.families.known import FAMILIES, family_of
+from nemo_longpo.conversion.families.name_tables import FAMILIES, family_of
 from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.model_config import ModelConfig

@@ -11,7 +11,7 @@ from support.damage import assert_refused, edit_tensors
 
 from nemo_longpo.cli import main
 from nemo_longpo.conversion.importer import import_checkpoint
-from nemo_longpo.conversion.values import is_finite, to_dtype
+from nemo_longpo.conversion.tensor_values import is_finite, to_dtype
 from nemo_longpo.errors import InputError
 
 NAN, INFINITE = "model.layers.1.mlp.down_proj.weight", "model.norm.weight"

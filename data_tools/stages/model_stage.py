@@ -16,7 +16,7 @@ from ..pairs import check_own_rows
 from ..prompts import Prompts, choose_prompts
 from ..runner import PartResult, PartsJob, Process, Progress, Row, Tick, open_parts, read_stage_settings, run_parts
 from ..settings import EngineSettings, ServerSettings, TemplateSettings, TransformersSettings, VllmSettings, WorkShare
-from .table import Report, StageCall
+from .registry import Report, StageCall
 
 
 @dataclass(frozen=True)
