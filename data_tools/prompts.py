@@ -61,7 +61,7 @@ _LEAD_INS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Prompts:
     """`ask` joins a document (or a chunk of it) and an instruction to one user message; `write_instruction` makes the
     model write several instructions about a chunk, `write_one_instruction` a single one. At {form} in the former stands

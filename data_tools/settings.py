@@ -16,7 +16,7 @@ DEFAULT_SPLIT = "train"
 """The part that is taken of a published dataset with several."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ChunkSettings(Settings):
     """Lengths in tokens of the model. Documents outside the window are left out, and counted."""
 
@@ -32,7 +32,7 @@ class ChunkSettings(Settings):
     seed: int = setting(0, "for drawing chunks")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class InstructSettings(Settings):
     """`pool_size` instructions are asked for in one request; with 1, the whole answer is the instruction."""
 
@@ -58,7 +58,7 @@ class RespondSettings(Settings):
     seed: int = setting(0, "for sampling")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FilterSettings(Settings):
     """What makes a turn useless for training. In scripts without spaces, characters count as words.
 
@@ -126,7 +126,7 @@ class ImportSettings(Settings):
         return super().recorded() | {"split": self.split or DEFAULT_SPLIT}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WorkShare(Settings):
     """Which share of the parts this process makes, and how large parts are when the input has none of its own.
 
@@ -145,7 +145,7 @@ class WorkShare(Settings):
     dry_run: bool = setting(False, "only check the input and the settings, and say whether anything is missing")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CpuWorkShare(WorkShare):
     """For stages without a model: they can also share this process's parts between processes of one machine."""
 
@@ -190,7 +190,7 @@ class TransformersSettings(Settings):
     batch_tokens: int = setting(16384, "most padded tokens in one batch", minimum=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VllmSettings(Settings):
     """With `--engine vllm`."""
 
@@ -208,7 +208,7 @@ class VllmSettings(Settings):
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ServerSettings(Settings):
     """With `--engine server`: vLLM's OpenAI-compatible servers, all with the same model."""
 

@@ -6,10 +6,11 @@ import re
 from collections import Counter
 
 import pytest
-from test_layers import FILES, IMPORTS, ROOT, module_name
+from test_layers import FILES, IMPORTS, ROOT, imported_names, module_name
 
 CONVENTIONAL = {"__init__.py", "cli.py", "conftest.py"}
 LARGEST_SHARE_OF_IMPORTS = 0.065
+MOST_FIELDS_BY_POSITION = 4
 
 # What is known in one place -> how it shows in a source, and where it may stand.
 KNOWN_ONCE = {
@@ -54,6 +55,41 @@ def test_share_of_import_lines():
         nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom)]
         imports += sum((node.end_lineno or node.lineno) - node.lineno + 1 for node in nodes)
     assert imports / lines <= LARGEST_SHARE_OF_IMPORTS, "small files that change together may be one"
+
+
+def test_dataclasses_of_many_fields_are_keyword_only():
+    """Inherited fields count too."""
+    classes = {
+        f"{module_name(file)}.{node.name}": (file, node)
+        for file in FILES
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    }
+    imported = {file: {name.rpartition(".")[2]: name for _, name in imported_names(file)} for file in FILES}
+
+    def decorator(node: ast.ClassDef) -> str:
+        return next((text for text in map(ast.unparse, node.decorator_list) if "dataclass" in text), "")
+
+    def fields(name: str) -> set[str]:
+        if name not in classes:
+            return set()
+        file, node = classes[name]
+        own = {
+            ast.unparse(item.target)
+            for item in node.body
+            if isinstance(item, ast.AnnAssign) and "ClassVar" not in ast.unparse(item.annotation) and decorator(node)
+        }
+        for base in node.bases:
+            first, dot, rest = ast.unparse(base).partition("[")[0].partition(".")
+            own |= fields(imported[file].get(first, f"{module_name(file)}.{first}") + dot + rest)
+        return own
+
+    positional = [
+        f"{file.relative_to(ROOT)}:{node.lineno} {node.name}"
+        for name, (file, node) in classes.items()
+        if (text := decorator(node)) and "kw_only=True" not in text and len(fields(name)) > MOST_FIELDS_BY_POSITION
+    ]
+    assert not positional, f"write @dataclass(frozen=True, kw_only=True), and the fields by name: {positional}"
 
 
 @pytest.mark.parametrize("what", KNOWN_ONCE)

@@ -80,7 +80,7 @@ def draw_answers(engine: Engine, count: int, longest: int) -> tuple[list[list[in
     draw = random.Random(0)
     lengths = [longest * (index + 1) // count for index in range(count)]
     prompts = [[draw.randrange(10, engine.vocab_size - 10) for _ in range(length)] for length in lengths]
-    sampling = Sampling(ANSWER_TOKENS, frozenset(), temperature=1.0)
+    sampling = Sampling(max_new_tokens=ANSWER_TOKENS, stop_ids=frozenset(), temperature=1.0)
     answers = engine.generate(prompts, sampling, list(range(count)), lambda _: None)
     sequences = [prompt + answer.ids for prompt, answer in zip(prompts, answers, strict=True)]
     return sequences, [[(length, length + ANSWER_TOKENS)] for length in lengths]

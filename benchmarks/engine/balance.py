@@ -62,7 +62,7 @@ def main() -> None:
 def imbalance(costs: np.ndarray, batch_size: int, dp_size: int, window: int) -> float:
     """Of one epoch; a window of 0 deals the random permutation out as it comes."""
     if window:
-        order = RecordOrder(costs, 0, batch_size, window, dp_size)
+        order = RecordOrder(costs_N=costs, seed=0, batch_size=batch_size, window=window, dp_size=dp_size)
         batches = np.array([order.batch(number) for number in range(len(costs) // batch_size)])
     else:
         batches = epoch_order(costs, 0, 0, batch_size, 1).reshape(-1, batch_size)

@@ -88,7 +88,7 @@ class Piece:
         return split(self.entry.fusion, tensor, [shape[0] for shape in self.part_shapes], self.model_shape.kv_heads)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """A model family: how Hugging Face and NeMo call it, and its name table.
 

@@ -20,7 +20,7 @@ Spans = Sequence[Sequence[Span]]
 """Per sequence, the ranges [start, end) of tokens whose log-probs are asked for."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sampling:
     """Temperature 0 is greedy. `stop_ids` end an answer and are not part of it. With `json_schema` an answer is JSON
     of that schema, as far as it goes; only for an engine that `writes_json`."""

@@ -151,7 +151,7 @@ def _whole(text: str) -> str:
     return clean("\n".join(lines))
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Item:
     first: Line
     last: int  # the number of its last line
@@ -217,7 +217,7 @@ def _read(lines: list[Line], starts: set[int]) -> list[_Item]:
     after_blank = False
     for number, line in enumerate(lines):
         if number in starts:
-            items.append(_Item(line, number))
+            items.append(_Item(first=line, last=number))
         elif line.text and items and items[-1].is_open:
             item = items[-1]
             item.has_requests |= line.kind not in ("", "answer", "heading") and ends_sentence(line.text)

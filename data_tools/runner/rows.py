@@ -108,7 +108,7 @@ class PartLimits:
         return {"rows_per_part": self.rows} | ({"bytes_per_part": self.bytes} if self._mattered and self.bytes else {})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Block:
     """Lines of a JSONL file, from a byte offset on."""
 
@@ -177,13 +177,13 @@ def _index(path: Path, limits: PartLimits | None) -> Iterator[_Block]:
         for line in file:
             filled = bool(line.strip())
             if limits is not None and filled and limits.is_full(rows, position - offset, len(line)):
-                yield _Block(path, offset, first_line, lines, rows)
+                yield _Block(path=path, offset=offset, first_line=first_line, lines=lines, rows=rows)
                 offset, first_line, lines, rows = position, first_line + lines, 0, 0
             position += len(line)
             lines += 1
             rows += filled
     if rows or limits is None:
-        yield _Block(path, offset, first_line, lines, rows)
+        yield _Block(path=path, offset=offset, first_line=first_line, lines=lines, rows=rows)
 
 
 def _read(block: _Block) -> Iterator[Row]:

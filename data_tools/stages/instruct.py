@@ -67,7 +67,13 @@ def _instruct_rows(
             requests.append(prompt)
             seeds.append(seed_for(settings.seed, "instruct", row.record["doc_id"], index))
     schema = _list_of_requests(settings.pool_size) if as_json else None
-    sampling = Sampling(settings.max_new_tokens, chat.stop_ids, settings.temperature, settings.top_p, schema)
+    sampling = Sampling(
+        max_new_tokens=settings.max_new_tokens,
+        stop_ids=chat.stop_ids,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        json_schema=schema,
+    )
     completions = loaded.engine.generate(requests, sampling, seeds, tick)
     wording = Wording(ask(""))
     answers = []

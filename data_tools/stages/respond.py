@@ -40,7 +40,12 @@ def _respond_rows(rows: list[Row], tick: Tick, loaded: LoadedModel, settings: Re
             loaded.check_long(len(long), settings.max_new_tokens, row.where)
             requests += [short, long]
             seeds += [seed_for(settings.seed, name, row.record["doc_id"], index) for name in ("chosen", "rejected")]
-    sampling = Sampling(settings.max_new_tokens, chat.stop_ids, settings.temperature, settings.top_p)
+    sampling = Sampling(
+        max_new_tokens=settings.max_new_tokens,
+        stop_ids=chat.stop_ids,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+    )
     completions = iter(loaded.engine.generate(requests, sampling, seeds, tick))
     records = []
     for row in rows:

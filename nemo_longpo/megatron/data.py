@@ -183,7 +183,13 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
     def _order(self, model: Any, dp_size: int) -> sampling.RecordOrder:
         shape = model_shape.ModelShape.from_nemo(vars(model.config), "the model's configuration")
         costs = [flops.forward_flops(shape, trunk, a, b, model.pair_layout) for trunk, a, b in self.lengths.tolist()]
-        return sampling.RecordOrder(np.array(costs), self.seed, self.global_batch_size, self.length_window, dp_size)
+        return sampling.RecordOrder(
+            costs_N=np.array(costs),
+            seed=self.seed,
+            batch_size=self.global_batch_size,
+            window=self.length_window,
+            dp_size=dp_size,
+        )
 
     def val_dataloader(self) -> list:
         return []

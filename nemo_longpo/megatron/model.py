@@ -77,7 +77,7 @@ class LongPOLossReduction(megatron_parallel.MegatronLossReduction):
         return dict(zip(names, values / dp_group.size(), strict=True))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ArchitectureFromCheckpoint:
     """Stands in for `LongPOModel.config` until `LongPOResume` has read the architecture from the checkpoint.
 

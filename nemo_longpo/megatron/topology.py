@@ -14,7 +14,7 @@ from megatron.core import parallel_state
 from nemo_longpo.errors import InputError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Topology:
     """Groups of the running job, and where this rank's pipeline stage is. `dp_group` leaves context parallelism out."""
 

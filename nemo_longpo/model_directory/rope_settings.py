@@ -26,7 +26,7 @@ class LinearScaling:
         return 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class YarnScaling:
     """Fast frequencies stay, slow ones are divided by `factor`, with a ramp between; arXiv 2309.00071.
 

@@ -35,7 +35,7 @@ _ROW = np.dtype(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PairRows:
     """One pair as rows that predict their labels. Labels are shifted already, so any selection of rows stays correct.
 

@@ -52,7 +52,7 @@ def spread_over_ranks(costs_B: Array, dp_size: int) -> Array:
     return np.array(ranks).T.ravel()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class RecordOrder:
     """Item i of a run is record `order[i]`: place `i mod batch_size` of global batch `i div batch_size`.
 

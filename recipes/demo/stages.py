@@ -18,7 +18,7 @@ BASE_LENGTH = 128  # up to here the base model answers every question
 SHORT_LENGTHS = (64, 96, BASE_LENGTH)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DemoSettings:
     """What the demo can be run with; the defaults reach the bar of 90 % within minutes on two cores."""
 

@@ -22,7 +22,7 @@ from .evaluate import accuracy
 from .tokenizer import SPECIAL_TOKENS, USER_CLOSE, build_tokenizer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Training:
     """Settings of the base training; `steps` is the whole run, fractions of it are named as such."""
 

@@ -75,7 +75,7 @@ def test_equals_hugging_face(settings, theta, head_size, max_positions):
 
 def test_qwen_with_yarn_in_numbers():
     """Worked out from arXiv 2309.00071: D = 128, θ = 1e6, 32 and 1 turns within 32,768 positions."""
-    rope = RopeSettings(1e6, YarnScaling(4.0, 32768))
+    rope = RopeSettings(1e6, YarnScaling(factor=4.0, original_max_position_embeddings=32768))
     ratio = inverse_frequencies(RopeSettings(1e6), 128) / inverse_frequencies(rope, 128)
     assert rope.attention_factor == pytest.approx(0.1 * math.log(4) + 1)
     assert (ratio[:24] == 1).all()  # 128 · ln(32768 / 64π) / (2 ln 1e6) = 23.6: kept up to there

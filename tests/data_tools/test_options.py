@@ -29,7 +29,7 @@ def parse(*words):
 
 def test_flags_of_every_kind():
     words = ["--count", "3", "--share", "0.25", "--limit", "7", "--mode", "slow", "--strict", "--names", "a", "b"]
-    assert parse(*words) == Sample(3, 0.25, 7, "slow", True, ("a", "b"))
+    assert parse(*words) == Sample(count=3, share=0.25, limit=7, mode="slow", strict=True, names=("a", "b"))
     assert parse() == Sample()
     assert parse("--no-strict") == Sample()
 

@@ -116,7 +116,7 @@ def test_what_follows_from_the_model():
     assert (plain.variable_seq_lengths, plain.softmax_scale) == (False, None)
     complete(stages, RopeSettings(1e6))
     assert stages.variable_seq_lengths
-    rope = RopeSettings(1e6, YarnScaling(4.0, 4096))
+    rope = RopeSettings(1e6, YarnScaling(factor=4.0, original_max_position_embeddings=4096))
     complete(yarn, rope)
     assert yarn.softmax_scale == rope.softmax_scale(128) != 128**-0.5
 

@@ -16,6 +16,7 @@ from nemo_longpo.model_directory.rope_settings import (
 )
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+YARN_OF_32K = YarnScaling(factor=4.0, original_max_position_embeddings=32768)
 LLAMA = {
     "rope_type": "llama3",
     "factor": 8,
@@ -34,12 +35,12 @@ LLAMA = {
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, None),
         ({"rope_parameters": {"rope_theta": 1e6}}, None),
         ({"rope_scaling": {"type": "linear", "factor": 2}}, LinearScaling(2)),
-        ({"rope_scaling": YARN}, YarnScaling(4.0, 32768)),
-        ({"rope_scaling": None, "rope_parameters": {**YARN, "rope_theta": 1e6}}, YarnScaling(4.0, 32768)),
-        ({"rope_scaling": {**YARN, "beta_fast": None, "finetuned": True}}, YarnScaling(4.0, 32768)),
+        ({"rope_scaling": YARN}, YARN_OF_32K),
+        ({"rope_scaling": None, "rope_parameters": {**YARN, "rope_theta": 1e6}}, YARN_OF_32K),
+        ({"rope_scaling": {**YARN, "beta_fast": None, "finetuned": True}}, YARN_OF_32K),
         (
             {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}, "max_position_embeddings": 8192},
-            YarnScaling(4.0, 8192),
+            YarnScaling(factor=4.0, original_max_position_embeddings=8192),
         ),
         ({"rope_scaling": LLAMA}, Llama3Scaling(8, 8192, 1, 4)),
     ],
@@ -90,8 +91,8 @@ def test_refuses_an_empty_ramp_of_llama3():
     [
         (None, None, None),
         (4096, None, 4096),
-        (32768, YarnScaling(4.0, 32768), 131072),
-        (131072, YarnScaling(4.0, 32768), 131072),
+        (32768, YARN_OF_32K, 131072),
+        (131072, YARN_OF_32K, 131072),
         (4096, LinearScaling(4.0), 16384),
         (131072, Llama3Scaling(8, 8192, 1, 4), 131072),
     ],

@@ -23,7 +23,7 @@ windows = st.integers(1, 5)
 def test_every_epoch_holds_each_record_once(records, batch_size, window, seed, dp_exponent):
     """Also where epochs begin and end within a global batch, and where a batch is larger than an epoch."""
     dp_size = min(2**dp_exponent, batch_size)
-    order = RecordOrder(random_costs(records), seed, batch_size, window, dp_size)
+    order = RecordOrder(costs_N=random_costs(records), seed=seed, batch_size=batch_size, window=window, dp_size=dp_size)
     # Over this many epochs a whole number of batches fits.
     found = np.concatenate([order.batch(number) for number in range(records)])
     assert np.bincount(found).tolist() == [batch_size] * records
@@ -39,16 +39,19 @@ def test_every_epoch_holds_each_record_once(records, batch_size, window, seed, d
 def test_an_item_depends_on_its_number_alone(records, batch_size, window, seed, items):
     """A run that was resumed at any item, or read by another worker, sees what an uninterrupted one would."""
     costs = random_costs(records)
-    straight = RecordOrder(costs, seed, batch_size, window)
+    straight = RecordOrder(costs_N=costs, seed=seed, batch_size=batch_size, window=window)
     run = [straight[item] for item in range(301)]
-    resumed = RecordOrder(costs, seed, batch_size, window)
+    resumed = RecordOrder(costs_N=costs, seed=seed, batch_size=batch_size, window=window)
     assert [resumed[item] for item in items] == [run[item] for item in items]
 
 
 @given(counts, st.sampled_from([4, 8]), windows, st.integers(0, 5), st.integers(0, 20))
 def test_batches_do_not_depend_on_the_number_of_ranks(records, batch_size, window, seed, number):
     costs = random_costs(records)
-    batches = [RecordOrder(costs, seed, batch_size, window, dp_size).batch(number) for dp_size in (1, 2, 4)]
+    batches = [
+        RecordOrder(costs_N=costs, seed=seed, batch_size=batch_size, window=window, dp_size=dp_size).batch(number)
+        for dp_size in (1, 2, 4)
+    ]
     assert sorted(batches[0]) == sorted(batches[1]) == sorted(batches[2])
 
 
@@ -56,7 +59,7 @@ def test_epochs_and_seeds_have_orders_of_their_own():
     costs = random_costs(30)
     orders = [tuple(epoch_order(costs, seed, epoch, 4, 2)) for seed in range(2) for epoch in range(3)]
     assert len(set(orders)) == 6
-    run = RecordOrder(costs, seed=1, batch_size=1, window=1)
+    run = RecordOrder(costs_N=costs, seed=1, batch_size=1, window=1)
     assert [run[item] for item in range(60)] == [*epoch_order(costs, 1, 0, 1, 1), *epoch_order(costs, 1, 1, 1, 1)]
 
 
@@ -106,7 +109,7 @@ def test_a_batch_that_does_not_split_over_the_ranks():
 
 def imbalance(costs: np.ndarray, dp_size: int, window: int) -> float:
     """Cost of the busiest rank over the mean rank, averaged over an epoch of global batches of 8."""
-    order = RecordOrder(costs, 0, 8, window, dp_size)
+    order = RecordOrder(costs_N=costs, seed=0, batch_size=8, window=window, dp_size=dp_size)
     loads = np.array([costs[order.batch(number)].reshape(-1, dp_size).sum(0) for number in range(len(costs) // 8)])
     return float((loads.max(1) / loads.mean(1)).mean())
 

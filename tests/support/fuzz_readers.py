@@ -359,7 +359,9 @@ ADDRESS = parse_address("http://me:secret@127.0.0.1:1/v1")
 
 async def complete(client: httpx.AsyncClient) -> None:
     answer = await ask_completion(client, ADDRESS, {"prompt": PROMPT, "max_tokens": 2}, 9.0)
-    completion = _read_completion(answer["choices"][0], ADDRESS.url, PROMPT, Sampling(2, frozenset({2})), 500)
+    completion = _read_completion(
+        answer["choices"][0], ADDRESS.url, PROMPT, Sampling(max_new_tokens=2, stop_ids=frozenset({2})), 500
+    )
     sum(vars(_usage(answer, 4, completion)).values())
 
 

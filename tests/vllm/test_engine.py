@@ -86,11 +86,11 @@ def test_greedy_generation_equals_step_by_step_forwards(engine, directory):
             with torch.no_grad():
                 ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
         expected.append(ids[len(prompt) :])
-    found = engine.generate(SEQUENCES, Sampling(8, frozenset()), [0] * 4, ignore)
+    found = engine.generate(SEQUENCES, Sampling(max_new_tokens=8, stop_ids=frozenset()), [0] * 4, ignore)
     assert [completion.ids for completion in found] == expected
     assert {completion.finish_reason for completion in found} == {"length"}
     stop = expected[1][3]
-    stopped = engine.generate(SEQUENCES, Sampling(8, frozenset({stop})), [0] * 4, ignore)[1]
+    stopped = engine.generate(SEQUENCES, Sampling(max_new_tokens=8, stop_ids=frozenset({stop})), [0] * 4, ignore)[1]
     assert stopped.ids == expected[1][: expected[1].index(stop)]
     assert stopped.finish_reason == "stop"
 
@@ -98,20 +98,21 @@ def test_greedy_generation_equals_step_by_step_forwards(engine, directory):
 def test_only_the_given_tokens_stop_an_answer(engine, directory):
     """Not the end of sequence of config.json, unless it is among them. These models end often."""
     end = json.loads((directory / "config.json").read_text())["eos_token_id"]
-    sampling = Sampling(200, frozenset(), temperature=1.0)
+    sampling = Sampling(max_new_tokens=200, stop_ids=frozenset(), temperature=1.0)
     (whole,) = engine.generate(SEQUENCES[:1], sampling, [3], ignore)
     assert (len(whole.ids), whole.finish_reason) == (200, "length")
     assert end in whole.ids
-    (cut,) = engine.generate(SEQUENCES[:1], Sampling(200, frozenset({end}), temperature=1.0), [3], ignore)
+    sampling = Sampling(max_new_tokens=200, stop_ids=frozenset({end}), temperature=1.0)
+    (cut,) = engine.generate(SEQUENCES[:1], sampling, [3], ignore)
     assert (cut.ids, cut.finish_reason) == (whole.ids[: whole.ids.index(end)], "stop")
 
 
 def test_every_given_token_stops(engine):
     """Several end tokens, as chat models declare them: the first one that comes ends the answer and is left out."""
-    sampling = Sampling(60, frozenset(), temperature=1.0)
+    sampling = Sampling(max_new_tokens=60, stop_ids=frozenset(), temperature=1.0)
     whole = [completion.ids for completion in engine.generate(SEQUENCES, sampling, range(4), ignore)]
     ends = frozenset({whole[0][20], whole[1][0], whole[2][7]})
-    found = engine.generate(SEQUENCES, Sampling(60, ends, temperature=1.0), range(4), ignore)
+    found = engine.generate(SEQUENCES, Sampling(max_new_tokens=60, stop_ids=ends, temperature=1.0), range(4), ignore)
     for ids, completion in zip(whole, found, strict=True):
         stop = next((at for at, token in enumerate(ids) if token in ends), None)
         assert (completion.ids, completion.finish_reason) == (ids[:stop], "length" if stop is None else "stop")
@@ -120,7 +121,7 @@ def test_every_given_token_stops(engine):
 
 def test_draws_depend_on_prompt_and_seed_alone(engine):
     """Neither on the other requests, nor on what the cache holds, nor on prompts that share a step."""
-    sampling = Sampling(20, frozenset(), temperature=1.0, top_p=0.95)
+    sampling = Sampling(max_new_tokens=20, stop_ids=frozenset(), temperature=1.0, top_p=0.95)
     prompts = [token_ids(index, 900 + 300 * index) for index in range(6)]
     together = engine.generate(prompts, sampling, list(range(6)), ignore)
     alone = [engine.generate([prompts[index]], sampling, [index], ignore)[0] for index in (4, 0, 5)]
@@ -138,14 +139,15 @@ def test_shared_beginnings_come_from_the_cache(mistral):
     engine = load(mistral, own=own)
     prompts = [[*token_ids(turn % 2, 1000), 50 + turn] for turn in range(6)]
     used = []
-    found = engine.generate(prompts, Sampling(4, frozenset()), [0] * 6, used.append)
+    sampling = Sampling(max_new_tokens=4, stop_ids=frozenset())
+    found = engine.generate(prompts, sampling, [0] * 6, used.append)
     # Blocks of 128 tokens: 7 of 1001 tokens are shared by the second and third turn of each document.
     assert sum(usage.cached_prompt_tokens for usage in used) == 2 * 2 * 7 * 128
     assert [usage.requests for usage in used] == [1] * 6
     assert sum(usage.prompt_tokens for usage in used) == 6 * 1001
     assert sum(usage.generated_tokens for usage in used) == 6 * 4
     for index in (0, 5):
-        assert engine.generate([prompts[index]], Sampling(4, frozenset()), [0], ignore)[0] == found[index]
+        assert engine.generate([prompts[index]], sampling, [0], ignore)[0] == found[index]
 
 
 def test_rope_base_beyond_the_models_own_length(mistral):
@@ -158,9 +160,9 @@ def test_rope_base_beyond_the_models_own_length(mistral):
     own = direct_logps(mistral, SEQUENCES[1])
     assert np.abs(own - direct_logps(mistral, SEQUENCES[1], 1e6)).max() > 0.05
     # Greedily, the pieces do no harm; with seeds vLLM would crash.
-    engine.generate([long], Sampling(2, frozenset()), [0], ignore)
+    engine.generate([long], Sampling(max_new_tokens=2, stop_ids=frozenset()), [0], ignore)
     with pytest.raises(InputError, match="max_num_batched_tokens is below max_model_len 8192"):
-        engine.generate([long], Sampling(2, frozenset(), temperature=1.0), [0], ignore)
+        engine.generate([long], Sampling(max_new_tokens=2, stop_ids=frozenset(), temperature=1.0), [0], ignore)
 
 
 def test_bfloat16_is_near(mistral):
@@ -174,10 +176,11 @@ def test_bfloat16_is_near(mistral):
 def test_too_long_requests_are_refused(engine):
     full = token_ids(0, 4096)
     with pytest.raises(InputError, match=r"request of 4097 tokens, .* exceeds the engine's max_model_len of 4096"):
-        engine.generate([full[:4000]], Sampling(97, frozenset()), [0], ignore)
+        engine.generate([full[:4000]], Sampling(max_new_tokens=97, stop_ids=frozenset()), [0], ignore)
     with pytest.raises(InputError, match="set max_model_len to 4097"):
         engine.score([full], [[(5, 9)]], ignore)
-    assert engine.generate([full[:4000]], Sampling(2, frozenset()), [0], ignore)[0].finish_reason == "length"
+    (fitting,) = engine.generate([full[:4000]], Sampling(max_new_tokens=2, stop_ids=frozenset()), [0], ignore)
+    assert fitting.finish_reason == "length"
     assert len(engine.score([full[:4095]], [[(4000, 4095)]], ignore)[0][0]) == 95
 
 
@@ -204,7 +207,7 @@ def test_answers_are_held_to_a_json_schema(mistral):
         "maxItems": 3,
     }
     prompts = [chat.prompt(f"Boat {number}.") for number in range(4)]
-    sampling = Sampling(600, chat.stop_ids, 1.0, 0.95, schema)
+    sampling = Sampling(max_new_tokens=600, stop_ids=chat.stop_ids, temperature=1.0, top_p=0.95, json_schema=schema)
     found = engine.generate(prompts, sampling, range(4), ignore)
     for completion in found:
         assert completion.finish_reason == "stop"

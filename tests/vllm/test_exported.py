@@ -57,7 +57,7 @@ def test_vllm(case, record):
     loaded = engine._engine.model_config
     assert loaded.hf_text_config.rope_parameters == expected["rope"]
     assert (engine.dtype, engine.max_length) == ("float32", expected["length"])
-    sampling = Sampling(len(expected["greedy"][0]), frozenset())
+    sampling = Sampling(max_new_tokens=len(expected["greedy"][0]), stop_ids=frozenset())
     answers = engine.generate(record["prompts"], sampling, [0] * len(record["prompts"]), lambda _: None)
     assert [answer.ids for answer in answers] == expected["greedy"]
     last = record["prompts"][-1]

@@ -57,7 +57,7 @@ def test_scores_equal_hugging_face_in_float32(mistral, engine):
 
 
 def test_what_is_drawn_depends_on_the_prompt_and_its_seed_alone(engine):
-    sampling = Sampling(24, frozenset(), temperature=1.0, top_p=0.95)
+    sampling = Sampling(max_new_tokens=24, stop_ids=frozenset(), temperature=1.0, top_p=0.95)
     prompts = [token_ids(index, 200 + 30 * index) for index in range(12)]
     together = engine.generate(prompts, sampling, range(12), ignore)
     backwards = engine.generate(prompts[::-1], sampling, range(11, -1, -1), ignore)[::-1]
@@ -70,7 +70,7 @@ def test_what_is_drawn_depends_on_the_prompt_and_its_seed_alone(engine):
 def test_answers_are_held_to_a_json_schema(mistral, engine):
     chat = load_chat(mistral)
     schema = {"type": "array", "items": {"type": "string", "maxLength": 20}, "minItems": 2, "maxItems": 2}
-    sampling = Sampling(300, chat.stop_ids, temperature=1.0, json_schema=schema)
+    sampling = Sampling(max_new_tokens=300, stop_ids=chat.stop_ids, temperature=1.0, json_schema=schema)
     for completion in engine.generate([chat.prompt(f"Boat {n}.") for n in range(3)], sampling, range(3), ignore):
         # The server leaves white space free, so an answer may use up its length with that.
         if completion.finish_reason == "stop":

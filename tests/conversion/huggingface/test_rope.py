@@ -20,7 +20,7 @@ def parse(config):
 
 @pytest.mark.parametrize("config", [FOUR, FIVE, BOTH])
 def test_both_dialects_are_read(config):
-    assert parse(config).rope == RopeSettings(1e4, YarnScaling(4.0, 4096))
+    assert parse(config).rope == RopeSettings(1e4, YarnScaling(factor=4.0, original_max_position_embeddings=4096))
 
 
 @pytest.mark.parametrize(

@@ -62,17 +62,17 @@ def test_greedy_generation_equals_step_by_step_forwards(directory):
             with torch.no_grad():
                 ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
         expected.append(ids[len(prompt) :])
-    found = engine.generate(SEQUENCES, Sampling(8, frozenset()), [0] * 4, ignore)
+    found = engine.generate(SEQUENCES, Sampling(max_new_tokens=8, stop_ids=frozenset()), [0] * 4, ignore)
     assert [completion.ids for completion in found] == expected
     assert {completion.finish_reason for completion in found} == {"length"}
     stop = expected[1][3]
-    stopped = engine.generate(SEQUENCES, Sampling(8, frozenset({stop})), [0] * 4, ignore)[1]
+    stopped = engine.generate(SEQUENCES, Sampling(max_new_tokens=8, stop_ids=frozenset({stop})), [0] * 4, ignore)[1]
     assert stopped.ids == expected[1][: expected[1].index(stop)]
     assert stopped.finish_reason == "stop"
 
 
 def test_sampling_does_not_depend_on_the_batch(directory):
-    sampling = Sampling(12, frozenset(), temperature=1.0, top_p=0.95)
+    sampling = Sampling(max_new_tokens=12, stop_ids=frozenset(), temperature=1.0, top_p=0.95)
     engine = load(directory)
     together = engine.generate(SEQUENCES, sampling, [1, 2, 3, 4], ignore)
     alone = [engine.generate([SEQUENCES[i]], sampling, [i + 1], ignore)[0] for i in (2, 0, 3, 1)]
@@ -102,10 +102,10 @@ def test_batches_close_when_lengths_part(directory):
 def test_every_answer_ticks_when_it_ends(directory):
     """Not when its batch ends, and with its own tokens."""
     engine = load(directory)
-    free = engine.generate(SEQUENCES, Sampling(8, frozenset()), [0] * 4, ignore)
+    free = engine.generate(SEQUENCES, Sampling(max_new_tokens=8, stop_ids=frozenset()), [0] * 4, ignore)
     stop = free[1].ids[3]
     finished = []
-    found = engine.generate(SEQUENCES, Sampling(8, frozenset({stop})), [0] * 4, finished.append)
+    found = engine.generate(SEQUENCES, Sampling(max_new_tokens=8, stop_ids=frozenset({stop})), [0] * 4, finished.append)
     expected = {(len(prompt), len(answer.ids)) for prompt, answer in zip(SEQUENCES, found, strict=True)}
     assert {(usage.prompt_tokens, usage.generated_tokens) for usage in finished} == expected
     assert [usage.requests for usage in finished] == [1] * 4
@@ -114,9 +114,9 @@ def test_every_answer_ticks_when_it_ends(directory):
 def test_draws_follow_the_distribution_within_top_p():
     logits = torch.tensor([0.5, 0.1, 0.3, 0.1]).log().expand(20000, 4)
     draws = torch.rand(20000, generator=torch.Generator().manual_seed(0))
-    everything = _pick(logits, Sampling(1, frozenset(), temperature=1.0), draws)
+    everything = _pick(logits, Sampling(max_new_tokens=1, stop_ids=frozenset(), temperature=1.0), draws)
     assert torch.allclose(everything.bincount(minlength=4) / 20000, torch.tensor([0.5, 0.1, 0.3, 0.1]), atol=0.02)
-    nucleus = _pick(logits, Sampling(1, frozenset(), temperature=1.0, top_p=0.75), draws)
+    nucleus = _pick(logits, Sampling(max_new_tokens=1, stop_ids=frozenset(), temperature=1.0, top_p=0.75), draws)
     assert torch.allclose(nucleus.bincount(minlength=4) / 20000, torch.tensor([0.625, 0.0, 0.375, 0.0]), atol=0.02)
 
 

@@ -19,7 +19,7 @@ from nemo_longpo.data_tools.runner.progress import Usage
 from nemo_longpo.data_tools.settings import EngineSettings, ServerSettings
 from nemo_longpo.errors import InputError
 
-GREEDY = Sampling(6, frozenset({STOP}))
+GREEDY = Sampling(max_new_tokens=6, stop_ids=frozenset({STOP}))
 DRAW = random.Random(0)
 PROMPTS = [[DRAW.randrange(3, VOCAB_SIZE) for _ in range(DRAW.randrange(4, 30))] for _ in range(40)]
 
@@ -105,7 +105,7 @@ def test_scores_are_those_of_the_spans(servers, load):
 def test_nothing_is_left_to_the_defaults_of_a_server(servers, load):
     (server,) = servers()
     engine = load(server)
-    generate(engine, PROMPTS[:1], Sampling(6, frozenset({STOP, 9}), temperature=0.7, top_p=0.9))
+    generate(engine, PROMPTS[:1], Sampling(max_new_tokens=6, stop_ids=frozenset({STOP, 9}), temperature=0.7, top_p=0.9))
     generate(engine, PROMPTS[:1])
     sampled, greedy = server.bodies
     assert sampled | {"temperature": 0.0, "top_p": 1.0, "stop_token_ids": [STOP]} == greedy | {"seed": 0}
@@ -457,7 +457,7 @@ def test_every_end_token_stops(servers, load):
     """The whole answers go on behind most of the tokens, so one that was not asked for would show."""
     (server,) = servers()
     ends = frozenset({STOP, *range(3, 100)})
-    found = generate(load(server), sampling=Sampling(6, ends))
+    found = generate(load(server), sampling=Sampling(max_new_tokens=6, stop_ids=ends))
     for prompt, completion in zip(PROMPTS, found, strict=True):
         ids, _ = written(prompt, 6)
         stop = next((at for at, token in enumerate(ids) if token in ends), None)

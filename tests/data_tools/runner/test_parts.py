@@ -49,7 +49,7 @@ def run(source, output, process, *, rank=0, world_size=1, part_size=3, part_byte
             output=output,
             settings={"factor": 2, "names": ("a", "b")} | settings,
             make_process=process.make,
-            share=WorkShare(rank, world_size),
+            share=WorkShare(rank=rank, world_size=world_size),
         )
     )
 

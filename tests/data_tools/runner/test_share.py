@@ -23,7 +23,7 @@ def place(share, **environment):
 )
 def test_every_process_manager_is_understood(environment):
     assert place(FROM_ENVIRONMENT, **environment) == (3, 8)
-    assert place(WorkShare(1, 2), **environment) == (1, 2)
+    assert place(WorkShare(rank=1, world_size=2), **environment) == (1, 2)
 
 
 def test_a_kubernetes_job_tells_its_index_only():

@@ -21,7 +21,7 @@ def commands_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_commands_keep_to_the_cpu_and_the_thread_limit(tmp_path: Path) -> None:
-    for step in demo_steps(DemoSettings(tmp_path))[1:]:
+    for step in demo_steps(DemoSettings(output=tmp_path))[1:]:
         assert step.env["CUDA_VISIBLE_DEVICES"] == ""
         assert step.env.get("OMP_NUM_THREADS") == ("1" if step.name == "train" else None)
 
@@ -29,11 +29,11 @@ def test_commands_keep_to_the_cpu_and_the_thread_limit(tmp_path: Path) -> None:
 def test_other_settings_are_refused(tmp_path: Path) -> None:
     """Each by the step that it decides about, and only once that step has been started."""
     (tmp_path / "documents.jsonl").touch()
-    documents = demo_steps(DemoSettings(tmp_path, documents=3, tokens=64))[:1]
+    documents = demo_steps(DemoSettings(output=tmp_path, documents=3, tokens=64))[:1]
     run_steps(documents, tmp_path)
     with pytest.raises(InputError, match=r"'documents' was run with documents=3 \(now 4\)"):
-        run_steps(demo_steps(DemoSettings(tmp_path, documents=4, tokens=64)), tmp_path)
-    run_steps(demo_steps(DemoSettings(tmp_path, documents=3, tokens=64, steps=7))[:1], tmp_path)
+        run_steps(demo_steps(DemoSettings(output=tmp_path, documents=4, tokens=64)), tmp_path)
+    run_steps(demo_steps(DemoSettings(output=tmp_path, documents=3, tokens=64, steps=7))[:1], tmp_path)
 
 
 def test_demo_of_before_is_continued(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,7 +44,7 @@ def test_demo_of_before_is_continued(tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "stages.json").write_text(json.dumps({"documents": 1.5}))
     (tmp_path / "documents.jsonl").touch()
     known = records_of_before(tmp_path)
-    settings = DemoSettings(tmp_path, documents=3, tokens=64, steps=7, samples=5)
+    settings = DemoSettings(output=tmp_path, documents=3, tokens=64, steps=7, samples=5)
     show_plan(demo_steps(settings), tmp_path, known=known)
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["documents: done", "before: to run"]
@@ -81,8 +81,8 @@ def test_training_progress_reads_the_newest_metrics(tmp_path: Path) -> None:
 
 
 def test_lengths_to_measure() -> None:
-    assert DemoSettings(Path(), tokens=1024).lengths == (64, 96, 128, 256, 512, 1024)
-    assert DemoSettings(Path(), tokens=256).lengths == (64, 96, 128, 256)
+    assert DemoSettings(output=Path(), tokens=1024).lengths == (64, 96, 128, 256, 512, 1024)
+    assert DemoSettings(output=Path(), tokens=256).lengths == (64, 96, 128, 256)
 
 
 def test_plots_and_summary(tmp_path: Path) -> None:
