@@ -31,7 +31,7 @@ TENSORBOARD = "tb_logs"
 METRICS = "metrics.jsonl"
 LAST = "-last"
 UNFINISHED = "-unfinished"
-GOES_ON = "and it goes on from the newest complete checkpoint"
+GOES_ON = "and it continues from the newest complete checkpoint"
 """What a run does that is started again; the end of its error sentences."""
 
 _STEP = re.compile(r"(?:step|consumed_samples)=(\d+)")

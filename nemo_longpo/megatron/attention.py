@@ -1,6 +1,6 @@
-"""Core attention over the segments of a pair: a causal attention for the trunk, ours for the branches behind it.
+"""Core attention over the segments of a pair: causal attention for the trunk, ours for the branches after it.
 
-What the GPU's (`te_attention`) and the CPU's share, and the CPU's: its exact causal attention, and its norm.
+Holds what the attention on GPUs (`te_attention`) and on the CPU share, then the CPU's attention and norm.
 
 Shape legend: S local rows (trunk, then branches), B batch, H query heads of this rank, K key/value heads of this rank,
 D head size.
@@ -28,10 +28,10 @@ def attend_over_segments(
     cp_group: dist.ProcessGroup,
     softmax_scale: float | None,
 ) -> Tensor:
-    """`attend_causally(query, key, value)` for the trunk's rows, `branch_attention` for the rest; returns [S, B, H·D].
+    """Return [S, B, H·D]: `attend_causally(query, key, value)` of the trunk's rows, `branch_attention` of the rest.
 
-    `segments` is `Segments.to_tensor()`, which travels where Megatron expects an attention mask: through pipeline
-    schedules and activation recompute it reaches every layer. Without it, all rows are a trunk.
+    `segments` is `Segments.to_tensor()`. It is passed as Megatron's attention mask, because that reaches every layer
+    through pipeline schedules and activation recompute. Without it, all rows are a trunk.
     """
     described = None if segments is None else Segments.from_tensor(segments)
     if described is None or not described.branch_rows:
@@ -55,7 +55,7 @@ def attend_over_segments(
 
 
 class CpuPairAttention(MegatronModule):
-    """Works under context parallelism, which Megatron's own attention without Transformer Engine refuses."""
+    """Exact attention on the CPU. Unlike Megatron's own without Transformer Engine, it allows context parallelism."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class CpuPairAttention(MegatronModule):
         attention_mask: Tensor | None = None,
         **unused: Any,
     ) -> Tensor:
-        """Returns [S, B, H·D]; `attention_mask` carries the segments, see `attend_over_segments`."""
+        """Return [S, B, H·D]; `attention_mask` carries the segments, see `attend_over_segments`."""
         return attend_over_segments(
             query_SBHD, key_SBKD, value_SBKD, attention_mask, self._attend_causally, self.cp_group, self.softmax_scale
         )
@@ -89,7 +89,7 @@ class CpuPairAttention(MegatronModule):
 
 
 class RMSNorm(torch.nn.RMSNorm):
-    """torch's RMSNorm, with the mark by which Megatron sums its gradient over sequence-parallel ranks."""
+    """torch's RMSNorm with the attribute that makes Megatron sum its gradient over sequence-parallel ranks."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **unused: Any):
         super().__init__(hidden_size, eps=eps)

@@ -1,8 +1,8 @@
-"""Whether this process trains on GPUs or on the CPU: the one place that tells, and what each of the two is.
+"""The backend of this process: whether it trains on GPUs or on the CPU, and what differs between the two.
 
 The GPU layer is NeMo's Transformer Engine layer with another core attention; the CPU layer is Megatron's local one with
-our attention and norm. Their sharded state dicts have the same keys, so checkpoints move between CPU and GPU. What NeMo
-and Megatron call of CUDA is answered in `nemo_longpo.backends.cpu`.
+our attention and norm. Their sharded state dicts have the same keys, so checkpoints move between CPU and GPU.
+`nemo_longpo.backends.cpu` replaces the CUDA calls of NeMo and Megatron.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ from .job_settings import SETTING, attention_shape, window_refused
 
 
 class Backend:
-    """What training is where there are GPUs; `CpuBackend` says what is different without them."""
+    """Training on GPUs; `CpuBackend` overrides what differs without them."""
 
     strategy_settings: dict[str, Any] = {}  # noqa: RUF012 (nobody changes it)
     """Arguments of NeMo's strategy."""
@@ -31,18 +31,18 @@ class Backend:
     """Fields of Megatron's OptimizerConfig."""
 
     def prepare(self, config: Any) -> Any:
-        """Switch off, in place, what a model config, or the recipe of one, asks for and is not here; returns it."""
+        """Switch off, in place, what a model config (or its recipe) asks for and this machine lacks; return it."""
         return config
 
     def refuse(self, placement: Placement, config: TransformerConfig, optimizer: OptimizerConfig | None) -> None:
-        """Raises InputError if a setting asks for what is not here."""
+        """Check the settings. Raises InputError if one of them asks for what this machine lacks."""
 
     def layer_spec(self, config: GPTConfig, vp_stage: int | None = None) -> ModuleSpec | TransformerBlockSubmodules:
-        """The layer that all are, or all layers of a pipeline stage: NeMo's Transformer Engine layer, made anew by each
-        call, around our core attention. Collective for `cp_comm_type=a2a+p2p`.
+        """Return the spec of one layer, or of all layers of a pipeline stage. On GPUs: a new copy of NeMo's Transformer
+        Engine layer with our core attention. All ranks must call it for `cp_comm_type=a2a+p2p`.
 
-        Raises InputError without Transformer Engine: Megatron's local layer has no context parallelism, no RMSNorm with
-        sequence parallelism, and forms score matrices of whole sequences, too large for long documents.
+        Raises InputError if Transformer Engine is missing: Megatron's local layer has no context parallelism, no
+        RMSNorm with sequence parallelism, and its score matrices of whole sequences are too large for long documents.
         """
         if not HAVE_TE:
             raise InputError(
@@ -52,7 +52,7 @@ class Backend:
         if config.use_transformer_engine_full_layer_spec:
             raise InputError(
                 "The checkpoint asks for Transformer Engine's own whole layers "
-                "(use_transformer_engine_full_layer_spec), which have no place for attention over a shared prefix; "
+                "(use_transformer_engine_full_layer_spec), which cannot hold attention over a shared prefix; "
                 "import it again with `longpo convert import`."
             )
         from .te_attention import TEPairAttention
@@ -67,12 +67,12 @@ class Backend:
 
 
 class CpuBackend(Backend):
-    """Without an accelerator, process groups run over gloo,
-    - checkpoints are written at once by the rank itself: the asynchronous writer spawns helpers;
-    - the optimizer is not distributed: Megatron's cannot be resumed with torch's Adam, which stands in for the fused
+    """Training without an accelerator. Process groups run over gloo, and
+    - each rank writes its checkpoints synchronously: the asynchronous writer spawns helper processes;
+    - the optimizer is not distributed: Megatron's cannot be resumed with torch's Adam, which replaces the fused
       ones (megatron/core/optimizer/distrib_optimizer.py:637 asserts a step count that a fresh Adam does not have);
-    - progress is Lightning's bar: NeMo's printer gathers timers on rank 0 alone, which NCCL lets pass for zero timers
-      and gloo waits for forever.
+    - progress is Lightning's bar: NeMo's printer gathers timers on rank 0 alone. NCCL lets this pass for zero timers,
+      gloo waits for ever.
     """
 
     strategy_settings: dict[str, Any] = {  # noqa: RUF012
@@ -89,7 +89,7 @@ class CpuBackend(Backend):
     def refuse(self, placement: Placement, config: TransformerConfig, optimizer: OptimizerConfig | None) -> None:
         if "layernorm" in (placement.recompute_modules or ()):
             raise InputError(
-                f"{SETTING}recompute_modules names layernorm, which Megatron-Core recomputes by means of Transformer "
+                f"{SETTING}recompute_modules names layernorm, which Megatron-Core can only recompute with Transformer "
                 "Engine; on the CPU leave it out."
             )
         if placement.cpu_offloading_num_layers:
@@ -116,7 +116,7 @@ class CpuBackend(Backend):
 
 
 def start_backend() -> Backend:
-    """Before anything touches a device: make training on the CPU possible if there is no accelerator."""
+    """Prepare training on the CPU if there is no accelerator; call it before anything touches a device."""
     cpu.activate()
     return current_backend()
 

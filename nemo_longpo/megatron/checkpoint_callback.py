@@ -1,4 +1,4 @@
-"""When a run saves a checkpoint, what makes it complete, and the record of its files."""
+"""Save the checkpoints of a run, mark them complete and record their files."""
 
 import shutil
 from collections.abc import Callable, Iterable
@@ -21,21 +21,21 @@ from .topology import gather_from_all, raise_on_all
 class LongPOCheckpoint(ModelCheckpoint):
     """NeMo's checkpoints of a run, with a record of the sizes and hashes of their files.
 
-    They are named after the optimizer steps that they hold (`global_step=4`). The last step is among them once,
-    whatever `every_n_train_steps` is. What lies in the folder counts as the run's state: not links, and not the paths
-    that a checkpoint remembers, which are wrong after a move. What is not complete never counts for `save_top_k`.
+    They are named after their optimizer step (`global_step=4`). The last step is saved exactly once, whatever
+    `every_n_train_steps` is. The folders beside each other are the run's state; links do not count, nor do the paths
+    inside a checkpoint, which are wrong after a move. Incomplete checkpoints never count for `save_top_k`.
 
     A checkpoint is complete when its weights and its context are written; only then its mark as unfinished is removed.
-    NeMo only warns when writing the context fails, and takes the checkpoint for complete. Here the context is written
+    If writing the context fails, NeMo only warns and treats the checkpoint as complete. Here the context is written
     before anything else that finalises a save, and a failure ends the run. `always_save_context` and
     `save_context_on_train_end` have no effect: a checkpoint always has its context.
 
-    The record comes last, from a thread of the first rank, also after an asynchronous save. A checkpoint whose run is
-    killed before that is usable, and nobody can tell later whether its files changed.
+    The record is written last, by a thread of the first rank, also after an asynchronous save. If the run is killed
+    before that, the checkpoint is usable, but later changes of its files cannot be detected.
     """
 
     def setup(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        super().setup(trainer, *args, **kwargs)  # removes what was not finished
+        super().setup(trainer, *args, **kwargs)  # removes unfinished checkpoints
         self.always_save_context = self.save_context_on_train_end = False
         _require_one_choice(str(trainer.ckpt_path))
         newest = run_directory.list_checkpoints(self._folder).newest
@@ -53,12 +53,12 @@ class LongPOCheckpoint(ModelCheckpoint):
 
     @cached_property
     def _recorder(self) -> integrity.Recorder:
-        """Made when it is first asked for, which may be before `setup` in a run that is refused."""
+        """The recorder, made on first use; in a run that is refused, that may be before `setup`."""
         return integrity.Recorder()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._last_global_step_saved = trainer.global_step  # what the run begins with is saved somewhere already
+        self._last_global_step_saved = trainer.global_step  # the run's start state is saved somewhere already
         newest = run_directory.list_checkpoints(self._folder).newest
         last = run_directory.LAST
         self.last_model_path = f"{newest.with_name(newest.name.removesuffix(last) + last)}.ckpt" if newest else ""
@@ -68,14 +68,14 @@ class LongPOCheckpoint(ModelCheckpoint):
         super().on_train_batch_end(*args, **kwargs)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Replace NeMo's, which skips a run of one step and writes over a checkpoint that has another name."""
+        """Save the last step. NeMo's own skips a run of one step and overwrites a checkpoint of another name."""
         if not self._should_skip_saving_checkpoint(trainer):
             candidates = self._monitor_candidates(trainer)
             self._save_topk_checkpoint(trainer, candidates)
             self._save_last_checkpoint(trainer, candidates)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Wait for the records at the end of a run, when an asynchronous last save is finalised too."""
+        """Wait for the records at the end of a run; an asynchronous last save is finalised by then."""
         super().teardown(trainer, pl_module, stage)
         for checkpoint in self._recorder.unfinished:
             logging.info(f"Recording the hashes of {checkpoint} before the run ends")
@@ -86,11 +86,11 @@ class LongPOCheckpoint(ModelCheckpoint):
         super().on_exception(trainer, pl_module, exception)
 
     def _monitor_candidates(self, trainer: pl.Trainer) -> dict[str, torch.Tensor]:
-        """Name the step that was taken; NeMo names the one before it."""
+        """Return NeMo's values with the number of the finished step; NeMo gives the one before it."""
         return {**super()._monitor_candidates(trainer), "global_step": torch.tensor(trainer.global_step)}
 
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
-        """Remove a damaged checkpoint of the same step first: its parts would stay in the new one."""
+        """Remove a damaged checkpoint of the same step first: its files would stay in the new one."""
         directory = ckpt_utils.ckpt_to_dir(filepath)
         if trainer.is_global_zero and directory.is_symlink():
             directory.unlink()
@@ -123,7 +123,7 @@ def _write_context(trainer: pl.Trainer, context: Path) -> None:
 
 
 def _require_one_choice(choice: str) -> None:
-    """Raises InputError if the ranks, each of which looked into the run's directory, saw different checkpoints."""
+    """Compare the ranks' choices. Raises InputError if they found different checkpoints in the run's directory."""
     choices = gather_from_all(choice)
     other = next((rank for rank, chosen in enumerate(choices) if chosen != choices[0]), None)
     if other is not None:

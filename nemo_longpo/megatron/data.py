@@ -1,4 +1,4 @@
-"""Preference shards as a NeMo data module: one pair per micro-batch, an order that survives every restart."""
+"""Preference shards as a NeMo data module: one pair per micro-batch, in an order that restarts do not change."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -28,7 +28,7 @@ ORDER_SETTINGS = ("global_batch_size", "length_window", "seed")  # what the orde
 
 
 class OrderedRecords(Dataset):
-    """The records of all readers, over and over again, as a `RecordOrder` arranges them."""
+    """The records of all readers, repeated for every epoch, in the order of a `RecordOrder`."""
 
     def __init__(self, readers: Sequence[ShardReader], order: sampling.RecordOrder, samples: int):
         self.readers = list(readers)
@@ -40,9 +40,9 @@ class OrderedRecords(Dataset):
         return self.samples
 
     def __getitem__(self, item: int) -> PairRecord | InputError:
-        """Return a record, or the error of one that is not valid; `next_rows` raises it in the training process.
+        """Return a record, or its error if it is not valid; `next_rows` raises it in the training process.
 
-        PyTorch would make a traceback of what a data worker raises.
+        If a data worker raised it, PyTorch would print a traceback.
         """
         number, index = self.records[self.order[int(item)]]
         try:
@@ -54,7 +54,7 @@ class OrderedRecords(Dataset):
 def lay_out_on_rank(
     items: list[PairRecord | InputError], layout: PairLayout, cp_size: int, cp_rank: int, tp_size: int
 ) -> PairRows | InputError:
-    """Lay out the one record of a micro-batch where it was read: in a data worker, if there is one."""
+    """Lay out the one record of a micro-batch, in the data worker that read it if there is one."""
     (item,) = items
     return (
         item if isinstance(item, InputError) else lay_out_pair(item, layout, cp_size, tp_size).on_rank(cp_size, cp_rank)
@@ -62,7 +62,7 @@ def lay_out_on_rank(
 
 
 def next_rows(dataloader_iter: Iterator) -> PairRows:
-    """The rows of the next record. Raises InputError if it is not valid, naming file and document."""
+    """Return the rows of the next record. Raises InputError, naming file and document, if it is not valid."""
     item, *_ = next(dataloader_iter)
     if isinstance(item, InputError):
         raise item
@@ -76,16 +76,16 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
         paths: one shard directory or several; their records are mixed.
         seq_length: the longest sequence (trunk + branch, in tokens) that the run is prepared for; longer records are
             refused before training starts.
-        micro_batch_size: pairs per forward pass; always 1, pairs differ in length and fill the device alone.
-        length_window: 1 draws every global batch at random from the epoch and only deals it to the data-parallel ranks
-            so that their work is equal, which changes neither batch nor gradient, but leaves no choice where a rank
-            gets one pair. More makes the batches of so many steps at a time from pairs of similar length: equal work
-            there too, at the price of batches that are not random samples. Documents per epoch stay the same.
-        num_workers: processes per rank that read the next pairs and lay them out beside the training; 0 does it between
-            two steps, 30 to 60 ms for a pair of 512K tokens.
-        check_hashes: hold every file to its hash in the manifest, once for each run on each machine, so that no byte
-            changed since the shards were written; without, only what the bytes still mean is looked at.
-        tokenizer: set by NeMo from the model's checkpoint, and checked against the shards'.
+        micro_batch_size: pairs per forward pass; always 1, pairs differ in length and one fills the device.
+        length_window: with 1, every global batch is a random sample of the epoch, distributed over the data-parallel
+            ranks so that their work is similar. This changes neither batch nor gradient, but cannot help if each rank
+            gets one pair. With n > 1, the batches of n steps at a time are formed from pairs of similar length: work is
+            equal then too, but batches are not random samples. Documents per epoch stay the same.
+        num_workers: processes per rank that read and lay out the next pairs during training; with 0 this happens
+            between two steps and takes 30 to 60 ms for a pair of 512K tokens.
+        check_hashes: compare every file with its hash in the manifest, once per run and machine, to detect any byte
+            changed since the shards were written. If false, only the records themselves are validated.
+        tokenizer: set by NeMo from the model's checkpoint, and compared with the shards' tokenizer.
     """
 
     trainer: pl.Trainer  # set by Lightning before any of the methods below
@@ -124,7 +124,7 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
     def setup(self, stage: str = "fit") -> None:
         """Open the shards.
 
-        Raises InputError, the same on all ranks, if they are of another tokenizer or schema, do not meet the
+        Raises InputError, the same on all ranks, if they have another tokenizer or schema, do not meet the
         `Requirements` of the model, or have changed bytes.
         """
         raise_on_all(self._open)
@@ -156,7 +156,7 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
             )
 
     def train_dataloader(self) -> DataLoader:
-        """Lightning asks for it once, when a resumed run knows its step again."""
+        """Return the loader. Lightning calls this once, when a resumed run already knows its step."""
         model: Any = self.trainer.lightning_module
         topology = current_topology()
         cp_rank, cp_size = collectives.place(topology.cp_group)
@@ -202,15 +202,15 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on behind the documents that were trained.
+        """Continue after the documents that were trained already.
 
-        Raises InputError if the settings put the documents in another order: some would be repeated, others left out.
+        Raises InputError if the settings change the order of documents: some would be repeated, others left out.
         """
         for name, value in state_dict.get("order", {}).items():
             if getattr(self, name) != value:
                 raise InputError(
                     f"The checkpoint was trained with data.{name}={value}, and data.{name}={getattr(self, name)} now "
-                    "would repeat some documents and leave out others; set it back, or begin another run "
+                    "would repeat some documents and leave out others; set it back, or start another run "
                     "(log.log_dir) with this checkpoint as resume.restore_config.path."
                 )
         consumed = state_dict["consumed_samples"]

@@ -1,4 +1,4 @@
-"""Recognise a full disk in whatever exception it reaches the trainer."""
+"""Recognise a full disk in any exception that it causes."""
 
 import logging
 import re
@@ -11,14 +11,14 @@ from nemo_longpo.atomic import NO_ROOM
 
 _CODE = re.compile(r"\[Errno (\d+)\]")
 _TORCH_WRITER = re.compile(r"unexpected pos \d+ vs \d+|PytorchStreamWriter failed writing|basic_ios::clear")
-"""Messages of PyTorch's zip writer, which does not pass on the operating system's."""
+"""Messages of PyTorch's zip writer, which hides the operating system's error."""
 
 
 def no_room(error: BaseException) -> str | None:
-    """Return why the disk took no more, if that caused an exception; else None.
+    """Return the reason if a full disk caused an exception; else None.
 
-    Megatron's writers run in processes and threads of their own, which hand back other exceptions with the text of the
-    first one, and wraps those of all ranks in one.
+    Megatron's writers run in their own processes and threads. They raise new exceptions with the text of the first one,
+    and Megatron wraps those of all ranks in one.
     """
     reasons = [reason for each in _chain(error) if (reason := _reason(each))]
     return next((reason for reason in reasons if reason != _UNKNOWN), _UNKNOWN if reasons else None)
@@ -30,7 +30,7 @@ _UNKNOWN = "the disk took no more"
 def leave_to_main_thread() -> None:
     """Keep other threads from printing tracebacks for a full disk.
 
-    TensorBoard's thread hands its error to the main thread, and handlers of log records print one for each record.
+    TensorBoard's thread passes its error to the main thread, and log handlers print one for each record.
     """
     logging.raiseExceptions = False
     threading.excepthook = _tell_unless_full
@@ -44,7 +44,7 @@ def _tell_unless_full(ended: threading.ExceptHookArgs) -> None:
 def _reason(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         return NO_ROOM[error.errno]
-    if isinstance(error, CheckpointException):  # its own text is that of its failures
+    if isinstance(error, CheckpointException):  # its text only repeats that of its failures
         return None
     text = str(error)
     named = [NO_ROOM[int(code)] for code in _CODE.findall(text) if int(code) in NO_ROOM]
@@ -52,7 +52,7 @@ def _reason(error: BaseException) -> str | None:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield the exception, those of other ranks in it, and those that caused it."""
+    """Yield the exception, the exceptions of other ranks that it wraps, and their causes."""
     seen: set[int] = set()
     waiting = [error]
     while waiting:

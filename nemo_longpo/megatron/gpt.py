@@ -1,4 +1,4 @@
-"""Megatron's GPT that answers labels with token log-probabilities instead of a loss over whole logits.
+"""Megatron's GPT, returning token log-probabilities of the labels instead of a loss over whole logits.
 
 Shape legend: B sequences, R local rows, H hidden size, P this rank's rows of the vocabulary, D head size.
 """
@@ -21,21 +21,21 @@ from .topology import current_topology
 
 
 class LogprobOutputLayer(tensor_parallel.ColumnParallelLinear):
-    """`forward(hidden, weight, labels=labels)` is log p(label), fp32 [B, R]; without labels, Megatron's own layer.
+    """`forward(hidden, weight, labels=labels)` returns log p(label), fp32 [B, R]; without labels, logits as Megatron's.
 
     Hidden states are [R, B, H], or this rank's [R / tp, B, H] with sequence parallelism. One collective completes their
     gradient: an all-reduce, or with sequence parallelism a reduce-scatter.
 
-    Why a layer and not a function on its weight: with `overlap_param_gather`, Megatron's data parallelism waits for a
+    It is a layer and not a function of the weight: with `overlap_param_gather`, Megatron's data parallelism waits for a
     parameter in a forward pre-hook of the module that owns it, so the weight must be used inside a call of that module.
 
     Gradient accumulation fusion (`gradient_accumulation_fusion`, of apex and Transformer Engine): with it, the backward
     of Megatron's linear layers adds the weight's gradient to fp32 `main_grad` itself, sets `grad_added_to_main_grad`,
-    and hands autograd a dummy that the data-parallel hook drops. This layer takes no part in that, and nothing has to
-    be switched off: it sums its chunks in fp32 (P · H · 4 bytes for the length of its backward), rounds once and
-    returns an ordinary gradient. `grad_added_to_main_grad`, which every step resets, stays False for this weight, so
-    the hook adds the gradient to `main_grad`, once per micro-batch. All other layers keep the fusion. If the weight is
-    also the embedding's:
+    and gives autograd a dummy that the data-parallel hook drops. This layer does not use the fusion, and nothing has to
+    be switched off: it sums its chunks in fp32 (P · H · 4 bytes during its backward), rounds once and returns an
+    ordinary gradient. `grad_added_to_main_grad`, which every step resets, stays False for this weight, so the hook adds
+    the gradient to `main_grad`, once per micro-batch. All other layers keep the fusion. If the weight is also the
+    embedding's:
     - on one pipeline stage, autograd adds the embedding's gradient, which is never fused, before the hook sees the sum.
       Megatron marks that weight `zero_out_wgrad`, so that its own output layer's dummy is zero; here it has no effect;
     - on two stages, each copy has its own hook, and Megatron sums their `main_grad` at the end of the step.
@@ -44,20 +44,20 @@ class LogprobOutputLayer(tensor_parallel.ColumnParallelLinear):
     """
 
     vocab_start: int  # the first vocabulary row of this rank
-    real_rows: int  # how many of its rows the vocabulary has; what follows is padding and takes no probability
+    real_rows: int  # how many of its rows belong to the vocabulary; the rest is padding with probability 0
     budget: LogitBudget
 
     @classmethod
     def take_over(cls, layer: tensor_parallel.ColumnParallelLinear, vocab_size: int, budget: LogitBudget) -> None:
         """Turn the output layer that Megatron has built into this class, in place.
 
-        GPTModel offers no way to say which class to build. Changing the class of what it has built, as FSDP2 does with
-        modules, keeps parameters, state-dict keys and everything that refers to the layer.
+        GPTModel has no setting for the class to build. Changing the class of the built layer, as FSDP2 does with
+        modules, keeps parameters, state-dict keys and all references to the layer.
         """
         assert type(layer) is tensor_parallel.ColumnParallelLinear, f"not Megatron's output layer: {layer}"
         if layer.config.defer_embedding_wgrad_compute:
             raise InputError(
-                "defer_embedding_wgrad_compute puts off a gradient that this model computes at once, from logits that "
+                "defer_embedding_wgrad_compute delays a gradient that this model computes at once, from logits that "
                 "it never keeps; leave it off."
             )
         layer.__class__ = cls
@@ -96,11 +96,11 @@ class LogprobGPTModel(GPTModel):
     """This pipeline stage's share of a model; `forward(..., labels)` returns log p(label) per row, fp32 [B, R], 0 where
     the label is `IGNORE_LABEL`.
 
-    `config` has the job's settings, see `job_settings`, and `vocab_size` rows of the checkpoint's embedding. Under
-    tensor parallelism the tables are padded to a multiple of it; the padding rows' logits are −inf, so they take no
-    probability and get no gradient.
+    `config` has the job's settings (see `job_settings`); its `vocab_size` counts the rows of the checkpoint's
+    embedding. Under tensor parallelism the tables are padded to a multiple of its size; the padding rows' logits are
+    −inf, so they have probability 0 and get no gradient.
 
-    Angles come from `rope` and the rows' positions. Megatron's own rotary embedding, which counts rows, is never asked.
+    Angles come from `rope` and the rows' positions. Megatron's own rotary embedding, which counts rows, is not used.
     """
 
     def __init__(
@@ -125,12 +125,12 @@ class LogprobGPTModel(GPTModel):
             LogprobOutputLayer.take_over(self.output_layer, config.vocab_size, budget)
 
     def _preprocess(self, input_ids: Tensor, position_ids: Tensor, decoder_input: Tensor | None = None, **unused: Any):
-        """Embeddings, and rotary angles [R, 1, 1, D] of the rows' own positions (the same for all B sequences)."""
+        """Return embeddings, and rotary angles [R, 1, 1, D] of the rows' positions (the same for all B sequences)."""
         if self.pre_process:
             decoder_input = self.embedding(input_ids=input_ids, position_ids=position_ids)
             if self.config.recompute_granularity is not None and torch.is_grad_enabled():
-                # Behind a frozen embedding (LoRA) nothing would be trained: Megatron's recompute runs without a graph
-                # unless its input asks for a gradient.
+                # After a frozen embedding (LoRA) nothing would be trained: Megatron's recompute builds no graph
+                # unless its input requires a gradient.
                 decoder_input.requires_grad_()
         return decoder_input, rotary_angles(position_ids[0], self.inverse_frequencies), None, None, None
 

@@ -1,4 +1,4 @@
-"""The settings of a job, put on a Megatron config in this one place; its architecture is the checkpoint's."""
+"""Put the settings of a job on a Megatron config; the architecture in it is the checkpoint's."""
 
 from typing import Any
 
@@ -33,9 +33,9 @@ ONE_PROCESS_IN_FP32: dict[str, Any] = {
 
 
 def put_on(config: TransformerConfig, placement: Placement) -> None:
-    """Set the fields that belong to the job; they replace what the config held. `check` comes first.
+    """Set the fields that belong to the job; they replace the config's. Call `check` before.
 
-    NeMo's strategy then adds parallel sizes and the types of numbers and has Megatron check the whole; after that,
+    NeMo's strategy then adds parallel sizes and number types and lets Megatron check the config; after that,
     `complete` sets the rest.
     """
     full = placement.recompute_granularity == "full"
@@ -52,10 +52,10 @@ def put_on(config: TransformerConfig, placement: Placement) -> None:
 
 
 def check(placement: Placement, config: TransformerConfig, pair_layout: PairLayout) -> None:
-    """Refuse what Megatron, Transformer Engine or our own attention cannot do on any machine.
+    """Check the settings. Raises InputError, naming the setting and what to choose, if Megatron, Transformer Engine or
+    our attention cannot do what one asks for on any machine.
 
-    Raises InputError naming the setting and what to choose. Also on the CPU, where one exact attention stands in
-    for every `cp_comm_type`: a run tried out there starts on GPUs too.
+    The CPU has one attention for every `cp_comm_type`, but checks them too, so that a run tried there starts on GPUs.
     """
     _check_sizes(placement, config)
     _check_recompute(placement, config)
@@ -125,7 +125,7 @@ def _check_offloading(placement: Placement, config: TransformerConfig) -> None:
         )
     if placement.recompute_granularity is not None:
         raise InputError(
-            f"{offloading} keeps in host memory what recompute does not keep at all; "
+            f"{offloading} keeps activations in host memory, and recompute does not keep them at all; "
             f"set one of the two, {SETTING}recompute_granularity=None turns recompute off."
         )
     if placement.pp > 1:
@@ -136,7 +136,7 @@ def _check_offloading(placement: Placement, config: TransformerConfig) -> None:
 
 
 def check_optimizer(config: OptimizerConfig) -> None:
-    """Raises InputError if the optimizer is to be in host memory and would not work, or not be there."""
+    """Check the optimizer's offloading. Raises InputError if it would fail or move nothing to host memory."""
     if not config.optimizer_cpu_offload:
         return
     offload = "optim.config.optimizer_cpu_offload=True"
@@ -147,17 +147,17 @@ def check_optimizer(config: OptimizerConfig) -> None:
 
 
 def put_one_process_on(config: TransformerConfig) -> None:
-    """Let one process compute the model in fp32, outside of a job; `complete` sets the rest."""
+    """Set what one process outside of a job needs to compute the model in fp32; `complete` sets the rest."""
     for name, value in ONE_PROCESS_IN_FP32.items():
         setattr(config, name, value)
 
 
 def complete(config: TransformerConfig, rope: RopeSettings) -> None:
-    """Set what follows from the model and its parallel sizes."""
+    """Set the fields that follow from the model and its parallel sizes."""
     # Pairs differ in length, and so do the activations that pipeline stages exchange. Megatron's check of a config
-    # would refuse it, for the sake of experts.
+    # would refuse this setting, because of experts.
     config.variable_seq_lengths = config.pipeline_model_parallel_size > 1
-    # In the scores, YaRN's factor of queries and keys costs nothing and leaves fused rotary kernels usable.
+    # As a scale of the scores, YaRN's factor of queries and keys costs nothing and allows fused rotary kernels.
     if rope.attention_factor != 1:
         config.softmax_scale = rope.softmax_scale(config.kv_channels)
 

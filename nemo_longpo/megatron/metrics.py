@@ -1,4 +1,4 @@
-"""Metrics of each optimizer step: to TensorBoard through Lightning, and to `metrics.jsonl` for everyone else."""
+"""Write the metrics of each optimizer step: to TensorBoard through Lightning, and to `metrics.jsonl`."""
 
 import json
 import time
@@ -23,17 +23,16 @@ class MetricsCallback(pl.Callback, io.IOMixin):
     """Appends one JSON object per optimizer step to `metrics.jsonl`, beside the TensorBoard files.
 
     Keys: `step` (from 1), the names of `METRICS` (means over the global batch's pairs), `lr`, `grad_norm`,
-    `tokens_per_second` (trunk and both branches of every pair), `tflops_per_device` (10¹² FLOPs per second: what
-    forward and backward of the pairs need, however the run gets there; recompute does not count), `mfu` (their share of
-    the device's bf16 peak, only where that is known) and `step_seconds`. After a resume, lines of steps that will be
-    trained again are dropped.
+    `tokens_per_second` (trunk and both branches of every pair), `tflops_per_device` (10¹² FLOPs per second that forward
+    and backward of the pairs need; recompute does not count), `mfu` (their share of the device's bf16 peak, only if the
+    peak is known) and `step_seconds`. After a resume, lines of steps that will be trained again are dropped.
     """
 
     def __init__(self, filename: str = run_directory.METRICS):
         self.filename = filename
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Not NeMo's own log_dir: a resumed run moves the files it finds there out of the way.
+        # Not NeMo's own log_dir: a resumed run moves the files there to another directory.
         self._path = Path(trainer.log_dir or trainer.default_root_dir) / self.filename
         if trainer.is_global_zero and (unreadable := run_directory.keep_steps(self._path, trainer.global_step)):
             logging.warning(f"{self._path}: dropped {unreadable} torn or foreign line(s)")
@@ -42,7 +41,7 @@ class MetricsCallback(pl.Callback, io.IOMixin):
         self._started = time.perf_counter()
 
     def on_megatron_step_end(self, step: megatron_parallel.MegatronStep, reduced: dict[str, Tensor] | Tensor) -> None:
-        """Bring the metrics from the last pipeline stage, which computed them, to all stages."""
+        """Send the metrics from the last pipeline stage, which computed them, to all stages."""
         topology = current_topology()
         names = (*METRICS, *WORK)
         values = (
@@ -76,7 +75,7 @@ class MetricsCallback(pl.Callback, io.IOMixin):
 
 
 def compute_speed(flops_per_second: float, device_name: str | None) -> dict[str, float]:
-    """`tflops_per_device`, and `mfu` where the device's peak is known."""
+    """Return `tflops_per_device`, and `mfu` if the device's peak is known."""
     peak = None if device_name is None else peak_of_device(device_name)
     speed = {"tflops_per_device": flops_per_second / 1e12}
     return speed if peak is None else speed | {"mfu": flops_per_second / peak}

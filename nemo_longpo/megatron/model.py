@@ -1,10 +1,10 @@
 """The NeMo model: a stock architecture trained with the LongPO objective.
 
-From per-row log-probs on every rank to one loss and one set of metrics: context-parallel ranks sum their own rows, one
-all-reduce over the group completes the sums, and the gradient passes through that all-reduce unchanged. Megatron then
-averages gradients over DP × CP, after its schedule multiplied the loss by the CP size
-(megatron/core/pipeline_parallel/schedules.py, forward_step_calc_loss, 2-tuple branch): together that is the plain sum
-over CP ranks and the mean over DP ranks.
+Loss and metrics from the log-probs of each rank's rows: context-parallel ranks sum their own rows, one all-reduce over
+the group completes the sums, and the gradient passes through that all-reduce unchanged. Megatron then averages
+gradients over DP × CP, after its schedule multiplied the loss by the CP size
+(megatron/core/pipeline_parallel/schedules.py, forward_step_calc_loss, 2-tuple branch): together that is the sum over CP
+ranks and the mean over DP ranks.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -54,7 +54,7 @@ def sum_pair(logprobs: Tensor, rows: layout.PairRows, cp_group: dist.ProcessGrou
 class LongPOLossReduction(megatron_parallel.MegatronLossReduction):
     """NeMo's hook between a micro-batch's output and the schedule; every metric is a mean over the batch's pairs.
 
-    Besides those of `longpo_loss`, the `WORK` of a pair: its tokens, and the FLOPs of its forward and backward by
+    Adds the `WORK` of a pair to the metrics of `longpo_loss`: its tokens, and the FLOPs of its forward and backward,
     `training_flops(trunk, chosen, rejected)`.
     """
 
@@ -79,9 +79,9 @@ class LongPOLossReduction(megatron_parallel.MegatronLossReduction):
 
 @dataclass(frozen=True, kw_only=True)
 class ArchitectureFromCheckpoint:
-    """Stands in for `LongPOModel.config` until `LongPOResume` has read the architecture from the checkpoint.
+    """Placeholder for `LongPOModel.config` until `LongPOResume` has read the architecture from the checkpoint.
 
-    `llm.finetune` checks these fields before it looks at any checkpoint, so they hold values that pass.
+    `llm.finetune` checks these fields before it reads any checkpoint, so their values must pass.
     """
 
     num_layers: int = 1
@@ -99,10 +99,10 @@ class LongPOModel(llm.GPTModel):
         rope_scaling: a `rope_scaling` object as in Hugging Face's `config.json` (linear, yarn or llama3), on top of the
             config's `rotary_base`; by default the checkpoint's own.
         objective: which loss, and its constants.
-        pair_layout: how chosen and rejected become rows. `shared_prefix` runs the document once and both answers behind
+        pair_layout: how chosen and rejected become rows. `shared_prefix` runs the document once and both answers after
             it; `concatenated`, two full causal sequences, gives the same numbers at twice the cost.
-        logprob_memory_gb: memory (10⁹ bytes) for the logits that are there at once, which sets how many rows those are.
-        logprob_chunk_size: the number of rows itself, instead.
+        logprob_memory_gb: memory (10⁹ bytes) for logits; it sets how many rows of them are computed at once.
+        logprob_chunk_size: the number of rows, given directly.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class LongPOModel(llm.GPTModel):
         self.logit_budget = logit_budget
 
     def adopt_architecture(self, config: llm.GPTConfig, rope_scaling: dict[str, Any] | None) -> None:
-        """Take over a checkpoint's architecture, also in what NeMo writes into our own checkpoints."""
+        """Use a checkpoint's architecture for the model and for what NeMo writes into our own checkpoints."""
         self.config = config
         self.__io__.config = config.__io__
         if self.rope_scaling is None:
@@ -146,7 +146,7 @@ class LongPOModel(llm.GPTModel):
             self.module = gpt.LogprobGPTModel(self.config, self.rope, self.logit_budget, here, vp_stage)
 
     def data_step(self, dataloader_iter: Iterator) -> layout.PairRows:
-        """The next pair's rows on this rank."""
+        """Return this rank's rows of the next pair."""
         return data.next_rows(dataloader_iter).to_device(torch.cuda.current_device())
 
     def forward_step(self, batch: layout.PairRows) -> Tensor:

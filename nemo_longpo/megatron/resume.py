@@ -1,4 +1,4 @@
-"""Where a run's weights and architecture come from."""
+"""Find and check the checkpoint that a run takes its weights and architecture from."""
 
 import copy
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ from .model import ArchitectureFromCheckpoint, LongPOModel
 
 
 def load_architecture(checkpoint: Path, trusted: bool = False) -> llm.GPTConfig:
-    """Return the model config that a NeMo checkpoint was written with; `trusted` allows to build whatever it names.
+    """Return the model config of a NeMo checkpoint; `trusted` allows building any object that it names.
 
     Raises:
         InputError: no such directory, not a NeMo checkpoint, an architecture that is not trained here, or a config that
-            names something else.
+            names other objects.
     """
     context = checkpoint / "context"
     if not (context / "io.json").is_file():
@@ -36,7 +36,7 @@ def load_architecture(checkpoint: Path, trusted: bool = False) -> llm.GPTConfig:
     recorded = _load_context(context, "model.config", trusted, build=False)
     if not _is_trained_here(recorded.__fn_or_cls__):
         raise InputError(f"{checkpoint} holds a {recorded.__fn_or_cls__.__name__}; {trust.TRAINED_HERE}.")
-    # Settings of a GPU run may not even construct on a CPU, and those of a CPU run must not get into checkpoints.
+    # A config of a GPU run may not be constructible on a CPU; settings of a CPU run must not get into checkpoints.
     settings = copy.deepcopy(recorded)
     config = fdl.build(backend.current_backend().prepare(settings))
     if config.window_size is not None:
@@ -59,7 +59,7 @@ def _load_context(
 
 
 def _vocabulary_rows(context: Path, config: llm.GPTConfig, trusted: bool) -> int:
-    """Return the rows of the embedding in a model of NeMo's own Mistral importer, which leaves them to the tokenizer.
+    """Return the embedding rows of a model from NeMo's own Mistral importer, which does not record them.
 
     Rows that tensor parallelism may have added do not count.
     """
@@ -69,20 +69,19 @@ def _vocabulary_rows(context: Path, config: llm.GPTConfig, trusted: bool) -> int
 
 
 def _is_trained_here(config: type) -> bool:
-    """Refuse Llama 4, in the same module as Llama 3, and what other modules derive: they have other layers."""
+    """Return false for Llama 4, in Llama 3's module, and for configs from other modules: their layers differ."""
     bases = (llm.MistralConfig7B, llm.Qwen2Config, llm.LlamaConfig)
     known = issubclass(config, bases) and config.__module__ in {base.__module__ for base in bases}
     return known and not issubclass(config, llm.Llama4Config)
 
 
 def load_rope_scaling(checkpoint: Path) -> dict[str, Any] | None:
-    """Return the RoPE scaling of a NeMo checkpoint, complete in itself; None if its angles are plain.
+    """Return the complete RoPE scaling of a NeMo checkpoint; None if it has none.
 
-    Our own training records it with the model. An imported checkpoint keeps Hugging Face's `config.json`, because
-    NeMo's configurations know only some scalings; one that NeMo itself imported has those.
+    Our training records it with the model. A checkpoint that we imported keeps Hugging Face's `config.json`, because
+    NeMo's configurations support only some scalings; one that NeMo imported has only those.
 
-    Raises:
-        InputError: no record of the model.
+    Raises InputError if there is no record of the model.
     """
     record = checkpoint / "context" / "model.yaml"
     if not record.is_file():
@@ -100,16 +99,16 @@ def load_rope_scaling(checkpoint: Path) -> dict[str, Any] | None:
 
 @dataclass(kw_only=True)
 class LongPOResume(AutoResume):
-    """NeMo's resume, which also gives a model without a config the architecture of `restore_config.path`.
+    """NeMo's resume; it also gives a model without a config the architecture of `restore_config.path`.
 
-    It resumes from the newest complete checkpoint of the run, whatever links lie beside it, and refuses to start over
-    beside one. `restore_config.path` and `resume_from_path` may be the directory of another run.
+    It resumes from the newest complete checkpoint of the run, ignoring links, and refuses to start a new run beside
+    one. `restore_config.path` and `resume_from_path` may be the directory of another run.
 
     Args:
-        trust_checkpoint: build and unpickle whatever checkpoints name, also what is not known to run no code.
-        check_hashes: hold the files of a checkpoint that has a record to their hashes before they are loaded, not to
-            their sizes alone. Costs 0.6 s of a core per GB, shared by all ranks.
-        accept_changes: let a resumed run go on with other shards, or another `restore_config.path`, than it began with.
+        trust_checkpoint: build and unpickle anything that checkpoints name, even if it may run code.
+        check_hashes: compare the files of a recorded checkpoint with their hashes before loading, not only with their
+            sizes. Costs 0.6 s of a core per GB, shared by all ranks.
+        accept_changes: let a run resume with other shards, or another `restore_config.path`, than it started with.
     """
 
     resume_from_path: str | None = None
@@ -151,9 +150,9 @@ class LongPOResume(AutoResume):
             logging.warning(line)
 
     def _check_what_loads(self, model: LongPOModel, origin: Path | None) -> None:
-        """Check what NeMo loads: tokenizer and weights of the checkpoint that the run resumes from or began with.
+        """Check what NeMo loads: tokenizer and weights of the checkpoint that the run resumes or starts from.
 
-        Adapters name their base, whose weights are loaded too.
+        Adapters name their base; its weights are loaded too.
         """
         resumed = self.get_trainer_ckpt_path(model)
         found = [Path(resumed), getattr(resumed, "base_model_path", None)] if resumed else []
@@ -166,12 +165,12 @@ class LongPOResume(AutoResume):
                 trust.check_context(checkpoint / "context", "model.tokenizer")
 
     def _check_files(self, checkpoint: Path) -> None:
-        """Check what every rank reads now; weights are checked later, when all ranks can share the work."""
+        """Check the files that every rank reads now; weights are checked later, when all ranks can share the work."""
         integrity.check(checkpoint, hashes=self.check_hashes, below="context/")
         completeness.require_complete(checkpoint)
 
     def _find_trainer_ckpt_path(self) -> Path | None:
-        """Replace NeMo's, which knows links to checkpoints only."""
+        """Return the newest complete checkpoint; NeMo's own method only finds links to checkpoints."""
         place = self.resume_from_directory or Path(AppState().log_dir, run_directory.CHECKPOINTS)
         if "://" in str(place):
             return super()._find_trainer_ckpt_path()
@@ -182,18 +181,18 @@ class LongPOResume(AutoResume):
 
 
 def _take_checkpoint(path: str, setting: str) -> str:
-    """Return the newest checkpoint of a run's directory; other paths, and addresses, as they are."""
+    """Return the newest checkpoint of a run's directory; other paths and addresses unchanged."""
     taken = path if "://" in path else str(run_directory.find_checkpoint(Path(path)))
     if Path(taken) != Path(path):
-        logging.info(f"{setting} is a run's directory; takes its newest complete checkpoint, {taken}")
+        logging.info(f"{setting} is a run's directory; using its newest complete checkpoint, {taken}")
     return taken
 
 
 def _take_tokenizer(model: LongPOModel, origin: Path, trusted: bool) -> None:
-    """Name the tokenizer of the checkpoint that the run began with as the one to copy into checkpoints.
+    """Let the run copy the tokenizer of its start checkpoint into its own checkpoints.
 
-    A resumed run would name that of the checkpoint it resumes from, which is deleted once the next one is saved, and
-    the one after that would hold no tokenizer and none of the model's Hugging Face files.
+    A resumed run would copy that of the checkpoint it resumes from. That one is deleted once the next is saved, so
+    later checkpoints would hold no tokenizer and none of the model's Hugging Face files.
     """
     if (origin / "context" / "io.json").is_file():
         model.tokenizer = _load_context(origin / "context", "model.tokenizer", trusted, build=True)

@@ -1,7 +1,7 @@
-"""What a run is given, held to what was written and to what the run began with; a refusal is the same on all ranks.
+"""Check a run's inputs against their manifests and against what the run started with; all ranks fail alike.
 
-Checkpoints are held to their sizes and hashes before they are loaded, shards before step 1. A new run says at its start
-whose log-probs it trains on.
+Sizes and hashes of checkpoints are checked before they are loaded, those of shards before step 1. A new run logs at
+its start whether the weights that it starts from scored its shards.
 """
 
 import socket
@@ -30,7 +30,7 @@ _LOSS = ("loss_type", "beta", "preference_weight")
 def inputs_directory() -> Path | None:
     """Return the directory beside a run's checkpoints where its inputs are recorded; None without a run directory.
 
-    It is a directory because NeMo moves files that lie beside the checkpoints away at every resume.
+    It is a directory because NeMo moves files beside the checkpoints away at every resume.
     """
     log_dir = AppState().log_dir
     return None if log_dir is None else Path(log_dir) / run_directory.INPUTS
@@ -39,7 +39,7 @@ def inputs_directory() -> Path | None:
 class KeepInputs(pl.Callback):
     """Records the fingerprints of start checkpoint and shards at the start, and refuses others when a run is resumed.
 
-    A run without a checkpoint starts anew, with whatever it is given. Another loss is only logged.
+    A run without a checkpoint starts again and accepts any inputs. A changed loss is only logged.
     """
 
     def __init__(self, start: Path | None, accept_changes: bool):
@@ -47,7 +47,7 @@ class KeepInputs(pl.Callback):
         self.accept_changes = accept_changes
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Runs after the data module's. Raises InputError on all ranks if the inputs changed or cannot be recorded."""
+        """Run after the data module. Raises InputError on all ranks if the inputs changed or cannot be recorded."""
         directory = inputs_directory()
         if stage != "fit" or directory is None:
             return
@@ -63,7 +63,7 @@ class KeepInputs(pl.Callback):
         begun = read_inputs(directory) if trainer.ckpt_path else None
         if begun is not None:
             for change in found.loss_changes_from(begun):
-                logging.warning(f"This run goes on with {change}")
+                logging.warning(f"This run continues with {change}")
             self._refuse(list(found.changes_from(begun)))
         elif not trainer.ckpt_path and self.start and REF_CONTEXT_OF_LOSS[model.objective.loss_type]:
             warn_of_other_reference(self.start, readers)
@@ -75,17 +75,17 @@ class KeepInputs(pl.Callback):
         if not self.accept_changes:
             raise InputError(
                 f"{'; '.join(changes)}. Give what the run began with, begin another run in a new log.log_dir, or set "
-                "resume.accept_changes=True if it is meant."
+                "resume.accept_changes=True if you want this change."
             )
         for change in changes:
-            logging.warning(f"{change}; resume.accept_changes=True says that it is meant")
+            logging.warning(f"{change}; accepted because of resume.accept_changes=True")
 
 
 def warn_of_other_reference(start: Path, readers: list[ShardReader]) -> None:
-    """Log a line if the weights that training starts from did not score the shards, or if that cannot be told."""
+    """Log a line if the weights that training starts from did not score the shards, or if that is unknown."""
     weights = read_origin(start)
     if weights is None:
-        logging.info(f"{start} does not say which weights it was made of, so not whether they scored the shards")
+        logging.info(f"{start} does not record its original weights; whether they scored the shards is unknown")
         return
     others = [reader for reader in readers if reader.manifest.reference.weights_sha256 != weights]
     if others:
@@ -93,8 +93,8 @@ def warn_of_other_reference(start: Path, readers: list[ShardReader]) -> None:
             f"{reader.directory} by {reader.manifest.reference.weights_sha256[:12]}…" for reader in others
         )
         logging.warning(
-            f"Training starts from other weights than those that scored the shards: {start} was made of "
-            f"{weights[:12]}…, and scored were {scored}. Go on if it is meant; else import the model that scored them."
+            f"Training starts from other weights than those that scored the shards: {start} was made from "
+            f"{weights[:12]}…; scored were {scored}. Import the model that scored them, unless you want this."
         )
 
 
@@ -102,13 +102,12 @@ CHECKED_SHARDS = "checked_shards.json"
 
 
 def check_checkpoint(checkpoint: Path, *, hashes: bool) -> None:
-    """Called by every rank of the job; the files must lie where all of them see them.
+    """Check a checkpoint's files. All ranks of the job must call this, and all must see the files.
 
-    Rank 0 looks at names and sizes. With `hashes` every file is read by one rank, which costs 0.6 s of a core per GB,
+    Rank 0 checks names and sizes. With `hashes` every file is read by one rank; this costs 0.6 s of a core per GB,
     divided by the number of ranks as far as the number of files allows.
 
-    Raises:
-        InputError: on all ranks the same, if any of them found a file that is missing or damaged.
+    Raises InputError, the same on all ranks, if any of them finds a file that is missing or damaged.
     """
     rank = dist.get_rank()
 
@@ -129,13 +128,12 @@ def check_checkpoint(checkpoint: Path, *, hashes: bool) -> None:
 
 
 def check_shards(readers: Sequence[ShardReader], directory: Path | None, *, local_rank: int, first: bool) -> None:
-    """Called by every rank of the job: the first of every machine reads all files, the others wait.
+    """Check the shards' files. All ranks of the job must call this: the first of every machine reads all files.
 
-    A file in `directory`, which all machines see, says what was read before. `first`, one rank of the job, shows a bar
-    and writes that file.
+    A file in `directory`, shared by all machines, records what was read before. `first`, one rank of the job, shows a
+    progress bar and writes that file.
 
-    Raises:
-        InputError: on all ranks the same, if any machine found a file that is not as it was written.
+    Raises InputError, the same on all ranks, if any machine finds a file that is not as it was written.
     """
     memory = None if directory is None else directory / CHECKED_SHARDS
     known = read_known(memory) if memory is not None else {}
@@ -150,7 +148,7 @@ def check_shards(readers: Sequence[ShardReader], directory: Path | None, *, loca
 
 
 def _read(readers: Sequence[ShardReader], known: Known, shown: bool) -> tuple[str | None, dict[str, State]]:
-    """Return the first problem, if any, and the files that were found right before it."""
+    """Return the first problem, if any, and the files that were found intact before it."""
     machine = socket.gethostname()
 
     def is_new(reader: ShardReader, file: ShardFile) -> bool:
@@ -163,7 +161,7 @@ def _read(readers: Sequence[ShardReader], known: Known, shown: bool) -> tuple[st
     total = sum(file.bytes for _, files in unread for file in files.values())
     with tqdm(desc="hashes of shards", total=total, unit="B", unit_scale=True, delay=2, disable=not shown) as bar:
         for reader, files in unread:
-            # Before the bytes, so that a file that changes meanwhile is another one next time.
+            # Taken before reading, so that a file that changes meanwhile is read again next time.
             states = {name: state_of(reader.directory / name, file.sha256) for name, file in files.items()}
             sizes = {name: file.bytes for name, file in files.items()}
             try:

@@ -7,24 +7,24 @@ from nemo.lightning.pytorch.optim import CosineAnnealingScheduler
 
 
 class CosineOfTheSettings(CosineAnnealing):
-    """Takes from a checkpoint only how far the run is; the curve is that of the settings.
+    """A cosine that takes only the step from a checkpoint; the curve follows the settings.
 
-    torch's schedulers take over everything, so a finished run that is given more steps would stay at its last rate.
+    torch's schedulers restore everything, so a finished run that is given more steps would stay at its last rate.
     """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._step_count = state_dict["_step_count"]
         self.last_epoch = state_dict["last_epoch"] - 1
-        self.step()  # gives the optimizer, whose state came with the old curve's rate, that of the settings
+        self.step()  # sets the optimizer's rate from the settings; its restored state has the old curve's
         self._step_count = state_dict["_step_count"]
 
 
 class WarmupCosine(CosineAnnealingScheduler):
-    """A cosine to `min_lr` over `trainer.max_steps`, with a warm-up that is a share of them.
+    """A cosine to `min_lr` over `trainer.max_steps`; the share `warmup_ratio` of these steps is warm-up.
 
-    NeMo's own counts the warm-up in steps, which would have to be changed along with every `trainer.max_steps`. Step s
+    NeMo's own counts the warm-up in steps, so it would have to change along with every `trainer.max_steps`. Step s
     of w = ⌊warmup_ratio · max_steps⌋ warm-up steps, from 0, runs at (s + 1) / (w + 1) of the full rate. A run that is
-    resumed with other settings follows their curve from its step on.
+    resumed with other settings follows the new curve from its current step.
     """
 
     def __init__(self, warmup_ratio: float = 0.1, min_lr: float = 0.0):

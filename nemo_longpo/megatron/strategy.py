@@ -1,4 +1,4 @@
-"""NeMo's Megatron strategy, at home on machines with and without an accelerator."""
+"""NeMo's Megatron strategy for machines with and without an accelerator."""
 
 import signal
 from pathlib import Path
@@ -19,19 +19,19 @@ from .model import LongPOModel
 
 
 class LongPOStrategy(MegatronStrategy):
-    """Every rank builds its strategy before it touches a device, so this is where the CPU backend switches itself on.
+    """NeMo's strategy; it also activates the CPU backend, because ranks build it before they touch a device.
 
-    Takes what `nemo.lightning.MegatronStrategy` takes, and settings that belong to the job although they stand on the
-    model's config, whose other fields come from the checkpoint.
+    Takes the arguments of `nemo.lightning.MegatronStrategy`, and job settings that Megatron keeps in the model's
+    config. The other fields of that config come from the checkpoint.
 
     Args:
         recompute_granularity: `full` recomputes whole layers in the backward, `selective` parts of every layer.
         recompute_method, recompute_num_layers: which layers, for `full`; as in Megatron's TransformerConfig.
         recompute_modules: which parts, for `selective`: `core_attn` (Megatron's default), `layernorm`, `mlp`.
-        cpu_offloading_num_layers: so many layers keep their activations in host memory; instead of recompute, needs
-            Transformer Engine.
+        cpu_offloading_num_layers: number of layers that keep their activations in host memory; excludes recompute,
+            needs Transformer Engine.
         cp_comm_type: how context-parallel ranks exchange the trunk's keys and values on GPUs, see
-            `nemo_longpo.parallel.cp_comm`; on the CPU they are gathered, whatever it says.
+            `nemo_longpo.parallel.cp_comm`; on the CPU they are always gathered.
         hierarchical_context_parallel_sizes: for `a2a+p2p`, how many ranks exchange heads, how many form a ring.
     """
 
@@ -42,8 +42,8 @@ class LongPOStrategy(MegatronStrategy):
         recompute_num_layers: int = 1,
         recompute_modules: Optional[list[str]] = None,  # noqa: UP045
         cpu_offloading_num_layers: int = 0,
-        # Named, because NeMo-Run reads a setting without a type as it likes, and NeMo records a dataclass that comes
-        # without a name in a way that it cannot write into checkpoints.
+        # Named, because NeMo-Run guesses the type of a setting without one, and NeMo cannot write a dataclass from
+        # **kwargs into checkpoints.
         sequence_parallel: bool = False,
         ddp: Union[Literal["megatron", "pytorch"], DistributedDataParallelConfig] = "megatron",  # noqa: UP007
         cp_comm_type: CpCommType = "p2p",
@@ -72,8 +72,8 @@ class LongPOStrategy(MegatronStrategy):
         assert isinstance(model, LongPOModel), model
         if self.virtual_pipeline_model_parallel_size is not None:
             raise InputError(
-                "trainer.strategy.virtual_pipeline_model_parallel_size is set, but interleaved pipeline stages have "
-                "never been held against a reference with pairs of different length; set it to null."
+                "trainer.strategy.virtual_pipeline_model_parallel_size is set, but interleaved pipeline stages were "
+                "never compared with a reference on pairs of different length; set it to null."
             )
         optimizer = None if model.optim is None else model.optim.config
         job_settings.check(self.placement, model.config, model.pair_layout)
@@ -87,7 +87,7 @@ class LongPOStrategy(MegatronStrategy):
         job_settings.complete(self.backend.prepare(model.config), model.rope)
 
     def load_checkpoint(self, checkpoint_path: str | Path, selective_restore: bool = False) -> dict[str, Any]:
-        """Of the run itself, or (`selective_restore`) the one that a run starts from; whole, or InputError."""
+        """Load the run's own checkpoint or, with `selective_restore`, its start. Raises InputError if it is damaged."""
         base = checkpoint_path.base_model_path if isinstance(checkpoint_path, resume.AdapterPath) else None
         for path in filter(None, (checkpoint_path, base)):
             run_inputs.check_checkpoint(run_directory.checkpoint_of(path), hashes=self.check_hashes)
@@ -101,9 +101,9 @@ class LongPOStrategy(MegatronStrategy):
             return
         if isinstance(self.launcher, _SubprocessScriptLauncher):
             self.launcher.kill(signal.SIGKILL)
-            self.launcher.procs.clear()  # else their watcher ends this process before it has spoken
+            self.launcher.procs.clear()  # else their watcher ends this process before it prints its error
         if refusal is not exception:
-            # Lightning does not come to its clean-up then; what NeMo changed is a class, which outlives the run.
+            # Lightning's clean-up does not run then; NeMo changed a class, and that outlives the run.
             if (parallel := getattr(self, "megatron_parallel", None)) is not None:  # as NeMo's own clean-up asks
                 parallel.teardown_ddp()
             raise refusal from exception
@@ -111,12 +111,12 @@ class LongPOStrategy(MegatronStrategy):
     def _full_disk(self, exception: BaseException) -> InputError | None:
         reason = full_disk.no_room(exception)
         if isinstance(exception, CheckpointException):
-            # All ranks get one, and only the first is told why.
+            # All ranks get one, but only the first one's names the reason.
             reason = self.broadcast(reason)
         if reason is None:
             return None
         place = self.trainer.checkpoint_callback.dirpath or self.trainer.default_root_dir
-        if isinstance(exception, OSError):  # a file that is written piece by piece is not named: events, logs
+        if isinstance(exception, OSError):  # a file written in pieces (events, logs) is not named
             place = exception.filename or f"a file of the run with {place}"
         return InputError(
             f"{place} cannot be written: {reason}; make room and run the same command again, {run_directory.GOES_ON}"

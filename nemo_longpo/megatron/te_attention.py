@@ -1,6 +1,6 @@
-"""Core attention on GPUs: Transformer Engine's for the trunk, ours for the branches behind it.
+"""Core attention on GPUs: Transformer Engine's for the trunk, ours for the branches after it.
 
-Import this only where Transformer Engine is installed: without it Megatron-Core's class stands on a mock.
+Import this only where Transformer Engine is installed: without it Megatron-Core's class derives from a mock.
 
 Shape legend: S local rows (trunk, then branches), B batch, H query heads of this rank, K key/value heads of this rank,
 D head size.
@@ -20,12 +20,12 @@ from .topology import current_topology
 class TEPairAttention(TEDotProductAttention):
     """A subclass, so that state-dict keys and everything that Megatron and NeMo set on the module stay as they are.
 
-    The trunk's rows are an ordinary causal sequence for Transformer Engine, zigzag over the context-parallel ranks, in
-    sbhd; it picks FlashAttention or cuDNN and exchanges keys and values as `cp_comm_type` says.
+    For Transformer Engine the trunk's rows are an ordinary causal sequence in sbhd, zigzag over the context-parallel
+    ranks. It chooses FlashAttention or cuDNN and exchanges keys and values as `cp_comm_type` says.
 
     Args:
         cp_groups: for `a2a+p2p`, the group that exchanges heads and the group that forms a ring. Megatron-Core would
-            take them from its global state, where NeMo has no way to put them.
+            take them from its global state, but NeMo cannot put them there.
     """
 
     def __init__(
@@ -64,12 +64,12 @@ class TEPairAttention(TEDotProductAttention):
         attention_bias: Tensor | None = None,
         packed_seq_params: PackedSeqParams | None = None,
     ) -> Tensor:
-        """Returns [S, B, H·D]; `attention_mask` carries the segments, see `attend_over_segments`."""
+        """Return [S, B, H·D]; `attention_mask` carries the segments, see `attend_over_segments`."""
         assert attention_bias is None, "branches have no attention bias"
         assert packed_seq_params is None, "a micro-batch is one pair"
 
         def attend_causally(query_SBHD: Tensor, key_SBKD: Tensor, value_SBKD: Tensor) -> Tensor:
-            # The zero-argument super() finds its instance in a method's own frame only.
+            # super() without arguments works only in a method's own frame.
             return super(TEPairAttention, self).forward(query_SBHD, key_SBKD, value_SBKD, None, attn_mask_type)
 
         return attend_over_segments(

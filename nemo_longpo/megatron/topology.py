@@ -1,6 +1,6 @@
-"""This process among the others: its place in Megatron's process groups, and what all ranks do together.
+"""This process's place in Megatron's process groups, and functions that all ranks call together.
 
-The one file that reads Megatron's global parallel state.
+No other file reads Megatron's global parallel state.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +16,7 @@ from nemo_longpo.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Topology:
-    """Groups of the running job, and where this rank's pipeline stage is. `dp_group` leaves context parallelism out."""
+    """Process groups of the job, and this rank's pipeline stage. `dp_group` excludes context parallelism."""
 
     tp_size: int
     cp_group: dist.ProcessGroup
@@ -28,7 +28,7 @@ class Topology:
 
 
 def current_topology(vp_stage: int | None = None) -> Topology:
-    """Read the place of this rank; `vp_stage` is the virtual pipeline stage, if any."""
+    """Return this rank's topology; `vp_stage` is the virtual pipeline stage, if any."""
     stage = {"ignore_virtual": vp_stage is None, "vp_stage": vp_stage}
     return Topology(
         tp_size=parallel_state.get_tensor_model_parallel_world_size(),
@@ -42,7 +42,7 @@ def current_topology(vp_stage: int | None = None) -> Topology:
 
 
 def become_single_process() -> None:
-    """Make this process a whole job, for a model that is not trained; nothing happens if it is in a job already."""
+    """Make this process a job of its own, for a model that is not trained; do nothing if it is in a job already."""
     if not dist.is_initialized():
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     if not parallel_state.model_parallel_is_initialized():
@@ -50,9 +50,9 @@ def become_single_process() -> None:
 
 
 def hierarchical_cp_groups(sizes: Sequence[int]) -> list[dist.ProcessGroup]:
-    """This rank's part of its context-parallel group at each level: `sizes[0]` neighbours, then strides of that.
+    """Return this rank's part of its context-parallel group at each level: `sizes[0]` neighbours, then strides of that.
 
-    Collective over the whole job: each group is made by all ranks, in the same order.
+    All ranks of the job must call it: each group is made by all of them, in the same order.
     """
     ranks_of_all: list[list[int]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(ranks_of_all, dist.get_process_group_ranks(parallel_state.get_context_parallel_group()))
@@ -65,7 +65,7 @@ def hierarchical_cp_groups(sizes: Sequence[int]) -> list[dist.ProcessGroup]:
     return mine
 
 
-_LONGEST_WAIT = timedelta(days=1)  # for ranks that wait while others read; the default group gives up after minutes
+_LONGEST_WAIT = timedelta(days=1)  # for ranks that wait while others read; the default group times out after minutes
 
 
 def gather_from_all(value: Any) -> list[Any]:
@@ -82,7 +82,7 @@ def gather_from_all(value: Any) -> list[Any]:
 def raise_on_all(check: Callable[[], object], *, here: bool = True) -> None:
     """Call `check` on the ranks where `here` is true. All ranks of the job must call this function.
 
-    Raises InputError on all ranks if any of them raised one: that of the first such rank.
+    Raises InputError on all ranks, with the message of the first failing rank, if any `check` raises one.
     """
     problem = None
     if here:
@@ -94,7 +94,7 @@ def raise_on_all(check: Callable[[], object], *, here: bool = True) -> None:
 
 
 def raise_first(problems: Iterable[str | None]) -> None:
-    """Raises InputError with the first problem, if there is one."""
+    """Raises InputError with the first problem if there is one."""
     for problem in problems:
         if problem is not None:
             raise InputError(problem)

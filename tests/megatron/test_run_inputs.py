@@ -52,18 +52,18 @@ def test_changed_inputs_are_refused_at_resume(workers, workbench, tmp_path):
         (message,) = workers.run(megatron_jobs.refusal, 1, overrides=settings, checkpoints=True)
         assert str(path) in message
         assert setting.replace("__", ".") in message
-        assert "resume.accept_changes=True if it is meant" in message
+        assert "resume.accept_changes=True if you want this change" in message
     moved = {
         "data__paths": str(shutil.copytree(workbench.shards, tmp_path / "moved-shards")),
         "resume__restore_config__path": str(shutil.copytree(workbench.checkpoint, tmp_path / "moved-start")),
     }
     log = _train(workers, workbench, run, **moved, model__objective__beta=0.2, trainer__max_steps=2)
-    assert "This run goes on with model.objective.beta=0.2 instead of 0.1" in log
+    assert "This run continues with model.objective.beta=0.2 instead of 0.1" in log
     log = _train(
         workers, workbench, run, **{setting: str(path) for setting, path in others.items()},
         resume__accept_changes=True, trainer__max_steps=3,
     )  # fmt: skip
-    assert "other-shards; resume.accept_changes=True says that it is meant" in log
+    assert "other-shards; accepted because of resume.accept_changes=True" in log
     assert len(read_metrics(run)) == 3
 
 
