@@ -1,9 +1,9 @@
-"""Attention of branches that continue one trunk, each as if it stood alone behind it, under context parallelism.
+"""Attention of branches that continue one trunk, each as if it were the only one, under context parallelism.
 
 Every rank keeps its rows of the trunk's keys and values and attends to them with the queries of *all* branch rows,
-which are few. That gives parts; the rank that holds a row merges its parts by their log-sum-exp, and adds what the row
-reads of its own branch. What travels grows with the branches, never with the trunk: `planning.speed.branch_traffic`
-counts it.
+which are few. This gives partial results. The rank that holds a row merges them by their log-sum-exp, together with
+the row's attention to its own branch. Traffic grows with the branches, never with the trunk:
+`planning.speed.branch_traffic` counts it.
 
 Shape legend: n branch rows of this rank, N = n · W branch rows of all ranks, M trunk rows of this rank, H query heads,
 K key/value heads, D head size, W ranks.
@@ -31,12 +31,12 @@ def branch_attention(
     group: Group = None,
     scale: float | None = None,
 ) -> Tensor:
-    """Softmax attention of every branch to the whole trunk and causally to itself; returns this rank's rows [n, H, D].
+    """Return softmax attention of every branch to the whole trunk and causally to itself, this rank's rows [n, H, D].
 
     Equals, per branch, the last rows of causal attention over trunk + branch, and so do all gradients.
 
     Args:
-        query_nHD, key_nKD, value_nKD: this rank's contiguous share of all branches' rows; positions are in them.
+        query_nHD, key_nKD, value_nKD: this rank's contiguous share of all branches' rows, positions applied.
         trunk_key_MKD, trunk_value_MKD: the trunk's rows on this rank, in any order, without padding; may be empty.
         branches: each branch's rows among the rows of all ranks; together they cover all of them.
         scale: of the scores; 1/√D by default.
@@ -93,7 +93,7 @@ class _BranchAttention(torch.autograd.Function):
 
 
 def _own_branch(branches: Sequence[slice], rows: int, rank: int) -> Iterator[tuple[slice, slice, bool]]:
-    """What a rank's n = `rows` rows read of their own branches: (which of them, which of all N rows, causal).
+    """Yield what n = `rows` rows of a rank attend to in their own branches: (which of them, which of all N, causal).
 
     The rows of a branch before the rank's first one, then a square on the diagonal.
     """
@@ -108,10 +108,10 @@ def _own_branch(branches: Sequence[slice], rows: int, rank: int) -> Iterator[tup
 
 
 def _merge(parts: Sequence[tuple[slice, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """`out` [n, H, D] and `lse` [n, H] over all keys, from parts over disjoint keys; the first part has all n rows.
+    """Return `out` [n, H, D] and `lse` [n, H] over all keys from parts over disjoint keys; the first has all n rows.
 
-    Sums are taken in the lse's precision, and only the result is rounded to the parts' own. Dividing by the total
-    weight, 1 but for the rounding of the lse, keeps fp32 as exact as one kernel over all keys.
+    Sums are taken in the lse's precision, and only the result is rounded to the parts' dtype. The total weight is 1
+    apart from the rounding of the lse; dividing by it keeps fp32 as exact as one kernel over all keys.
     """
     (_, some_out, some_lse), *_ = parts
     lse_nH = torch.full_like(some_lse, -torch.inf)

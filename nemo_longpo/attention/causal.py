@@ -1,6 +1,6 @@
-"""Exact causal attention under context parallelism from public parts: gather K and V, attend chunk by chunk.
+"""Exact causal attention under context parallelism from torch's functions: gather K and V, attend chunk by chunk.
 
-The CPU backend trains with it, and it is the oracle for faster kernels.
+The CPU backend trains with it, and it is the reference for faster kernels.
 
 Shape legend: S local rows (two zigzag chunks of c rows when the group has more than one rank), B batch, H query heads,
 K key/value heads, D head size; Megatron's "sbhd" order.
@@ -19,7 +19,7 @@ def _in_sequence_order(gathered: torch.Tensor, cp_size: int) -> torch.Tensor:
 
 
 def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None) -> torch.Tensor:
-    """Causal attention of the last `len(query)` positions over all keys; sbhd in, sbhd out."""
+    """Return causal attention of the last `len(query)` positions over all keys; sbhd in, sbhd out."""
     q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
     rows, columns = query.shape[0], key.shape[0]
     # torch's is_causal aligns a rectangle at the top left; ours ends at the bottom right.
@@ -35,9 +35,9 @@ def causal_attention(
     group: Group = None,
     scale: float | None = None,
 ) -> torch.Tensor:
-    """Causal softmax attention of a sequence whose rows are zigzag-split over `group`; returns [S, B, H, D].
+    """Return causal softmax attention, [S, B, H, D], of a sequence whose rows are zigzag-split over `group`.
 
-    Equals full causal attention over the gathered sequence, and so do its gradients. `scale` defaults to 1/√D.
+    Result and gradients equal those of full causal attention over the gathered sequence. `scale` defaults to 1/√D.
     """
     cp_rank, cp_size = place(group)
     if cp_size == 1:

@@ -1,11 +1,11 @@
 """Partial attention with its log-sum-exp; parts over disjoint keys can be merged exactly.
 
 A part covers some keys: `out = softmax(scale · q kᵀ) v` over them, and `lse = log Σ exp(scale · q kᵀ)`. Parts over
-disjoint keys merge by their weights `exp(lse)`. The backward takes the *merged* out and lse: then the probabilities
-that it recomputes are those of the whole row, and the gradients of the parts simply add up.
+disjoint keys merge by their weights `exp(lse)`. The backward takes the *merged* out and lse: then it recomputes the
+probabilities of the whole row, and the gradients of the parts add up.
 
-A kernel is a pair of functions for one device. They take any G and at least one key; the forward gives `out` [N, H, D]
-in the query's dtype and `lse` [N, H], natural logarithm, in fp32 (fp64 for fp64).
+A kernel is a pair of functions for one device. They take any G and at least one key; the forward returns `out`
+[N, H, D] in the query's dtype and `lse` [N, H], natural logarithm, in fp32 (fp64 for fp64).
 
 Shape legend: N query rows, M key rows, H query heads, K key/value heads, G = H / K query heads that share one, D head
 size.
@@ -22,9 +22,9 @@ aten = torch.ops.aten
 def partial_attention(
     query_NHD: Tensor, key_MKD: Tensor, value_MKD: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """One part, `(out [N, H, D], lse [N, H])`; no keys weigh nothing (lse −∞).
+    """Return one part, `(out [N, H, D], lse [N, H])`; without keys its weight is 0 (lse −∞).
 
-    `causal` asks for N = M: kernels disagree about which corner of a rectangle the diagonal starts from.
+    `causal` requires N = M: kernels disagree about which corner of a rectangle the diagonal starts from.
     """
     assert not causal or len(query_NHD) == len(key_MKD), "a causal part is square"
     forward, kv_heads = (cuda_forward if _is_on_cuda(query_NHD) else cpu_forward), key_MKD.shape[1]
@@ -48,7 +48,7 @@ def partial_attention_backward(
     causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One part's gradients of query, key and value; `out_NHD` and `lse_NH` are those of all parts together."""
+    """Return one part's gradients of query, key and value; `out_NHD` and `lse_NH` are those of all parts merged."""
     backward, kv_heads = (cuda_backward if _is_on_cuda(query_NHD) else cpu_backward), key_MKD.shape[1]
     if not len(key_MKD):
         return torch.zeros_like(query_NHD), torch.zeros_like(key_MKD), torch.zeros_like(value_MKD)
@@ -92,7 +92,7 @@ def cuda_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) ->
 def cuda_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
 ) -> Three:
-    # Only dropout reads the state of the random generator, but the signature wants one, and a tensor it never uses.
+    # Only dropout reads the random generator's state, but the signature requires it and a tensor that is never used.
     generator, unused = torch.zeros(2, dtype=torch.uint64, device=q.device), torch.empty(0, device=q.device)
     batch_of_one = (tensor.unsqueeze(0) for tensor in (grad, q, k, v, out, lse.T.contiguous()))
     grad_q, grad_k, grad_v = aten._flash_attention_backward(
@@ -102,7 +102,7 @@ def cuda_backward(
 
 
 def _is_on_cuda(query: Tensor) -> bool:
-    """Raises InputError if the query is on a GPU and has a dtype that FlashAttention does not take."""
+    """Return whether the query is on a GPU. Raises InputError if it is in a dtype that FlashAttention does not take."""
     if query.is_cuda and query.dtype not in (torch.bfloat16, torch.float16):
         raise InputError(
             f"attention over a shared prefix on a GPU takes bf16 or fp16, not {query.dtype}; "
@@ -112,9 +112,9 @@ def _is_on_cuda(query: Tensor) -> bool:
 
 
 def _fold(rows: Tensor, kv_heads: int) -> Tensor:
-    """[N, H, …] → [G·N, K, …]: without a mask, the G heads that read one key/value head are rows like any others.
+    """[N, H, …] → [G·N, K, …]: without a mask, the G heads of one key/value head can be treated as more rows.
 
-    FlashAttention would expand its dK and dV to H heads: 1 GiB for 65,536 keys of a 7B model.
+    FlashAttention would expand dK and dV to H heads: 1 GiB for 65,536 keys of a 7B model.
     """
     groups = rows.shape[1] // kv_heads
     return torch.unflatten(rows, 1, (kv_heads, groups)).movedim(2, 0).flatten(0, 1)

@@ -1,9 +1,9 @@
-"""Rotary position embedding from explicit positions, plain or scaled as long-context checkpoints ask for.
+"""Rotary position embedding from explicit positions, plain or scaled as in long-context checkpoints.
 
 The same settings as in Hugging Face give the same fp32 frequencies and angles, bit for bit. A checkpoint was trained
-with one rounding; at position 500,000 another one turns angles by hundredths of a radian. (Up to position 524,287 with
-D = 128, fp32 angles are off by at most 0.018 radians for θ = 1e7, 0.038 for 1e6; rounding the product alone costs
-0.016. More precise arithmetic would be easy, and would not be the model.)
+with one rounding; another one changes the angles at position 500,000 by hundredths of a radian. (Up to position 524,287
+with D = 128, fp32 angles are off by at most 0.018 radians for θ = 1e7, 0.038 for 1e6; rounding the product alone costs
+0.016. More precise arithmetic would be easy, but it would compute another model.)
 
 Shape legend: S rows, D head size.
 """
@@ -16,7 +16,7 @@ from nemo_longpo.model_directory.rope_settings import LinearScaling, Llama3Scali
 
 
 def inverse_frequencies(rope: RopeSettings, head_size: int) -> torch.Tensor:
-    """What a position is multiplied with, fp32 [D/2]: θ^(−2i/D) for i = 0 … D/2 − 1 (arXiv 2104.09864), scaled."""
+    """Return the angles per position, fp32 [D/2]: θ^(−2i/D) for i = 0 … D/2 − 1 (arXiv 2104.09864), scaled."""
     match rope.scaling:
         case None:
             return 1.0 / _powers(head_size, rope.theta)
@@ -29,20 +29,20 @@ def inverse_frequencies(rope: RopeSettings, head_size: int) -> torch.Tensor:
 
 
 def rotary_angles(position_ids_S: torch.Tensor, inverse_frequencies: torch.Tensor) -> torch.Tensor:
-    """position · frequency for both halves of a head, fp32 [S, 1, 1, D]."""
+    """Return position · frequency for both halves of a head, fp32 [S, 1, 1, D]."""
     angles = torch.outer(position_ids_S.float(), inverse_frequencies.to(position_ids_S.device))
     return torch.cat([angles, angles], -1)[:, None, None]
 
 
 def _powers(head_size: int, theta: float) -> torch.Tensor:
-    """θ^(2i/D), fp32 [D/2]: positions per radian."""
+    """Return θ^(2i/D), fp32 [D/2]: positions per radian."""
     powers: torch.Tensor = theta ** (torch.arange(0, head_size, 2, dtype=torch.float32) / head_size)
     return powers
 
 
 def _yarn_frequencies(scaling: YarnScaling, head_size: int, theta: float) -> torch.Tensor:
     def dimension(turns: float) -> float:
-        """Which dimension turns so many times within the original length."""
+        """Return the dimension that makes this number of turns within the original length."""
         rows = scaling.original_max_position_embeddings / (turns * 2 * math.pi)
         return head_size * math.log(rows) / (2 * math.log(theta))
 

@@ -1,4 +1,4 @@
-"""What ranks of a group exchange: each collective a function of a tensor and a group. One rank alone sends nothing.
+"""Collectives as functions of a tensor and a group. A group of one rank sends nothing.
 
 Shape legend: n rows of this rank, W ranks, N = n · W rows of all ranks, in rank order.
 """
@@ -18,7 +18,7 @@ def place(group: Group) -> tuple[int, int]:
 
 
 def gather_rows(local: Tensor, group: Group) -> Tensor:
-    """[n, …] → [N, …] on every rank; without a gradient, see `gather_rows_and_their_gradients`."""
+    """Return the rows of all ranks, [n, …] → [N, …]; has no gradient, see `gather_rows_and_their_gradients`."""
     _, ranks = place(group)
     if ranks == 1:
         return local
@@ -28,7 +28,7 @@ def gather_rows(local: Tensor, group: Group) -> Tensor:
 
 
 def send_home(found: Tensor, group: Group) -> Tensor:
-    """Send every rank what was found for its rows: [N, …] → [W, n, …], what each rank found for this rank's rows."""
+    """Send every rank the results for its rows; [N, …] → [W, n, …], the results of each rank for this rank's rows."""
     _, ranks = place(group)
     if ranks == 1:
         return found[None]
@@ -38,12 +38,12 @@ def send_home(found: Tensor, group: Group) -> Tensor:
 
 
 def gather_rows_and_their_gradients(local: Tensor, group: Group) -> Tensor:
-    """`gather_rows` whose backward gives a rank's rows the sum of the gradients that all ranks have for them."""
+    """`gather_rows` with a gradient: the sum of all ranks' gradients for this rank's rows."""
     return _GatherRows.apply(local, group)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def sum_over_ranks(partial: Tensor, group: Group) -> Tensor:
-    """Sum over the ranks, on every rank; the backward hands the gradient of the sum to each part unchanged."""
+    """Return the sum over the ranks, on every rank; the backward passes its gradient to each part unchanged."""
     return _SumOverRanks.apply(partial, group)  # type: ignore[no-untyped-call, no-any-return]
 
 

@@ -1,13 +1,13 @@
-"""How context-parallel ranks exchange the trunk's keys and values, and what each way asks of a model.
+"""How context-parallel ranks exchange the trunk's keys and values, and what each way requires of a model.
 
 The conditions are Transformer Engine 2.9's (pytorch/attention/dot_product_attention/context_parallel.py:
-attn_forward_func_with_cp and the three autograd functions behind it), told before a run starts instead of inside the
-first layer.
+attn_forward_func_with_cp and the three autograd functions that it calls). They are checked before a run starts, not in
+the first layer.
 
-| cp_comm_type | what travels                                              | asks for                                |
+| cp_comm_type | what is sent                                              | requires                                |
 |--------------|-----------------------------------------------------------|-----------------------------------------|
 | `p2p`        | keys and values around a ring, while attention computes   | no sliding window                       |
-| `a2a`        | heads against rows: a rank gets all rows of some heads    | heads divisible by cp, head size by 8   |
+| `a2a`        | heads for rows: a rank gets all rows of some heads        | heads divisible by cp, head size by 8   |
 | `all_gather` | all keys and values to every rank, before attention       | head size divisible by 8, memory        |
 | `a2a+p2p`    | `a2a` among a neighbours, `p2p` around rings of cp / a    | heads divisible by a, no sliding window |
 """
@@ -23,7 +23,7 @@ from nemo_longpo.placement import CpCommType
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """What of a model matters here. `window` is (left, right) rows as Megatron has it; −1 sees everything."""
+    """The attention sizes of a model. `window` is (left, right) rows as in Megatron; −1 means no limit."""
 
     heads: int
     kv_heads: int
@@ -42,11 +42,11 @@ def check_cp_comm(
     tp_size: int = 1,
     hierarchical_sizes: Sequence[int] | None = None,
 ) -> None:
-    """Refuse a `comm_type` that Transformer Engine cannot run for this model and these sizes.
+    """Check that Transformer Engine can run `comm_type` for this model and these sizes.
 
     `hierarchical_sizes` are those of `a2a+p2p`: ranks that exchange heads (neighbours), then ranks of a ring.
 
-    Raises InputError naming the setting and what to choose instead.
+    Raises InputError, naming the setting and what to choose instead, if it cannot.
     """
     setting = f"trainer.strategy.cp_comm_type={comm_type}"
     if comm_type not in get_args(CpCommType):
@@ -73,7 +73,7 @@ def check_cp_comm(
         nested = f", or a2a+p2p with hierarchical_context_parallel_sizes=[{most},{cp_size // most}]" if most > 1 else ""
         raise InputError(
             f"{setting} divides the {heads} attention heads and {kv_heads} key/value heads of a rank "
-            f"(tensor_model_parallel_size={tp_size}) among {exchanging} ranks, which does not work out; choose "
+            f"(tensor_model_parallel_size={tp_size}) among {exchanging} ranks, which is not possible; choose "
             f"p2p, which takes any number of heads{nested}."
         )
 

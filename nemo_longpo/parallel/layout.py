@@ -1,4 +1,4 @@
-"""Where every token of a pair goes: rows, labels, masks and positions, for any context-parallel rank.
+"""Lay out the tokens of a pair: rows, labels, masks and positions, for any context-parallel rank.
 
 Pure functions of a record and the parallel sizes: one process can check every rank's slice.
 
@@ -39,11 +39,11 @@ _ROW = np.dtype(
 class PairRows:
     """One pair as rows that predict their labels. Labels are shifted already, so any selection of rows stays correct.
 
-    `tokens`, `labels`, `position_ids` are int64 [B, S]; a label of `IGNORE_LABEL` is scored by nobody; all sequences
-    have the same positions. The masks, fp32 [B, S], say which rows' log-probs enter which sum: chosen and rejected
+    `tokens`, `labels`, `position_ids` are int64 [B, S]; labels of `IGNORE_LABEL` are not scored; all sequences have the
+    same positions. The masks, fp32 [B, S], select the rows whose log-probs enter each sum: chosen and rejected
     responses, and the NLL of the chosen sequence. `ref_logps`, fp32 [B, S], are the reference's log-probs of the
-    response labels, zero elsewhere. The counts (fp32 scalars) are those of the whole pair, on every rank, and so are
-    `lengths`: tokens of trunk, chosen and rejected. `segments` says which rows may attend to which.
+    response labels, zero elsewhere. The counts (fp32 scalars) and `lengths` (tokens of trunk, chosen and rejected) are
+    those of the whole pair on every rank. `segments` says which rows may attend to which.
     """
 
     tokens: Tensor
@@ -61,11 +61,11 @@ class PairRows:
 
     @property
     def pair_tokens(self) -> int:
-        """The trunk once, and both branches."""
+        """Tokens of the trunk, counted once, and of both branches."""
         return sum(self.lengths)
 
     def on_rank(self, cp_size: int, cp_rank: int) -> "PairRows":
-        """This context-parallel rank's rows [B, R]; the counts and the segments stay those of the whole pair."""
+        """Return this context-parallel rank's rows [B, R]; counts and segments stay those of the whole pair."""
         rows = self.segments.rows_on_rank(cp_size, cp_rank)
         return self._with_tensors(lambda value: value[:, rows] if value.ndim == 2 else value)
 
@@ -82,7 +82,7 @@ class PairRows:
 
 
 def lay_out_pair(record: PairRecord, layout: PairLayout, cp_size: int = 1, tp_size: int = 1) -> PairRows:
-    """All rows of a pair, padded so that they split over context- and tensor-parallel ranks.
+    """Return all rows of a pair, padded so that they split over context- and tensor-parallel ranks.
 
     Row t of a sequence holds token t and predicts token t + 1, so a sequence of L tokens has L − 1 rows. Chosen and
     rejected share the rows before the trunk's last token, which predicts a different first token for each.
@@ -110,7 +110,7 @@ def lay_out_pair(record: PairRecord, layout: PairLayout, cp_size: int = 1, tp_si
 
 
 def _sequence_rows(record: PairRecord, side: Literal["chosen", "rejected"]) -> Array:
-    """The rows of trunk + branch of one side, `_ROW` [L − 1]."""
+    """Return the rows of trunk + branch of one side, `_ROW` [L − 1]."""
     trunk = len(record.trunk_ids)
     ids = np.concatenate([record.trunk_ids, getattr(record, f"{side}_ids")])
     rows = np.zeros(len(ids) - 1, _ROW)
@@ -134,7 +134,7 @@ def _concatenated(chosen: Array, rejected: Array, shared: int, cp_size: int, tp_
 
 
 def _shared_prefix(chosen: Array, rejected: Array, shared: int, cp_size: int, tp_size: int) -> tuple[Array, Segments]:
-    # At least one row, so that the trunk is never an empty sequence; the branches make the rest divisible by tp.
+    # At least one row, so that the trunk is never empty; padding of the branches makes all rows divisible by tp.
     trunk_rows = padded_length(max(shared, 1), cp_size)
     rows_per_rank = -(-(len(chosen) + len(rejected) - 2 * shared) // cp_size)
     rows_per_rank += -(trunk_rows // cp_size + rows_per_rank) % tp_size
@@ -144,13 +144,13 @@ def _shared_prefix(chosen: Array, rejected: Array, shared: int, cp_size: int, tp
 
 
 def padded_length(length: int, cp_size: int, tp_size: int = 1) -> int:
-    """The smallest S ≥ `length` that splits into 2·cp chunks, with S / cp rows divisible by tp (sequence parallel)."""
+    """Return the least S ≥ `length` that splits into 2·cp chunks, with S / cp divisible by tp (sequence parallel)."""
     multiple = cp_size * lcm(2, tp_size) if cp_size > 1 else tp_size
     return -(-length // multiple) * multiple
 
 
 def _padded(rows: Array, length: int) -> Array:
-    """`rows`, then rows that nobody scores and whose positions go on counting."""
+    """Return `rows` followed by rows that are not scored; their positions continue to count."""
     padding = np.zeros(length - len(rows), _ROW)
     padding["labels"] = IGNORE_LABEL
     padding["position_ids"] = np.arange(length - len(rows)) + (rows["position_ids"][-1] + 1 if len(rows) else 0)

@@ -1,7 +1,7 @@
-"""Which record comes when: batches of similar cost, and an equal load for every data-parallel rank.
+"""Order the records: batches of similar cost, and an equal load for every data-parallel rank.
 
-Pure functions of the records' costs, a seed and a place in the run, so an order depends neither on how often the run
-was restarted nor, but for the places within a global batch, on the number of data-parallel ranks.
+Pure functions of the records' costs, a seed and a place in the run. So the order does not depend on restarts, and the
+number of data-parallel ranks changes only the places within a global batch.
 
 Shape legend: N records, B records of a global batch.
 """
@@ -16,11 +16,11 @@ Array = NDArray[Any]
 
 
 def epoch_order(costs_N: Array, seed: int, epoch: int, batch_size: int, window: int) -> Array:
-    """The records of one epoch, each once, int64 [N]; records that share a global batch have similar costs.
+    """Return the records of one epoch, each once, int64 [N]; records of one global batch have similar costs.
 
     A random permutation; then `window` global batches at a time are sorted by cost, cut into batches again, and the
-    batches shuffled. A window of 1 leaves the permutation as it is. Epochs follow each other without a gap, so one may
-    begin and end within a global batch: those records stay where the permutation put them.
+    batches shuffled. A window of 1 leaves the permutation unchanged. Epochs follow each other without a gap, so one may
+    begin and end within a global batch: those records keep their places in the permutation.
     """
     rng = np.random.default_rng([seed, epoch])
     order_N = rng.permutation(len(costs_N))
@@ -35,11 +35,11 @@ def epoch_order(costs_N: Array, seed: int, epoch: int, batch_size: int, window: 
 
 
 def spread_over_ranks(costs_B: Array, dp_size: int) -> Array:
-    """An arrangement of a global batch, int64 [B], that gives all data-parallel ranks as many records and similar cost.
+    """Return an order of a global batch, int64 [B]; every data-parallel rank gets as many records and similar cost.
 
     Megatron's sampler gives place p to rank `p mod dp_size` as its micro-batch `p div dp_size`
-    (nemo/lightning/data.py, MegatronPretrainingSampler). Longest first, each record to the rank with the least cost
-    among those that still have room (Graham's rule, doi 10.1137/0117039).
+    (nemo/lightning/data.py, MegatronPretrainingSampler). Records are assigned longest first, each to the rank with the
+    least cost among those that still have room (Graham's rule, doi 10.1137/0117039).
     """
     assert len(costs_B) % dp_size == 0, f"{len(costs_B)} records do not split over {dp_size} ranks"
     room = len(costs_B) // dp_size
@@ -71,7 +71,7 @@ class RecordOrder:
         return int(self.batch(batch)[place])
 
     def batch(self, number: int) -> Array:
-        """Records of a global batch in the order of its places, int64 [B]."""
+        """Return the records of a global batch in the order of its places, int64 [B]."""
         items = range(number * self.batch_size, (number + 1) * self.batch_size)
         records_B = np.array([self._epoch(item // len(self.costs_N))[item % len(self.costs_N)] for item in items])
         arranged: Array = records_B[spread_over_ranks(self.costs_N[records_B], self.dp_size)]
@@ -79,7 +79,7 @@ class RecordOrder:
 
     def _epoch(self, epoch: int) -> Array:
         if epoch not in self._epochs:
-            if len(self._epochs) > self.batch_size:  # a batch reaches over several epochs where records are few
+            if len(self._epochs) > self.batch_size:  # with few records a batch covers several epochs
                 self._epochs.clear()
             self._epochs[epoch] = epoch_order(self.costs_N, self.seed, epoch, self.batch_size, self.window)
         return self._epochs[epoch]

@@ -1,8 +1,7 @@
-"""How the rows of one pair follow each other, and which of them a context-parallel rank holds.
+"""The order of the rows of one pair, and which of them a context-parallel rank holds.
 
-A pair is a causal *trunk* and then branches that all continue it: none of them for two full sequences side by side, two
-for chosen and rejected behind a shared prefix. Everything that cares about order reads it here: the layout of tokens,
-attention, and nothing else.
+A pair is a causal *trunk* and then branches that all continue it: no branch for two full sequences side by side, two
+branches for chosen and rejected after a shared prefix. The token layout and attention take the order of rows from here.
 """
 
 from dataclasses import dataclass
@@ -12,10 +11,10 @@ import torch
 
 
 def zigzag_rows(length: int, cp_size: int, cp_rank: int) -> torch.Tensor:
-    """Row numbers that a rank holds of a causal sequence: chunks `r` and `2·cp − 1 − r` of `2·cp` equal ones.
+    """Return the rows of a causal sequence that a rank holds: chunks `r` and `2·cp − 1 − r` of `2·cp` equal ones.
 
     Megatron's context-parallel contract: every rank gets one early and one late chunk, so causal attention costs all
-    ranks the same. `length` must be a multiple of `2·cp_size`, or anything if `cp_size` is 1.
+    ranks the same. `length` must be a multiple of `2·cp_size`, or any number if `cp_size` is 1.
     """
     if cp_size == 1:
         return torch.arange(length)
@@ -28,8 +27,8 @@ def zigzag_rows(length: int, cp_size: int, cp_rank: int) -> torch.Tensor:
 class Segments:
     """Rows `[trunk | branch | branch …]` of a whole pair, over all ranks.
 
-    `trunk_rows` counts the trunk's padding too, which follows its `trunk_tokens`; padding behind the last branch counts
-    as rows of that branch. A rank holds the trunk's zigzag rows, then a contiguous share of the branch rows.
+    `trunk_rows` includes the trunk's padding, which follows its `trunk_tokens`; padding after the last branch counts as
+    rows of that branch. A rank holds the trunk's zigzag rows, then a contiguous share of the branch rows.
     """
 
     trunk_rows: int
@@ -37,27 +36,27 @@ class Segments:
     branch_rows: tuple[int, ...] = ()
 
     def rows_on_rank(self, cp_size: int, cp_rank: int) -> torch.Tensor:
-        """Numbers of the rows that a rank holds, in its order."""
+        """Return the numbers of a rank's rows, in its order."""
         trunk = zigzag_rows(self.trunk_rows, cp_size, cp_rank)
         branches = torch.arange(self.trunk_rows, self.trunk_rows + sum(self.branch_rows))
         assert len(branches) % cp_size == 0, f"{len(branches)} branch rows do not split over {cp_size} ranks"
         return torch.cat([trunk, branches.view(cp_size, -1)[cp_rank]])
 
     def trunk_tokens_on_rank(self, cp_size: int, cp_rank: int) -> int:
-        """How many of a rank's trunk rows are tokens; they come first, its early chunk fills before its late one."""
-        # Every layer asks, so count chunks instead of half a million rows.
+        """Count the tokens among a rank's trunk rows; they come first, in its early chunk before its late one."""
+        # Every layer calls this, so count chunks instead of half a million rows.
         if cp_size == 1:
             return self.trunk_tokens
         chunk, places = self.trunk_rows // (2 * cp_size), (cp_rank, 2 * cp_size - 1 - cp_rank)
         return sum(min(max(self.trunk_tokens - place * chunk, 0), chunk) for place in places)
 
     def branch_slices(self) -> list[slice]:
-        """Each branch's rows among the branch rows of all ranks."""
+        """Return each branch's rows among the branch rows of all ranks."""
         ends = accumulate(self.branch_rows)
         return [slice(end - rows, end) for rows, end in zip(self.branch_rows, ends, strict=True)]
 
     def to_tensor(self) -> torch.Tensor:
-        """A small CPU tensor, int64 [2 + branches], which a model can pass along where it passes attention masks."""
+        """Return a small CPU tensor, int64 [2 + branches], which a model can pass in place of an attention mask."""
         return torch.tensor([self.trunk_rows, self.trunk_tokens, *self.branch_rows])
 
     @classmethod
