@@ -20,7 +20,10 @@ KNOWN_ONCE = {
         ("nemo_longpo/model_directory/", "nemo_longpo/shards/fingerprint.py", "conversion/", "data_tools/engines/hf"),
     ),
     "the mark of an error sentence": (r"longpo: error", ("nemo_longpo/errors.py",)),
-    "how a step's process is started and stopped": (r"subprocess\.Popen\(|os\.killpg", ("nemo_longpo/steps.py",)),
+    "how a step's process is started and stopped": (
+        r"subprocess\.Popen\(|os\.killpg",
+        ("nemo_longpo/steps/process.py",),
+    ),
 }
 
 

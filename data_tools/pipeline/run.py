@@ -14,9 +14,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from nemo_longpo import steps, terminal
 from nemo_longpo.errors import InputError, error_sentence
-from nemo_longpo.steps import Step, run_steps
-from nemo_longpo.terminal import note, printable_lines
 
 from ..runner import progress, read_stage_settings
 from ..stages.registry import STAGES, Report
@@ -27,13 +26,13 @@ _LOG_TAIL = 2000  # bytes of a process's log to read and show
 _LOG_DELAY = 5  # seconds that a log may arrive behind the end of its process, over a network
 
 
-def pipeline_steps(pipeline: Pipeline) -> list[Step]:
+def pipeline_steps(pipeline: Pipeline) -> list[steps.Step]:
     """Return a step for each stage of a file. Its stage says whether it is done, and what changed.
 
     What a step raises in the end: InputError with what a process said, or if parts are missing after all restarts.
     """
     return [
-        Step(
+        steps.Step(
             name=stage.call.stage,
             title=STAGES[stage.call.stage].summary,
             function=partial(_launch, pipeline, stage),
@@ -55,7 +54,7 @@ def run_pipeline(pipeline: Pipeline, redo: str | None = None) -> dict[str, Repor
     """
     for name, text in pipeline.executors.items():
         make_executor(text, f"executors.{name}")
-    records = run_steps(pipeline_steps(pipeline), pipeline.output, redo=redo)
+    records = steps.run_steps(pipeline_steps(pipeline), pipeline.output, redo=redo)
     return {name: record.report for name, record in records.items()}
 
 
@@ -67,7 +66,7 @@ def _launch(pipeline: Pipeline, stage: StageProcesses) -> Report:
     executor = make_executor(pipeline.executors[name], f"executors.{name}")
     for attempt in range(stage.launch.restarts + 1):
         if attempt:
-            note(f"{stage.call.stage}: processes were lost; starting again what is missing")
+            terminal.note(f"{stage.call.stage}: processes were lost; starting again what is missing")
         with _PartsBar(stage) as bar:
             try:
                 logs = run_processes(stage, executor, pipeline.output / "runs", bar.refresh)
@@ -80,7 +79,7 @@ def _launch(pipeline: Pipeline, stage: StageProcesses) -> Report:
                 raise InputError(f"stage {stage.call.stage!r}: {error}")
         if report := _check(stage):
             return report
-    print(printable_lines(said[0]), file=sys.stderr)
+    print(terminal.printable_lines(said[0]), file=sys.stderr)
     raise InputError(
         f"stage {stage.call.stage!r} lacks parts after {stage.launch.restarts + 1} starts; finished parts are kept, "
         f"run the same command to continue; the lines above are the last ones of {logs[0]}"

@@ -11,9 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from nemo_longpo.atomic import write_file
+from nemo_longpo import atomic, json_input
 from nemo_longpo.errors import InputError
-from nemo_longpo.json_input import read_json_object
 
 from ..readers.files import JSON_SUFFIXES
 from ..readers.find import PREFIX, Finder, name_and_split
@@ -110,7 +109,7 @@ class Ledger:
         """Note a part before it is committed, so that no finished part lacks its note. `taken` holds (document,
         place)."""
         content = {"taken": taken, "refused": [asdict(refusal) for refusal in refused]}
-        write_file(self._note(part), json.dumps(content, ensure_ascii=False) + "\n")
+        atomic.write_file(self._note(part), json.dumps(content, ensure_ascii=False) + "\n")
 
     def close(self, parts: int) -> None:
         """Write refused.json. Raises InputError if two documents have one name, or none is left."""
@@ -120,7 +119,7 @@ class Ledger:
         places: dict[str, str] = {}
         refused = []
         for note in notes:
-            content = read_json_object(note, REPAIR)
+            content = json_input.read_json_object(note, REPAIR)
             refused += content["refused"]
             for doc_id, where in content["taken"]:
                 if doc_id in places:
@@ -129,7 +128,7 @@ class Ledger:
                         "dataset different, or name another column with --id-field"
                     )
                 places[doc_id] = where
-        write_file(self.directory / REFUSED_NAME, json.dumps(refused, indent=2, ensure_ascii=False) + "\n")
+        atomic.write_file(self.directory / REFUSED_NAME, json.dumps(refused, indent=2, ensure_ascii=False) + "\n")
         if not places:
             raise InputError(
                 f"none of the {len(refused)} documents can be used; the first one ({refused[0]['where']}): "

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from nemo_longpo.atomic import write_file
+from nemo_longpo import atomic, terminal
 from nemo_longpo.errors import InputError
-from nemo_longpo.terminal import printable
 
 from ..engines.engine import Engine
 from ..engines.hf_engine import load_model
@@ -118,7 +117,7 @@ class EngineCheck:
                 f"{numbers}: check that the engine runs {self._model} with the same rope_theta and dtype, or raise "
                 "verify_tolerance; the part was not written"
             )
-        tqdm.write(printable(f"score: {numbers}"), file=sys.stderr)
+        tqdm.write(terminal.printable(f"score: {numbers}"), file=sys.stderr)
         return {
             "engine_dtype": dtype,
             "device": str(device),
@@ -160,7 +159,7 @@ class EngineCheck:
     def _publish(self) -> None:
         path = self._output / REPORT_NAME
         if self._report is not None and (self._output / SETTINGS_NAME).is_file() and not path.is_file():
-            write_file(path, json.dumps(self._report, indent=2) + "\n", keep_existing=True)
+            atomic.write_file(path, json.dumps(self._report, indent=2) + "\n", keep_existing=True)
 
 
 def _check_finite(scored: Sequence[Scored]) -> None:

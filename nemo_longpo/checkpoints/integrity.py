@@ -16,9 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from nemo_longpo.atomic import write_file
+from nemo_longpo import atomic, typed_fields
 from nemo_longpo.errors import InputError
-from nemo_longpo.typed_fields import read_versioned
 
 RECORD = "integrity.json"
 """In the checkpoint's directory, beside `weights` and `context`."""
@@ -98,7 +97,9 @@ def write_record(checkpoint: Path, progress: Progress = _ignore) -> None:
     sizes = list_files(checkpoint)
     hashes = hash_files(checkpoint, sizes, progress)
     content = {"version": _VERSION, "files": {name: {"size": sizes[name], ALGORITHM: hashes[name]} for name in sizes}}
-    write_file(checkpoint / RECORD, json.dumps(content, indent=1) + "\n", kept="the checkpoint itself is complete")
+    atomic.write_file(
+        checkpoint / RECORD, json.dumps(content, indent=1) + "\n", kept="the checkpoint itself is complete"
+    )
 
 
 def read_record(checkpoint: Path) -> dict[str, RecordedFile] | None:
@@ -109,7 +110,7 @@ def read_record(checkpoint: Path) -> dict[str, RecordedFile] | None:
     path = checkpoint / RECORD
     if not path.exists():
         return None
-    files = read_versioned(path, _Record, _VERSION, COPY_AGAIN).files
+    files = typed_fields.read_versioned(path, _Record, _VERSION, COPY_AGAIN).files
     for name in files:
         place = PurePosixPath(name)
         if place.is_absolute() or ".." in place.parts or "\0" in name:

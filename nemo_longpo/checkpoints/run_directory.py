@@ -18,9 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nemo_longpo.atomic import write_file
+from nemo_longpo import atomic, json_input
 from nemo_longpo.errors import InputError
-from nemo_longpo.json_input import parse_json_object
 
 from .completeness import missing_part
 
@@ -202,7 +201,7 @@ def keep_steps(path: Path, last: int) -> int:
     lines = [(line, _parse_metrics(line)) for line in content.splitlines(keepends=True)]
     kept = b"".join(line for line, metrics in lines if metrics is not None and metrics["step"] <= last)
     if kept != content:
-        write_file(path, kept, kept="nothing is lost")
+        atomic.write_file(path, kept, kept="nothing is lost")
     return sum(metrics is None for _, metrics in lines)
 
 
@@ -242,7 +241,7 @@ def _parse_metrics(line: bytes) -> dict[str, Any] | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        metrics = parse_json_object(line, "metrics", "drop it")
+        metrics = json_input.parse_json_object(line, "metrics", "drop it")
     except InputError:
         return None
     return metrics if type(metrics.get("step")) is int else None

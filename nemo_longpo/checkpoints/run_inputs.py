@@ -12,9 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_longpo.atomic import explain_full_disk, write_file
-from nemo_longpo.json_input import read_json_object
-from nemo_longpo.typed_fields import build, read_versioned
+from nemo_longpo import atomic, json_input, typed_fields
 
 FILE = "given.json"
 ORIGIN_FILE = "imported_weights.json"
@@ -70,9 +68,9 @@ class RunInputs:
 def write_inputs(directory: Path, inputs: RunInputs) -> None:
     """Raises InputError if the disk is full."""
     content = json.dumps({"version": _VERSION} | asdict(inputs), indent=1) + "\n"
-    with explain_full_disk(directory, "nothing is lost"):
+    with atomic.explain_full_disk(directory, "nothing is lost"):
         directory.mkdir(parents=True, exist_ok=True)
-    write_file(directory / FILE, content, kept="nothing is lost")
+    atomic.write_file(directory / FILE, content, kept="nothing is lost")
 
 
 def read_inputs(directory: Path) -> RunInputs | None:
@@ -80,7 +78,9 @@ def read_inputs(directory: Path) -> RunInputs | None:
     path = directory / FILE
     if not path.exists():
         return None
-    return read_versioned(path, RunInputs, _VERSION, "remove it if the run is to go on with whatever is given now")
+    return typed_fields.read_versioned(
+        path, RunInputs, _VERSION, "remove it if the run is to go on with whatever is given now"
+    )
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def write_origin(context: Path, weights_sha256: str) -> None:
 
     `weights_sha256` is the name that shards have for them, as in `nemo_longpo.shards.fingerprint`.
     """
-    write_file(context / ORIGIN_FILE, json.dumps(asdict(_Origin(weights_sha256))) + "\n")
+    atomic.write_file(context / ORIGIN_FILE, json.dumps(asdict(_Origin(weights_sha256))) + "\n")
 
 
 def read_origin(checkpoint: Path) -> str | None:
@@ -102,4 +102,4 @@ def read_origin(checkpoint: Path) -> str | None:
     if not path.exists():
         return None
     advice = "import the checkpoint again"
-    return build(_Origin, read_json_object(path, advice), str(path), advice).weights_sha256
+    return typed_fields.build(_Origin, json_input.read_json_object(path, advice), str(path), advice).weights_sha256

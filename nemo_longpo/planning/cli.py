@@ -6,10 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from nemo_longpo.atomic import write_file
+from nemo_longpo import atomic, placement
 from nemo_longpo.costs import devices, model_shape
 from nemo_longpo.errors import InputError
-from nemo_longpo.placement import TYPICAL_BRANCH, PairLayout, Recompute
 from nemo_longpo.terminal import note, positive_number, show, whole_number
 
 from .job import Job
@@ -40,10 +39,13 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     models = f"{', '.join(model_shape.MODELS)}, a Hugging Face or a NeMo directory"
     job.add_argument("--model", required=True, metavar="NAME|DIR", help=models)
     _add_count(job, "--length", "tokens of the trunk: document and first instruction", required=True)
-    _add_count(job, "--branch-tokens", "of each answer branch", TYPICAL_BRANCH)
+    _add_count(job, "--branch-tokens", "of each answer branch", placement.TYPICAL_BRANCH)
     _add_count(job, "--batch-size", "pairs per step", Job.pairs)
     job.add_argument(
-        "--layout", choices=get_args(PairLayout), default=Job.layout, help="pair layout (default: %(default)s)"
+        "--layout",
+        choices=get_args(placement.PairLayout),
+        default=Job.layout,
+        help="pair layout (default: %(default)s)",
     )
 
     machine = parser.add_argument_group("on what")
@@ -64,7 +66,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     wishes = parser.add_argument_group("fixed beforehand; what is left out is chosen")
     for flag, meaning in (("--tp", "tensor-"), ("--pp", "pipeline-"), ("--cp", "context-")):
         _add_count(wishes, flag, f"{meaning}parallel size")
-    wishes.add_argument("--recompute", choices=get_args(Recompute), help="what the backward computes again")
+    wishes.add_argument("--recompute", choices=get_args(placement.Recompute), help="what the backward computes again")
     wishes.add_argument(
         "--offload-optimizer", action=argparse.BooleanOptionalAction, help="keep the optimizer in host memory"
     )
@@ -121,7 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
         note(f"longpo plan: {nothing_fits(found)}")
         return 1
     if recipe:
-        write_file(recipe, as_recipe(job, found.candidates[0].placement))
+        atomic.write_file(recipe, as_recipe(job, found.candidates[0].placement))
     return 0
 
 

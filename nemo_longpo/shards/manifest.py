@@ -15,10 +15,8 @@ from pathlib import Path
 from reprlib import repr as short_repr
 from typing import Any
 
-from nemo_longpo.atomic import write_file
+from nemo_longpo import atomic, json_input, typed_fields
 from nemo_longpo.errors import InputError
-from nemo_longpo.json_input import read_json_object
-from nemo_longpo.typed_fields import build
 
 from .schema import ARROW_SCHEMAS, REF_CONTEXTS, PairRecord
 
@@ -137,7 +135,7 @@ def load_manifest(directory: Path) -> Manifest:
         raise InputError(f"{directory} holds no {MANIFEST_NAME}: give a directory written by `longpo data pack`")
     if path.stat().st_size > _MAX_BYTES:
         raise InputError(f"{path} has more than {_MAX_BYTES} bytes, as no manifest has; {_ADVICE}")
-    content = read_json_object(path, _ADVICE)
+    content = json_input.read_json_object(path, _ADVICE)
     version = content.get("schema_version")
     if type(version) is not int or version not in ARROW_SCHEMAS:
         known = " and ".join(map(str, ARROW_SCHEMAS))
@@ -145,7 +143,7 @@ def load_manifest(directory: Path) -> Manifest:
             f"{path} has schema version {short_repr(version)}, but this nemo_longpo reads versions {known}; "
             "rebuild the shards with `longpo data pack`"
         )
-    manifest = build(Manifest, content, str(path), _ADVICE)
+    manifest = typed_fields.build(Manifest, content, str(path), _ADVICE)
     for problem in _contradictions(manifest):
         raise InputError(f"{path}: {problem}; {_ADVICE}")
     return manifest
@@ -208,7 +206,7 @@ def state_of(path: Path, sha256: str) -> State:
 def read_known(memory: Path) -> Known:
     """Return what the file says; nothing if it is not there or damaged, and then all shards are read again."""
     try:
-        content = read_json_object(memory, "")
+        content = json_input.read_json_object(memory, "")
     except InputError:
         return {}
     return {machine: files for machine, files in content.items() if isinstance(files, dict)}
@@ -222,4 +220,4 @@ def write_known(memory: Path, known: Known, found: Known) -> None:
     """Add what machines found. Raises OSError, or InputError if the disk is full."""
     content = {machine: {**known.get(machine, {}), **found.get(machine, {})} for machine in {**known, **found}}
     memory.parent.mkdir(parents=True, exist_ok=True)
-    write_file(memory, json.dumps(content, indent=1) + "\n")
+    atomic.write_file(memory, json.dumps(content, indent=1) + "\n")

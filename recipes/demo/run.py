@@ -5,11 +5,9 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_longpo.atomic import write_file
+from nemo_longpo import atomic, json_input, typed_fields
 from nemo_longpo.checkpoints.run_directory import find_checkpoint, read_metrics
-from nemo_longpo.json_input import read_json_object
 from nemo_longpo.steps import Record, Records, run_steps
-from nemo_longpo.typed_fields import build
 
 from .stages import BASE_LENGTH, DemoSettings, demo_steps, metrics_file, training_directory
 
@@ -47,7 +45,7 @@ def run_demo(settings: DemoSettings, redo: str | None = None) -> dict[str, Any]:
             "plots": [str(output / "accuracy.png"), str(output / "rewards.png")],
         },
     }
-    write_file(output / "summary.json", json.dumps(summary, indent=1))
+    atomic.write_file(output / "summary.json", json.dumps(summary, indent=1))
     return summary
 
 
@@ -76,12 +74,12 @@ def records_of_before(output: Path) -> Records | None:
     """
     if not (output / "settings.json").exists():
         return None
-    stored = read_json_object(output / "settings.json", _ADVICE)
+    stored = json_input.read_json_object(output / "settings.json", _ADVICE)
     stages = output / "stages.json"
-    seconds = read_json_object(stages, _ADVICE) if stages.exists() else {}
+    seconds = json_input.read_json_object(stages, _ADVICE) if stages.exists() else {}
     content = {item.name: stored[item.name] for item in fields(DemoSettings) if item.name in stored}
     return {
-        step.name: build(
+        step.name: typed_fields.build(
             Record,
             {"settings": dict(step.settings), "seconds": seconds.get(step.name)},
             str(stages),

@@ -1,0 +1,109 @@
+"""The process of one step: started with its output in a log, watched, and ended with all that it has started."""
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from nemo_longpo import errors, terminal
+
+from .plan import Step
+
+_REPORT_SECONDS = 20  # between progress lines when standard error is not a terminal
+_GRACE_SECONDS = 10  # for a command to end after Ctrl-C
+_ERROR_LINES = 15
+
+
+def run_command(step: Step, log: Path, label: str, lock: int | None, started: Callable[[int], None]) -> None:
+    """Run the command of a step until it ends, and show its progress behind `label`.
+
+    It inherits the descriptor `lock`. `started` is called with the process id. Whatever stops this function, Ctrl-C
+    too, ends the command.
+
+    Raises InputError if the command cannot be run or fails.
+    """
+    log.parent.mkdir(exist_ok=True)
+    with log.open("wb") as file:
+        try:
+            # Libraries leave log files in the working directory; the logs' own folder is the place for them.
+            process = subprocess.Popen(
+                step.command,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=os.environ | step.env,
+                cwd=log.parent,
+                start_new_session=True,
+                pass_fds=() if lock is None else (lock,),
+            )
+        except OSError as error:
+            raise errors.InputError(f"step {step.name!r}: {step.command[0]} cannot be run: {error.strerror}") from error
+        try:
+            started(process.pid)
+            _watch(step, process, label, log)
+        finally:
+            if process.poll() is None:
+                _stop(process)
+    if process.returncode:
+        raise _failure(step, process.returncode, log)
+
+
+def show_progress(text: str, *, last: bool) -> None:
+    """Rewrite the current line on a terminal, which `last` ends; elsewhere write a line."""
+    if sys.stderr.isatty():
+        line = terminal.printable(text)
+        line = line if last else line[: shutil.get_terminal_size().columns - 1]
+        print(f"\r\x1b[K{line}", end="\n" if last else "", file=sys.stderr, flush=True)
+    else:
+        terminal.note(text)
+
+
+def _watch(step: Step, process: "subprocess.Popen[bytes]", label: str, log: Path) -> None:
+    started = reported = time.monotonic()
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(0.5)
+            return
+        now = time.monotonic()
+        if sys.stderr.isatty() or now - reported > _REPORT_SECONDS:
+            reported = now
+            said = step.progress() if step.progress else _last_bar(log)
+            show_progress(f"{label}: {now - started:.0f} s {said}", last=False)
+
+
+def _last_bar(log: Path) -> str:
+    """The newest progress bar in a log, as `tqdm` left it."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 400))
+        lines = file.read().decode(errors="replace").replace("\r", "\n").splitlines()
+    return next((line.strip() for line in reversed(lines) if "%|" in line), "")
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    """End a command and all that it started, as Ctrl-C does, and by force where that is not enough."""
+    try:
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(_GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _failure(step: Step, status: int, log: Path) -> errors.InputError:
+    said = log.read_text(errors="replace").replace("\r", "\n")
+    if (sentence := errors.error_sentence(said)) is not None:
+        return errors.InputError(f"step {step.name!r}: {sentence} (its log: {log})")
+    print(terminal.printable_lines("\n".join(said.splitlines()[-_ERROR_LINES:])), file=sys.stderr)
+    return errors.InputError(
+        f"step {step.name!r} failed with exit status {status}; the lines above are the last ones of {log}, and the "
+        f"same command continues here; it ran {shlex.join(step.command)}"
+    )
