@@ -62,7 +62,7 @@ def _add_stage(commands: Any, row: StageSpec) -> None:
     if row.takes_prompts:
         parser.add_argument("--prompts", metavar="FILE", help="JSON file that replaces the wording of the prompts")
     for kind in row.settings:
-        # Those of one engine stand under a heading of their own.
+        # The settings of each engine get their own heading.
         of_one_engine = kind in ENGINE_SETTINGS[1:]
         add_settings(parser, kind, title=(kind.__doc__ or "").rstrip(".").replace("`", "") if of_one_engine else None)
     parser.set_defaults(run=_run_stage, prompts=None)
@@ -86,7 +86,7 @@ def _run_stage(arguments: argparse.Namespace) -> None:
     elif call.values.get("dry_run"):
         show(f"{call.stage}: the settings are fine, and parts of {call.output} are missing")
     else:
-        show(f"{call.stage}: this process is done, others are still at work on parts of {call.output}")
+        show(f"{call.stage}: this process is done, others still work on parts of {call.output}")
 
 
 def _summary(report: Report) -> str:

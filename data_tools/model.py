@@ -14,14 +14,13 @@ from .chat.format import ChatFormat
 from .settings import EngineSettings
 
 _UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ImportError)
-"""What transformers raises over files that it cannot make sense of (found by changing them at random)."""
+"""Errors that transformers raises for damaged files (found by changing them at random)."""
 
 
 def load_chat(directory: str | Path, day: date | None = None) -> ChatFormat:
-    """The chat format of a model directory; `day` is for templates that print the date.
+    """Return the chat format of a model directory; `day` is for templates that print the date.
 
-    Raises InputError if it holds no fast tokenizer with a chat template, or one with tokens that the model has no row
-    for.
+    Raises InputError if it holds no fast tokenizer with a chat template, or if the model has no row for some token.
     """
     from transformers import AutoTokenizer
 
@@ -45,8 +44,8 @@ def load_chat(directory: str | Path, day: date | None = None) -> ChatFormat:
 
 
 def _end_ids(directory: Path, config: Mapping[str, Any], rows: int) -> list[int]:
-    """Every token that config.json or generation_config.json declares as the end of an answer; there may be several.
-    One that the model has no row for cannot be generated, and is left out."""
+    """Return every token that config.json or generation_config.json declares as the end of an answer; there may be
+    several. A token without a row in the model cannot be generated, and is left out."""
     path = directory / "generation_config.json"
     generation = downloads.read_model_json(path) if path.is_file() else {}
     ends: list[int] = []
@@ -63,7 +62,7 @@ def _end_ids(directory: Path, config: Mapping[str, Any], rows: int) -> list[int]
 
 
 def _check_rows(chat: ChatFormat, rows: int, directory: str | Path) -> None:
-    """A special token that no conversation holds, such as a pad token that somebody added, needs no row."""
+    """Raises InputError if a token has no row. Special tokens outside conversations, such as pad tokens, need none."""
     unwritten = chat.special.ids - chat.special.written
     beyond = {index: token for token, index in chat.tokenizer.get_vocab().items() if index >= rows}
     missing = sorted(index for index in beyond if index not in unwritten)
@@ -76,7 +75,7 @@ def _check_rows(chat: ChatFormat, rows: int, directory: str | Path) -> None:
 
 
 def tokenizer_identity(chat: ChatFormat) -> dict[str, Any]:
-    """What makes two tokenizers the same for stored token ids."""
+    """Return what two tokenizers must share to give the same token ids."""
     return {
         "tokenizer_fingerprint": fingerprint.tokenizer_fingerprint(chat.tokenizer),
         "chat_template_hash": fingerprint.chat_template_hash(chat.tokenizer),
@@ -84,14 +83,14 @@ def tokenizer_identity(chat: ChatFormat) -> dict[str, Any]:
 
 
 def rendering_identity(chat: ChatFormat) -> dict[str, Any]:
-    """What makes two prompts the same for the same messages, and answers end alike: beside the template's text, what
-    it writes with this tokenizer, this version of transformers and, if it prints the date, on this day."""
+    """Return what decides the prompts of messages and the ends of answers: the template's text, and what it writes with
+    this tokenizer, this version of transformers and, if it prints the date, on this day."""
     found = {"chat_pieces_hash": chat.pieces_hash, "end_token_ids": sorted(chat.stop_ids)}
     return found if chat.printed_day is None else found | {"chat_date": chat.printed_day.isoformat()}
 
 
 def model_identity(directory: str | Path, engine: EngineSettings) -> dict[str, Any]:
-    """What makes two models the same for stored log-probs: weights, and the RoPE settings and dtype they run with."""
+    """Return what two models must share to give the same log-probs: weights, and the RoPE settings and dtype in use."""
     found = asdict(fingerprint.model_fingerprint(directory, dtype=None if engine.dtype == "auto" else engine.dtype))
     if engine.rope_theta is not None:
         found["rope"]["rope_theta"] = engine.rope_theta

@@ -1,9 +1,9 @@
 """Cut a document into chunks of at most N tokens, at the best place near the limit, and draw some of them.
 
-A long text is never tokenised whole: tokenizers take about 0.7 KB per token while they work, and get slower as a text
-gets longer. So a text is read through windows that overlap. Two neighbours are joined where the same tokens stand on
-both sides of a cut in both of them. Byte-pair encoding has one result in which every two neighbouring tokens are what
-they encode to on their own, and a splitting pattern decides by nearby characters: so the joined result is that of the
+A long text is never tokenised whole: tokenizers need about 0.7 KB per token and get slower with the length of a text.
+So a text is encoded in overlapping windows. Two neighbouring windows are joined at a cut that has the same tokens on
+both sides in both of them. Byte-pair encoding has one result in which every two neighbouring tokens are what they
+encode to on their own, and a splitting pattern decides by nearby characters: so the joined result equals that of the
 whole text.
 """
 
@@ -17,16 +17,16 @@ from .segmentation import SEGMENTATIONS, Domain, best_cut, trimmed, with_line_fe
 _WINDOW = 16384  # characters
 _OVERLAP = 512  # of a window with the next one
 _AGREED = 8  # tokens on each side of a join
-# The rest of a document after its last whole chunk makes a chunk of its own only if it is at least this long.
+# The rest of a document after its last whole chunk becomes a chunk only if it is at least this long.
 _SHORTEST_REST = 0.25
 
 
 def token_ends(
     encode: Callable[[str], Sequence[int]], text: str, *, window: int = _WINDOW, overlap: int = _OVERLAP
 ) -> Sequence[int]:
-    """Return what `encode(text)` gives: the end of each token, as an index into `text`.
+    """Return the end of each token of `encode(text)`, as an index into `text`.
 
-    Where two windows cannot be joined, as within a very long run of one character, the whole text is encoded at once.
+    If two windows cannot be joined, as in a very long run of one character, the whole text is encoded at once.
     """
     if len(text) <= window:
         return encode(text)
@@ -94,5 +94,5 @@ def draw_chunks(chunks: list[str], count: int, seed: int) -> list[str]:
 
 
 def _tokens_before(token_ends: Sequence[int], first: int, end: int) -> int:
-    """Return the first token behind `first` that ends behind `end`: at least one further, so that cutting ends."""
+    """Return the first token after `first` that ends after `end`: at least one more, so that cutting terminates."""
     return max(bisect_right(token_ends, end, first), first + 1)

@@ -1,12 +1,12 @@
-r"""What kind of text a document is, and where a text of that kind may be cut.
+r"""Find what kind of text a document is, and where a text of that kind may be cut.
 
-Places to cut are a ranked list of boundaries for every domain, and one function works with any list.
+Every domain has a ranked list of boundaries to cut at, and one function works with any list.
 
-A cut lies behind what a match holds besides white space at its end, so a pattern of the form `\n(?=...)` cuts in
-front of a line. No pattern begins with a repetition of line breaks: a search takes time linear in the text.
+A cut is made at the end of a match, without its trailing white space, so a pattern of the form `\n(?=...)` cuts before
+a line. No pattern begins with a repetition of line breaks, so that a search takes time linear in the text.
 
-Every way to end a line counts. The patterns know one of them, so they read a text in which the others stand as that
-one, in the same places: `with_line_feeds`.
+All kinds of line ends count. The patterns know only line feeds, so they search a text in which each other line end is
+replaced by one of the same length: `with_line_feeds`.
 """
 
 import re
@@ -46,7 +46,7 @@ _CODE_LINE = re.compile(
 
 
 def domain_of(name: str, text: str) -> Domain:
-    """Tell the domain of a document by the suffix of its name, or else by its first 65,536 characters.
+    """Return the domain of a document by the suffix of its name, or else by its first 65,536 characters.
 
     LaTeX has a \\documentclass, or structure commands at the start of at least 2 % of its lines; at least 30 % of the
     lines of code look like code. Everything else is prose, and so is a text of fewer than three lines.
@@ -70,7 +70,7 @@ def _share(pattern: re.Pattern[str], lines: list[str]) -> float:
 
 @dataclass(frozen=True)
 class Boundary:
-    """`earliest`: how much of the room for a chunk must lie in front of the cut, as a share."""
+    """A pattern to cut at; `earliest` is the share of a chunk's room that must lie before the cut."""
 
     pattern: re.Pattern[str]
     earliest: float
@@ -86,7 +86,7 @@ class Segmentation:
 
 # A cut in the first half of a chunk would leave out too many tokens.
 _EARLIEST = 0.5
-# How far a pattern looks beyond the limit, to know what the line behind a cut is.
+# How far a pattern looks beyond the limit, to see the line after a cut.
 _LOOKAHEAD = 256
 
 
@@ -135,7 +135,7 @@ _DEFINITIONS = _ranked(
     rf"\n(?={_INDENTED_ONCE})",
     rf"\n(?={_INDENTED_TWICE})",
 )
-# Rather a short chunk than one that ends in the middle of a line.
+# Prefer a short chunk to one that ends in the middle of a line.
 _CODE_LINES = _ranked(r"\n", earliest=0.0)
 
 SEGMENTATIONS: dict[Domain, Segmentation] = {
@@ -146,7 +146,7 @@ SEGMENTATIONS: dict[Domain, Segmentation] = {
 
 
 def with_line_feeds(text: str) -> str:
-    """The text with a line feed at the end of every line, and as long as before: indices mean the same in both."""
+    """Return the text with a line feed at the end of every line, in the same length: indices stay valid."""
     if "\r" in text:
         text = text.replace("\r\n", " \n").replace("\r", "\n")
     return text.replace("\u2028", "\n").replace("\x85", "\n")
@@ -155,8 +155,8 @@ def with_line_feeds(text: str) -> str:
 def best_cut(text: str, start: int, limit: int, segmentation: Segmentation) -> int:
     """Return the best place to end a chunk that starts at `start` and may reach `limit`, both indices into `text`.
 
-    `text` has no other line ends than line feeds. White space behind the cut may lie beyond the limit. Without a
-    boundary the cut is at the limit itself.
+    `text` has no other line ends than line feeds. White space after the cut may exceed the limit. Without a boundary
+    the cut is at the limit itself.
     """
     first_word = _end_of_space(text, start, limit)
     for boundary in segmentation.boundaries:
@@ -169,7 +169,7 @@ def best_cut(text: str, start: int, limit: int, segmentation: Segmentation) -> i
 
 
 def trimmed(text: str, start: int, end: int, segmentation: Segmentation) -> slice:
-    """text[start:end] without white space at its ends, but for the indentation of a line where that counts."""
+    """Return text[start:end] without white space at its ends; a line keeps its indentation if `keeps_indent`."""
     first_word = _end_of_space(text, start, end)
     if segmentation.keeps_indent:
         first_word = max(start, text.rfind("\n", start, first_word) + 1)
@@ -177,7 +177,7 @@ def trimmed(text: str, start: int, end: int, segmentation: Segmentation) -> slic
 
 
 def _end_of_space(text: str, start: int, end: int) -> int:
-    """The first index from `start` on that holds no white space, at most `end`."""
+    """Return the first index from `start` on that is not white space, at most `end`."""
     while start < end and text[start].isspace():
         start += 1
     return start

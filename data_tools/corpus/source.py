@@ -16,7 +16,7 @@ from ..readers.records import Columns, Mark, Piece, Record, read_parts
 from ..runner import PartLimits, Row
 from .segmentation import CODE_SUFFIXES, TEXT_SUFFIXES
 
-# Empty files are usual in source code, and a sign of trouble elsewhere.
+# Empty files are usual in source code, and an error elsewhere.
 _FINDER = Finder(TEXT_SUFFIXES, may_be_empty=CODE_SUFFIXES)
 
 
@@ -32,10 +32,10 @@ class CorpusSource:
     """Files, directories and datasets as parts of at most `rows_per_part` documents and `bytes_per_part` bytes of
     UTF-8 (or one document that is longer): rows with "doc_id" and "document".
 
-    Making it reads the corpus once: every document is checked and the place of every part is noted. That needs the
+    The constructor reads the corpus once: it checks every document and notes the place of every part. This needs the
     memory of one document (of 16 in Parquet files and datasets), 8 bytes per document, and about 300 per part and
-    file. Parts depend on nothing but the files, and are read without parsing what lies before them. Raises InputError
-    for what is not a document, doubled ids and an empty corpus, each with its place.
+    file. Parts depend only on the files, and are read without parsing what precedes them. Raises InputError, with the
+    place, if a record is not a document, an id occurs twice or the corpus is empty.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class CorpusSource:
                     yield number, mark, _document(record, self._fields)
 
     def _index(self) -> "array[int]":
-        """Cut the parts; returns a hash of every document's id."""
+        """Cut the parts; return a hash of every document's id."""
         hashes = array("Q")
         rows = size = 0  # of the last part
         for file, mark, row in self._rows():

@@ -1,7 +1,7 @@
-"""Which process makes which part: first its share, then what it can claim of the others' parts.
+"""Divide parts among processes: each makes its own share first, then parts of others that it can claim.
 
-A claim is a small file that its owner keeps touching. It saves work and guards nothing: parts appear whole by a rename
-and come out the same whoever makes them, so two owners of one part waste time and harm nothing.
+A claim is a small file that its owner keeps touching. It only saves work: parts appear whole by a rename and do not
+depend on the process that makes them, so two owners of one part waste time and harm nothing.
 """
 
 import os
@@ -30,8 +30,8 @@ _VARIABLES = (
 class Claims:
     """The claims of this process in one directory; a context manager that keeps them fresh and drops them at the end.
 
-    A claim is void when its owner is a dead process of this machine, or has not touched it for `lease_seconds` by the
-    clock of the file system, which all machines share.
+    A claim is void if its owner is a dead process of this machine, or has not touched it for `lease_seconds`. Time is
+    taken from the file system's clock, which all machines share.
     """
 
     def __init__(self, directory: Path, *, lease_seconds: float = 120.0):
@@ -53,7 +53,7 @@ class Claims:
             self._drop(path)
 
     def take(self, name: str) -> bool:
-        """Claim `name`, unless another living process holds it."""
+        """Claim `name`, unless another living process holds it; return whether it was claimed."""
         path = self._directory / f".claim-{name}"
         mine = self._directory / f".claim-{name}.{_HOST}.{os.getpid()}"
         mine.write_text(f"{_HOST} {os.getpid()}")
@@ -109,10 +109,10 @@ def remove_claims(directory: Path) -> None:
 
 
 def resolve_share(share: WorkShare, environment: Mapping[str, str] = os.environ) -> WorkShare:
-    """The share with the rank and world size of the environment, if it asks for them.
+    """Return the share, with rank and world size from the environment if it asks for them.
 
-    A Kubernetes indexed job does not tell its size, so `world_size` stays as given. Raises InputError if no process
-    manager has left its variables, or the rank is not below the world size.
+    A Kubernetes indexed job does not give its size, so `world_size` stays as given. Raises InputError if no process
+    manager has set its variables, or the rank is not below the world size.
     """
     if share.rank_from_environment:
         rank_name, size_name = next((pair for pair in _VARIABLES if pair[0] in environment), (None, None))

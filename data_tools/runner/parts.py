@@ -1,8 +1,8 @@
 """Run one stage over the parts of its input: resumable, atomic per part, shared by any number of processes.
 
-A finished part is a file `part-00000.jsonl`, renamed into place when it is complete. `settings.json` says how the
-parts were made; a later run with other settings is refused by naming them, instead of mixing two kinds of parts.
-Every process starts with its own share of the parts, then takes what is left over, such as those of a lost machine.
+A finished part is a file `part-00000.jsonl`, renamed into place when it is complete. `settings.json` records how the
+parts were made; a later run with other settings is refused with their names, so that parts never mix. Every process
+starts with its own share of the parts, then takes the remaining ones, such as those of a lost machine.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ REPORT_NAME = "report.json"
 
 @dataclass(frozen=True)
 class PartResult:
-    """The records of one finished part, and what happened on the way: counts by name, summed in the report."""
+    """The records of one finished part, and counts by name, which the report sums over all parts."""
 
     records: list[dict[str, Any]]
     counts: Counter[str]
@@ -46,9 +46,9 @@ Process = Callable[[list[Row], Progress], PartResult]
 
 @dataclass(frozen=True, kw_only=True)
 class PartsJob:
-    """What to run. `settings` are those that change the output; `make_process` loads what is expensive, on demand.
+    """What to run. `settings` are those that change the output; `make_process` loads a model only when needed.
 
-    A process gets the rows of one part, and the Progress to call with what each finished model request took. With
+    A process gets the rows of one part, and the Progress to call with the usage of each finished model request. With
     `num_workers` > 1 the stage is pickled, `make_process` included.
     """
 
@@ -64,7 +64,7 @@ class PartsJob:
         return self.output / f"part-{number:05d}.jsonl"
 
     def finished(self) -> set[int]:
-        """The numbers of the parts that are there, by one look into the directory."""
+        """Return the numbers of the finished parts, by listing the directory once."""
         names = set(os.listdir(self.output)) if self.output.is_dir() else set()
         return {number for number in range(len(self.source.rows_in_parts)) if self.part(number).name in names}
 
@@ -73,7 +73,7 @@ class PartsJob:
 
 
 def run_parts(job: PartsJob) -> dict[str, int]:
-    """Make the missing parts, unless it is a dry run; returns the summed counts, or {} while some part is missing.
+    """Make the missing parts, unless it is a dry run; return the summed counts, or {} while some part is missing.
 
     Raises InputError if the output was made with other settings, or is not a stage's output.
     """
@@ -95,7 +95,7 @@ def run_parts(job: PartsJob) -> dict[str, int]:
 
 
 def _share_out(job: PartsJob, description: dict[str, Any]) -> None:
-    """The same stage in several processes of this machine, each with a share of this process's share."""
+    """Run the stage in several processes of this machine, each with a share of this process's share."""
     workers = job.num_workers
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         running = []
@@ -114,7 +114,7 @@ def _share_out(job: PartsJob, description: dict[str, Any]) -> None:
 
 
 def _make_parts(job: PartsJob, description: dict[str, Any], position: int = 0) -> None:
-    """This process's share of the missing parts, then whatever is missing and not claimed."""
+    """Make this process's share of the missing parts, then other missing parts that are not claimed."""
     process: Process | None = None
     parts = job.source.rows_in_parts
     job.output.mkdir(parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ def _make_parts(job: PartsJob, description: dict[str, Any], position: int = 0) -
             tqdm.write(f"{job.name}: stopped; {done}{more}", file=sys.stderr)
         raise
     finally:
-        # A directory that got no part does not stay.
+        # Remove a directory that got no part.
         with suppress(OSError):
             job.output.rmdir()
 
@@ -149,7 +149,7 @@ def _work(process: Process, rows: list[Row], progress: Progress) -> PartResult:
     try:
         return process(rows, progress)
     except InputError:
-        progress.kept.drop()  # whoever corrects the input has other requests
+        progress.kept.drop()  # a corrected input has other requests
         raise
 
 
@@ -159,7 +159,7 @@ def _digest(description: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """Claims a part when asked whether it is wanted: those of this process's share, or those of the others."""
+    """Claims a part when asked whether it is wanted: one of this process's share, or one of the others."""
 
     job: PartsJob
     claims: Claims
@@ -171,7 +171,7 @@ class _Wanted:
             return False
         if not self.claims.take(str(number)):
             return False
-        # Another process may have committed the part and dropped its claim between the look and the claim.
+        # Another process may have committed the part and dropped its claim between our check and our claim.
         if self._is_done(number):
             self.claims.release(str(number))
             return False
@@ -195,7 +195,7 @@ def _commit_part(
 def _check_output(output: Path, description: dict[str, Any]) -> None:
     if output.is_file():
         raise InputError(f"{output} is a file; give a directory for the output")
-    # Hidden files are claims and partial files of processes at work.
+    # Hidden files are claims and partial files of running processes.
     if not output.is_dir() or all(path.name.startswith(".") for path in output.iterdir()):
         return
     path = output / SETTINGS_NAME
@@ -214,7 +214,7 @@ def _is_finished(job: PartsJob) -> bool:
 
 
 def _report(job: PartsJob) -> dict[str, int]:
-    """Sum the counts of all parts once they are all there; every process that comes last writes the same report."""
+    """Sum the counts of all parts once none is missing; several last processes write the same report."""
     if not _is_finished(job):
         return {}
     path = job.output / REPORT_NAME

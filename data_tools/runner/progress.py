@@ -1,4 +1,4 @@
-"""Show and keep what is done of parts that are not finished: a bar for people, finished requests for the next start."""
+"""Show and keep the progress of unfinished parts: a bar for people, finished requests for the next start."""
 
 import json
 import os
@@ -16,12 +16,12 @@ from tqdm import tqdm
 from nemo_longpo.atomic import explain_full_disk
 
 _HOST = socket.gethostname()
-_SILENCE = 600  # seconds after which a process that said nothing of its part counts as lost
+_SILENCE = 600  # seconds after which a process that reports nothing about its part counts as lost
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What one or more finished requests took; cached prompt tokens are those that were not computed again."""
+    """Tokens that one or more finished requests used; cached prompt tokens were not computed again."""
 
     requests: int
     prompt_tokens: int
@@ -35,8 +35,8 @@ Tick = Callable[[Usage], None]
 class Kept:
     """Finished requests of one part by key, in hidden files beside the parts, one per process that worked on it.
 
-    Values are JSON. A line that was cut by a kill is as good as none. `made_by` names everything that shapes a value
-    beside its key: what was kept under another name is not found.
+    Values are JSON. A line that was cut by a kill is ignored. `made_by` names everything that a value depends on apart
+    from its key: values kept under another name are not found.
     """
 
     def __init__(self, output: Path, part: int, made_by: str):
@@ -52,13 +52,13 @@ class Kept:
         return self._found.get(key)
 
     def put(self, key: str, value: Any) -> None:
-        """Raises InputError when there is no room."""
+        """Keep a value. Raises InputError if the disk is full."""
         path = self._output / f"{self._name}.{_HOST}.{os.getpid()}.jsonl"
         with explain_full_disk(path), path.open("a", encoding="utf-8") as file:
-            file.write(f"\n{json.dumps([key, value])}\n")  # a line of its own, also behind one that was cut
+            file.write(f"\n{json.dumps([key, value])}\n")  # its own line, even after one that was cut
 
     def drop(self) -> None:
-        """The part is there, or what was kept of it is of no use."""
+        """Remove what was kept: the part is finished, or the values are useless."""
         for path in self._output.glob(f".kept-{self._part:05d}-*.jsonl"):
             path.unlink(missing_ok=True)
 
@@ -81,7 +81,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 class TenthsBar(tqdm):
-    """Shows a tenth of a document or of a part, and no more digits."""
+    """A bar that shows documents and parts with one decimal."""
 
     @property
     def format_dict(self) -> dict[str, Any]:
@@ -91,11 +91,11 @@ class TenthsBar(tqdm):
 
 
 class Progress:
-    """A bar over the documents of all parts, whoever makes them; within a part it moves with every finished request.
+    """A bar over the documents of all parts of all processes; within a part it moves with every finished request.
 
-    A context manager. `finished` says which parts are there; `position` is the bar's line on the terminal. Called with
-    what finished requests took. What is kept of the part at hand is in `kept`. Once a second the part's share that is
-    done goes to a hidden file of this process in `output`, for `shares_of_parts`.
+    A context manager. `finished` returns the finished parts; `position` is the bar's line on the terminal. Call it with
+    the usage of finished requests. `kept` holds those of the current part. Once a second the finished share of the part
+    is written to a hidden file of this process in `output`, for `shares_of_parts`.
     """
 
     kept: Kept
@@ -116,7 +116,7 @@ class Progress:
         self._part: Counter[str] = Counter()
         self._total: Counter[str] = Counter()
         self._since = time.monotonic()
-        # Without `miniters` tqdm would adapt to quick requests, and then leave out slow ones.
+        # Without `miniters` tqdm would adapt to quick requests, and then not show slow ones.
         self._bar = TenthsBar(
             total=sum(rows_in_parts), initial=self._done, desc=name, unit="doc", position=position, miniters=0
         )
@@ -129,17 +129,17 @@ class Progress:
         self._file.unlink(missing_ok=True)
 
     def __str__(self) -> str:
-        """The bar as it stands there."""
+        """Return the bar as it is displayed."""
         return str(self._bar)
 
     def begin(self, part: int, kept: Kept) -> None:
-        """This process makes that part now. Time counts from the first one: a model that loads reads no tokens."""
+        """Start a part. Time counts from the first one: while a model loads, no tokens are read."""
         if not self._total:
             self._since = time.monotonic()
         self._part_rows, self._expected, self._part, self.kept = self._rows[part], 0, Counter(), kept
 
     def expect(self, requests: int) -> None:
-        """The part at hand takes so many requests (more)."""
+        """Add to the number of requests that the current part needs."""
         self._expected += requests
 
     def __call__(self, usage: Usage) -> None:
@@ -149,15 +149,15 @@ class Progress:
         self._move(self._done + share * self._part_rows)
         if time.monotonic() - self._published >= 1:
             self._published = time.monotonic()
-            with suppress(OSError):  # it is only for the eye; what must be written says when there is no room
+            with suppress(OSError):  # only for display; required files report a full disk
                 self._file.write_text(f"{share:.3f} {len(self._rows)}")
 
     def usage(self) -> Counter[str]:
-        """What the part at hand took so far."""
+        """Return the usage of the current part so far."""
         return +self._part
 
     def end(self) -> None:
-        """The part at hand is there, and others may be."""
+        """End the current part; others may be finished too."""
         self._file.unlink(missing_ok=True)
         self._done = self._finished_rows()
         self._move(self._done)

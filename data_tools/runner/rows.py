@@ -1,4 +1,4 @@
-"""Records with their place in a file, and where a stage takes them from.
+"""Records with their place in a file, and the sources from which a stage reads them.
 
 A source is cut into numbered parts; a part is the unit of work, of restart and of commit.
 """
@@ -20,7 +20,7 @@ REPAIR = "remove the directory and run its stage again"
 
 
 def read_stage_settings(directory: Path) -> dict[str, Any] | None:
-    """What a stage wrote about the directory that it made; None if none made it. Raises InputError if it is damaged."""
+    """Return the settings that a stage wrote into its output; None if there are none. Raises InputError if damaged."""
     path = directory / SETTINGS_NAME
     if not path.is_file():
         return None
@@ -34,7 +34,7 @@ def read_stage_settings(directory: Path) -> dict[str, Any] | None:
 
 
 def read_counts(path: Path) -> dict[str, int]:
-    """What a stage counted. Raises InputError if the file is not there or damaged."""
+    """Return a stage's counts. Raises InputError if the file is missing or damaged."""
     found = read_json_object(path, REPAIR)
     if not all(type(count) is int for count in found.values()):
         raise InputError(f"{path} holds something else than whole numbers; {REPAIR}")
@@ -43,7 +43,7 @@ def read_counts(path: Path) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Row:
-    """One record and where it stands, for messages: "pairs.jsonl, line 12"."""
+    """One record, and its place for messages: "pairs.jsonl, line 12"."""
 
     record: dict[str, Any]
     where: str
@@ -54,7 +54,7 @@ class Source(Protocol):
 
     @property
     def rows_in_parts(self) -> list[int]:
-        """How many records each part holds."""
+        """Number of records in each part."""
 
     def identity(self) -> dict[str, Any]:
         """What the input is (names and sizes), to notice that it changed between two runs."""
@@ -63,19 +63,19 @@ class Source(Protocol):
         """The settings of the stages that made this input, by stage name."""
 
     def parts(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[Row]]]:
-        """The parts for whose numbers `wanted` is true, in order. It is asked about each part once, right before
-        the part would be read."""
+        """Yield the parts for whose numbers `wanted` is true, in order. It is called once per part, right before the
+        part would be read."""
 
 
 def open_parts(stage: str, path: Path, share: WorkShare) -> "PartsSource":
-    """The input of a stage, in the parts that it has, or else in parts of the given size. Says which settings count for
-    nothing, because the input has parts. Raises InputError if it has no records, or a damaged file."""
+    """Return the input of a stage, in its own parts if it has any, else in parts of the given size. Prints which
+    settings have no effect because the input has parts. Raises InputError if it has no records, or a damaged file."""
     source = PartsSource(path, rows_per_part=share.part_size, bytes_per_part=share.part_bytes)
     idle = [f"--{name.replace('_', '-')}" for name in _PART_SETTINGS if is_given(share, name)]
     if source.has_parts and idle and share.rank == 0:
         print(
             f"{stage}: {' and '.join(idle)} without effect: {path} has {len(source.rows_in_parts)} parts, which stay "
-            "as they are; parts are cut where documents or pairs enter, by the first stage",
+            "as they are; only the first stage, which reads documents or pairs, cuts parts",
             file=sys.stderr,
         )
     return source
@@ -85,26 +85,26 @@ _PART_SETTINGS = ("part_size", "part_bytes")
 
 
 def is_given(share: WorkShare, name: str) -> bool:
-    """Whether a setting differs from its default."""
+    """Return whether a setting differs from its default."""
     return any(item.name == name and getattr(share, name) != item.default for item in fields(share))
 
 
 @dataclass
 class PartLimits:
-    """When a part is full. The same records give the same parts, whoever cuts them."""
+    """Limits that decide when a part is full. The same records always give the same parts."""
 
     rows: int
     bytes: int | None
     _mattered: bool = False
 
     def is_full(self, rows: int, size: int, more: int) -> bool:
-        """Whether a record of `more` bytes does not go into a part of `rows` records and `size` bytes."""
+        """Return whether a record of `more` bytes does not fit into a part of `rows` records and `size` bytes."""
         too_large = rows > 0 and self.bytes is not None and size + more > self.bytes
         self._mattered |= too_large and rows < self.rows
         return rows >= self.rows or too_large
 
     def identity(self) -> dict[str, int]:
-        """What decided about the parts; a limit in bytes that closed none is not among it."""
+        """Return the limits that decided the parts, without a limit in bytes that closed none."""
         return {"rows_per_part": self.rows} | ({"bytes_per_part": self.bytes} if self._mattered and self.bytes else {})
 
 
@@ -120,11 +120,11 @@ class _Block:
 
 
 class PartsSource:
-    """The part directory of an earlier stage, a directory of .jsonl files, or one .jsonl file that someone made.
+    """The part directory of an earlier stage, a directory of .jsonl files, or one hand-made .jsonl file.
 
     A directory's files are its parts; a single file is cut every `rows_per_part` records, and before a record that
-    would make a part larger than `bytes_per_part`. Raises InputError if the path is missing, empty, or the output of a
-    stage that has not finished.
+    would make a part larger than `bytes_per_part`. Raises InputError if the path is missing, empty, or the output of an
+    unfinished stage.
     """
 
     def __init__(self, path: str | Path, *, rows_per_part: int = 32, bytes_per_part: int | None = None):
@@ -166,12 +166,12 @@ class PartsSource:
                 yield number, list(_read(block))
 
     def rows(self) -> Iterator[Row]:
-        """All records, one at a time."""
+        """Yield all records."""
         return (row for block in self._blocks for row in _read(block))
 
 
 def _index(path: Path, limits: PartLimits | None) -> Iterator[_Block]:
-    """Cut a file into blocks; without limits it is one, which may be empty."""
+    """Cut a file into blocks; without limits into one, which may be empty."""
     offset, first_line, lines, rows, position = 0, 1, 0, 0, 0
     with path.open("rb") as file:
         for line in file:
