@@ -1,7 +1,7 @@
-"""The summary as aligned lines for the terminal, and as plots for the page, with its names and numbers written out.
+"""Format the summary as aligned lines for the terminal and as plots for the page, with names and numbers.
 
-Plots are in the units of their data; page.html makes SVG of them, page.css the colours. No plotting library: each bar
-and point says its values on hover, and colours follow the light or dark page.
+Plots are in the units of their data; page.html draws them as SVG, page.css sets the colours. No plotting library is
+used: each bar and point shows its values on hover, and colours follow the light or dark page.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _SIDES = ("chosen", "rejected")
 
 
 def format_summary(summary: dict[str, Any]) -> str:
-    """Return counts, a table of spreads, two histograms, provenance. `--json` has what is too long for a line."""
+    """Return counts, a table of spreads, two histograms, provenance. Values too long for a line are in `--json`."""
     margins = summary["histograms"]["margin_per_document"]
     edges = zip(margins["edges"][:-1], margins["edges"][1:], strict=True)
     preferred = [f"{share(value)} of {words(name)}" for name, value in summary["reference_prefers_chosen"].items()]
@@ -62,7 +62,7 @@ def words(name: str) -> str:
 
 
 def signed(value: float) -> str:
-    """Return a number for the page, where the minus lines up with digits; people who copy lines get the hyphen."""
+    """Return a number for the page with a minus sign as wide as a digit; copied lines get a hyphen."""
     return number(value).replace("-", "−")
 
 

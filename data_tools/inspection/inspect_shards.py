@@ -1,8 +1,8 @@
 """`longpo data inspect`: read shards once; return their summary and, on request, write the page.
 
-The page is one HTML file with numbers, plots, and documents to read. It asks the network for nothing. Its size is
+The page is one HTML file with numbers, plots, and documents to read. It loads nothing from the network. Its size is
 bounded: at most `samples` documents of 8 turns, of each answer 512 tokens at about 75 bytes, of each chunk 2048 and of
-each context 320 at about 8 bytes: less than 1 MB a document, whatever the size of the shards.
+each context 320 at about 8 bytes: less than 1 MB per document, whatever the size of the shards.
 """
 
 import base64
@@ -55,7 +55,7 @@ def inspect_shards(
 
 
 def _check_page(page: Path, samples: int) -> None:
-    """Raise InputError before the work if the page cannot be written after it."""
+    """Check before the work that the page can be written. Raises InputError if not."""
     if page.is_dir():
         raise InputError(f"{page} is a directory; give --html a file, such as {page / 'shards.html'}")
     if not page.absolute().parent.is_dir():
@@ -81,7 +81,7 @@ def _tokenizer(model: Path, reader: ShardReader) -> Any:
 
 
 _FOLDER = Path(__file__).parent
-# What scripts need, or does no harm: joiners, direction marks, line breaks, tabs.
+# Characters that scripts need or that do no harm: joiners, direction marks, line breaks, tabs.
 _NEEDED = frozenset("\u200c\u200d\u200e\u200f\n\t")
 _HIDDEN = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 
@@ -126,9 +126,9 @@ def make_page(reader: ShardReader, summary: dict[str, Any], values: Values, text
 
 
 def pick(margins: np.ndarray, count: int) -> list[tuple[str, int]]:
-    """Return (what it stands for, index) of up to `count` documents, evenly spread over the ranks of their margins.
+    """Return (label, index) of up to `count` documents, evenly spread over the ranks of their margins.
 
-    The lowest margin comes first: that is where bad pairs are.
+    The lowest margin comes first: bad pairs are there.
     """
     order = np.argsort(margins, kind="stable")
     last = min(count, len(order)) - 1
@@ -138,7 +138,7 @@ def pick(margins: np.ndarray, count: int) -> list[tuple[str, int]]:
 
 
 def _spelled_out(value: Any) -> Any:
-    """Show characters that are invisible, or that turn the text around them, as code points."""
+    """Show invisible characters, and those that change the text direction, as code points."""
     if not isinstance(value, str) or isinstance(value, Markup) or value.isprintable():
         return value
     return "".join(f"⟨U+{ord(c):04X}⟩" if c not in _NEEDED and unicodedata.category(c) in _HIDDEN else c for c in value)

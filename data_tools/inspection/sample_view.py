@@ -1,7 +1,7 @@
-"""What the page shows of one document: its context, and turn by turn the chunk, the instruction and both answers.
+"""The page's view of one document: its context, and turn by turn the chunk, the instruction and both answers.
 
-Token ids become readable pieces of text. A token may be a part of a character, and may decode to another text at the
-start than inside. So tokens are decoded behind their neighbours, and those that make one character stay together.
+Token ids become readable pieces of text. A token may be a part of a character, and may decode differently at the start.
+So tokens are decoded after the tokens before them, and the tokens of one character stay together.
 """
 
 import math
@@ -20,7 +20,7 @@ from nemo_longpo.terminal import number
 from .drawings import signed
 from .shard_summary import differences, logp_sum, similarity
 
-_LEAD = 8  # tokens to look at in front of the first one
+_LEAD = 8  # tokens to decode before the first one
 _LONGEST_GROUP = 8
 _AROUND = 24  # tokens to look at on both sides of a cut
 _BROKEN = "\ufffd"  # how a part of a character decodes
@@ -45,7 +45,7 @@ class TokenText:
         self._special = frozenset(token for token, added_token in added if added_token.special)
 
     def groups(self, ids: Sequence[int], start: int = 0, end: int | None = None) -> list[Group]:
-        """Return groups that cover ids[start:end]. Tokens in front of `start` are only looked at."""
+        """Return groups that cover ids[start:end]. Tokens before `start` only help to decode."""
         end = len(ids) if end is None else end
         if self._tokenizer is None:
             return [Group(at, at + 1, f"{ids[at]} ") for at in range(start, end)]
@@ -59,7 +59,7 @@ class TokenText:
     def elided(self, ids: Sequence[int], start: int, end: int, head: int, tail: int) -> list[tuple[int, int]]:
         """Return the ranges of ids[start:end] to show: all, or about `head` tokens at its start and `tail` at its end.
 
-        A cut lies between two characters as readers see them.
+        Cuts are made between two characters as readers see them (grapheme clusters).
         """
         first, last = self._border(ids, start + head, end), self._border(ids, end - tail, end)
         return [(start, end)] if end - start <= head + tail or first >= last else [(start, first), (last, end)]
@@ -76,7 +76,7 @@ class TokenText:
         return at
 
     def _whole_characters(self, ids: Sequence[int], start: int, end: int) -> list[tuple[int, int]]:
-        """Return the shortest spans that decode to whole characters; parts of one that never ends stand alone."""
+        """Return the shortest spans that decode to whole characters; tokens of an incomplete one are single."""
         spans, first = [], start
         for last in range(start + 1, end + 1):
             if self._is_broken(ids[first:last]):
@@ -95,7 +95,7 @@ class TokenText:
         before, whole, own = self._decode(lead), self._decode([*lead, *ids]), self._decode(ids)
         pairs = zip(before, whole, strict=False)
         text = whole[sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)) :]
-        # Some decoders give up on a whole run of bytes because of a broken character in `lead`.
+        # Some decoders fail on a whole run of bytes because of a broken character in `lead`.
         return own if _BROKEN in text and _BROKEN not in own else text
 
     def _is_broken(self, ids: Sequence[int]) -> bool:
@@ -109,7 +109,7 @@ class TokenText:
 MOST_TURNS = 8  # of a document
 CONTEXT_END = 160  # tokens at either end of a context or an instruction
 CHUNK_END = 1024  # tokens at either end of a chunk
-ANSWER_START, ANSWER_END = 384, 128  # tokens of a long answer; those between are counted and summed
+ANSWER_START, ANSWER_END = 384, 128  # tokens shown of a long answer; the others are counted and summed
 SHADES = (0.001, 0.01, 0.05, 0.2, 0.5, 0.9)  # a token's shade, by its probability: the lower, the darker
 _VISIBLE = str.maketrans({"\n": "↵\n", "\t": "⇥\t", "\r": "␍"})
 
@@ -175,7 +175,7 @@ def _passage(ids: list[int], span: Span, ignored: np.ndarray, most: int, text: T
 def _answer(
     side: str, ids: list[int], span: Span, logps: np.ndarray, differ: list[bool], text: TokenText
 ) -> dict[str, Any]:
-    """Return an answer's facts and tokens; a string among these stands for those left out."""
+    """Return an answer's facts and tokens; a string among the tokens replaces those left out."""
     start, end = span
     total = logp_sum(logps)
     tokens: list[Token | str] = []
@@ -196,7 +196,7 @@ def _answer(
                 Token(
                     shade + " d" * any(differ[at]) + " s" * group.special + " w" * blank,
                     "\n".join(notes),
-                    # Whitespace that one could overlook is spelled out.
+                    # White space that is easy to miss is shown as a sign.
                     "·" * len(group.text) if blank else group.text.translate(_VISIBLE) or "∅",
                 )
             )

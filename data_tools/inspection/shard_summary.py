@@ -1,4 +1,4 @@
-"""What shards hold, in numbers: the object that `longpo data inspect --json` prints.
+"""Summarise shards in numbers: the object that `longpo data inspect --json` prints.
 
 Answers are compared token by token.
 """
@@ -27,7 +27,7 @@ def similarity(left: Ids, right: Ids) -> float:
     """
     if not len(left) + len(right):
         return 1.0
-    # Hyyrö 2004: bit i of the row is 0 where left[: i + 1] has a longer common subsequence with what was read of
+    # Hyyrö 2004: bit i of the row is 0 where left[: i + 1] has a longer common subsequence with the processed part of
     # `right` than left[:i].
     places: dict[int, int] = {}
     for index, token in enumerate(left):
@@ -43,7 +43,7 @@ def similarity(left: Ids, right: Ids) -> float:
 def differences(left: Ids, right: Ids) -> tuple[list[bool], list[bool]]:
     """Return for every token of both answers whether it belongs to a part in which they differ.
 
-    A lone shared token between two such parts counts as different: it is chance, and would tear them apart.
+    A single shared token between two such parts counts as different: it is chance, and would split them.
     """
     differ = [True] * len(left), [True] * len(right)
     for start_left, start_right, length in SequenceMatcher(None, left, right, autojunk=False).get_matching_blocks():
@@ -110,7 +110,7 @@ def measure(records: Iterable[PairRecord]) -> Values:
 
 
 def logp_sum(logps: np.ndarray) -> float:
-    """Return the sum in float64, which thousands of float32 values need."""
+    """Return the sum in float64, to keep precision over thousands of float32 values."""
     return float(logps.sum(dtype=np.float64))
 
 

@@ -1,6 +1,6 @@
-"""One published conversation: labels put on their ids, padding taken off, answers found. S tokens.
+"""Read one published conversation of S tokens: align labels with ids, remove padding, find the answers.
 
-`TemplateIds` is what the model's chat template and tokenizer say about these ids.
+`TemplateIds` holds what the model's chat template and tokenizer say about these ids.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +18,8 @@ from ..chat.format import ChatFormat
 
 @dataclass(frozen=True, kw_only=True)
 class TemplateIds:
-    """`followers` are what the template may put behind an end of turn: the way to the next user message, and the end
-    of a conversation with or without another opening for an answer."""
+    """Ids of the chat template. `followers` are what it may put after an end of turn: the ids up to the next user
+    message, and the end of a conversation with or without another opening for an answer."""
 
     opening: list[int]
     answer_opening: list[int]
@@ -33,7 +33,7 @@ class TemplateIds:
     special_tokens: Callable[[Sequence[int]], list[str]]  # those that no answer may hold, as ids or spelled out
 
     def behind_end_of_turn(self, ids: np.ndarray) -> bool:
-        """Whether ids are nothing but template: the beginning of a follower, or white space."""
+        """Return whether ids are only template: the beginning of a follower, or white space."""
         found = ids.tolist()
         return any(found == follower[: len(found)] for follower in self.followers) or not self.text(found).strip()
 
@@ -62,7 +62,7 @@ Repairs = set[str]
 
 
 class Refused(Exception):
-    """This document cannot be trained on. `reason` is counted in the report, `detail` is for people."""
+    """A document that cannot be trained on. `reason` is counted in the report, `detail` is for people."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(detail)
@@ -72,7 +72,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """ids[start:end], end of turn included. `fault` says why it cannot be used."""
+    """An answer, ids[start:end], end of turn included. `fault` says why it cannot be used."""
 
     start: int
     end: int
@@ -81,7 +81,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Ids from the first token of the template to the end of the last answer; `left_out` marks what the NLL skips."""
+    """Ids from the first token of the template to the end of the last answer; the NLL skips those in `left_out`."""
 
     ids: np.ndarray  # int64 [S]
     left_out: np.ndarray  # bool [S]
@@ -99,7 +99,7 @@ class Columns:
 
 
 def read_conversation(columns: Columns, template: TemplateIds, repairs: Repairs) -> Conversation:
-    """Put the labels on the ids, take padding off, and find the answers.
+    """Align the labels with the ids, remove padding, and find the answers.
 
     Raises Refused if the columns contradict each other or hold ids that the model does not have.
     """
@@ -121,7 +121,7 @@ def read_conversation(columns: Columns, template: TemplateIds, repairs: Repairs)
 
 
 def flat(values: Any, repairs: Repairs) -> np.ndarray:
-    """Return ids as int64 [S], out of a list around them if there is one. Raises Refused if they are no flat list."""
+    """Return ids as int64 [S], without an outer list of one. Raises Refused if they are no flat list."""
     if isinstance(values, list) and len(values) == 1 and isinstance(values[0], list | np.ndarray):
         repairs.add("nesting")
         values = values[0]
@@ -135,7 +135,7 @@ def flat(values: Any, repairs: Repairs) -> np.ndarray:
 
 
 def put_on_ids(ids: np.ndarray, labels: np.ndarray, repairs: Repairs) -> np.ndarray:
-    """Return bool [S], true where a label stands. Labels are the ids themselves, or those of the next position."""
+    """Return bool [S], true at labelled ids. Labels are the ids themselves, or those of the next position."""
     if len(labels) != len(ids):
         if (labels[len(ids) :] != IGNORE_LABEL).any():
             raise Refused("label_lengths_differ", f"{len(labels)} labels for {len(ids)} ids")
@@ -159,7 +159,7 @@ def runs(mask: np.ndarray) -> list[Span]:
 
 
 def _without_padding(ids: np.ndarray, mask: np.ndarray | None, template: TemplateIds, repairs: Repairs) -> slice:
-    """Find what lies between padding on the left and, where a mask shows it, padding on the right."""
+    """Return the slice between padding on the left and, if a mask shows it, padding on the right."""
     start, stop = 0, len(ids)
     if mask is not None and len(mask) == len(ids):
         real = np.flatnonzero(mask)
@@ -189,7 +189,7 @@ def _leading(ids: np.ndarray) -> int:
 
 
 def _answers(ids: np.ndarray, labelled: np.ndarray, template: TemplateIds, repairs: Repairs) -> Iterator[Answer]:
-    """Yield one answer per labelled run. A run behind an answer is none if it holds nothing but template."""
+    """Yield one answer per labelled run. A run after an answer is not one if it holds only template."""
     last_end = -1
     for start, end in runs(labelled):
         if start <= last_end and template.behind_end_of_turn(ids[last_end:end]):
@@ -202,7 +202,7 @@ def _answers(ids: np.ndarray, labelled: np.ndarray, template: TemplateIds, repai
 
 
 def _behind_opening(ids: np.ndarray, start: int, end: int, opening: list[int], repairs: Repairs) -> int:
-    """Find where the answer starts; the labels may begin within the assistant's opening."""
+    """Return where the answer starts; the labels may begin within the assistant's opening."""
     length = len(opening)
     for inside in range(length):
         first = start + inside
@@ -214,7 +214,7 @@ def _behind_opening(ids: np.ndarray, start: int, end: int, opening: list[int], r
 
 
 def _answer(ids: np.ndarray, start: int, end: int, template: TemplateIds, repairs: Repairs) -> Answer:
-    """Return the run [start, end) up to its end of turn. That may follow without a label."""
+    """Return the run [start, end) up to its end of turn, which may follow without a label."""
     mark = template.end_of_turn
     last = np.flatnonzero(ids[start : end + len(mark)] == mark[-1]) + start + 1
     stop = next((int(at) for at in last if at - len(mark) >= start and ids[at - len(mark) : at].tolist() == mark), None)
@@ -233,7 +233,7 @@ def _answer(ids: np.ndarray, start: int, end: int, template: TemplateIds, repair
 
 
 def _note_tail(ids: np.ndarray, template: TemplateIds, repairs: Repairs) -> None:
-    """Count what is cut off behind the last answer, unless it is template."""
+    """Count what is cut off after the last answer, unless it is template."""
     template_only = [len(follower) for follower in template.followers if ids[: len(follower)].tolist() == follower]
     rest = ids[max(template_only, default=0) :]
     if len(rest) and set(rest.tolist()) <= template.padding:

@@ -1,8 +1,8 @@
-"""One published document as a tokenised record: both conversations and their reference sequences brought together.
+"""Make a tokenised record of one published document from both conversations and their reference sequences.
 
 Turns are matched with reference sequences by their answers' ids. A turn that cannot be used (no reference sequence, an
-answer that is empty or without its end, ...) is cut off if only such turns follow it; in the middle of a conversation
-it makes the document useless, because the turns behind it were answered with it in view.
+answer that is empty or without its end, ...) is cut off if only such turns follow it. In the middle of a conversation
+it makes the document useless, because the model saw this turn when it answered the later ones.
 """
 
 from collections.abc import Iterator, Mapping
@@ -43,7 +43,7 @@ class Document:
 
 @dataclass(frozen=True)
 class _Reference:
-    """What the reference model read for one turn: the prompt and either answer behind it."""
+    """What the reference model read for one turn: the prompt and the answers that follow it."""
 
     prompt: list[int]
     chosen: list[int]
@@ -51,7 +51,7 @@ class _Reference:
 
 
 def read_document(columns: Mapping[str, Any], template: TemplateIds, limits: Limits) -> Document:
-    """Bring the conversations of one row together. Raises Refused if it cannot be trained on."""
+    """Return the document of one row. Raises Refused if it cannot be trained on."""
     repairs: Repairs = set()
     chosen, rejected = (
         read_conversation(
@@ -70,7 +70,7 @@ def read_document(columns: Mapping[str, Any], template: TemplateIds, limits: Lim
         raise Refused("no_answer", "nothing is labelled as an answer")
     trunk = chosen.answers[0].start
     if rejected.answers[0].start != trunk or not np.array_equal(chosen.ids[:trunk], rejected.ids[:trunk]):
-        raise Refused("beginnings_differ", "chosen and rejected differ in front of their first answers")
+        raise Refused("beginnings_differ", "chosen and rejected differ before their first answers")
     if trunk == 0:
         raise Refused("no_prompt", "nothing stands in front of the first answer")
     references = _references(columns, template, repairs)
@@ -87,7 +87,7 @@ def read_document(columns: Mapping[str, Any], template: TemplateIds, limits: Lim
 
 
 def _references(columns: Mapping[str, Any], template: TemplateIds, repairs: Repairs) -> list[_Reference]:
-    """Pair the reference sequences of both branches that have the same prompt, in order; others are left out."""
+    """Pair the reference sequences of both branches that have the same prompt, in order; leave out others."""
     sides = [list(_prompts_and_answers(columns, branch, template, repairs)) for branch in BRANCHES]
     references, unused = [], sides[1]
     for prompt, answer in sides[0]:
@@ -120,7 +120,7 @@ def _prompts_and_answers(
 def _match(
     chosen: Conversation, rejected: Conversation, references: list[_Reference], repairs: Repairs
 ) -> list[_Reference | None]:
-    """Find per turn the first reference, behind those of earlier turns, with both of its answers."""
+    """Return per turn the first reference, after those of earlier turns, with both of its answers."""
     wanted = list(zip_longest(_answer_ids(chosen), _answer_ids(rejected)))
     held = [(reference.chosen, reference.rejected) for reference in references]
     if len(held) != len(wanted) and any(held.count(answers) > 1 or wanted.count(answers) > 1 for answers in held):
@@ -143,7 +143,7 @@ def _answer_ids(conversation: Conversation) -> list[list[int]]:
 def _faults(
     chosen: Conversation, rejected: Conversation, matched: list[_Reference | None], limits: Limits
 ) -> Iterator[str | None]:
-    """Yield per turn why it cannot be used, or None if it can."""
+    """Yield per turn the reason why it cannot be used, or None."""
     instructions = list(zip_longest(_instructions(chosen), _instructions(rejected)))
     for turn, reference in enumerate(matched):
         if turn >= min(len(chosen.answers), len(rejected.answers)):
@@ -161,7 +161,7 @@ def _faults(
 
 
 def _instructions(conversation: Conversation) -> list[list[int]]:
-    """Return what stands between the answers."""
+    """Return the ids between the answers."""
     return [conversation.ids[before.end : after.start].tolist() for before, after in pairwise(conversation.answers)]
 
 

@@ -1,7 +1,7 @@
-"""Published datasets as parts of rows, and the ledger of which documents were taken and which were refused.
+"""Published datasets as parts of rows, and the ledger of accepted and refused documents.
 
-Rows come from files, from directories, or by name from the Hugging Face hub. The ledger is noted per part, and put
-together when all parts are there.
+Rows come from files, from directories, or by name from the Hugging Face hub. Every part adds to the ledger; it is put
+together when no part is missing.
 """
 
 import json
@@ -27,9 +27,9 @@ _ADVICE = f"a tokenised LongPO dataset has {', '.join(REQUIRED)}"
 class PublishedSource:
     """Rows with "doc_id", "part" (their part's number) and "columns"; a part holds at most `rows_per_part` of a table.
 
-    `split` is the one to take of datasets with several; None takes the one that a name spells, else the default one.
-    Raises InputError for missing files, datasets that cannot be loaded, missing columns, two different splits for one
-    dataset, and an input without rows.
+    `split` is the one to take of datasets with several; None takes the one in a dataset's name, else the default one.
+    Raises InputError if files or columns are missing, a dataset cannot be loaded or is given two different splits, or
+    the input has no rows.
     """
 
     def __init__(self, inputs: list[str], *, split: str | None, id_field: str, rows_per_part: int):
@@ -101,7 +101,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Ledger:
-    """Keeps notes in hidden files of the stage's output until `close`. A part that is made again is noted again."""
+    """Keeps notes in hidden files of the stage's output until `close`. A part that is made again replaces its note."""
 
     directory: Path
 
@@ -112,7 +112,7 @@ class Ledger:
         atomic.write_file(self._note(part), json.dumps(content, ensure_ascii=False) + "\n")
 
     def close(self, parts: int) -> None:
-        """Write refused.json. Raises InputError if two documents have one name, or none is left."""
+        """Write refused.json. Raises InputError if two documents have the same name, or none is left."""
         notes = [self._note(part) for part in range(parts)]
         if (self.directory / REFUSED_NAME).exists() or not all(note.is_file() for note in notes):
             return

@@ -179,13 +179,13 @@ class Progress:
 
 
 def shares_of_parts(output: Path) -> tuple[float, int | None]:
-    """(parts that the shares add up to which living processes have done of unfinished ones, the number of all parts).
+    """Return the sum of the finished shares of unfinished parts, over living processes, and the number of all parts.
 
-    The number is None where no process has said it.
+    The number is None if no process has reported it.
     """
     done, parts = 0.0, None
     for path in output.glob(".progress-*"):
-        # A file may go, or be half written, while one looks.
+        # A file may be removed or half written while it is read.
         with suppress(OSError, ValueError):
             if time.time() - path.stat().st_mtime < _SILENCE:
                 share, count = path.read_text().split()

@@ -1,1 +1,1 @@
-"""One file a stage: what it does with the rows of a part."""
+"""The data stages, one file each: what a stage does with the rows of a part."""

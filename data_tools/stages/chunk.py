@@ -1,8 +1,8 @@
 """Stage 1: documents of the right length, each with up to K chunks that fit the short-context model.
 
-A process holds one part at a time: beyond what the libraries take, about 5 bytes per character of the part's documents
-(up to 20 if they hold characters beyond Latin-1, which Python stores wider) and 0.7 KB per token of one chunk, however
-large the corpus is. So `part_bytes`, or the longest document, bounds it; benchmarks/data/corpus_memory.py measures it.
+A process holds one part at a time. Beside the libraries, its memory is about 5 bytes per character of the part's
+documents (up to 20 if they hold characters beyond Latin-1) and 0.7 KB per token of one chunk, whatever the size of the
+corpus. So `part_bytes`, or the longest document, bounds it; benchmarks/data/corpus_memory.py measures it.
 """
 
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Stage 4: leave out turns that cannot teach anything, counted by reason; what remains is the pairs format."""
+"""Stage 4: leave out useless turns, counted by reason; the rest is written in the pairs format."""
 
 from collections import Counter
 from functools import partial
@@ -21,14 +21,14 @@ _BRANCHES: dict[str, tuple[str, ...]] = {"none": (), "chosen": ("chosen",), "bot
 
 
 def run_filter(call: StageCall) -> Report:
-    """Write the pairs whose turns can be trained on.
+    """Write the pairs with the turns that can be trained on.
 
-    `respond` has named the special tokens within its answers; for pairs from elsewhere, they are looked up with the
-    tokenizer of `model_given`. Raises InputError for a malformed pair, or if no turn is left.
+    `respond` records the special tokens within its answers; for other pairs, they are found with the tokenizer of
+    `model_given`. Raises InputError if a pair is malformed, or no turn is left.
     """
     settings, share, model = call.settings(FilterSettings), call.settings(CpuWorkShare), call.model_given
     source = open_parts("filter", call.input, share)
-    if not source.history():  # made by hand; what a stage wrote is checked when its turn comes
+    if not source.history():  # hand-made; a stage's output is checked part by part
         check_own_rows(source, parse_pair)
     report = run_parts(
         PartsJob(
@@ -95,17 +95,17 @@ def _kept_turns(
 
 
 def _special_tokens(chat: ChatFormat, turn: Turn) -> dict[str, list[str]]:
-    """As `respond` notes them."""
+    """Return the special tokens in both answers, as `respond` records them."""
     return {f"{name}_special_tokens": special_tokens(chat, turn, name) for name in ("chosen", "rejected")}
 
 
 def drop_reason(
     turn: Turn, raw: dict[str, Any], document: str, settings: FilterSettings, instruction: str
 ) -> str | None:
-    """Why a turn by itself is left out, or None: the first that holds, in the order of docs/data.md.
+    """Return the first reason, in the order of docs/data.md, to leave out a turn by itself, or None.
 
-    `raw` is the turn as it was read, with its finish reasons and special tokens; `instruction` is its own without a
-    lead-in. A loop comes before the limit that it ran into: a higher limit would only buy a longer loop.
+    `raw` is the turn as it was read, with its finish reasons and special tokens; `instruction` has no lead-in. A loop
+    is checked before truncation by the token limit: a higher limit would only give a longer loop.
     """
     if is_empty(turn, "chosen") or is_empty(turn, "rejected"):
         return "empty"
@@ -134,9 +134,9 @@ def _is_loop(answer: str, settings: FilterSettings) -> bool:
 
 
 def _is_copy(answer: str, instruction: str, bare_instruction: str, source: str, settings: FilterSettings) -> bool:
-    """Whether an answer is the instruction over again, or mostly one long stretch of its source or the instruction.
+    """Return whether an answer repeats the instruction, or is mostly one long stretch of its source or instruction.
 
-    A short answer in the words of the text, or one of the choices that an instruction gives, is no copy.
+    A short answer in the words of the text, or one of the choices in an instruction, is not a copy.
     """
     if any(repeats(answer, asked, settings.copied_share) for asked in (instruction, bare_instruction)):
         return True

@@ -1,6 +1,6 @@
-"""Published tokenised datasets as tokenised records, checked, repaired where that is safe, and counted.
+"""Convert published tokenised datasets to tokenised records: check, repair where that is safe, and count.
 
-What stays refused is listed with its reason in `refused.json`. Reference log-probs are never taken from a dataset:
+Refused documents are listed with their reasons in `refused.json`. Reference log-probs are never taken from a dataset:
 `score` computes them.
 """
 

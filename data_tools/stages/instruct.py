@@ -17,9 +17,9 @@ from ..settings import InstructSettings
 from .model_stage import LoadedModel, run_with_model
 from .registry import Report, StageCall
 
-_TELLING_TURNS = 8  # so many answers without one instruction: the next ones will have none either
-_KEPT_CHARACTERS, _KEPT_ITEM_CHARACTERS = 4000, 400  # of an answer and of an item, for people to judge
-_LONGEST_REQUEST = 400  # characters, where the form of an answer can be prescribed
+_TELLING_TURNS = 8  # after so many answers without one instruction, give up: later ones will have none either
+_KEPT_CHARACTERS, _KEPT_ITEM_CHARACTERS = 4000, 400  # of an answer and of an item, for people to read
+_LONGEST_REQUEST = 400  # characters, if the engine can enforce a form of answers
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class _Answer:
     pool: Pool
 
     def kept(self) -> dict[str, Any]:
-        """What a row keeps of it beside the requests."""
+        """Return what a row keeps beside the requests."""
         items = [{"reason": reason, "text": item[:_KEPT_ITEM_CHARACTERS]} for reason, item in self.pool.rejected]
         return {"instruction_answer": self.text[:_KEPT_CHARACTERS], "instruction_rejected": items}
 
@@ -53,7 +53,7 @@ def run_instruct(call: StageCall) -> Report:
 def _instruct_rows(
     rows: list[Row], tick: Tick, loaded: LoadedModel, settings: InstructSettings, unread: list[_Answer]
 ) -> PartResult:
-    """Adds to `unread` the answers in which there was no instruction."""
+    """Write the instructions of a part's rows; add answers without one to `unread`."""
     chat = loaded.chat
     as_json = settings.structured_output and loaded.engine.writes_json
     as_json = as_json and loaded.prompts.may_ask_for_json(settings.pool_size)
@@ -110,7 +110,7 @@ def _list_of_requests(count: int) -> dict[str, Any]:
 
 
 def _text(completion: Completion, loaded: LoadedModel) -> str:
-    """What stands behind a special token within an answer belongs to no list of instructions."""
+    """Return an answer's text up to its first special token; what follows is no instruction."""
     chat = loaded.chat
     return chat.text(chat.special.in_front_of(chat.generated_response(completion.ids)))
 
@@ -118,7 +118,7 @@ def _text(completion: Completion, loaded: LoadedModel) -> str:
 def _with_instructions(
     row: Row, answers: list[_Answer], prompts: Prompts, settings: InstructSettings
 ) -> dict[str, Any]:
-    """The record with one instruction drawn per turn; turns without a pool are moved out of the way."""
+    """Return the record with one instruction drawn per turn; turns without a pool are kept separately."""
     turns, without = [], []
     for index, (turn, answer) in enumerate(zip(row.record["turns"], answers, strict=True)):
         if not (pool := answer.pool.requests):

@@ -1,4 +1,4 @@
-"""What the stages share in which the model works: source, prompts, chat format, engine, recorded settings."""
+"""What stages that run the model share: source, prompts, chat format, engine, recorded settings."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -49,7 +49,7 @@ class EngineOptions:
         )
 
     def load(self, model: Path, *, writes_json: bool = False) -> Engine:
-        """An engine that writes JSON if that is asked for and it can. Raises InputError if the library is missing or
+        """Return an engine; with `writes_json` it writes JSON if it can. Raises InputError if the library is missing or
         the model cannot be loaded."""
         if self.common.engine == "vllm":
             from ..engines.vllm_engine import VllmEngine
@@ -73,7 +73,7 @@ class LoadedModel:
     prompts: Prompts
 
     def check_short(self, prompt: list[int], max_new_tokens: int, where: str) -> None:
-        """A short prompt and its answer must fit the model's own context. Raises InputError with the numbers."""
+        """Raises InputError if a short prompt and its answer do not fit the model's own context."""
         if len(prompt) + max_new_tokens > self.engine.context_length:
             raise InputError(
                 f"{where}: a prompt of {len(prompt)} tokens and max_new_tokens {max_new_tokens} exceed the model's "
@@ -81,7 +81,7 @@ class LoadedModel:
             )
 
     def check_long(self, length: int, max_new_tokens: int, where: str) -> None:
-        """A whole document and an answer must fit what the engine takes. Raises InputError with the numbers."""
+        """Raises InputError if a whole document and an answer do not fit the engine's limit."""
         if self.engine.max_length is not None and length + max_new_tokens > self.engine.max_length:
             raise InputError(
                 f"{where}: the whole document makes a prompt of {length} tokens, which with max_new_tokens "
@@ -100,17 +100,17 @@ def run_with_model(
     check: Callable[[Row, ChatFormat], object],
     writes_json: bool = False,
 ) -> Report:
-    """Run a stage: `work` on every part of the input, after `check` on every row of an input made by hand.
+    """Run a stage: `work` on every part of the input, after `check` on every row of a hand-made input.
 
-    The engine is loaded for the first part that is missing, so a finished stage costs nothing. With `writes_json` it
-    can hold answers to JSON, if it can at all. Raises InputError if an input, a prompt or an option cannot be used.
+    The engine is loaded for the first missing part, so a finished stage costs nothing. With `writes_json` it can
+    force answers to be JSON, if it supports this. Raises InputError if an input, a prompt or an option cannot be used.
     """
     share, engine_options = call.settings(WorkShare), EngineOptions.from_mapping(call.values)
     source = open_parts(call.stage, call.input, share)
     chat = load_chat(call.model, _chat_day(call, source.history()))
     if call.settings(TemplateSettings).chat_date is not None and chat.printed_day is None:
         raise InputError(f"the chat template of {call.model} prints no date; leave out chat_date")
-    # What a stage wrote is checked when its turn comes: reading all of it first would take each process minutes.
+    # A stage's output is checked part by part: reading all of it first would take each process minutes.
     if not source.history():
         check_own_rows(source, lambda row: check(row, chat))
     prompts = choose_prompts(call.prompts, source.history())
@@ -142,9 +142,9 @@ def run_with_model(
 
 
 def _chat_day(call: StageCall, history: dict[str, Any]) -> date:
-    """The date given; else the one that this output was begun with; else that of the latest stage before; else today.
+    """Return the given date; else that of this output's first start; else that of the latest earlier stage; else today.
 
-    So a stage that is started again after midnight goes on with its prompts, and all stages use the same.
+    So a stage that is restarted after midnight keeps its prompts, and all stages use the same date.
     """
     template = call.settings(TemplateSettings)
     begun = (read_stage_settings(call.output) or {}).get("settings")

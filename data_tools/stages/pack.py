@@ -71,11 +71,11 @@ _RECORDED = {
     "chat_template_hash": str,
     "ref_context": str,
 }
-"""What `score` records and packing needs."""
+"""The settings that `score` records and packing needs."""
 
 
 def _holds(output: Path, provenance: manifest.Provenance, documents: int) -> bool:
-    """Whether the output holds these shards already. Raises InputError if it holds others, or damaged ones."""
+    """Return whether the output holds these shards already. Raises InputError if it holds others, or damaged ones."""
     if not (output / manifest.MANIFEST_NAME).is_file():
         return False
     stored = reader.ShardReader(output).manifest

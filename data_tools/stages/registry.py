@@ -14,7 +14,7 @@ from .. import settings
 from ..options import AnySettings, Settings, setting_words, settings_from
 
 Report = dict[str, int]
-"""What a finished stage counted; empty while some part of its output is missing."""
+"""The counts of a finished stage; empty while some part of its output is missing."""
 
 _WITH_MODEL = (settings.WorkShare, settings.TemplateSettings, *settings.ENGINE_SETTINGS)
 
@@ -23,8 +23,8 @@ _WITH_MODEL = (settings.WorkShare, settings.TemplateSettings, *settings.ENGINE_S
 class StageSpec:
     """A row of the table. `run` names a function from a StageCall to a Report, as "module:function".
 
-    `follows` names the stages whose output it reads; a stage without any reads what comes from outside. `folder` is the
-    name of its output in a run of all stages, by default its own. Without `needs_model`, `--model` is optional.
+    `follows` names the stages whose output it reads; a stage without any reads outside data. `folder` is the name of
+    its output in a run of all stages, by default the stage's name. Without `needs_model`, `--model` is optional.
     """
 
     name: str
@@ -126,10 +126,10 @@ STAGES = {row.name: row for row in _ROWS}
 
 @dataclass(frozen=True, kw_only=True)
 class StageCall:
-    """One stage and all that it is told, by a command line or by the file of a run. Call it to run the stage.
+    """One stage with its arguments, from a command line or from the file of a run. Call it to run the stage.
 
-    `values` are settings by name; those that are left out have their defaults. `prompts` names a file; without it the
-    wording is that which the input was made with, or the built-in one.
+    `values` are settings by name; missing ones have their defaults. `prompts` names a file; by default the wording is
+    the one that the input was made with, or the built-in one.
     """
 
     stage: str
@@ -141,7 +141,7 @@ class StageCall:
 
     @property
     def input(self) -> Path:
-        """The input of a stage that has one."""
+        """The only input of a stage."""
         (only,) = self.inputs
         return Path(only)
 
@@ -152,15 +152,15 @@ class StageCall:
         return self.model_given
 
     def settings(self, kind: type[AnySettings]) -> AnySettings:
-        """Raises InputError for a value of the wrong kind or range."""
+        """Return these settings. Raises InputError if a value has the wrong kind or range."""
         return settings_from(kind, self.values)
 
     def __call__(self) -> Report:
-        """Run the stage, or only check it with `dry_run`. Raises InputError if the input or a setting is at fault."""
+        """Run the stage, or only check it with `dry_run`. Raises InputError if the input or a setting is wrong."""
         return resolve_name(STAGES[self.stage].run)(self)
 
     def words(self) -> list[str]:
-        """The words behind `longpo` that run this in one process."""
+        """Return the arguments of `longpo` that run this call in one process."""
         words = ["data", self.stage, STAGES[self.stage].input_flag, *self.inputs]
         words += ["--model", str(self.model_given)] if self.model_given is not None else []
         words += ["--prompts", self.prompts] if self.prompts is not None else []

@@ -1,7 +1,7 @@
 """Stage 3: the model answers each instruction twice: with the chunk (chosen), with the whole document (rejected).
 
-The long prompt of a turn holds the document and this turn's instruction, without the turns before it: the turns of a
-document are independent requests that share their beginning.
+The long prompt of a turn holds the document and this turn's instruction, without earlier turns: the turns of a document
+are independent requests that share their beginning.
 """
 
 from collections import Counter
@@ -59,8 +59,8 @@ def _respond_rows(rows: list[Row], tick: Tick, loaded: LoadedModel, settings: Re
 
 
 def _answer(name: str, completion: Completion, chat: ChatFormat) -> dict[str, Any]:
-    """An answer ends in front of its first special token, which is named beside it: what the model wrote behind that is
-    no answer, though it counts for the finish reason. Special tokens that it spelled out are named too."""
+    """Return the fields of an answer. It ends before its first special token, which is recorded; later text is dropped
+    but counts for the finish reason. Special tokens that the model spelled out are recorded too."""
     written = chat.generated_response(completion.ids)
     ids = chat.special.in_front_of(written)
     text, cut = chat.text(ids), len(ids) < len(written)

@@ -1,6 +1,6 @@
 """Stage 5: per-token log-probs of both answers under the reference model.
 
-"short" (LongPO): each answer behind its own chunk and instruction. "long" (the DPO baseline): each answer in its place
+"short" (LongPO): each answer after its own chunk and instruction. "long" (the DPO baseline): each answer at its place
 in the whole conversation over the document. The scored ids are those of the long training sequence in both cases.
 """
 
@@ -24,8 +24,8 @@ from .score_check import EngineCheck, Scored
 def run_score(call: StageCall) -> Report:
     """Add token ids and reference log-probs (one per response token, end of turn included) to every turn.
 
-    The input is text pairs or tokenised records. Those made by hand are all checked before the first one is scored.
-    Raises InputError if one is malformed or too long, or if the engine fails its check.
+    The input is text pairs or tokenised records. Hand-made ones are all checked before the first is scored. Raises
+    InputError if one is malformed or too long, or if the engine fails its check.
     """
     settings = call.settings(ScoreSettings)
     _check_imported(call.input, call.model)
@@ -72,7 +72,7 @@ def _score_rows(
 
 
 def _short_requests(pair: EncodedPair) -> list[_Request]:
-    """One per answer."""
+    """Return one request per answer."""
     prompts = pair.short_prompts()
     return [
         _Request(name, pair.doc_id, [*prompt, *response], [(len(prompt), len(prompt) + len(response))])
@@ -82,7 +82,7 @@ def _short_requests(pair: EncodedPair) -> list[_Request]:
 
 
 def _long_requests(pair: EncodedPair) -> list[_Request]:
-    """One per branch."""
+    """Return one request per branch."""
     long = pair.long()
     trunk = len(long.trunk_ids)
     branches = {
@@ -103,7 +103,7 @@ def _check_lengths(requests: list[_Request], loaded: LoadedModel, settings: Scor
 
 
 def _check_imported(pairs: Path, model: Path) -> None:
-    """Imported ids mean something only to the tokenizer that they were checked with."""
+    """Raises InputError if the pairs were imported with another tokenizer: their ids would mean something else."""
     stage = read_stage_settings(pairs)
     if stage is None or stage["stage"] != "import-hf":
         return

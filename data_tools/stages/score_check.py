@@ -36,7 +36,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Difference:
-    """Between two scorings: absolute, per token (mean and max) and between the sums of whole responses."""
+    """Differences of two scorings: absolute, per token (mean and max) and between the sums of whole responses."""
 
     mean: float
     max: float
@@ -45,7 +45,7 @@ class Difference:
 
 
 def compare(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> Difference:
-    """Of the same responses, in the same order; not finite if a log-prob is not."""
+    """Return the difference of two scorings of the same responses, in order; not finite if a log-prob is not."""
     pairs = [(left.astype(np.float64), right.astype(np.float64)) for left, right in zip(found, expected, strict=True)]
     tokens = np.abs(np.concatenate([left - right for left, right in pairs]))
     sums = np.abs([left.sum() - right.sum() for left, right in pairs])
@@ -53,11 +53,11 @@ def compare(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> Diff
 
 
 def allowed_mean(own: Difference | None, tokens: int, tolerance: float) -> float:
-    """The mean difference per token to float32 that an engine may have: (2 + 4 / sqrt(tokens)) * own + tolerance.
+    """Return an engine's largest allowed mean difference to float32: (2 + 4 / sqrt(tokens)) * own + tolerance.
 
     `own` is the mean difference of Hugging Face itself in the engine's dtype, over the same tokens (None, 0: the engine
-    runs in float32). Two roundings of one kind lose about the same, but not on the same tokens: the second term is for
-    the chance in a mean over few of them. A wrong RoPE base, a shifted span or other weights lose far more.
+    runs in float32). Two roundings of one kind have similar errors, but not on the same tokens: the second term allows
+    for chance in a mean over few tokens. A wrong RoPE base, a shifted span or other weights differ far more.
     """
     return (0.0 if own is None else (2 + 4 / tokens**0.5) * own.mean) + tolerance
 
@@ -65,8 +65,8 @@ def allowed_mean(own: Difference | None, tokens: int, tolerance: float) -> float
 class EngineCheck:
     """The check of one process; a context manager around its stage.
 
-    `verification.json` appears beside the first committed part, not before: a directory without parts is no output.
-    A process that finds one there checks nothing.
+    `verification.json` is written with the first committed part, not before: a directory without parts is no output.
+    A process that finds this file checks nothing.
     """
 
     def __init__(self, model: Path, common: EngineSettings, settings: ScoreSettings, output: Path):
@@ -81,7 +81,7 @@ class EngineCheck:
         self._publish()
 
     def check(self, engine: Engine, scored: Sequence[Scored]) -> None:
-        """Called with all that a part scored, before it is committed.
+        """Check the scored sequences of a part before it is committed.
 
         Raises InputError if a log-prob is not finite, or if the sample differs from Hugging Face by more than
         `allowed_mean`.
@@ -132,7 +132,7 @@ class EngineCheck:
 
     @torch.inference_mode()
     def _score(self, sample: list[Scored], dtype: str, device: torch.device) -> list[np.ndarray]:
-        """The responses' log-probs by one forward per sequence, without batches, padding or a cache."""
+        """Return the responses' log-probs by one forward per sequence, without batches, padding or a cache."""
         model = load_model(self._model, dtype, self._common.rope_theta).to(device)
         responses = []
         for item in sample:
@@ -144,7 +144,7 @@ class EngineCheck:
         return responses
 
     def _device(self) -> torch.device:
-        """ "auto": a GPU that has room for the model in float32 beside the engine, else the CPU."""
+        """Return the device; "auto" is a GPU with room for the model in float32 beside the engine, else the CPU."""
         name = self._settings.verify_device
         if name == "auto":
             files = sum(path.stat().st_size for path in self._model.glob("*.safetensors"))
