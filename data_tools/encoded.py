@@ -1,9 +1,9 @@
-"""Pairs as token ids: the one form that `score` and `pack` work on, made from text pairs or from tokenised records.
+"""Pairs as token ids, the form that `score` and `pack` use, made from text pairs or from tokenised records.
 
 A tokenised record is a JSONL line without text, as `longpo data import-hf` writes it:
 {"doc_id", "trunk_ids", "chosen_ids", "rejected_ids", "chosen_spans", "rejected_spans", "nll_ignore_spans",
 "short_prompts"}: the fields of a shard's record (see nemo_longpo.shards.schema), and per turn the ids that the
-reference model reads in front of either answer.
+reference model reads before each answer.
 """
 
 from dataclasses import dataclass
@@ -34,22 +34,22 @@ class EncodedPair(Protocol):
 
     @property
     def spelled_ends(self) -> int:
-        """How many answers, given as text, spelled out an end token that was left out."""
+        """Number of answers, given as text, with a spelled-out end token, which is left out."""
 
     def long(self) -> LongPair:
         """Both full conversations over the document."""
 
     def short_prompts(self) -> list[list[int]]:
-        """Per turn, what the reference model reads in front of either response."""
+        """Per turn, the ids that the reference model reads before each response."""
 
     def responses(self, branch: str) -> list[list[int]]:
-        """Per turn, the ids of the "chosen" or the "rejected" response."""
+        """Return per turn the ids of the "chosen" or the "rejected" response."""
 
     def scored(self, logps: dict[str, list[list[float]]]) -> dict[str, Any]:
-        """The record with reference log-probs, per branch and turn, as `score` writes it."""
+        """Return the record with reference log-probs, per branch and turn, as `score` writes it."""
 
     def logps(self, branch: str) -> tuple[np.ndarray, ...]:
-        """float32 log-probs per turn, as `score` stored them. Raises InputError naming the field."""
+        """Return float32 log-probs per turn, as `score` stored them. Raises InputError if a field is wrong."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class PairEncoder:
     vocab_size: int
 
     def encode(self, row: Row) -> EncodedPair:
-        """Parse and check a row. Raises InputError if it cannot be trained on, or holds ids that the model does not
-        have."""
+        """Parse and check a row. Raises InputError if it cannot be trained on, or holds ids outside the model's
+        vocabulary."""
         if not is_tokenised(row):
             return _TextPair(row, *parse_answered(row, self.chat), self)
         pair = parse_tokenised(row)
@@ -75,7 +75,7 @@ def is_tokenised(row: Row) -> bool:
 
 
 def check_row(row: Row, chat: ChatFormat) -> None:
-    """Check a row as far as that needs no model. Raises InputError if it cannot be trained on."""
+    """Check a row as far as possible without a model. Raises InputError if it cannot be trained on."""
     if is_tokenised(row):
         parse_tokenised(row)
     else:
@@ -93,7 +93,7 @@ def parse_answered(row: Row, chat: ChatFormat) -> tuple[Pair, int]:
 
 
 class _TextPair:
-    """A pair of texts. Only what is asked for is tokenised: short sequences need no document, long ones no chunks."""
+    """A pair of texts. Tokenises only what is used: short sequences need no document, long ones no chunks."""
 
     def __init__(self, row: Row, pair: Pair, spelled_ends: int, encoder: PairEncoder):
         self._row, self._pair, self.spelled_ends = row, pair, spelled_ends
@@ -119,7 +119,7 @@ class _TextPair:
         return self._chat.long_pair(users, self._answers["chosen"], self._answers["rejected"], chunks)
 
     def _chunk_place(self, chunk: str, document_start: int) -> tuple[int, int]:
-        """Return where a chunk first stands in the document, as characters of the user message; or (0, 0)."""
+        """Return a chunk's first place in the document, as characters of the user message; or (0, 0)."""
         found = self._pair.document.find(chunk)
         return (0, 0) if found < 0 else (document_start + found, document_start + found + len(chunk))
 

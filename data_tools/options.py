@@ -1,4 +1,4 @@
-"""Settings as frozen dataclasses that check themselves: from a command line or a mapping, and how two differ."""
+"""Settings as frozen dataclasses that check themselves, read from a command line or a mapping; their differences."""
 
 import argparse
 import json
@@ -20,14 +20,14 @@ def setting(
     maximum: float | None = None,
     recorded: bool = True,
 ) -> Any:
-    """A field of a Settings class. `recorded=False`: it cannot change what a stage writes, so it may differ between
-    two runs that share an output."""
+    """Return a field of a Settings class. With `recorded=False` it cannot change a stage's output, so it may differ
+    between two runs that share an output."""
     limits = {"minimum": minimum, "above": above, "maximum": maximum}
     return field(default=default, metadata={"help": help, "limits": limits, "recorded": recorded})
 
 
 class Settings:
-    """Base of the frozen dataclasses in settings.py. Raises InputError for a value of the wrong kind or range."""
+    """Base of the frozen dataclasses in settings.py. Raises InputError if a value has the wrong kind or range."""
 
     def __post_init__(self) -> None:
         for item in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
@@ -36,7 +36,7 @@ class Settings:
                 _check(item, value)
 
     def recorded(self) -> dict[str, Any]:
-        """The settings that shape the output, to be stored with it."""
+        """Return the settings that affect the output, to be stored with it."""
         return {
             item.name: getattr(self, item.name)
             for item in fields(self)  # type: ignore[arg-type]
@@ -48,7 +48,7 @@ AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
 def add_settings(parser: argparse.ArgumentParser, kind: type[Settings], title: str | None = None) -> None:
-    """One `--flag` per setting; under a heading if `title` is given."""
+    """Add one `--flag` per setting; under a heading if `title` is given."""
     group = parser.add_argument_group(title) if title else parser
     for item in fields(kind):  # type: ignore[arg-type]
         flag = "--" + item.name.replace("_", "-")
@@ -67,7 +67,7 @@ def add_settings(parser: argparse.ArgumentParser, kind: type[Settings], title: s
 
 
 def settings_from(kind: type[AnySettings], values: Mapping[str, Any]) -> AnySettings:
-    """The settings of one kind out of a larger mapping, such as vars(arguments). Lists become tuples."""
+    """Return the settings of one kind from a larger mapping, such as vars(arguments). Lists become tuples."""
     chosen = {item.name: values[item.name] for item in fields(kind) if item.name in values}  # type: ignore[arg-type]
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items()})
 
@@ -92,7 +92,7 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
 
 
 def setting_words(name: str, value: Any) -> list[str]:
-    """A setting as words of a command line that `add_settings` has described."""
+    """Return a setting as words of a command line that `add_settings` can parse."""
     flag = "--" + name.replace("_", "-")
     if value is None:
         return []
@@ -106,7 +106,7 @@ def _optional(item: Field) -> bool:
 
 
 def _base_type(item: Field) -> Any:
-    """The type without `| None`."""
+    """Return the type without `| None`."""
     return next(kind for kind in get_args(item.type) if kind is not NoneType) if _optional(item) else item.type
 
 

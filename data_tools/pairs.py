@@ -1,7 +1,7 @@
-"""The pairs format: one document per JSONL line, with its turns. Read from stages or from people, so checked here.
+"""The pairs format: one document per JSONL line, with its turns. Stages and people write it, so it is checked here.
 
-Seeds depend on what is drawn for, not on the order or the worker that draws. Doubled names are refused before any work
-is done: no later stage could tell the documents apart.
+Seeds depend on what is drawn, not on the order or the worker of draws. Repeated ids are refused before any work is
+done: no later stage could tell the documents apart.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ class Pair:
 
 
 def parse_pair(row: Row) -> Pair:
-    """Parse a row. Raises InputError if a field is missing or of the wrong kind, naming file, line and field."""
+    """Parse a row. Raises InputError, naming file, line and field, if a field is missing or of the wrong kind."""
     turns = read_field(row, row.record, "turns", list, "")
     if not turns:
         raise InputError(f"{row.where}: field 'turns' is empty; give at least one turn")
@@ -50,7 +50,7 @@ def parse_pair(row: Row) -> Pair:
 
 
 def read_chunks(row: Row) -> list[str]:
-    """The chunks of a record that `chunk` wrote. Raises InputError naming the field."""
+    """Return the chunks of a record that `chunk` wrote. Raises InputError if a field is missing or wrong."""
     for name in ("doc_id", "document"):
         read_text(row, row.record, name, "")
     turns = read_field(row, row.record, "turns", list, "")
@@ -63,7 +63,7 @@ def read_chunks(row: Row) -> list[str]:
 
 
 def check_answers(pair: Pair, chat: ChatFormat, where: str) -> None:
-    """Raises InputError if an answer is empty, ends with an end of turn, or holds a special token."""
+    """Check answers. Raises InputError if one is empty, ends with an end of turn, or holds a special token."""
     for index, turn in enumerate(pair.turns):
         for name in BRANCHES:
             if is_empty(turn, name):
@@ -89,7 +89,7 @@ def is_empty(turn: Turn, name: str) -> bool:
 
 
 def answer_ids(chat: ChatFormat, pair: Pair, name: str, vocab_size: int, where: str) -> list[list[int]]:
-    """Token ids of every chosen (or rejected) answer, without the end of turn: the stored ones, or the text's.
+    """Return token ids of every chosen (or rejected) answer, without the end of turn: the stored ones, or the text's.
 
     Raises InputError if stored ids are outside the vocabulary.
     """
@@ -105,7 +105,7 @@ def answer_ids(chat: ChatFormat, pair: Pair, name: str, vocab_size: int, where: 
 
 
 def special_tokens(chat: ChatFormat, turn: Turn, name: str) -> list[str]:
-    """The special tokens in an answer, as ids or spelled out. Ids that the tokenizer does not know are no text."""
+    """Return the special tokens in an answer, as ids or spelled out. Ids unknown to the tokenizer are no text."""
     ids = getattr(turn, f"{name}_token_ids")
     if ids is None:
         return chat.special.within((), getattr(turn, name))
@@ -113,7 +113,7 @@ def special_tokens(chat: ChatFormat, turn: Turn, name: str) -> list[str]:
 
 
 def without_spelled_ends(chat: ChatFormat, pair: Pair) -> tuple[Pair, int]:
-    """The pair without end tokens that answers given as text spell out at their end, and how many answers did."""
+    """Return the pair without spelled-out end tokens after answers given as text, and the number of such answers."""
     turns, count = [], 0
     for turn in pair.turns:
         changes: dict[str, Any] = {
@@ -160,7 +160,7 @@ _NAMES: dict[type, str] = {str: "text", list: "a list"}
 
 
 def read_field(row: Row, record: dict[str, Any], name: str, kind: type, prefix: str) -> Any:
-    """Return `record[name]`. Raises InputError if it is missing or of another type; `prefix` is the way to the
+    """Return `record[name]`. Raises InputError if it is missing or of another type; `prefix` is the path to the
     field."""
     if name not in record:
         raise InputError(f"{row.where}: field '{prefix}{name}' is missing; add it as {_NAMES[kind]}")
@@ -186,20 +186,20 @@ def _ids(row: Row, record: dict[str, Any], name: str, prefix: str) -> list[int] 
 
 
 def seed_for(*parts: object) -> int:
-    """A 63-bit seed from any printable values: the same everywhere, for the same values."""
+    """Return a 63-bit seed of any printable values, the same on every machine."""
     digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def hash_id(doc_id: str) -> int:
-    """64 bits of a document's id."""
+    """Return a 64-bit hash of a document's id."""
     return int.from_bytes(hashlib.blake2b(doc_id.encode(), digest_size=8).digest(), "big")
 
 
 def refuse_repeated_ids(hashes: "array[int]", rows: Callable[[], Iterable[Row]]) -> None:
-    """Raises InputError if a document id stands twice, naming both places.
+    """Raises InputError, naming both places, if a document id occurs twice.
 
-    `hashes` holds `hash_id` of every document, 8 bytes each. Only if two of them are equal are the rows read again, to
+    `hashes` holds `hash_id` of every document, 8 bytes each. Only if two hashes are equal, the rows are read again to
     compare the ids themselves.
     """
     ordered = np.sort(np.asarray(hashes))
@@ -217,9 +217,9 @@ def refuse_repeated_ids(hashes: "array[int]", rows: Callable[[], Iterable[Row]])
 
 
 def check_own_rows(source: PartsSource, check: Callable[[Row], object]) -> None:
-    """Check an input that somebody made by hand: every row with `check`, and that no document id stands there twice.
+    """Check a hand-made input: every row with `check`, and that no document id occurs twice.
 
-    Raises InputError if one does. `check` raises it for a row without a text as "doc_id".
+    Raises InputError if an id does, or if `check` does; it must refuse rows whose "doc_id" is not text.
     """
     hashes = array("Q")
     for row in source.rows():

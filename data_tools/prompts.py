@@ -1,4 +1,4 @@
-"""The wording of what the model is asked, as templates with {placeholders}; `--prompts FILE` replaces them."""
+"""The prompts of the model as templates with {placeholders}; `--prompts FILE` replaces them."""
 
 import random
 import re
@@ -63,10 +63,10 @@ _LEAD_INS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """`ask` joins a document (or a chunk of it) and an instruction to one user message; `write_instruction` makes the
-    model write several instructions about a chunk, `write_one_instruction` a single one. At {form} in the former stands
-    `as_json` for an engine that holds answers to JSON, else `as_list`. `lead_ins` point back to the
-    text in front of some instructions; each reads on into any question or command, in its own language."""
+    """Prompt templates. `ask` joins a document (or a chunk of it) and an instruction to one user message;
+    `write_instruction` makes the model write several instructions about a chunk, `write_one_instruction` one. {form} in
+    the former becomes `as_json` for an engine that can enforce JSON, else `as_list`. `lead_ins` refer to the text at
+    the start of some instructions; each can precede any question or command in its language."""
 
     ask: str = "{document}\n\n{instruction}"
     write_instruction: str = (
@@ -93,12 +93,12 @@ class Prompts:
         return _fill(self.ask, {"document": document, "instruction": instruction})
 
     def document_start(self, instruction: str) -> int:
-        """Where the document begins in what `ask_about` makes, in characters."""
+        """Return where the document begins in the text of `ask_about`, in characters."""
         before, _, _ = self.ask.partition("{document}")
         return len(_fill(before, {"instruction": instruction}))
 
     def may_ask_for_json(self, count: int) -> bool:
-        """Whether the wording leaves the form of the answer open."""
+        """Return whether the wording leaves the form of the answer open."""
         return count > 1 and "{form}" in self.write_instruction
 
     def request_instructions(self, document: str, count: int, *, as_json: bool = False) -> str:
@@ -107,9 +107,9 @@ class Prompts:
         return _fill(template, {"document": document, "count": str(count), "form": form})
 
     def with_lead_in(self, instruction: str, rng: random.Random) -> str:
-        """A drawn lead-in and the instruction; the instruction alone where none fits.
+        """Return a drawn lead-in and the instruction; the instruction alone if none fits.
 
-        A lead-in fits an instruction in its own language (in its own script, if the lead-in's language cannot be told),
+        A lead-in fits an instruction in its own language (in its own script, if the lead-in's language is unknown),
         unless the instruction names the text or begins with the same two words as a lead-in.
         """
         opening = words(instruction)[:2]
@@ -142,11 +142,11 @@ _REQUIRED = {
 
 
 def load_prompts(path: str | Path | None) -> Prompts:
-    """Prompts from a JSON object with the texts "ask", "write_instruction", "write_one_instruction", "as_list" and
-    "as_json", and the list of texts "lead_ins".
+    """Return prompts from a JSON object with the texts "ask", "write_instruction", "write_one_instruction", "as_list"
+    and "as_json", and the list of texts "lead_ins".
 
-    What the file leaves out, or None instead of a file, is the built-in wording. Raises InputError for an unknown key,
-    a value of the wrong kind, or a missing placeholder.
+    Missing keys, or None instead of a file, stand for the built-in wording. Raises InputError if a key is unknown, a
+    value has the wrong kind, or a placeholder is missing.
     """
     if path is None:
         return Prompts()
@@ -154,7 +154,7 @@ def load_prompts(path: str | Path | None) -> Prompts:
 
 
 def choose_prompts(path: str | None, history: dict[str, Any]) -> Prompts:
-    """The given file; else the wording that an earlier stage used; else the built-in one."""
+    """Return the prompts of the given file; else those that an earlier stage used; else the built-in ones."""
     if path is not None:
         return load_prompts(path)
     for settings in reversed(list(history.values())):
@@ -164,7 +164,7 @@ def choose_prompts(path: str | None, history: dict[str, Any]) -> Prompts:
 
 
 def prompts_from_dict(content: dict, where: str) -> Prompts:
-    """Return prompts. Raises InputError for an unknown key, a value of the wrong kind or a missing placeholder."""
+    """Return prompts. Raises InputError if a key is unknown, a value has the wrong kind or a placeholder is missing."""
     if not isinstance(content, dict):
         raise InputError(f"{where}: prompts must be an object with texts, not a {type(content).__name__}")
     known = [field.name for field in fields(Prompts)]
@@ -179,7 +179,7 @@ def prompts_from_dict(content: dict, where: str) -> Prompts:
         for placeholder in _REQUIRED[key]:
             if placeholder not in value:
                 raise InputError(f"{where}: key {key!r} lacks the placeholder {placeholder}; add it")
-    # Own words for several instructions are those for a single one too, unless the file has such.
+    # A file's wording for several instructions also applies to a single one, unless it has its own.
     several = content.get("write_instruction", Prompts.write_one_instruction)
     given = {"write_one_instruction": several, "lead_ins": Prompts.lead_ins} | content
     return replace(Prompts(), **(given | {"lead_ins": tuple(given["lead_ins"])}))

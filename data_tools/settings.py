@@ -1,7 +1,7 @@
-"""Every setting of every stage: its default, its range, its one line of help.
+"""All settings of all stages: default, range and one line of help.
 
-The command line and the file of `longpo data run` are both made from these classes (see options.py). Nothing heavy is
-imported here, so that `--help` is instant.
+The command line and the file of `longpo data run` are both derived from these classes (see options.py). Nothing heavy
+is imported here, so that `--help` is instant.
 """
 
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from nemo_longpo.errors import InputError
 from .options import Settings, setting
 
 DEFAULT_SPLIT = "train"
-"""The part that is taken of a published dataset with several."""
+"""The split to take of a published dataset with several."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkSettings(Settings):
-    """Lengths in tokens of the model. Documents outside the window are left out, and counted."""
+    """Lengths in tokens of the model. Documents outside the limits are left out, and counted."""
 
     chunk_tokens: int = setting(32768, "longest chunk", minimum=1)
     chunks_per_document: int = setting(4, "most chunks drawn from one document", minimum=1)
@@ -34,7 +34,7 @@ class ChunkSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class InstructSettings(Settings):
-    """`pool_size` instructions are asked for in one request; with 1, the whole answer is the instruction."""
+    """One request asks for `pool_size` instructions; with 1, the whole answer is the instruction."""
 
     pool_size: int = setting(4, "instructions to draw one from", minimum=1)
     structured_output: bool = setting(True, "hold the answer to a JSON list, where the engine can (vllm, server)")
@@ -50,7 +50,7 @@ class InstructSettings(Settings):
 
 @dataclass(frozen=True)
 class RespondSettings(Settings):
-    """Greedy by default: the answers that the model is surest of."""
+    """How answers are drawn. Greedy by default."""
 
     max_new_tokens: int = setting(1024, "longest answer", minimum=1)
     temperature: float = setting(0.0, "0 is greedy", minimum=0)
@@ -62,8 +62,8 @@ class RespondSettings(Settings):
 class FilterSettings(Settings):
     """What makes a turn useless for training. In scripts without spaces, characters count as words.
 
-    A rejected answer that refuses or copies is what training should make less likely, so only the chosen one is held
-    to that. A loop is long and easily predicted, and would outweigh everything else in either.
+    Training should make refusing and copying less likely, so only chosen answers are checked for them. A loop is long
+    and easy to predict, and would outweigh everything else in either answer.
     """
 
     keep_truncated: Literal["none", "rejected"] = setting("none", "answers that may have been cut off")
@@ -88,7 +88,7 @@ class FilterSettings(Settings):
 
 @dataclass(frozen=True)
 class ScoreSettings(Settings):
-    """What the reference model reads in front of an answer, and how the engine is checked against Hugging Face."""
+    """What the reference model reads before an answer, and how the engine is checked against Hugging Face."""
 
     ref_context: Literal["short", "long"] = setting("short", "the chunk (short, LongPO) or the document (long, DPO)")
     verify_samples: int = setting(
@@ -105,7 +105,7 @@ class ScoreSettings(Settings):
 
 @dataclass(frozen=True)
 class PackSettings(Settings):
-    """How large a shard file becomes."""
+    """The size of shard files."""
 
     max_records: int = setting(1024, "documents per file", minimum=1)
     max_bytes: int = setting(1 << 30, "bytes per file", minimum=1)
@@ -116,7 +116,7 @@ class PackSettings(Settings):
 
 @dataclass(frozen=True)
 class ImportSettings(Settings):
-    """Where a tokenised dataset holds what, and which of its documents are taken."""
+    """Which columns of a tokenised dataset are read, and which of its documents are taken."""
 
     split: str | None = setting(None, f"part of a dataset that has several; {DEFAULT_SPLIT} if no name spells another")
     id_field: str = setting("id", "column with names of documents; without it they are named by dataset and row")
@@ -128,9 +128,9 @@ class ImportSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class WorkShare(Settings):
-    """Which share of the parts this process makes, and how large parts are when the input has none of its own.
+    """The share of the parts that this process makes, and the size of parts if the input has none.
 
-    With the defaults, documents of 32K tokens and 128 KiB fill a part 32 at a time, those of 128K tokens 8 at a time.
+    With the defaults, a part holds 32 documents of 32K tokens (128 KiB each), or 8 of 128K tokens.
     """
 
     rank: int = setting(0, "this process's number", minimum=0)
@@ -154,7 +154,7 @@ class CpuWorkShare(WorkShare):
 
 @dataclass(frozen=True)
 class TemplateSettings(Settings):
-    """Recorded with an output only where the template prints a date."""
+    """Recorded with an output only if the template prints a date."""
 
     chat_date: str | None = setting(
         None,
@@ -175,7 +175,7 @@ class TemplateSettings(Settings):
 
 @dataclass(frozen=True)
 class EngineSettings(Settings):
-    """Which library runs the model, and how the model is read. All of it may change what comes out."""
+    """Which library runs the model, and how the model is loaded. All of these may change the output."""
 
     engine: Literal["transformers", "vllm", "server"] = setting("transformers", "what runs the model")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting("auto", "auto is the checkpoint's own")

@@ -1,1 +1,1 @@
-"""Ways to run a model: all give token ids for token ids."""
+"""Engines that run a model; all take token ids and return token ids."""

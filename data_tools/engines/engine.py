@@ -1,6 +1,6 @@
-"""What the stages ask of an engine: token ids in, token ids or log-probs out.
+"""The interface of engines: token ids in, token ids or log-probs out.
 
-`ResumingEngine` keeps what the engine returned, so that a process that replaces a killed one need not ask again.
+`ResumingEngine` keeps an engine's results, so that a process that replaces a killed one need not compute them again.
 """
 
 import hashlib
@@ -17,13 +17,13 @@ from ..runner import Kept, Tick, Usage
 
 Result = TypeVar("Result")
 Spans = Sequence[Sequence[Span]]
-"""Per sequence, the ranges [start, end) of tokens whose log-probs are asked for."""
+"""Per sequence, the ranges [start, end) of tokens to return log-probs for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """Temperature 0 is greedy. `stop_ids` end an answer and are not part of it. With `json_schema` an answer is JSON
-    of that schema, as far as it goes; only for an engine that `writes_json`."""
+    of that schema, unless it is cut; only for an engine that `writes_json`."""
 
     max_new_tokens: int
     stop_ids: frozenset[int]
@@ -49,7 +49,7 @@ class Engine(Protocol):
 
     @property
     def max_length(self) -> int | None:
-        """The longest sequence that the engine takes, answer included; None if only memory limits it."""
+        """The longest sequence that the engine accepts, answer included; None if only memory limits it."""
 
     @property
     def vocab_size(self) -> int:
@@ -61,16 +61,16 @@ class Engine(Protocol):
 
     @property
     def writes_json(self) -> bool:
-        """Whether answers can be held to a JSON schema while they are written."""
+        """Whether the engine can force answers to follow a JSON schema."""
 
     def batches(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Group requests of so many tokens, answers included, into lists of indices that are worked on together. The
-        result of a batch does not depend on the others. An engine that takes requests as they come has one batch."""
+        """Group requests of these lengths (tokens, answers included) into batches of indices. A batch's result does not
+        depend on the others. An engine that schedules requests itself has one batch."""
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], tick: Tick
     ) -> list[Completion]:
-        """Return one completion per prompt, in order. What is drawn depends on the prompt and its seed alone.
+        """Return one completion per prompt, in order. Draws depend only on the prompt and its seed.
 
         `tick` is called whenever requests have finished.
         """
@@ -81,10 +81,10 @@ class Engine(Protocol):
 
 
 class ResumingEngine:
-    """Passes requests on, batch by batch as `engine` would cut them, and keeps what each batch gave.
+    """Passes requests to `engine` in the engine's own batches, and keeps the results of each batch.
 
-    So a part that is made by two processes has the same batches, and the same bits, as one made by one. `expect` is
-    told how many requests there are. An engine that works on all requests at once has one batch, which is not kept.
+    So a part made by two processes has the same batches, and the same bits, as one made by one. `expect` is called with
+    the number of requests. If an engine has only one batch, it is not kept.
     """
 
     def __init__(self, engine: Engine, keeper: Kept, expect: Callable[[int], None]):
@@ -119,7 +119,7 @@ class ResumingEngine:
             [len(sequence) for sequence in sequences],
             lambda batch: ["score", [[list(sequences[i]), [list(span) for span in spans[i]]] for i in batch]],
             work,
-            lambda result: [logps.tolist() for logps in result],  # a float32 comes back from a float as it was
+            lambda result: [logps.tolist() for logps in result],  # a float32 survives the conversion to float
             lambda kept: [np.array(logps, dtype=np.float32) for logps in kept],
             tick,
         )

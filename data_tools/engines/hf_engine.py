@@ -18,7 +18,7 @@ from ..runner import Tick, Usage
 from ..settings import EngineSettings, TransformersSettings
 from .engine import Completion, Sampling, Spans
 
-# Most padded tokens of a batch, as a multiple of its own: a long request and a short one are two batches.
+# Most padded tokens of a batch, as a multiple of those without padding: long and short requests do not mix.
 MOST_PADDING = 1.15
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -27,8 +27,8 @@ class TransformersEngine:
     """Batches requests of similar length: at most `batch_tokens` padded tokens at once (one request may exceed it), and
     at most MOST_PADDING times as many as without padding.
 
-    Generation uses only the sampling that it is given, never the model's generation_config. Raises InputError if the
-    model cannot be loaded.
+    Generation uses only the given sampling, never the model's generation_config. Raises InputError if the model cannot
+    be loaded.
     """
 
     max_length = None
@@ -53,7 +53,7 @@ class TransformersEngine:
         return str(self._model.dtype).removeprefix("torch.")
 
     def batches(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Group requests of similar length, the longest first, so that memory runs out at once or never."""
+        """Group requests of similar length, the longest first, so that a lack of memory shows at once."""
         made: list[list[int]] = []
         own = 0  # tokens of the last batch without padding
         for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
@@ -119,7 +119,7 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _score_batch(self, sequences: list[Sequence[int]], spans: Spans) -> list[list[np.ndarray]]:
-        """Score sequences padded on the right. No mask is needed: no token looks ahead. Only scored positions get
+        """Score sequences padded on the right. No mask is needed: attention is causal. Only scored positions get
         logits."""
         longest = max(len(sequence) for sequence in sequences)
         padded = [[*sequence, *[0] * (longest - len(sequence))] for sequence in sequences]
@@ -144,7 +144,7 @@ class TransformersEngine:
 
 
 def load_model(directory: str | Path, dtype: str, rope_theta: float | None) -> Any:
-    """The Hugging Face model in a directory, for inference; "auto" and None leave dtype and RoPE base as they are.
+    """Return the Hugging Face model in a directory, for inference; "auto" and None keep its dtype and RoPE base.
 
     Raises InputError if it cannot be loaded.
     """
@@ -163,7 +163,7 @@ def load_model(directory: str | Path, dtype: str, rope_theta: float | None) -> A
 
 
 def _adopt_rope_parameters(config: Any) -> None:
-    """transformers 4 overlooks the RoPE settings of a `config.json` of version 5; they are put where it looks."""
+    """Copy the RoPE settings of a `config.json` of version 5 to where transformers 4 reads them; it ignores others."""
     parameters = getattr(config, "rope_parameters", None)
     if parameters is None or not transformers.__version__.startswith("4."):
         return
@@ -182,7 +182,7 @@ def set_rope_theta(config: Any, rope_theta: float) -> None:
 
 
 def _pad_left(prompts: list[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask, both [B, S]; the pad id is hidden by the mask."""
+    """Return ids and mask, both [B, S]; the mask hides the pad id."""
     longest = max(len(prompt) for prompt in prompts)
     ids = [[*[0] * (longest - len(prompt)), *prompt] for prompt in prompts]
     mask = [[*[0] * (longest - len(prompt)), *[1] * len(prompt)] for prompt in prompts]
@@ -190,13 +190,13 @@ def _pad_left(prompts: list[Sequence[int]], device: torch.device) -> tuple[torch
 
 
 def _uniform_draws(seeds: list[int], sampling: Sampling) -> torch.Tensor:
-    """[B, max_new_tokens] numbers in [0, 1) that depend on each request's own seed."""
+    """Return [B, max_new_tokens] numbers in [0, 1) that depend on each request's own seed."""
     rows = [torch.rand(sampling.max_new_tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(rows)
 
 
 def _pick(logits_BV: torch.Tensor, sampling: Sampling, draws_B: torch.Tensor) -> torch.Tensor:
-    """The next token of every row: the best one, or a draw from the smallest set that holds `top_p` of the mass."""
+    """Return the next token of every row: the best one, or a draw from the smallest set with mass `top_p`."""
     if sampling.temperature == 0:
         return logits_BV.argmax(-1)
     sorted_BV, order_BV = (logits_BV / sampling.temperature).softmax(-1).sort(stable=True, dim=-1, descending=True)

@@ -17,18 +17,18 @@ from .server_http import Address, ServedModel, parse_address
 from .server_pool import Pauses, ServerPool
 
 Result = TypeVar("Result")
-# Reads the result out of the choice that answers the request of that index; the URL is for error messages.
+# Reads the result of the request with this index from its choice; the URL is for error messages.
 Read = Callable[[int, dict[str, Any], str], Result]
 
 
 class ServerEngine:
     """Any number of servers that were started with the model in `directory`.
 
-    How the model is read is decided where a server starts: with `--dtype`, and with `--hf-overrides` for another
-    RoPE base. `dtype` and `rope_theta` here say what that was, for the record. Requests with the same first
-    `prefix_tokens` tokens go to the same server, one after the other, so that its prefix cache serves them; what it
-    saved is only known from servers with `--enable-prompt-tokens-details`. Every answer is checked against its
-    request. Raises InputError if a server cannot be reached or does not do what is needed.
+    A server's own `--dtype` and `--hf-overrides` (for another RoPE base) decide how the model is loaded; `dtype` and
+    `rope_theta` here only record it. Requests with the same first `prefix_tokens` tokens go to the same server, one
+    after the other, so that its prefix cache is used; only servers with `--enable-prompt-tokens-details` report how
+    much it saved. Every answer is checked against its request. Raises InputError if a server cannot be reached or does
+    not do what is needed.
     """
 
     writes_json = True  # if it was started with a tokenizer, as it is by default
@@ -89,7 +89,7 @@ class ServerEngine:
         return {"model": self._model.name, "prompt": prompt if isinstance(prompt, list) else list(prompt)}
 
     async def _all(self, bodies: list[dict[str, Any]], read: Read[Result], tick: Tick) -> list[Result]:
-        """The result of every request, in order. The first InputError ends them all."""
+        """Return the result of every request, in order. The first InputError ends all requests."""
         keys = [str(body["prompt"][: self._own.prefix_tokens]) for body in bodies]
         results: dict[int, Result] = {}
         async with ServerPool(self._addresses, self._own, self._pauses, self._model) as pool:
@@ -113,7 +113,7 @@ class ServerEngine:
 
 
 def _sampling_fields(sampling: Sampling) -> dict[str, Any]:
-    """Everything that shapes an answer, so that no default of the server does."""
+    """Return every field that affects an answer, so that no default of the server does."""
     form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": sampling.json_schema}}
     return {
         "max_tokens": sampling.max_new_tokens,
@@ -159,7 +159,7 @@ def _read_completion(
 
 
 def _read_prompt_logps(choice: dict[str, Any], url: str, sequence: list[int]) -> np.ndarray:
-    """float32 log p(x_t | x_<t) of every token; the first one's, which nothing predicts, is NaN."""
+    """Return float32 log p(x_t | x_<t) of every token; NaN for the first, which nothing predicts."""
     entries = choice.get("prompt_logprobs")
     if not isinstance(entries, list):
         raise InputError(f"{url} returns no prompt_logprobs; the server must be vLLM's")
@@ -184,7 +184,7 @@ def _usage(answer: dict[str, Any], prompt_tokens: int, result: Any) -> Usage:
 
 
 def _cached_tokens(answer: dict[str, Any]) -> int:
-    """0 where the server does not say."""
+    """Return the number of cached prompt tokens; 0 if the server does not report it."""
     for name in ("usage", "prompt_tokens_details"):
         answer = answer.get(name) or {}
         if not isinstance(answer, dict):

@@ -1,4 +1,4 @@
-"""One exchange with one of vLLM's OpenAI-compatible servers: what is asked, and which answers mean "try again"."""
+"""One HTTP exchange with one of vLLM's OpenAI-compatible servers: the request, and which answers mean "try again"."""
 
 import asyncio
 import os
@@ -23,14 +23,14 @@ _SHOWN_WORDS = 2000  # bytes
 
 @dataclass(frozen=True)
 class ServedModel:
-    """What a server says of its model. `max_length` counts tokens, answer included."""
+    """A server's model. `max_length` counts tokens, answer included."""
 
     name: str
     max_length: int
 
 
 class ServerFailure(Exception):
-    """A request that may succeed when it is sent again, but not before `wait` seconds have passed."""
+    """A failed request that may succeed if it is sent again after `wait` seconds."""
 
     def __init__(self, reason: str, wait: float = 0.0):
         super().__init__(reason)
@@ -39,15 +39,15 @@ class ServerFailure(Exception):
 
 @dataclass(frozen=True)
 class Address:
-    """Where a server is: `url` with `/v1` and without a slash at the end, and the user name and password that stood
-    in it, which go nowhere but into requests."""
+    """A server's `url`, with `/v1` and without a slash at the end, and the user name and password from it. These are
+    only used in requests."""
 
     url: str
     login: tuple[str, str] | None = field(default=None, repr=False)
 
 
 def parse_address(text: str) -> Address:
-    """Split an address of a server. Raises InputError if it is no http address."""
+    """Parse an address of a server. Raises InputError if it is no http address."""
     url = text.strip().rstrip("/")
     try:
         parts = urlsplit(url)
@@ -65,7 +65,7 @@ def parse_address(text: str) -> Address:
 
 
 def open_client(timeout: float) -> httpx.AsyncClient:
-    """A client that waits `timeout` seconds at most for a byte; the number of connections is the caller's to limit.
+    """Return a client that waits at most `timeout` seconds for a byte; callers must limit the number of connections.
 
     Raises InputError if the key or login in the environment cannot be sent.
     """
@@ -83,7 +83,7 @@ def open_client(timeout: float) -> httpx.AsyncClient:
 
 
 async def ask_model(client: httpx.AsyncClient, address: Address) -> ServedModel:
-    """GET /v1/models: the base model, which comes before its adapters. Raises ServerFailure or InputError."""
+    """GET /v1/models; return the base model, listed before its adapters. Raises ServerFailure or InputError if not."""
     url = f"{address.url}/models"
     answer = _json(await _send(client, "GET", url, address.login, _CONNECT_SECONDS, _LARGEST_LISTING))
     models = answer.get("data") if isinstance(answer, dict) else None
@@ -97,8 +97,8 @@ async def ask_model(client: httpx.AsyncClient, address: Address) -> ServedModel:
 async def ask_completion(
     client: httpx.AsyncClient, address: Address, body: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
-    """POST /v1/completions for one prompt; returns the parsed answer. Raises ServerFailure or InputError, the first
-    also when the answer is not all there after `seconds`."""
+    """POST /v1/completions for one prompt; return the parsed answer. Raises ServerFailure if trying again may help, as
+    when the answer is not complete after `seconds`, else InputError."""
     url = f"{address.url}/completions"
     largest = _LARGEST_LISTING + _BYTES_PER_TOKEN * (len(body["prompt"]) + body["max_tokens"])
     answer = _json(await _send(client, "POST", url, address.login, seconds, largest, json=body))
@@ -119,8 +119,8 @@ async def _send(
     largest: int,
     **options: Any,
 ) -> bytes:
-    """The content of a good reply. `seconds` limit all of it, because httpx times each read: a server could
-    send a byte now and then for ever."""
+    """Return the content of a good reply. `seconds` limits the whole reply; httpx only limits each read, so a server
+    could send single bytes for ever."""
     if login is not None:
         options["auth"] = login
     try:
@@ -157,7 +157,7 @@ async def _exchange(
 
 
 def _json(content: bytes) -> Any:
-    """The parsed content; None if it is not JSON."""
+    """Return the parsed content; None if it is not JSON."""
     try:
         return parse_json(content, "the answer", "")
     except InputError:
@@ -165,7 +165,7 @@ def _json(content: bytes) -> Any:
 
 
 def _message(reply: httpx.Response, content: bytes) -> str:
-    """The server's own words, in the shapes that vLLM, FastAPI and proxies give them."""
+    """Return the server's error message, in the formats of vLLM, FastAPI and proxies."""
     answer = _json(content)
     found = answer.get("error", answer) if isinstance(answer, dict) else None
     if isinstance(found, dict):
@@ -175,7 +175,7 @@ def _message(reply: httpx.Response, content: bytes) -> str:
 
 
 def _retry_after(reply: httpx.Response) -> float:
-    """The seconds that the server asks to wait, as a number or as a date; 0 if it asks for nothing."""
+    """Return the seconds that the server asks to wait, as a number or as a date; 0 if it does not ask."""
     value = reply.headers.get("Retry-After", "")
     if re.fullmatch(r"[0-9]{1,9}", value):
         return float(value)

@@ -1,4 +1,4 @@
-"""Several servers of one model: which request goes to which, and what happens when one is lost.
+"""Distribute requests over several servers of one model, and handle lost servers.
 
 All of it runs in one thread, so nothing else happens between two `await`s.
 """
@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Pauses:
-    """Seconds to wait after a failure: doubling with every further one, and drawn from the upper half of that, so
-    that many requests do not come back at the same moment; or what a server asks for, up to a limit."""
+    """Seconds to wait after a failure. They double with every further one, and are drawn from the upper half, so that
+    many requests do not return at the same moment. If a server asks for more, up to a limit, that is used."""
 
     first: float = 1.0
     longest: float = 30.0
@@ -38,7 +38,7 @@ class Pauses:
 
 
 class _Server:
-    """What is known of one server. It counts as lost until it has said which model it serves."""
+    """The state of one server. It counts as lost until it has reported which model it serves."""
 
     def __init__(self, address: Address, concurrency: int):
         self.address = address
@@ -46,13 +46,13 @@ class _Server:
         self.slots = asyncio.Semaphore(concurrency)
         self.lost = True
         self.failures = 0  # since its last answer to a request
-        self.next_look = 0.0  # on the monotonic clock; infinite while somebody looks
+        self.next_look = 0.0  # on the monotonic clock; infinite while a check is running
         self.trouble = ""
 
 
 class ServerPool:
-    """Use inside one event loop, as `async with`, `connect` first. Without `model`, the one that is named first is
-    the one that all must serve."""
+    """Servers of one model. Use inside one event loop with `async with`, and call `connect` first. Without `model`, all
+    must serve the model that is reported first."""
 
     def __init__(
         self, addresses: Sequence[Address], settings: ServerSettings, pauses: Pauses, model: ServedModel | None = None
@@ -77,7 +77,7 @@ class ServerPool:
         return self._model
 
     async def complete(self, body: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
-        """Send a completion request for one prompt; returns the parsed answer and the URL that gave it.
+        """Send a completion request for one prompt; return the parsed answer and the URL that sent it.
 
         Requests with the same key go to the same server while it lives. Raises InputError if a server refuses the
         request, if it failed more than `retries` times, or if all servers are lost.
@@ -106,7 +106,7 @@ class ServerPool:
             await asyncio.sleep(self._pauses.after(failures))
 
     async def _first_living(self, order: Sequence[_Server]) -> _Server:
-        """The first server that is not lost; waits while all are. Raises InputError when none comes back."""
+        """Return the first server that is not lost; wait while all are. Raises InputError if none comes back."""
         while True:
             for server in order:
                 if not server.lost or (time.monotonic() >= server.next_look and await self._look(server)):
@@ -147,5 +147,5 @@ class ServerPool:
 
 
 def _weight(url: str, key: str) -> bytes:
-    """Rendezvous hashing: every key has its own order of the servers, and losing one moves only its own keys."""
+    """Return the rendezvous hash: every key orders the servers its own way; losing one moves only its own keys."""
     return hashlib.sha256(f"{url} {key}".encode()).digest()

@@ -17,7 +17,7 @@ from ..settings import EngineSettings, VllmSettings
 from .engine import Completion, Sampling, Spans
 from .hf_engine import DTYPES, set_rope_theta
 
-# What vLLM reads from the environment; what the user has set stays. Standard output belongs to our own report.
+# vLLM's environment variables; those that the user has set are kept. Standard output is for our own report.
 _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -30,20 +30,19 @@ _CPU_ENVIRONMENT = {
 }
 _CPU_KV_CACHE_BYTES = 4 << 30
 
-# RoPE types whose base is a number of its own; elsewhere (longrope) other numbers were fitted to one base.
+# RoPE types whose base may change; in other types (longrope) other numbers were fitted to one base.
 _CHANGEABLE_BASE = {"default", "linear", "dynamic", "yarn", "llama3"}
 # RoPE types whose angles do not depend on max_position_embeddings.
 _CHANGEABLE_LENGTH = {"default", "linear", "yarn", "llama3"}
 
 
 class VllmEngine:
-    """Requests go in sorted, so that prompts with the same beginning follow each other and share it in the cache.
+    """vLLM in this process. Requests are sorted, so that prompts with the same beginning share it in the cache.
 
-    Of the model's files only weights and config.json count; its tokenizer is read for `writes_json` alone, and its
-    generation_config never.
-    A draw depends on prompt and seed, except that a logit may round differently beside other requests. Raises
-    InputError if vLLM is not installed, if the model cannot be loaded, or if it does not run with the lengths and the
-    RoPE base asked for.
+    Only the model's weights and config.json are used; its tokenizer only for `writes_json`, its generation_config
+    never. A draw depends on prompt and seed, except that a logit may round differently beside other requests. Raises
+    InputError if vLLM is not installed, the model cannot be loaded, or it does not run with the requested lengths and
+    RoPE base.
     """
 
     def __init__(self, directory: str | Path, common: EngineSettings, own: VllmSettings, *, writes_json: bool = False):
@@ -57,7 +56,7 @@ class VllmEngine:
         self.context_length, self.vocab_size = config.require("max_position_embeddings", "vocab_size")
         self.max_length: int = arguments["max_model_len"]
         self.dtype: str = arguments["dtype"]
-        # On CPU vLLM cannot rewind a request's random numbers, which it must after the first half of a prompt.
+        # On CPU vLLM cannot reset a request's random numbers, which is needed after the first part of a prompt.
         self._can_sample = not on_cpu or not arguments["enable_chunked_prefill"]
         check_loaded(self._engine.model_config, self.max_length, expected_rope_theta(config, common))
 
@@ -95,7 +94,7 @@ class VllmEngine:
         return [found[index] for index in range(len(prompts))]
 
     def score(self, sequences: Sequence[Sequence[int]], spans: Spans, tick: Tick) -> list[list[np.ndarray]]:
-        """vLLM generates one token behind each sequence, so `max_length` must leave room for it."""
+        """Score sequences. vLLM generates one token after each, so `max_length` must leave room for it."""
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
         self._check_lengths([len(sequence) + 1 for sequence in sequences])
@@ -117,7 +116,7 @@ class VllmEngine:
     def _run(
         self, prompts: Sequence[Sequence[int]], parameters: Sequence[Any], tick: Tick
     ) -> Iterator[tuple[int, Any]]:
-        """(index, vLLM's output) of every prompt, each as soon as it is finished."""
+        """Yield (index, vLLM's output) of every prompt as soon as it is finished."""
         from vllm.inputs import tokens_input
 
         for index in sorted(range(len(prompts)), key=lambda index: list(prompts[index])):
@@ -157,9 +156,9 @@ def _start(arguments: dict[str, Any], *, on_cpu: bool) -> Any:
 
 
 def _writes_json() -> dict[str, Any]:
-    """What the engine is started with to hold answers to a schema: the tokenizer says which tokens may come next.
+    """Return the arguments that let the engine enforce a JSON schema: the tokenizer decides which tokens may come next.
 
-    Without free white space, of which a model may write until the limit.
+    Free white space is forbidden: a model may write it until the limit.
     """
     from vllm.config import StructuredOutputsConfig
 
@@ -173,7 +172,7 @@ def _completion(output: Any) -> Completion:
 
 
 def _span_logps(prompt_logprobs: Any, span: tuple[int, int]) -> np.ndarray:
-    """From vLLM's flat form: entries start_indices[t] to end_indices[t] - 1 belong to token t, here one a token."""
+    """Return a span of vLLM's flat log-probs: entries start_indices[t] to end_indices[t] - 1 (one) are token t's."""
     start, end = span
     first, last = prompt_logprobs.start_indices[start], prompt_logprobs.end_indices[end - 1]
     assert last - first == end - start
@@ -183,9 +182,9 @@ def _span_logps(prompt_logprobs: Any, span: tuple[int, int]) -> np.ndarray:
 def engine_arguments(
     directory: Path, config: ModelConfig, common: EngineSettings, own: VllmSettings, *, on_cpu: bool
 ) -> dict[str, Any]:
-    """What vLLM is started with: nothing that matters is left to its defaults.
+    """Return vLLM's arguments: nothing that matters is left to its defaults.
 
-    Raises InputError if config.json lacks what is needed, or its RoPE settings do not allow the change asked for.
+    Raises InputError if config.json lacks what is needed, or its RoPE settings do not allow the requested change.
     """
     positions, _ = config.require("max_position_embeddings", "vocab_size")
     length = own.max_model_len or positions
@@ -220,7 +219,8 @@ def engine_arguments(
 
 
 def check_loaded(loaded: Any, max_model_len: int, rope_theta: float | None) -> None:
-    """vLLM ignores some overrides without a word, so what it runs with is compared with what was asked for."""
+    """Compare what vLLM runs with the request, because it ignores some overrides silently. Raises InputError if they
+    differ."""
     text = loaded.hf_text_config
     base = (text.rope_parameters or {}).get("rope_theta")
     if loaded.max_model_len != max_model_len or text.max_position_embeddings < max_model_len:
@@ -235,7 +235,7 @@ def check_loaded(loaded: Any, max_model_len: int, rope_theta: float | None) -> N
 
 
 def _override(config: Any, *, rope_theta: float | None, length: int) -> Any:
-    """Applied by vLLM to the model's configuration, and once to an empty one."""
+    """Change the model's configuration; vLLM also calls this once with an empty one."""
     if rope_theta is not None:
         set_rope_theta(config, rope_theta)
     if length > getattr(config, "max_position_embeddings", length):
@@ -244,12 +244,12 @@ def _override(config: Any, *, rope_theta: float | None, length: int) -> Any:
 
 
 def expected_rope_theta(config: ModelConfig, common: EngineSettings) -> float | None:
-    """The base that the model must run with; None if neither the settings nor config.json name one."""
+    """Return the RoPE base that the model must use; None if neither the settings nor config.json name one."""
     return config.rope_fields.get("rope_theta", config.rope_theta) if common.rope_theta is None else common.rope_theta
 
 
 def _check_rope_changes(directory: Path, config: ModelConfig, rope_theta: float | None, length: int, own: int) -> None:
-    """`own` is the model's own number of positions."""
+    """Raises InputError if the RoPE type does not allow the change; `own` is the model's own number of positions."""
     several = any(isinstance(value, dict) for value in config.rope_fields.values())
     kind = "several" if several else config.rope_type
     if rope_theta is not None and kind not in _CHANGEABLE_BASE:

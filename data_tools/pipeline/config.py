@@ -1,4 +1,4 @@
-"""The file of `longpo data run`: which stages, with which settings, on which machines."""
+"""Read the file of `longpo data run`: which stages, with which settings, on which machines."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ from ..options import Settings, setting, settings_from
 from ..stages import model_stage, registry
 
 _TOP_KEYS = ("input", "model", "output", "prompts", "executors", "stages")
-# Set for every process by the run itself.
+# Settings that the run itself gives to every process.
 _NOT_IN_FILE = {"rank", "world_size", "rank_from_environment", "dry_run"}
 
 
@@ -45,7 +45,7 @@ class StageProcesses:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """All of a file. An executor is the name of a class of nemo_run ("type") and its arguments."""
+    """The content of a file. An executor is the name of a class of nemo_run ("type") and its arguments."""
 
     output: Path
     executors: Mapping[str, Mapping[str, Any]]
@@ -55,7 +55,7 @@ class Pipeline:
 def load_pipeline(path: Path) -> Pipeline:
     """Read and check a file. Relative paths in it are taken from the current directory, as on the command line.
 
-    Raises InputError naming the file and the key: unknown keys, values out of range, stages without the one before.
+    Raises InputError, naming file and key, if a key is unknown, a value out of range, or the stage before one missing.
     """
     content = read_yaml_mapping(path, f"give a YAML file with the keys {', '.join(_TOP_KEYS)}")
     # Keys in x-… are free for YAML anchors.
@@ -84,7 +84,7 @@ def load_pipeline(path: Path) -> Pipeline:
             stage=name,
             inputs=(str(stages[-1].call.output),) if stages else inputs,
             output=output / (row.folder or name),
-            # Where a stage can do without a model, only what people made is held to it.
+            # If the model is optional for a stage, it is only used to check hand-made input.
             model_given=model if row.needs_model or not stages else None,
             prompts=prompts if row.takes_prompts else None,
             values=values,
@@ -94,7 +94,7 @@ def load_pipeline(path: Path) -> Pipeline:
 
 
 def _text(value: Any, where: str) -> str:
-    """A path or word; a number or a date is one, too, because YAML reads 2024 and 2024-01-01 as such."""
+    """Return a path or word; numbers and dates are accepted, because YAML reads 2024 and 2024-01-01 as such."""
     if isinstance(value, bool) or not isinstance(value, str | int | float | date):
         raise InputError(f"{where} must be text, not {short_repr(value)}; put it in quotes if it is")
     text = str(value)
@@ -104,13 +104,13 @@ def _text(value: Any, where: str) -> str:
 
 
 def _orders(name: str) -> Iterator[tuple[str, ...]]:
-    """The ways to stage `name` from one that reads what comes from outside."""
+    """Yield the orders of stages that lead to `name` from a stage that reads outside data."""
     before = registry.STAGES[name].follows
     return ((*order, name) for other in before for order in _orders(other)) if before else iter([(name,)])
 
 
 def _names_in_order(stages: Any, path: Path) -> list[str]:
-    """The stages of a file in the order in which they run: each reads what the one before it wrote.
+    """Return the stages of a file in the order in which they run: each reads the output of the one before.
 
     Raises InputError if no such order has them all, or one is missing between two of them.
     """
@@ -134,7 +134,7 @@ def _names_in_order(stages: Any, path: Path) -> list[str]:
 def _told(
     name: str, values: Any, executors: Mapping[str, Any], where: str
 ) -> tuple[dict[str, Any], LaunchSettings, dict[str, str]]:
-    """What the file says of a stage: its own settings, how its processes are started, and their variables."""
+    """Return a stage's own settings in the file, how its processes are started, and their variables."""
     if not isinstance(values, dict):
         raise InputError(f"{where} must be a mapping of settings")
     settings = registry.STAGES[name].setting_names()
@@ -161,7 +161,7 @@ def _told(
 
 
 def _refuse_passwords(addresses: tuple[str, ...]) -> None:
-    """Raises InputError: what starts the processes keeps their command lines in files."""
+    """Raises InputError if an address holds a password: the run writes command lines to files."""
     if any("@" in address for address in addresses):
         raise InputError(
             "base_url holds a user name or password, which would be kept in the files of the run; set "

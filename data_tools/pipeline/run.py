@@ -1,6 +1,6 @@
-"""The stages of a file as steps: start what is missing, watch it, start again what was lost.
+"""Run the stages of a file as steps: start what is missing, watch it, restart lost processes.
 
-The processes of a stage are the tasks of a NeMo-Run experiment. No other file of the data tools knows NeMo-Run.
+The processes of a stage are the tasks of a NeMo-Run experiment. No other file of the data tools uses NeMo-Run.
 """
 
 import shlex
@@ -23,13 +23,13 @@ from .config import Pipeline, StageProcesses
 
 _POLL_SECONDS = 1.0
 _LOG_TAIL = 2000  # bytes of a process's log to read and show
-_LOG_DELAY = 5  # seconds that a log may arrive behind the end of its process, over a network
+_LOG_DELAY = 5  # seconds that a log may arrive after the end of its process, over a network
 
 
 def pipeline_steps(pipeline: Pipeline) -> list[steps.Step]:
-    """Return a step for each stage of a file. Its stage says whether it is done, and what changed.
+    """Return a step for each stage of a file. The stage tells whether it is done, and what changed.
 
-    What a step raises in the end: InputError with what a process said, or if parts are missing after all restarts.
+    A step raises InputError if a process reports an error, or if parts are missing after all restarts.
     """
     return [
         steps.Step(
@@ -47,10 +47,10 @@ def pipeline_steps(pipeline: Pipeline) -> list[steps.Step]:
 
 
 def run_pipeline(pipeline: Pipeline, redo: str | None = None) -> dict[str, Report]:
-    """Run every stage whose parts are not all there; returns the report of each stage by its name.
+    """Run every stage with missing parts; return the report of each stage by its name.
 
     Everything that can be checked is checked before the first process starts: the executors, and the settings of all
-    stages up to the first unfinished one (those behind it have no output yet). Raises InputError as `run_steps` does.
+    stages up to the first unfinished one (later ones have no output yet). Raises InputError if `run_steps` does.
     """
     for name, text in pipeline.executors.items():
         make_executor(text, f"executors.{name}")
@@ -59,7 +59,7 @@ def run_pipeline(pipeline: Pipeline, redo: str | None = None) -> dict[str, Repor
 
 
 def _launch(pipeline: Pipeline, stage: StageProcesses) -> Report:
-    """Start the processes of a stage, and again while parts are missing."""
+    """Start the processes of a stage, and restart them while parts are missing."""
     if report := _check(stage):
         return report
     name = stage.launch.executor
@@ -87,12 +87,12 @@ def _launch(pipeline: Pipeline, stage: StageProcesses) -> Report:
 
 
 def _check(stage: StageProcesses) -> Report:
-    """The report of a finished stage, {} if something is missing. Raises InputError for settings that changed."""
+    """Return the report of a finished stage, {} if something is missing. Raises InputError if settings changed."""
     return replace(stage.call, values={**stage.call.values, "dry_run": True})()
 
 
 class _PartsBar:
-    """A bar over the parts of a stage, whoever makes them, with the shares that are done of unfinished ones."""
+    """A bar over the parts of a stage in all processes, with the finished shares of unfinished parts."""
 
     def __init__(self, stage: StageProcesses):
         self._output = stage.call.output
@@ -107,7 +107,7 @@ class _PartsBar:
         self._bar.close()
 
     def __str__(self) -> str:
-        """The bar as it stands there."""
+        """Return the bar as it is displayed."""
         return str(self._bar)
 
     def finished(self) -> int:
@@ -120,11 +120,11 @@ class _PartsBar:
         if self._bar.total is not None:
             self._bar.update(min(self.finished() + shares, self._bar.total) - self._bar.n)
         if sys.stderr.isatty():
-            self._bar.refresh()  # the seconds go on between two parts
+            self._bar.refresh()  # the seconds continue between two parts
 
 
 def _tail(folder: Path) -> str:
-    """The end of the log that a process left in its folder; its executor decides what the file is called."""
+    """Return the end of a process's log in its folder; the executor chooses the name of the file."""
     deadline = time.monotonic() + _LOG_DELAY
     while not (logs := [path for path in folder.rglob("*") if path.suffix in (".log", ".out")]):
         if time.monotonic() > deadline:
@@ -136,7 +136,7 @@ def _tail(folder: Path) -> str:
 
 
 def import_nemo_run() -> Any:
-    """The nemo_run package. Raises InputError if it is not installed."""
+    """Return the nemo_run package. Raises InputError if it is not installed."""
     try:
         import nemo_run
     except ImportError as error:
@@ -148,10 +148,10 @@ def import_nemo_run() -> Any:
 
 
 def make_executor(description: Mapping[str, Any], where: str) -> Any:
-    """An executor from its class name in nemo_run ("type") and its arguments; nested ones, such as tunnels, likewise.
+    """Return an executor from its class name in nemo_run ("type") and its arguments; nested ones (tunnels) likewise.
 
-    Unless it says otherwise, it packs up no source code: the tasks run installed commands. Raises InputError for an
-    unknown class or arguments that it refuses.
+    By default it packages no source code: the tasks run installed commands. Raises InputError if the class is unknown
+    or refuses the arguments.
     """
     return _build({"packager": {"type": "Packager"}, **description}, where)
 
@@ -173,7 +173,7 @@ def _build(description: Mapping[str, Any], where: str) -> Any:
 
 
 def command_lines(stage: StageProcesses) -> list[str]:
-    """Return what each process of a stage runs: the words of the stage's call, and its rank and the world size."""
+    """Return the command of each process of a stage: the words of the stage's call, its rank and the world size."""
     count = stage.launch.processes
     shares = [["--rank", str(rank), "--world-size", str(count)] for rank in range(count)] if count > 1 else [[]]
     return [f"{stage.launch.command} {shlex.join([*stage.call.words(), *share])}" for share in shares]
@@ -182,7 +182,7 @@ def command_lines(stage: StageProcesses) -> list[str]:
 def run_processes(stage: StageProcesses, executor: Any, log_dir: Path, watch: Callable[[], None]) -> list[Path]:
     """Start all processes of a stage, call `watch` until they have ended, and return the folders of their logs.
 
-    How the processes ended is not returned: what counts is which parts are there.
+    The processes' exit status is not returned: only the finished parts count.
     """
     nemo_run = import_nemo_run()
     quiet = {"clean_mode": True, "enable_goodbye_message": False, "skip_status_at_exit": True, "log_level": "WARN"}

@@ -1,1 +1,1 @@
-"""Files and datasets as records, for documents and for published pairs alike."""
+"""Readers of files and datasets as records, for documents and for published pairs."""

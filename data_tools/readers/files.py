@@ -23,7 +23,7 @@ _BUFFER = 1 << 20  # bytes
 
 
 class TextReader:
-    """Reads a file that is one document, named by its path. Its text stands where the first required column would."""
+    """Reads a file that is one document, named by its path. Its text is the value of the first required column."""
 
     def __init__(self, path: Path, name: str, columns: Columns):
         self._path, self._name, self._field = path, name, columns.required[0]
@@ -54,7 +54,7 @@ class JsonLinesReader:
     are asked for.
 
     A mark is (bytes, lines) before a record, of the uncompressed file. Compressed files can only be read forwards:
-    what lies in front of a mark is decompressed but not parsed.
+    the data before a mark is decompressed but not parsed.
     """
 
     def __init__(self, path: Path, name: str, _: Columns):
@@ -76,7 +76,7 @@ class JsonLinesReader:
             )
 
     def _lines(self, start: Mark) -> Iterator[tuple[Mark, bytes]]:
-        """The lines from a mark on that are not blank."""
+        """Yield the lines from a mark on that are not blank."""
         offset, number = start
         try:
             for line in self._open_at(offset):
@@ -145,7 +145,7 @@ class ParquetReader:
             number += 1
 
     def _go_to(self, number: int) -> None:
-        """Have the batch with this row at hand: read on, or begin with the row's group if that is nearer."""
+        """Load the batch with this row: read on, or start at the row's group if that is nearer."""
         group = bisect_right(self._group_ends, number)
         group_start = self._group_ends[group - 1] if group else 0
         if not self._batch_start <= number or self._batch_end < group_start:
@@ -170,13 +170,13 @@ class ParquetReader:
 
 
 def unreadable(path: Path, error: Exception) -> InputError:
-    """The error for a file that the system or a decompressor cannot read."""
+    """Return the error for a file that the system or a decompressor cannot read."""
     return InputError(f"{path} cannot be read ({one_line(error)}); check its permissions, or copy or write it again")
 
 
 def _open_lines(path: Path) -> BinaryIO:
-    """The bytes of a file, decompressed by its suffix. Zero bytes behind gzip, as tapes and archives pad it, are no
-    content."""
+    """Open a file, decompressed by its suffix. Zero bytes after gzip data, the padding of tapes and archives, are
+    ignored."""
     suffix = path.suffix.lower()
     if suffix == ".gz":
         return cast(BinaryIO, gzip.open(path))

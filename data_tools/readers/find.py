@@ -16,7 +16,7 @@ from .records import START, Columns, DataFile, Mark, Reader, Record, arrow_row
 
 PREFIX = "hf:"
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError, RecursionError)
-"""What the library raises for descriptions that it has not written: it uses them without a check."""
+"""Errors that the library raises for descriptions that it has not written: it does not check them."""
 
 
 @dataclass(frozen=True)
@@ -59,18 +59,18 @@ class DatasetReader:
                 yield (row - 1, 0), Record(f"{self._split.name}:{row}", f"{self._split.where}, row {row}", content)
 
     def close(self) -> None:
-        """Nothing to close: the map stays for the next reader."""
+        """Do nothing: the map stays for the next reader."""
 
 
 def is_saved(path: Path) -> bool:
-    """Whether `save_to_disk` has made this directory."""
+    """Return whether `save_to_disk` has made this directory."""
     return (path / "dataset_dict.json").is_file() or all(
         (path / name).is_file() for name in ("dataset_info.json", "state.json")
     )
 
 
 def saved_splits(path: Path, name: str, only: str | None) -> list[DatasetSplit]:
-    """The dataset in a directory; see `named_splits` for `only`. Raises InputError if it cannot be read."""
+    """Return the dataset in a directory; see `named_splits` for `only`. Raises InputError if it cannot be read."""
     datasets = _library(str(path))
     try:
         found = datasets.load_from_disk(str(path))
@@ -80,9 +80,9 @@ def saved_splits(path: Path, name: str, only: str | None) -> list[DatasetSplit]:
 
 
 def named_splits(spec: str, only: str | None) -> list[DatasetSplit]:
-    """The dataset `hf:OWNER/NAME`, or its split `hf:OWNER/NAME:SPLIT`, downloaded where the library's cache lacks it.
+    """Return the dataset `hf:OWNER/NAME` or its split `hf:OWNER/NAME:SPLIT`, downloaded if it is not in the cache.
 
-    A dataset with several splits gives all of them, each named after its split; with `only`, that one, named after the
+    If it has several splits, return all of them, each named after its split; with `only`, that one, named after the
     dataset. Raises InputError if it cannot be loaded or has no such split.
     """
     datasets = _library(spec)
@@ -103,7 +103,7 @@ def named_splits(spec: str, only: str | None) -> list[DatasetSplit]:
 
 
 def name_and_split(spec: str) -> tuple[str, str | None]:
-    """The parts of `hf:OWNER/NAME[:SPLIT]`."""
+    """Split `hf:OWNER/NAME[:SPLIT]` into name and split."""
     name, _, split = spec.removeprefix(PREFIX).partition(":")
     return name, split or None
 
@@ -149,9 +149,9 @@ class PlainFile:
 
 @dataclass(frozen=True)
 class Finder:
-    """What counts as a file to read: JSONL, Parquet, saved and named datasets, and text by its suffixes.
+    """Finds files to read: JSONL, Parquet, saved and named datasets, and text by its suffixes.
 
-    Empty files with one of the suffixes `may_be_empty` are passed over. `split` is the one to take of datasets with
+    Empty files with one of the suffixes `may_be_empty` are skipped. `split` is the one to take of datasets with
     several; None takes all.
     """
 
@@ -160,9 +160,9 @@ class Finder:
     split: str | None = None
 
     def find(self, given: str) -> list[DataFile]:
-        """A file, all files below a directory (links to directories are not followed), or a dataset.
+        """Return a file, all files below a directory (links to directories are not followed), or a dataset.
 
-        Raises InputError if there is nothing, or nothing that can be read.
+        Raises InputError if nothing is found, or nothing that can be read.
         """
         if given.startswith(PREFIX):
             return [*named_splits(given, self.split)]

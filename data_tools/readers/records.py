@@ -1,4 +1,4 @@
-"""What every reader gives: records, each with its place and with a mark from which it can be read again."""
+"""Records as every reader yields them: each with its place and with a mark from which it can be read again."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -18,7 +18,7 @@ START: Mark = (0, 0)
 
 @dataclass(frozen=True)
 class Record:
-    """`name` serves as the id of a record that has none; `where` is its place, for messages."""
+    """One record. `name` is its id if it has no other; `where` is its place, for messages."""
 
     name: str
     where: str
@@ -27,9 +27,9 @@ class Record:
 
 @dataclass(frozen=True)
 class Columns:
-    """What is read of a table: all `required` columns, and the `optional` ones that it has.
+    """The columns to read of a table: all `required` ones, and the `optional` ones that it has.
 
-    `advice` says what to do where a required one is missing. `batch` rows are in memory together.
+    `advice` says what to do if a required one is missing. `batch` rows are in memory together.
     """
 
     required: tuple[str, ...]
@@ -38,9 +38,9 @@ class Columns:
     batch: int = 16
 
     def of(self, found: Sequence[str], where: str) -> list[str]:
-        """Return the columns to read out of those of a table.
+        """Return those columns of a table that are to be read.
 
-        Raises InputError if a required one is missing, or if there are two of one name (Parquet allows it).
+        Raises InputError if a required one is missing, or if two have the same name (Parquet allows it).
         """
         for name in self.required:
             if name not in found:
@@ -55,13 +55,13 @@ class Columns:
 
 
 class Reader(Protocol):
-    """One open file. It keeps its place, so that reading marks in rising order never goes back to the beginning."""
+    """One open file. It keeps its position, so that reading marks in rising order never restarts the file."""
 
     def marks(self) -> Iterator[Mark]:
         """Yield the mark of every record, without parsing any."""
 
     def records(self, start: Mark = START) -> Iterator[tuple[Mark, Record]]:
-        """Yield the records from a mark on. Raises InputError for an unreadable one, naming the file and the row."""
+        """Yield the records from a mark on. Raises InputError, naming file and row, if one is unreadable."""
 
     def close(self) -> None: ...
 
@@ -71,18 +71,18 @@ class DataFile(Protocol):
 
     @property
     def name(self) -> str:
-        """Unique within one input; the records in it are named after it."""
+        """A name that is unique within one input; its records are named after it."""
 
     @property
     def size(self) -> int:
-        """Bytes of what is in it; to notice a change."""
+        """Bytes of its content; used to notice a change."""
 
     @property
     def disk_size(self) -> int:
-        """Bytes of the files that it is made of; to notice a change."""
+        """Bytes of its files; used to notice a change."""
 
     def open(self, columns: Columns) -> Reader:
-        """Raises InputError if it is not what its name says, or lacks a required column."""
+        """Open it. Raises InputError if its content does not match its name, or a required column is missing."""
 
 
 @dataclass
@@ -97,9 +97,9 @@ class Piece:
 def read_parts(
     files: Sequence[DataFile], columns: Columns, parts: Sequence[Sequence[Piece]], wanted: Callable[[int], bool]
 ) -> Iterator[tuple[int, list[Record]]]:
-    """Yield the numbers and records of those parts that are `wanted`; it is asked right before a part is read.
+    """Yield the numbers and records of the parts that are `wanted`, which is called right before a part is read.
 
-    The file that was read last stays open, so that reading on is cheap in compressed files too.
+    The last file stays open, so that reading on is cheap in compressed files too.
     """
     opened: int | None = None
     with ExitStack() as stack:

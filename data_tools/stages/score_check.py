@@ -1,4 +1,4 @@
-"""`score` checks its engine: a few of the sequences just scored are scored again by plain Hugging Face forwards."""
+"""Check the engine of `score`: score a few of its sequences again by plain Hugging Face forwards."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ from ..runner.rows import SETTINGS_NAME
 from ..settings import EngineSettings, ScoreSettings
 
 REPORT_NAME = "verification.json"
-# A longer sequence would take a float32 forward on a CPU too long.
+# For longer sequences, a float32 forward on a CPU takes too long.
 LONGEST = 32768
 
 

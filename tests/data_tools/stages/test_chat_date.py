@@ -36,7 +36,7 @@ def today(monkeypatch):
                 return cls.fromisoformat(day)
 
         monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Clock)
-        for module in ("chat.format", "stages.with_model"):
+        for module in ("chat.format", "stages.model_stage"):
             monkeypatch.setattr(f"nemo_longpo.data_tools.{module}.date", Calendar, raising=False)
 
     set_day("2026-03-31")
