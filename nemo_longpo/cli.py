@@ -17,6 +17,7 @@ def build_parser() -> argparse.ArgumentParser:
     from nemo_longpo.conversion.cli import register as register_convert
     from nemo_longpo.data_tools.cli import register as register_data
     from nemo_longpo.doctor import register as register_doctor
+    from nemo_longpo.evaluation.cli import register as register_eval
     from nemo_longpo.planning.cli import register as register_plan
     from nemo_longpo.recipes.demo.cli import register as register_demo
 
@@ -26,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"nemo_longpo {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for register in (register_data, register_convert, register_plan, register_doctor, register_demo):
+    for register in (register_data, register_convert, register_plan, register_eval, register_doctor, register_demo):
         register(subparsers)
     return parser
 

@@ -20,7 +20,13 @@ FOLDERS = {
 PURE = {"nemo_longpo.objective", "nemo_longpo.logprobs"}
 LAYOUTS = {"nemo_longpo.parallel", "nemo_longpo.attention"}
 ADAPTER = {"nemo_longpo.megatron", "nemo_longpo.backends"}
-TOOLS = {"nemo_longpo.conversion", "nemo_longpo.data_tools", "nemo_longpo.recipes.demo", "nemo_longpo.doctor"}
+TOOLS = {
+    "nemo_longpo.conversion",
+    "nemo_longpo.data_tools",
+    "nemo_longpo.evaluation",
+    "nemo_longpo.recipes.demo",
+    "nemo_longpo.doctor",
+}
 
 # Unit -> the other units it may import, from the ground up; what is in OPEN_TO_ALL, every unit may.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -75,6 +81,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     | LAYOUTS
     | PURE,
     "nemo_longpo.data_tools": {"nemo_longpo.shards", "nemo_longpo.model_directory", "nemo_longpo.yaml_input"} | PURE,
+    # Asks models through the engines of the data tools, and counts what that takes.
+    "nemo_longpo.evaluation": {
+        "nemo_longpo.costs",
+        "nemo_longpo.data_tools",
+        "nemo_longpo.model_directory",
+        "nemo_longpo.shards",
+        "nemo_longpo.yaml_input",
+    },
     "nemo_longpo.doctor": set(),
     "nemo_longpo.cli": TOOLS | {"nemo_longpo.planning"},
 }

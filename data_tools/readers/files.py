@@ -91,7 +91,7 @@ class JsonLinesReader:
     def _open_at(self, offset: int) -> BinaryIO:
         if self._file is None or (self._compressed and offset < self._position):
             self.close()
-            self._file, self._position = _open_lines(self._path), 0
+            self._file, self._position = open_lines(self._path), 0
         if not self._compressed:
             self._position = self._file.seek(offset)
         while self._position < offset:
@@ -174,7 +174,7 @@ def unreadable(path: Path, error: Exception) -> InputError:
     return InputError(f"{path} cannot be read ({one_line(error)}); check its permissions, or copy or write it again")
 
 
-def _open_lines(path: Path) -> BinaryIO:
+def open_lines(path: Path) -> BinaryIO:
     """Open a file, decompressed by its suffix. Zero bytes after gzip data, the padding of tapes and archives, are
     ignored."""
     suffix = path.suffix.lower()

@@ -1,0 +1,86 @@
+"""`longpo eval`: the same questions to several models, and one table."""
+
+import argparse
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from nemo_longpo.data_tools.options import add_settings, settings_from
+from nemo_longpo.data_tools.settings import ENGINE_SETTINGS, TemplateSettings
+from nemo_longpo.terminal import show, whole_number
+
+
+def register(subparsers: Any) -> None:
+    """Add `eval` to the `longpo` parser."""
+    parser = subparsers.add_parser(
+        "eval",
+        help="measure models at long and at short length, side by side",
+        description="Ask models the same questions and compare what they answer. The first model is the one before.",
+        epilog="example:\n  longpo eval before=MODEL after=work/model --suite paper --data DATA --output work/eval",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("models", nargs="+", metavar="[NAME=]MODEL", help="Hugging Face model directory")
+    parser.add_argument(
+        "--suite", required=True, metavar="NAME,…", help="suites, benchmarks, or files of questions (NAME.jsonl)"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where answers and results go")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="where the files of the benchmarks are")
+    parser.add_argument(
+        "--lengths", type=whole_number, nargs="+", default=[], metavar="TOKENS", help="instead of the benchmarks' own"
+    )
+    parser.add_argument("--samples", type=whole_number, metavar="N", help="most questions per task and length")
+    parser.add_argument("--seed", type=int, default=0, help="for making questions and drawing examples (default: 0)")
+    parser.add_argument(
+        "--chat-template",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="whether questions are user messages; auto is as each benchmark does (default: auto)",
+    )
+    parser.add_argument("--system-prompt", metavar="TEXT", help="what stands in front of every conversation")
+    parser.add_argument(
+        "--too-long",
+        choices=("refuse", "drop"),
+        default="refuse",
+        help="what to do with a question that does not fit the model; drop counts them (default: refuse)",
+    )
+    parser.add_argument("--wording", type=Path, metavar="FILE", help="RULER in other words, for a small vocabulary")
+    parser.add_argument("--dry-run", action="store_true", help="count what would be asked, and say how long it takes")
+    parser.add_argument(
+        "--fail-if",
+        action="append",
+        default=[],
+        metavar="short<-1.0",
+        help="exit with 1 if a difference between the last model and the first, in points, is beyond that; repeatable",
+    )
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    for kind in (*ENGINE_SETTINGS, TemplateSettings):
+        of_one_engine = kind in ENGINE_SETTINGS[1:]
+        add_settings(parser, kind, title=(kind.__doc__ or "").rstrip(".").replace("`", "") if of_one_engine else None)
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from nemo_longpo.data_tools.stages.model_stage import EngineOptions
+
+    from . import evaluate, suites
+
+    evaluation = evaluate.Evaluation(
+        models=tuple(arguments.models),
+        benchmarks=tuple(suites.choose(arguments.suite.split(","))),
+        output=arguments.output,
+        engine=EngineOptions.from_mapping(vars(arguments)),
+        data=arguments.data,
+        lengths=tuple(sorted(set(arguments.lengths))),
+        samples=arguments.samples,
+        seed=arguments.seed,
+        chat_template=arguments.chat_template,
+        system_prompt=arguments.system_prompt,
+        too_long=arguments.too_long,
+        wording=arguments.wording,
+        day=settings_from(TemplateSettings, vars(arguments)).day() or date.today(),
+    )
+    for model in evaluate.evaluate(evaluation):
+        for task in model.tasks:
+            mean = sum(s.score for s in task.samples) / len(task.samples)
+            show(f"{model.label} {task.benchmark} {task.length} {mean} {len(task.samples)} {task.dropped}")
+    return 0

@@ -1,0 +1,174 @@
+"""The whole of `longpo eval`: check everything, build the tasks, ask what was not asked yet, score, compare."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Literal
+
+from tqdm import tqdm
+
+from nemo_longpo.data_tools.runner import Usage
+from nemo_longpo.data_tools.stages.model_stage import EngineOptions
+from nemo_longpo.errors import InputError
+
+from . import models, prompts
+from .benchmarks import Benchmark, ModelScores, Preparation, Sample, TaskScores
+from .language_model import Answers, EngineLM
+
+ChatTemplateUse = Literal["auto", "always", "never"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is asked of whom. `lengths` and `samples` replace those of the benchmarks where they are given."""
+
+    models: tuple[str, ...]
+    benchmarks: tuple[Benchmark, ...]
+    output: Path
+    engine: EngineOptions
+    data: Path | None = None
+    lengths: tuple[int, ...] = ()
+    samples: int | None = None
+    seed: int = 0
+    chat_template: ChatTemplateUse = "auto"
+    system_prompt: str | None = None
+    too_long: prompts.TooLong = "refuse"
+    wording: Path | None = None
+    day: date
+
+    def uses_chat_template(self, benchmark: Benchmark) -> bool:
+        return benchmark.chat_template if self.chat_template == "auto" else self.chat_template == "always"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelPrompts:
+    """All that one model will be asked."""
+
+    model: models.EvalModel
+    tasks: list[prompts.TaskPrompts]
+
+
+def prepare(evaluation: Evaluation) -> list[ModelPrompts]:
+    """Build every prompt of every model, without any weights.
+
+    Raises InputError if a model, a file, a length or a setting is at fault.
+    """
+    opened = models.open_models(
+        evaluation.models,
+        evaluation.engine,
+        day=evaluation.day,
+        chat_template=any(map(evaluation.uses_chat_template, evaluation.benchmarks)),
+        max_length=max(evaluation.lengths, default=None),
+    )
+    return [_prepare_model(evaluation, model) for model in opened]
+
+
+def evaluate(evaluation: Evaluation) -> list[ModelScores]:
+    """Answer and score everything; answers that are there already are not asked for again."""
+    return [_run_model(evaluation, model) for model in prepare(evaluation)]
+
+
+def _prepare_model(evaluation: Evaluation, model: models.EvalModel) -> ModelPrompts:
+    with _language_model(evaluation, model) as reader:
+        tasks = []
+        for benchmark in evaluation.benchmarks:
+            templated = evaluation.uses_chat_template(benchmark)
+            preparation = _preparation(evaluation, model, reader, templated)
+            if benchmark.lengths and not preparation.lengths_of(benchmark):
+                raise InputError(
+                    f"{benchmark.name} begins at {min(benchmark.lengths):,} tokens, and {model.directory} reads "
+                    f"{model.max_length:,}; say which lengths to build with --lengths"
+                )
+            for task in resolve_name(benchmark.build)(benchmark, preparation):
+                tasks.append(
+                    prompts.prompts_of(
+                        task,
+                        reader,
+                        model.max_length,
+                        chat_template=templated,
+                        system_prompt=evaluation.system_prompt,
+                        samples=preparation.samples_of(benchmark),
+                        seed=evaluation.seed,
+                        too_long=evaluation.too_long,
+                    )
+                )
+    return ModelPrompts(model=model, tasks=tasks)
+
+
+def _preparation(evaluation: Evaluation, model: models.EvalModel, reader: EngineLM, templated: bool) -> Preparation:
+    system = [{"role": "system", "content": evaluation.system_prompt}] if evaluation.system_prompt else []
+
+    def count_tokens(prompt: str, answer_prefix: str) -> int:
+        if not templated:
+            return len(reader.tok_encode(f"{prompt} {answer_prefix}" if answer_prefix else prompt))
+        messages = [*system, {"role": "user", "content": prompt}]
+        if answer_prefix:
+            messages.append({"role": "assistant", "content": answer_prefix})
+        return len(reader.tok_encode(reader.apply_chat_template(messages, add_generation_prompt=not answer_prefix)))
+
+    return Preparation(
+        data=evaluation.data,
+        tokenizer=model.tokenizer,
+        count_tokens=count_tokens,
+        max_length=model.max_length,
+        lengths=evaluation.lengths,
+        samples=evaluation.samples,
+        seed=evaluation.seed,
+        wording=evaluation.wording,
+        questions=evaluation.output / "questions",
+    )
+
+
+def _run_model(evaluation: Evaluation, asked: ModelPrompts) -> ModelScores:
+    total = sum(task.prompt_tokens + task.most_new_tokens for task in asked.tasks)
+    with tqdm(total=total, desc=asked.model.label, unit="tok", unit_scale=True) as bar:
+
+        def tick(usage: Usage) -> None:
+            bar.update(usage.prompt_tokens + usage.generated_tokens)
+
+        with _language_model(evaluation, asked.model, tick) as model:
+            scores = tuple(_task_scores(task, prompts.answer(task, model)) for task in asked.tasks)
+    return ModelScores(label=asked.model.label, identity=dict(asked.model.identity), tasks=_merged(scores))
+
+
+@contextmanager
+def _language_model(
+    evaluation: Evaluation, model: models.EvalModel, tick: Callable[[Usage], None] = lambda _: None
+) -> Iterator[EngineLM]:
+    with Answers(evaluation.output / "answers", model.identity) as answers:
+        yield EngineLM(model.tokenizer, model.stop_ids, answers, model.load_engine, tick)
+
+
+def _task_scores(asked: prompts.TaskPrompts, samples: list[Sample]) -> TaskScores:
+    row = asked.task.benchmark
+    return TaskScores(
+        benchmark=row.name,
+        length=asked.task.length,
+        metric=row.metric,
+        ability=row.ability,
+        title=row.title,
+        column=row.column,
+        samples=tuple(samples),
+        dropped=asked.dropped,
+        shortened=asked.task.shortened,
+    )
+
+
+def _merged(scores: Iterable[TaskScores]) -> tuple[TaskScores, ...]:
+    """One entry per benchmark and length: the subjects of one benchmark count by their questions."""
+    parts: dict[tuple[str, int | None], list[TaskScores]] = defaultdict(list)
+    for task in scores:
+        parts[task.benchmark, task.length].append(task)
+    return tuple(
+        replace(
+            own[0],
+            samples=tuple(sample for task in own for sample in task.samples),
+            dropped=sum(task.dropped for task in own),
+            shortened=sum(task.shortened for task in own),
+        )
+        for own in parts.values()
+    )

@@ -1,0 +1,126 @@
+"""Questions whose answers the model writes, as tasks of lm-evaluation-harness; questions of one's own."""
+
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nemo_longpo.errors import InputError
+from nemo_longpo.typed_fields import Names
+
+from .benchmarks import Benchmark, EvalTask, Preparation
+from .data_files import typed_rows
+
+# What a terminal would not print counts as the end of a line.
+_CONTROL = re.compile(r"[\x00-\x1f]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What the model reads and what is right.
+
+    `prompt` is the user's message; `answer_prefix` are the first words of the answer, which the model continues.
+    `document` names the text that several questions share. `shortened_tokens` were cut from the middle, as the
+    official evaluation does. `extra` is what a scorer needs beside `answers`.
+    """
+
+    id: str
+    prompt: str
+    answers: tuple[str, ...]
+    answer_prefix: str = ""
+    document: str = ""
+    shortened_tokens: int = 0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+Scorer = Callable[[str, Question], float]
+"""From the model's answer, stripped of white space around it, to a number from 0 (wrong) to 1 (right)."""
+
+
+def question_task(
+    benchmark: Benchmark, questions: Sequence[Question], scorer: Scorer, *, max_new_tokens: int, length: int | None
+) -> EvalTask:
+    """The questions as one task: greedy answers of at most `max_new_tokens`, whose score is the mean of `scorer`."""
+    from datasets import Dataset
+    from lm_eval.api.task import ConfigurableTask
+
+    logging.getLogger("lm_eval.api.task").setLevel(logging.ERROR)  # it explains its own command line
+    rows = [asdict(question) | {"answers": list(question.answers), "extra": [question.extra]} for question in questions]
+    by_id = {question.id: question for question in questions}
+    assert len(by_id) == len(questions), f"{benchmark.name}: two questions have one id"
+    # `extra` differs from row to row, which columns of one type cannot hold.
+    documents = Dataset.from_list([{name: row[name] for name in row if name != "extra"} for row in rows])
+    task = ConfigurableTask(
+        config={
+            "task": benchmark.name if length is None else f"{benchmark.name}_{length}",
+            "custom_dataset": lambda **_: {"test": documents},
+            "test_split": "test",
+            "output_type": "generate_until",
+            "doc_to_text": lambda row: row["prompt"],
+            "doc_to_target": lambda row: row["answers"],
+            "gen_prefix": "{{answer_prefix}}",
+            "target_delimiter": " ",
+            "process_results": lambda row, found: {benchmark.metric: scorer(found[0].strip(), by_id[row["id"]])},
+            "metric_list": [{"metric": benchmark.metric, "aggregation": "mean", "higher_is_better": True}],
+            "generation_kwargs": {"until": [], "max_gen_toks": max_new_tokens, "do_sample": False, "temperature": 0.0},
+            "num_fewshot": 0,
+        }
+    )
+    return EvalTask(
+        benchmark=benchmark,
+        task=task,
+        length=length,
+        shortened=sum(question.shortened_tokens > 0 for question in questions),
+    )
+
+
+def string_match(written: str, question: Question) -> float:
+    """Return the share of the answers that occur in what was written."""
+    return sum(_occurrences(written, question)) / len(question.answers)
+
+
+def string_match_any(written: str, question: Question) -> float:
+    """Return 1 if one of the answers occurs in what was written, else 0."""
+    return float(any(_occurrences(written, question)))
+
+
+def _occurrences(written: str, question: Question) -> list[bool]:
+    text = _CONTROL.sub("\n", written).lower()
+    return [answer.lower() in text for answer in question.answers]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Line:
+    prompt: str
+    answers: Names
+    length: int | None = None
+    answer_prefix: str = ""
+    document: str = ""
+    id: str | None = None
+
+
+def build_own(benchmark: Benchmark, preparation: Preparation) -> list[EvalTask]:
+    """One task per length that the file names. Raises InputError with the line that cannot be used."""
+    by_length: dict[int | None, list[Question]] = defaultdict(list)
+    path = Path(benchmark.files[0])
+    for number, (_, line) in enumerate(typed_rows(path, _Line)):
+        asked = Question(
+            id=line.id or f"{path.stem}:{number}",
+            prompt=line.prompt,
+            answers=tuple(line.answers),
+            answer_prefix=line.answer_prefix,
+            document=line.document,
+        )
+        by_length[line.length].append(asked)
+    chosen = [length for length in by_length if not preparation.lengths or length in preparation.lengths]
+    if not chosen:
+        raise InputError(f"{path} has no question of the lengths asked for; it has {sorted(map(str, by_length))}")
+    return [
+        question_task(
+            benchmark, by_length[length], string_match, max_new_tokens=benchmark.max_new_tokens, length=length
+        )
+        for length in sorted(chosen, key=lambda length: length or 0)
+    ]

@@ -1,0 +1,178 @@
+"""The table of benchmarks, and the suites that are made of them. A new benchmark is a row here and its function."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nemo_longpo.errors import InputError
+
+from .benchmarks import Benchmark
+
+RULER_LENGTHS = (4096, 8192, 16384, 32768, 65536, 131072, 262144, 524288)
+_RULER = "nemo_longpo.evaluation.ruler.tasks:build"
+_INFINITEBENCH = "nemo_longpo.evaluation.infinitebench:build"
+_SHORT = "nemo_longpo.evaluation.short:build"
+# Task of RULER -> (tokens of an answer, files): the numbers of NVIDIA's synthetic.yaml.
+_ESSAYS = ("PaulGrahamEssays.json",)
+_RULER_TASKS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "niah_single_1": (128, ()),
+    "niah_single_2": (128, _ESSAYS),
+    "niah_single_3": (128, _ESSAYS),
+    "niah_multikey_1": (128, _ESSAYS),
+    "niah_multikey_2": (128, ()),
+    "niah_multikey_3": (128, ()),
+    "niah_multivalue": (128, _ESSAYS),
+    "niah_multiquery": (128, _ESSAYS),
+    "vt": (30, ()),
+    "cwe": (120, ()),
+    "fwe": (50, ()),
+    "qa_squad": (32, ("squad.json",)),
+    "qa_hotpot": (32, ("hotpotqa.json",)),
+}
+_ROWS = (
+    *(
+        Benchmark(
+            name=f"ruler_{task}",
+            title=f"RULER {task}",
+            ability="long",
+            build=_RULER,
+            metric="string_match",
+            files=files,
+            lengths=RULER_LENGTHS,
+            samples=500,
+            max_new_tokens=tokens,
+            chat_template=True,
+            column="RULER",
+        )
+        for task, (tokens, files) in _RULER_TASKS.items()
+    ),
+    Benchmark(
+        name="infinitebench_sum",
+        title="∞Bench En.Sum",
+        ability="long",
+        build=_INFINITEBENCH,
+        metric="rouge_lsum",
+        files=("longbook_sum_eng.jsonl",),
+        max_new_tokens=1200,
+        chat_template=True,
+        column="En.Sum",
+    ),
+    Benchmark(
+        name="infinitebench_qa",
+        title="∞Bench En.QA",
+        ability="long",
+        build=_INFINITEBENCH,
+        metric="f1",
+        files=("longbook_qa_eng.jsonl",),
+        max_new_tokens=40,
+        chat_template=True,
+        column="En.QA",
+    ),
+    Benchmark(
+        name="infinitebench_mc",
+        title="∞Bench En.MC",
+        ability="long",
+        build=_INFINITEBENCH,
+        metric="accuracy",
+        files=("longbook_choice_eng.jsonl",),
+        max_new_tokens=40,
+        chat_template=True,
+        column="En.MC",
+    ),
+    Benchmark(
+        name="longbench_v2",
+        title="LongBench v2",
+        ability="long",
+        build="nemo_longpo.evaluation.longbench:build",
+        metric="accuracy",
+        files=("longbench_v2.json",),
+        max_new_tokens=128,
+        chat_template=True,
+    ),
+    Benchmark(
+        name="mmlu",
+        title="MMLU",
+        ability="short",
+        build=_SHORT,
+        metric="acc",
+        files=("mmlu",),
+        num_fewshot=5,
+        column="MMLU",
+    ),
+    Benchmark(
+        name="arc_challenge",
+        title="ARC-C",
+        ability="short",
+        build=_SHORT,
+        metric="acc_norm",
+        files=("arc_challenge",),
+        num_fewshot=25,
+        column="ARC-C",
+    ),
+    Benchmark(
+        name="hellaswag",
+        title="HellaSwag",
+        ability="short",
+        build=_SHORT,
+        metric="acc_norm",
+        files=("hellaswag",),
+        num_fewshot=10,
+        column="Hellaswag",
+    ),
+    Benchmark(
+        name="winogrande",
+        title="Winogrande",
+        ability="short",
+        build=_SHORT,
+        metric="acc",
+        files=("winogrande",),
+        num_fewshot=5,
+        column="Winogrande",
+    ),
+)
+BENCHMARKS = {row.name: row for row in _ROWS}
+SUITES: dict[str, tuple[str, ...]] = {
+    "long": tuple(row.name for row in _ROWS if row.ability == "long"),
+    "short": tuple(row.name for row in _ROWS if row.ability == "short"),
+    "ruler": tuple(f"ruler_{task}" for task in _RULER_TASKS),
+    "infinitebench": ("infinitebench_sum", "infinitebench_qa", "infinitebench_mc"),
+    # What needs no file: for a first look at any model.
+    "smoke": ("ruler_niah_single_1", "ruler_niah_multikey_2", "ruler_vt", "ruler_fwe"),
+}
+SUITES["paper"] = (*SUITES["infinitebench"], *SUITES["ruler"], *SUITES["short"])
+
+
+def choose(names: Sequence[str]) -> list[Benchmark]:
+    """Return the rows that suites, benchmarks and files of questions (`*.jsonl`) name, each once, in that order.
+
+    Raises InputError for a name that is none of them.
+    """
+    chosen: dict[str, Benchmark] = {}
+    for name in names:
+        if name.endswith(".jsonl"):
+            row = own_questions(Path(name))
+            chosen[row.name] = row
+            continue
+        if name not in SUITES and name not in BENCHMARKS:
+            raise InputError(
+                f"--suite {name} is not known; choose among the suites {', '.join(SUITES)}, the benchmarks "
+                f"{', '.join(BENCHMARKS)}, or a file of questions of your own (NAME.jsonl)"
+            )
+        for own in SUITES.get(name, (name,)):
+            chosen[own] = BENCHMARKS[own]
+    if not chosen:
+        raise InputError("--suite names no benchmark")
+    return list(chosen.values())
+
+
+def own_questions(path: Path) -> Benchmark:
+    """A row for a file of questions: JSON lines with `prompt`, `answers`, and `length` where there are several."""
+    return Benchmark(
+        name=path.stem,
+        title=path.stem,
+        ability="long",
+        build="nemo_longpo.evaluation.questions:build_own",
+        metric="string_match",
+        files=(str(path),),
+        chat_template=True,
+        max_new_tokens=32,
+    )
