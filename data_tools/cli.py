@@ -5,8 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nemo_longpo.steps import add_plan_options, show_plan
-from nemo_longpo.terminal import show
+from nemo_longpo import steps, terminal
 
 from .options import add_settings
 from .settings import ENGINE_SETTINGS
@@ -23,12 +22,12 @@ def register(subparsers: Any) -> None:
         commands, "run", "run all stages from one file, on this machine or a cluster", "longpo data run data.yaml"
     )
     run.add_argument("config", type=Path, metavar="FILE", help="YAML file, explained in docs/data.md")
-    add_plan_options(run)
+    steps.add_plan_options(run)
     run.set_defaults(run=_run_pipeline)
     inspect = _add_command(
         commands,
         "inspect",
-        "show what shards hold, and check them",
+        "terminal.show what shards hold, and check them",
         "longpo data inspect shards --verify --html shards.html --model MODEL",
     )
     inspect.add_argument("shards", type=Path, metavar="SHARDS", help="output of `longpo data pack`")
@@ -82,11 +81,11 @@ def _run_stage(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps({"output": str(call.output), "finished": bool(report), "report": report}))
     elif report:
-        show(f"{call.stage}: {_summary(report)}; written to {call.output}")
+        terminal.show(f"{call.stage}: {_summary(report)}; written to {call.output}")
     elif call.values.get("dry_run"):
-        show(f"{call.stage}: the settings are fine, and parts of {call.output} are missing")
+        terminal.show(f"{call.stage}: the settings are fine, and parts of {call.output} are missing")
     else:
-        show(f"{call.stage}: this process is done, others still work on parts of {call.output}")
+        terminal.show(f"{call.stage}: this process is done, others still work on parts of {call.output}")
 
 
 def _summary(report: Report) -> str:
@@ -101,14 +100,14 @@ def _run_pipeline(arguments: argparse.Namespace) -> None:
 
     pipeline = config.load_pipeline(arguments.config)
     if arguments.dry_run:
-        show_plan(run.pipeline_steps(pipeline), pipeline.output, redo=arguments.redo, as_json=arguments.json)
+        steps.show_plan(run.pipeline_steps(pipeline), pipeline.output, redo=arguments.redo, as_json=arguments.json)
         return
     reports = run.run_pipeline(pipeline, arguments.redo)
     if arguments.json:
         print(json.dumps({"output": str(pipeline.output), "finished": True, "reports": reports}))
     for stage, report in reports.items():
         if not arguments.json:
-            show(f"{stage}: {_summary(report)}")
+            terminal.show(f"{stage}: {_summary(report)}")
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
@@ -121,4 +120,4 @@ def _inspect(arguments: argparse.Namespace) -> None:
         page=arguments.html,
         samples=arguments.samples,
     )
-    show(json.dumps(summary) if arguments.json else drawings.format_summary(summary))
+    terminal.show(json.dumps(summary) if arguments.json else drawings.format_summary(summary))

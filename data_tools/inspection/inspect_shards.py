@@ -17,10 +17,9 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from nemo_longpo.atomic import write_file
+from nemo_longpo import atomic, terminal
 from nemo_longpo.errors import InputError
 from nemo_longpo.shards.reader import ShardReader
-from nemo_longpo.terminal import number, share, shortened, size
 
 from .drawings import draw, flatten, signed, words
 from .sample_view import SHADES, TokenText, document_view
@@ -49,7 +48,7 @@ def inspect_shards(
     values = measure(reader)
     summary = summarise(reader, values, verified=verify)
     if page is not None:
-        write_file(page, make_page(reader, summary, values, TokenText(tokenizer), samples))
+        atomic.write_file(page, make_page(reader, summary, values, TokenText(tokenizer), samples))
         summary["page"] = str(page)
     return summary
 
@@ -96,7 +95,8 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {call.__name__: call for call in (number, share, shortened, signed, size, words)}
+    chosen = (terminal.number, terminal.share, terminal.shortened, signed, terminal.size, words)
+    made.filters |= {call.__name__: call for call in chosen}
     return made
 
 

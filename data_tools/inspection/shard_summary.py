@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from nemo_longpo.shards.reader import ShardReader
-from nemo_longpo.shards.schema import PairRecord
+from nemo_longpo.shards import reader as shard_reader, schema
 
 Ids = Sequence[int]
 _SHORTEST_RUN = 2  # tokens in a row
@@ -71,7 +70,7 @@ Values = dict[str, np.ndarray]
 """float64 arrays by name, over documents or over turns (all documents' turns in order)."""
 
 
-def measure(records: Iterable[PairRecord]) -> Values:
+def measure(records: Iterable[schema.PairRecord]) -> Values:
     """Read every record once and return its numbers; no token ids are kept.
 
     Log-probs are the reference's, in nats, over an answer's tokens with the end of turn. A margin is log p(chosen) −
@@ -114,7 +113,7 @@ def logp_sum(logps: np.ndarray) -> float:
     return float(logps.sum(dtype=np.float64))
 
 
-def summarise(reader: ShardReader, values: Values, *, verified: bool) -> dict[str, Any]:
+def summarise(reader: shard_reader.ShardReader, values: Values, *, verified: bool) -> dict[str, Any]:
     """Return provenance, counts, and the spread of everything that can go wrong in preference data.
 
     "Prefers chosen" is the share of margins above 0. A histogram's bin i is [edges[i], edges[i + 1]).

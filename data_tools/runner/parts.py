@@ -20,9 +20,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from nemo_longpo.atomic import remove_leftovers, write_file
+from nemo_longpo import atomic, json_input
 from nemo_longpo.errors import InputError
-from nemo_longpo.json_input import read_json_object
 
 from ..options import differences
 from ..settings import WorkShare
@@ -185,11 +184,11 @@ def _commit_part(
     job: PartsJob, number: int, result: PartResult, usage: Counter[str], description: dict[str, Any]
 ) -> None:
     settings = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
-    write_file(job.output / SETTINGS_NAME, settings, keep_existing=True)
+    atomic.write_file(job.output / SETTINGS_NAME, settings, keep_existing=True)
     _check_output(job.output, description)
-    write_file(job.counts(number), json.dumps(+(result.counts + usage), sort_keys=True) + "\n")
+    atomic.write_file(job.counts(number), json.dumps(+(result.counts + usage), sort_keys=True) + "\n")
     lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in result.records)
-    write_file(job.part(number), "".join(lines))
+    atomic.write_file(job.part(number), "".join(lines))
 
 
 def _check_output(output: Path, description: dict[str, Any]) -> None:
@@ -201,7 +200,7 @@ def _check_output(output: Path, description: dict[str, Any]) -> None:
     path = output / SETTINGS_NAME
     if not path.is_file():
         raise InputError(f"{output} is not empty and holds no {SETTINGS_NAME}; give another output or empty it")
-    changes = differences(read_json_object(path, REPAIR), description)
+    changes = differences(json_input.read_json_object(path, REPAIR), description)
     if changes:
         raise InputError(
             f"{output} was made with other settings: {'; '.join(changes)}; repeat the old settings to continue it, or "
@@ -224,9 +223,9 @@ def _report(job: PartsJob) -> dict[str, int]:
     for number in range(len(job.source.rows_in_parts)):
         total.update(read_counts(job.counts(number)))
     report = dict(sorted(total.items()))
-    write_file(path, json.dumps(report, indent=2) + "\n")
+    atomic.write_file(path, json.dumps(report, indent=2) + "\n")
     remove_claims(job.output)
     remove_kept(job.output)
     remove_shares(job.output)
-    remove_leftovers(job.output)
+    atomic.remove_leftovers(job.output)
     return report

@@ -1,12 +1,10 @@
 """`longpo eval`: the same questions to several models, and one table."""
 
 import argparse
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-from nemo_longpo.data_tools.options import add_settings, settings_from
-from nemo_longpo.data_tools.settings import ENGINE_SETTINGS, TemplateSettings
+from nemo_longpo.data_tools import options, settings
 from nemo_longpo.terminal import show, whole_number
 
 
@@ -53,9 +51,11 @@ def register(subparsers: Any) -> None:
         help="exit with 1 if a difference between the last model and the first, in points, is beyond that; repeatable",
     )
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
-    for kind in (*ENGINE_SETTINGS, TemplateSettings):
-        of_one_engine = kind in ENGINE_SETTINGS[1:]
-        add_settings(parser, kind, title=(kind.__doc__ or "").rstrip(".").replace("`", "") if of_one_engine else None)
+    for kind in (*settings.ENGINE_SETTINGS, settings.TemplateSettings):
+        of_one_engine = kind in settings.ENGINE_SETTINGS[1:]
+        options.add_settings(
+            parser, kind, title=(kind.__doc__ or "").rstrip(".").replace("`", "") if of_one_engine else None
+        )
     parser.set_defaults(run=_run)
 
 
@@ -64,6 +64,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from . import evaluate, suites
 
+    day = options.settings_from(settings.TemplateSettings, vars(arguments)).day()
     evaluation = evaluate.Evaluation(
         models=tuple(arguments.models),
         benchmarks=tuple(suites.choose(arguments.suite.split(","))),
@@ -77,7 +78,11 @@ def _run(arguments: argparse.Namespace) -> int:
         system_prompt=arguments.system_prompt,
         too_long=arguments.too_long,
         wording=arguments.wording,
-        day=settings_from(TemplateSettings, vars(arguments)).day() or date.today(),
+        **(
+            {}
+            if (day := options.settings_from(settings.TemplateSettings, vars(arguments)).day()) is None
+            else {"day": day}
+        ),
     )
     for model in evaluate.evaluate(evaluation):
         for task in model.tasks:

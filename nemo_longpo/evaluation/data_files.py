@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nemo_longpo.data_tools.readers.files import JSON_SUFFIXES, open_lines, unreadable
 from nemo_longpo import json_input, typed_fields
+from nemo_longpo.data_tools.readers.files import JSON_SUFFIXES, open_lines, unreadable
 from nemo_longpo.errors import InputError
 
 Row = TypeVar("Row")

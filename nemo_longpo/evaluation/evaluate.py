@@ -1,9 +1,8 @@
 """The whole of `longpo eval`: check everything, build the tasks, ask what was not asked yet, score, compare."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from pkgutil import resolve_name
@@ -38,7 +37,7 @@ class Evaluation:
     system_prompt: str | None = None
     too_long: prompts.TooLong = "refuse"
     wording: Path | None = None
-    day: date
+    day: date = field(default_factory=date.today)
 
     def uses_chat_template(self, benchmark: Benchmark) -> bool:
         return benchmark.chat_template if self.chat_template == "auto" else self.chat_template == "always"
@@ -73,29 +72,29 @@ def evaluate(evaluation: Evaluation) -> list[ModelScores]:
 
 
 def _prepare_model(evaluation: Evaluation, model: models.EvalModel) -> ModelPrompts:
-    with _language_model(evaluation, model) as reader:
-        tasks = []
-        for benchmark in evaluation.benchmarks:
-            templated = evaluation.uses_chat_template(benchmark)
-            preparation = _preparation(evaluation, model, reader, templated)
-            if benchmark.lengths and not preparation.lengths_of(benchmark):
-                raise InputError(
-                    f"{benchmark.name} begins at {min(benchmark.lengths):,} tokens, and {model.directory} reads "
-                    f"{model.max_length:,}; say which lengths to build with --lengths"
+    reader = _language_model(evaluation, model)
+    tasks = []
+    for benchmark in evaluation.benchmarks:
+        templated = evaluation.uses_chat_template(benchmark)
+        preparation = _preparation(evaluation, model, reader, templated)
+        if benchmark.lengths and not preparation.lengths_of(benchmark):
+            raise InputError(
+                f"{benchmark.name} begins at {min(benchmark.lengths):,} tokens, and {model.directory} reads "
+                f"{model.max_length:,}; say which lengths to build with --lengths"
+            )
+        for task in resolve_name(benchmark.build)(benchmark, preparation):
+            tasks.append(
+                prompts.prompts_of(
+                    task,
+                    reader,
+                    model.max_length,
+                    chat_template=templated,
+                    system_prompt=evaluation.system_prompt,
+                    samples=preparation.samples_of(benchmark),
+                    seed=evaluation.seed,
+                    too_long=evaluation.too_long,
                 )
-            for task in resolve_name(benchmark.build)(benchmark, preparation):
-                tasks.append(
-                    prompts.prompts_of(
-                        task,
-                        reader,
-                        model.max_length,
-                        chat_template=templated,
-                        system_prompt=evaluation.system_prompt,
-                        samples=preparation.samples_of(benchmark),
-                        seed=evaluation.seed,
-                        too_long=evaluation.too_long,
-                    )
-                )
+            )
     return ModelPrompts(model=model, tasks=tasks)
 
 
@@ -130,17 +129,16 @@ def _run_model(evaluation: Evaluation, asked: ModelPrompts) -> ModelScores:
         def tick(usage: Usage) -> None:
             bar.update(usage.prompt_tokens + usage.generated_tokens)
 
-        with _language_model(evaluation, asked.model, tick) as model:
-            scores = tuple(_task_scores(task, prompts.answer(task, model)) for task in asked.tasks)
+        model = _language_model(evaluation, asked.model, tick)
+        scores = tuple(_task_scores(task, prompts.answer(task, model)) for task in asked.tasks)
     return ModelScores(label=asked.model.label, identity=dict(asked.model.identity), tasks=_merged(scores))
 
 
-@contextmanager
 def _language_model(
     evaluation: Evaluation, model: models.EvalModel, tick: Callable[[Usage], None] = lambda _: None
-) -> Iterator[EngineLM]:
-    with Answers(evaluation.output / "answers", model.identity) as answers:
-        yield EngineLM(model.tokenizer, model.stop_ids, answers, model.load_engine, tick)
+) -> EngineLM:
+    answers = Answers(evaluation.output / "answers", model.identity)
+    return EngineLM(model.tokenizer, model.stop_ids, answers, model.load_engine, tick, evaluation.day)
 
 
 def _task_scores(asked: prompts.TaskPrompts, samples: list[Sample]) -> TaskScores:

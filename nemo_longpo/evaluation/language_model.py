@@ -7,11 +7,11 @@ engine, so that all engines read the same.
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date, datetime, time
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from lm_eval.api.instance import Instance
-from lm_eval.api.model import TemplateLM
+from lm_eval.api import instance, model
 
 from nemo_longpo.atomic import explain_full_disk
 from nemo_longpo.data_tools.engines.engine import Engine, Sampling
@@ -30,7 +30,7 @@ class Answers:
     """Answers of one model by key, one JSON line each. A line that a kill has cut is as good as none.
 
     The directory is named by `model`, all that makes answers of two models differ (weights, dtype, engine), so that no
-    model gets another one's answers. A context manager.
+    model gets another one's answers.
     """
 
     def __init__(self, directory: Path, model: Mapping[str, Any]):
@@ -38,14 +38,6 @@ class Answers:
         name = key_of(model)[:16]
         self._path = directory / f"{name}.jsonl"
         self._found = _read(self._path)
-        with explain_full_disk(self._path):
-            self._file = self._path.open("a", encoding="utf-8")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
 
     def __contains__(self, key: str) -> bool:
         return key in self._found
@@ -56,9 +48,8 @@ class Answers:
     def put(self, key: str, value: Any) -> None:
         """Keep an answer. Raises InputError if the disk is full."""
         self._found[key] = value
-        with explain_full_disk(self._path):
-            self._file.write(f"\n{json.dumps([key, value])}\n")  # a line of its own, also behind one that was cut
-            self._file.flush()
+        with explain_full_disk(self._path), self._path.open("a", encoding="utf-8") as file:
+            file.write(f"\n{json.dumps([key, value])}\n")  # a line of its own, also behind one that was cut
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -72,10 +63,11 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
-class EngineLM(TemplateLM):
+class EngineLM(model.TemplateLM):
     """A tokenizer for the prompts, and an engine for the answers, which is loaded when the first answer is missing.
 
-    `stop_ids` end an answer. `tick` is told of finished requests. Text of an answer is stripped of white space around
+    `stop_ids` end an answer. `tick` is told of finished requests. A template that prints the
+    date is told `day`. Text of an answer is stripped of white space around
     it: engines differ in whether they keep the blank in front.
     """
 
@@ -86,8 +78,10 @@ class EngineLM(TemplateLM):
         answers: Answers,
         load_engine: Callable[[], Engine],
         tick: Callable[[Usage], None],
+        day: date,
     ):
         super().__init__()
+        self._midnight = datetime.combine(day, time())
         self.tokenizer, self._stop_ids = tokenizer, stop_ids
         self._answers, self._load_engine, self._tick = answers, load_engine, tick
         self._engine: Engine | None = None
@@ -122,6 +116,7 @@ class EngineLM(TemplateLM):
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
+            strftime_now=self._midnight.strftime,  # the one clock that transformers gives to templates
         )
         for message in chat_history:
             if message["role"] == "system" and message["content"].strip() not in text:
@@ -131,7 +126,7 @@ class EngineLM(TemplateLM):
                 )
         return text
 
-    def request_tokens(self, request: Instance) -> tuple[int, int]:
+    def request_tokens(self, request: instance.Instance) -> tuple[int, int]:
         """Count the tokens that the model reads for a request, and the most that it writes."""
         if request.request_type == "generate_until":
             prompt, asked = request.args
@@ -139,7 +134,7 @@ class EngineLM(TemplateLM):
         context, continuation = self._pair(*request.args)
         return len(context) + len(continuation), 0
 
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+    def generate_until(self, requests: list[instance.Instance], disable_tqdm: bool = False) -> list[str]:
         """The model's greedy answers, in order."""
         texts: dict[int, str] = {}
         limits = [int(request.args[1]["max_gen_toks"]) for request in requests]

@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, time
-from functools import partial
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +75,6 @@ def _open(
         chat = model_directory.load_chat(directory, day)
         stop_ids |= chat.stop_ids
         rendered = model_directory.rendering_identity(chat)
-        # Templates ask for the time through this one function.
-        midnight = datetime.combine(day, time())
-        tokenizer.apply_chat_template = partial(tokenizer.apply_chat_template, strftime_now=midnight.strftime)
     return EvalModel(
         label=label,
         directory=directory,

@@ -1,6 +1,5 @@
 """The prompts of a task as a model will read them, their lengths, and what does not fit."""
 
-import hashlib
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,7 +9,7 @@ from lm_eval.api.instance import Instance
 from nemo_longpo.errors import InputError
 
 from .benchmarks import EvalTask, Sample
-from .language_model import EngineLM
+from .language_model import EngineLM, key_of
 
 TooLong = Literal["refuse", "drop"]
 
@@ -122,7 +121,7 @@ def _score(prompts: TaskPrompts, number: int, requests: list[Instance]) -> Sampl
     return Sample(
         id=str(document.get("id", f"{prompts.name}:{number}")),
         score=float(metrics[prompts.task.benchmark.metric]),
-        prompt_hash=hashlib.sha256(text.encode()).hexdigest(),
+        prompt_hash=key_of(text),
         answer=found[0] if isinstance(found[0], str) else [value for value, _ in found],
         expected=harness.doc_to_target(document),
     )

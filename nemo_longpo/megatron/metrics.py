@@ -15,8 +15,7 @@ from nemo_longpo.checkpoints import run_directory
 from nemo_longpo.costs.devices import peak_of_device
 from nemo_longpo.objective import METRICS
 
-from .model import WORK
-from .topology import current_topology
+from . import model, topology
 
 
 class MetricsCallback(pl.Callback, io.IOMixin):
@@ -42,22 +41,22 @@ class MetricsCallback(pl.Callback, io.IOMixin):
 
     def on_megatron_step_end(self, step: megatron_parallel.MegatronStep, reduced: dict[str, Tensor] | Tensor) -> None:
         """Send the metrics from the last pipeline stage, which computed them, to all stages."""
-        topology = current_topology()
-        names = (*METRICS, *WORK)
+        here = topology.current_topology()
+        names = (*METRICS, *model.WORK)
         values = (
             torch.stack([reduced[name] for name in names])
             if isinstance(reduced, dict)
             else torch.zeros(len(names), device=torch.cuda.current_device())
         )
-        if topology.pp_group.size() > 1:
-            dist.broadcast(values, topology.pp_last_rank, group=topology.pp_group)
+        if here.pp_group.size() > 1:
+            dist.broadcast(values, here.pp_last_rank, group=here.pp_group)
         self._values = dict(zip(names, values.tolist(), strict=True))
         self._values["lr"] = step.trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args) -> None:
         seconds = time.perf_counter() - self._started
         pairs = trainer.datamodule.global_batch_size  # type: ignore[attr-defined]
-        tokens, flops = (pairs * self._values.pop(name) for name in WORK)
+        tokens, flops = (pairs * self._values.pop(name) for name in model.WORK)
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
         record = {
             "step": trainer.global_step,
