@@ -283,7 +283,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 
 def _read_prompts(path: Path) -> list[str]:
-    """One prompt per line. Raises InputError if the file is not readable text or holds none."""
+    """Return one prompt per line. Raises InputError if the file is not readable text or holds none."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

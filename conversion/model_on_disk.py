@@ -39,7 +39,7 @@ class Weights(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """What is needed in addition, or allowed, to read a directory as a whole model.
+    """Options for reading a directory as a whole model.
 
     `base` is a Hugging Face directory with the small files of a NeMo checkpoint; `base_checkpoint` is the new place of
     the checkpoint that LoRA adapters were trained on; `check_hashes` compares the hashes of a NeMo checkpoint's files

@@ -1,4 +1,4 @@
-"""Where a conversion may write, and how the new model takes its place."""
+"""Check where a conversion may write, and put the new model there."""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -9,7 +9,7 @@ from nemo_longpo.atomic import new_directory
 from nemo_longpo.errors import InputError
 
 MODEL_MARKS = ("config.json", "context")
-"""One of these is in every model directory: Hugging Face's, NeMo's."""
+"""Every model directory holds one of these: Hugging Face's, NeMo's."""
 
 
 def require_free(output: Path, *, overwrite: bool) -> None:

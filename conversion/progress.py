@@ -1,4 +1,4 @@
-"""What a conversion shows while it works: one progress bar over its threads, and nothing of what libraries print."""
+"""The output of a running conversion: one progress bar over its threads; the output of libraries is hidden."""
 
 import os
 import sys
@@ -40,7 +40,7 @@ def work_through(
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Hold back what any library writes to standard output and error within the block.
+    """Hide what libraries write to standard output and error within the block.
 
     It is shown if the block fails with another error than InputError.
     """

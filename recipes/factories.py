@@ -1,10 +1,10 @@
-"""The one recipe, its variants by name for `nemo llm finetune --factory NAME`, and `peft=lora`.
+"""The base recipe, its variants by name for `nemo llm finetune --factory NAME`, and `peft=lora`.
 
 The `nemo` command imports this file to find the names.
 
 The 7B recipes train Mistral-7B-Instruct-v0.2 and Qwen2.5-7B-Instruct at 128K to 512K tokens on GPUs of 80 GB. They
-have the paper's constants, and differ in length and in their placement. Both models divide by the same sizes (32 and 28
-heads, 8 and 4 of them for keys and values), so both take the same placements.
+have the paper's constants, and differ in length and placement. Both models can be divided by the same sizes (32 and 28
+heads, 8 and 4 of them for keys and values), so both use the same placements.
 """
 
 import os
@@ -52,7 +52,7 @@ def longpo_recipe(
         data.LongPODataModule, seq_length=seq_length, global_batch_size=global_batch_size, num_workers=data_workers
     )
     for config in (model_config, data_config):
-        fdl.materialize_defaults(config)  # so that `--dryrun` shows every setting of ours
+        fdl.materialize_defaults(config)  # so that `--dryrun` shows all our settings
     recipe = run.Partial(
         llm.finetune,
         model=model_config,
@@ -75,9 +75,9 @@ def longpo_recipe(
 
 
 def _trainer(precision: Precision, max_steps: int) -> run.Config[nl.Trainer]:
-    """Weights have the precision of training from the start, never a whole model in fp32.
+    """Return the trainer. Weights are in the training precision from the start; no whole model in fp32 exists.
 
-    Gradients and weights travel between GPUs while these compute.
+    Gradients and weights are sent between GPUs during computation.
     """
     return run.Config(
         nl.Trainer,
@@ -108,7 +108,7 @@ def _trainer(precision: Precision, max_steps: int) -> run.Config[nl.Trainer]:
 def _optimizer(
     precision: Precision, learning_rate: float, warmup_ratio: float
 ) -> run.Config[nl.MegatronOptimizerModule]:
-    """Adam without weight decay; linear warm-up, then a cosine to zero over the run's `max_steps`."""
+    """Return Adam without weight decay; linear warm-up, then a cosine to zero over the run's `max_steps`."""
     return run.Config(
         nl.MegatronOptimizerModule,
         config=run.Config(
@@ -127,7 +127,7 @@ def _optimizer(
 
 
 def _log(save_every_n_steps: int) -> run.Config[nl.NeMoLogger]:
-    """One run directory under `log_dir`; the newest checkpoint is kept with all that resuming needs, as `…-last`."""
+    """Return a log with one run directory under `log_dir`; `…-last` is the newest checkpoint, complete for resuming."""
     return run.Config(
         nl.NeMoLogger,
         log_dir="nemo_experiments",
@@ -150,13 +150,13 @@ def _log(save_every_n_steps: int) -> run.Config[nl.NeMoLogger]:
 
 
 if os.environ.get("LOCAL_RANK", "0") != "0":
-    # Lightning starts the same command line again for every rank of a machine; the first has shown the configuration.
+    # Lightning runs the same command line again for every rank of a machine; the first printed the configuration.
     CONSOLE.quiet = True
 
 K = 1024
 LINEAR_LAYERS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
 
-# Tensor parallelism stays inside a node and splits the weights, context parallelism spans the rest and splits the pair.
+# Tensor parallelism splits the weights within a node, context parallelism splits the pair over the other GPUs.
 ONE_NODE = Placement(tp=4, cp=2)
 TWO_NODES = Placement(tp=4, cp=4)
 
@@ -170,9 +170,9 @@ def recipe(function: Callable[..., run.Partial]) -> Callable[..., run.Partial]:
 
 
 def _long(length: int, placement: Placement) -> run.Partial:
-    """Recompute the feed-forward part of each layer up to 256K tokens, whole layers beyond them.
+    """Return a recipe that recomputes the feed-forward part of each layer up to 256K tokens, whole layers beyond.
 
-    A process of its own reads the next pairs of a rank and lays them out, beside the training.
+    One process per rank reads and lays out its next pairs during training.
     """
     recomputing = placement.recomputing("mlp" if length <= 256 * K else "full")
     return longpo_recipe(seq_length=length + LONGEST_BRANCH, placement=recomputing, data_workers=1)
@@ -216,7 +216,7 @@ def qwen25_7b_longpo_512k() -> run.Partial:
 
 @recipe
 def longpo(precision: Precision = "bf16-mixed") -> run.Partial:
-    """LongPO with the paper's constants for any model, length and GPUs: `longpo plan --recipe` writes the rest."""
+    """LongPO with the paper's constants for any model, length and GPUs; `longpo plan --recipe` sets the rest."""
     return longpo_recipe(seq_length=8 * K, precision=precision)
 
 

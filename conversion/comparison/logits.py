@@ -21,7 +21,7 @@ ROWS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceComparison:
-    """How far the logits of one sequence are apart.
+    """How much the logits of one sequence differ.
 
     `largest` is max |a − b| over all logits; `relative` is the worst token's max |a − b| / max |a|. `same_choice` is
     the share of tokens for which both prefer the same next one; `divergence` is the mean of KL(A ‖ B) in nats.

@@ -1,4 +1,4 @@
-"""What the two sides say of their model beside the weights: fields of `config.json`, and the other small files."""
+"""Compare fields of `config.json` and the other small files of two models."""
 
 import json
 from collections.abc import Collection

@@ -1,4 +1,4 @@
-"""The whole comparison, cheapest part first; logits last, one model in memory at a time."""
+"""Compare two models, cheapest part first; logits last, one model in memory at a time."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -21,7 +21,7 @@ from .logits_jobs import Job, compute
 
 @dataclass(frozen=True, kw_only=True)
 class LogitCheck:
-    """What the two models are asked, and how far their answers may be apart.
+    """The input of the two models, and how much their outputs may differ.
 
     `random_tokens` uniform token ids, then every prompt, in the tokens of A's tokenizer. `tolerance` bounds the
     difference of a token's logits, relative to its largest logit. With `own_rope` B keeps its own rotary settings

@@ -1,4 +1,4 @@
-"""Which tensor is which: the vocabulary of the name tables, read in both directions.
+"""The terms of the name tables, which map tensors in both directions.
 
 A table's keys are those of Megatron's distributed checkpoints. Transformer-Engine modules fuse the layer norms into the
 projections and so write these names directly; the local modules map theirs to the same names

@@ -1,4 +1,4 @@
-"""What conversion refuses, and what it may change, in a Hugging Face `config.json`.
+"""Check and change a Hugging Face `config.json` for conversion.
 
 transformers 4 keeps the rotary base in `rope_theta` and the scaling in `rope_scaling`, transformers 5 both in
 `rope_parameters`; a change is written wherever the file has it.
@@ -47,7 +47,7 @@ ScalingChoice = Literal["keep", "none"] | Mapping[str, Any]
 
 
 def check_supported(config: model_config.ModelConfig) -> ModelShape:
-    """The sizes of a model that Megatron computes as `transformers` does. Raises InputError for any other."""
+    """Return a model's sizes. Raises InputError if Megatron does not compute the model as `transformers` does."""
     file = config.file
     config.require(*REQUIRED)
     for name, (supported, advice) in COMPUTED.items():
@@ -73,7 +73,7 @@ def for_import(
     max_length: int | None = None,
     full_attention: bool = False,
 ) -> model_config.ModelConfig:
-    """The configuration of the policy: what was asked for is changed, everything else is kept.
+    """Return the configuration of the policy: the requested changes are made, everything else is kept.
 
     Raises InputError if the model is not supported, or if the change needs a decision that was not given.
     """
@@ -111,7 +111,7 @@ def with_full_attention(config: model_config.ModelConfig) -> model_config.ModelC
     if config.active_window is None:
         return config
     switch = {"use_sliding_window": False} if config.has_window_switch else {"sliding_window": None}
-    # transformers fails on layers that are to slide when there is no window.
+    # transformers fails on sliding layers without a window.
     types = {"layer_types": ["full_attention"] * len(config.layer_types)} if config.layer_types else {}
     return config.changed({**switch, **types})
 

@@ -77,7 +77,7 @@ class HfDirectory:
     def companions(self) -> list[Path]:
         """Configuration, tokenizer, chat template, licence: every file that `is_companion`. Links are followed.
 
-        Raises InputError for what cannot travel with a NeMo checkpoint, which keeps a directory of plain files.
+        Raises InputError if one cannot be kept in a NeMo checkpoint, which keeps a directory of plain files.
         """
         templates = self.path / NAMED_TEMPLATES
         if templates.is_dir():
@@ -100,5 +100,5 @@ class HfDirectory:
             shutil.copyfile(path, target / path.name)
 
     def require_tokenizer(self) -> None:
-        """There is a tokenizer that NeMo can load, and loading it runs no code of the directory."""
+        """Raises InputError if there is no tokenizer that NeMo can load without running code of the directory."""
         tokenizer_files.check_tokenizer_files(self.path, transformers=4)

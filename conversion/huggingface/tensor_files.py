@@ -90,7 +90,7 @@ def plain_header(tensors: Tensors, metadata: Mapping[str, str] | None = None) ->
 def header_like(original: str, tensors: Tensors, where: str) -> str:
     """The `original` header if it is one of these tensors, else a plain one with its metadata.
 
-    Raises InputError, which names the file `where` it was kept, if it is no JSON.
+    Raises InputError, naming the file `where` it was kept, if it is no JSON.
     """
     described = parse_json_object(original, where, "import the model again")
     metadata = described.pop(METADATA, None)
@@ -145,7 +145,7 @@ _DAMAGED = (
     *(pickle.UnpicklingError, RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError),
     *(AttributeError, AssertionError),
 )
-"""What PyTorch raises over bytes that it cannot make sense of (found by changing bytes at random)."""
+"""Errors that PyTorch raises for damaged bytes (found by changing bytes at random)."""
 
 
 class PickleReader:

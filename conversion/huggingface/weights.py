@@ -1,4 +1,4 @@
-"""The tensors of a Hugging Face directory: which files hold them, what to say where none do, one read at a time."""
+"""The tensors of a Hugging Face directory: find their files, explain if there are none, read one at a time."""
 
 import os
 from collections.abc import Collection, Iterator, Mapping
@@ -89,7 +89,7 @@ def _why_none(directory: Path) -> str:
 
 
 IGNORED_SUFFIX = ".rotary_emb.inv_freq"
-"""A buffer that old versions of `transformers` saved; it follows from the configuration."""
+"""A buffer that old versions of `transformers` saved; it can be computed from the configuration."""
 
 
 class Reader(Protocol):

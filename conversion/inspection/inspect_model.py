@@ -1,4 +1,4 @@
-"""What `longpo convert inspect` prints: one JSON object, and the same as aligned lines for people.
+"""The report of `longpo convert inspect`: one JSON object, and the same as aligned lines for people.
 
 What it says of a Hugging Face directory is here too.
 """

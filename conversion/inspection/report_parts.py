@@ -1,4 +1,4 @@
-"""What the descriptions of both sides have in common: advice, sizes, positions, finite weights, the tokenizer."""
+"""The parts that the descriptions of both sides share: advice, sizes, positions, finite weights, the tokenizer."""
 
 import json
 import math

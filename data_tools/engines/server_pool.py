@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Pauses:
     """Seconds to wait after a failure. They double with every further one, and are drawn from the upper half, so that
-    many requests do not return at the same moment. If a server asks for more, up to a limit, that is used."""
+    many requests do not return at the same moment. A server may ask for a longer pause, up to a limit."""
 
     first: float = 1.0
     longest: float = 30.0

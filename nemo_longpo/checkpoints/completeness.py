@@ -39,14 +39,14 @@ def _problem(path: Path) -> str | None:
 
 
 def require_files(directory: Path, names: Iterable[str]) -> None:
-    """Raises InputError for the first of these files that is missing or empty."""
+    """Raises InputError, naming the first one, if some of these files are missing or empty."""
     for name in names:
         if problem := _problem(directory / name):
             raise InputError(f"{directory / name} {problem}; {COPY_AGAIN}")
 
 
 def require_sizes(directory: Path, ends: dict[str, int]) -> None:
-    """Raises InputError for a file that is missing, or shorter than `ends` (bytes by name) says."""
+    """Raises InputError if a file is missing, or shorter than `ends` (bytes by name) says."""
     for name, end in ends.items():
         path = directory / name
         if not path.is_file():

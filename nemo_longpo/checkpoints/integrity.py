@@ -119,7 +119,7 @@ def read_record(checkpoint: Path) -> dict[str, RecordedFile] | None:
 
 
 def check_sizes(checkpoint: Path, record: Mapping[str, RecordedFile]) -> None:
-    """Raises InputError for a recorded file that is missing or of another size."""
+    """Raises InputError if a recorded file is missing or has another size."""
     for name, recorded in record.items():
         path = checkpoint / name
         if not path.is_file():
@@ -130,7 +130,7 @@ def check_sizes(checkpoint: Path, record: Mapping[str, RecordedFile]) -> None:
 
 
 def check_contents(checkpoint: Path, files: Mapping[str, RecordedFile], progress: Progress = _ignore) -> None:
-    """Raises InputError for the first of these files, by name, that is not the one that was written."""
+    """Raises InputError, naming the first one, if some of these files are not those that were written."""
     try:
         hashes = hash_files(checkpoint, {name: recorded.size for name, recorded in files.items()}, progress)
     except OSError as error:

@@ -162,7 +162,7 @@ def check_tokenizer_files(directory: Path) -> None:
 
 
 def check_weights(weights: Path) -> None:
-    """Raises InputError if a pickle that loading `weights` would open asks for anything a checkpoint is not made of.
+    """Raises InputError if a pickle that loading `weights` would open asks for objects that no checkpoint holds.
 
     The sentence names the file and what it asks for.
     """

@@ -62,9 +62,9 @@ def installed_transformers() -> int:
 
 
 def check_tokenizer_files(directory: Path, transformers: int) -> None:
-    """There is a tokenizer, its files are what was to be downloaded, and loading it runs no code of the directory.
+    """Check that there is a tokenizer, that its files are complete, and that loading it runs no code of the directory.
 
-    `transformers` is the major version of the library that will load it. Raises InputError naming the file.
+    `transformers` is the major version of the library that will load it. Raises InputError, naming the file, if not.
     """
     if not any(os.path.lexists(directory / name) for name in TOKENIZERS):
         raise InputError(f"{directory} has no tokenizer (none of {', '.join(TOKENIZERS)})")

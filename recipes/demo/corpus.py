@@ -1,8 +1,8 @@
-"""Long documents to read: prose made of small sentences, with facts (`Marta: Lisbon.`) spread evenly between them.
+"""Generate long documents: prose of small sentences, with facts (`Marta: Lisbon.`) spread evenly between them.
 
 Everything is a function of a seeded `random.Random`. Lengths are counted in tokens: words and full stops. Each word
-is one token. A question names a fact in a form of its own (`MARTA?`), so that a small model can tell an asked name from
-a mentioned one by its token alone.
+is one token. A question names a fact in its own form (`MARTA?`), so that a small model can distinguish an asked name
+from a mentioned one by its token alone.
 """
 
 import json
@@ -61,21 +61,21 @@ SHORTEST_SENTENCE, LONGEST_SENTENCE = min(_PATTERNS), max(_PATTERNS)
 
 
 def asked_form(name: str) -> str:
-    """The token by which a question names a fact."""
+    """Return the token by which a question names a fact."""
     return f"{name.upper()}?"
 
 
 def fact_form(name: str) -> str:
-    """The token by which a document and an answer name a fact."""
+    """Return the token by which a document and an answer name a fact."""
     return f"{name}:"
 
 
 def all_words() -> list[str]:
-    """The vocabulary without special tokens, in the order of its ids."""
+    """Return the vocabulary without special tokens, in the order of its ids."""
     prose = (*OPENERS, *ARTICLES, *ADJECTIVES, *NOUNS, *VERBS, *PREPOSITIONS)
     facts = (*map(fact_form, NAMES), *map(asked_form, NAMES), *PLACES)
     words = [STOP, *QUESTION_OPENING, *WRITE_INSTRUCTION, *prose, *facts]
-    assert len(set(words)) == len(words), "a word stands twice"
+    assert len(set(words)) == len(words), "a word occurs twice"
     return words
 
 
@@ -88,34 +88,34 @@ class Document:
 
 
 def question(name: str) -> str:
-    """The instruction that asks for one fact."""
+    """Return the instruction that asks for one fact."""
     return " ".join((*QUESTION_OPENING, asked_form(name)))
 
 
 def answer(name: str, place: str) -> str:
-    """The right response: the fact's name, then its place."""
+    """Return the right response: the fact's name, then its place."""
     return f"{fact_form(name)} {place}"
 
 
 def write_request() -> str:
-    """The instruction that asks the model for a question of its own."""
+    """Return the instruction that asks the model to write a question."""
     return f"{' '.join(WRITE_INSTRUCTION)}{STOP}"
 
 
 def asked_name(instruction: str) -> str | None:
-    """The name that an instruction asks about; None when it is not a well-formed question."""
+    """Return the name that an instruction asks about; None if it is not a well-formed question."""
     return next((name for name in NAMES if question(name) == instruction.strip()), None)
 
 
 def facts_for(tokens: int) -> int:
-    """How many facts a document of this length states: one every 24 tokens, at least two, at most one per name."""
+    """Return the number of facts in a document of this length: one per 24 tokens, at least 2, at most one per name."""
     return max(2, min(tokens // TOKENS_PER_FACT, len(NAMES)))
 
 
 def make_document(rng: random.Random, tokens: int, facts: int | None = None) -> Document:
-    """A document of `tokens` tokens (up to three fewer where no sentence fits the rest) with distinct names.
+    """Return a document of `tokens` tokens (up to three fewer if no sentence fits the rest) with distinct names.
 
-    The facts are spread evenly, one in each stretch of sentences, so that every sufficiently long chunk holds one.
+    The facts are spread evenly, so that every sufficiently long chunk holds one.
     """
     count = facts_for(tokens) if facts is None else facts
     if not 0 < count <= len(NAMES) or tokens < FACT_TOKENS * count:
@@ -140,7 +140,7 @@ def _paragraphs(sentences: list[str]) -> str:
 
 
 def _prose(rng: random.Random, tokens: int) -> list[str]:
-    """Sentences of `tokens` tokens in total; a rest shorter than the shortest sentence is left out."""
+    """Return sentences of `tokens` tokens in total; a rest shorter than the shortest sentence is left out."""
     sentences = []
     while tokens >= SHORTEST_SENTENCE:
         fitting = [n for n in _PATTERNS if n == tokens or n <= tokens - SHORTEST_SENTENCE]
@@ -158,9 +158,9 @@ def _sentence(rng: random.Random, length: int) -> str:
 
 
 def _following(rng: random.Random, previous: str, word_class: Sequence[str]) -> str:
-    """One of the few words of a class that may follow a word: prose that a small model can predict well."""
+    """Return one of the few words of a class that may follow a word: a small model can predict such prose well."""
     first = sum(map(ord, previous)) % len(word_class)
     step = rng.randrange(_FOLLOWERS_PER_WORD)
     word = word_class[(first + step) % len(word_class)]
-    # One step beyond the followers, so that no word stands twice in a row.
+    # One step beyond the followers, so that no word occurs twice in a row.
     return word if word != previous else word_class[(first + _FOLLOWERS_PER_WORD) % len(word_class)]

@@ -1,4 +1,4 @@
-"""Can a model find one fact in a document of a given length? Plain transformers, greedy decoding."""
+"""Measure whether a model finds one fact in a document of a given length. Plain transformers, greedy decoding."""
 
 import argparse
 import json
@@ -21,7 +21,7 @@ _TOKENS_PER_BATCH = 8192
 def accuracy(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: int, samples: int = 64, seed: int = 7
 ) -> float:
-    """The share of `samples` documents of `tokens` tokens in which the model names the right place."""
+    """Return the share of `samples` documents of `tokens` tokens in which the model names the right place."""
     rng = random.Random(seed)
     conversations, expected = [], []
     for _ in range(samples):
@@ -42,7 +42,7 @@ def respond(
     conversations: list[list[dict[str, str]]],
     **sampling: float | bool,
 ) -> list[str]:
-    """The model's next message in each conversation; greedy unless `sampling` holds `generate` settings."""
+    """Return the model's next message in each conversation; greedy unless `sampling` holds `generate` settings."""
     inputs: Any = tokenizer.apply_chat_template(
         conversations, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt"
     )
@@ -55,7 +55,7 @@ def respond(
 
 
 def load(directory: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model in fp32 and its tokenizer, read from a local directory."""
+    """Return a model in fp32 and its tokenizer, read from a local directory."""
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
     return model.eval(), AutoTokenizer.from_pretrained(directory, local_files_only=True)
 

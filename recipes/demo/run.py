@@ -1,4 +1,4 @@
-"""The whole main job on one CPU machine, `longpo demo --output DIR`, with its summary and its two pictures."""
+"""Run the demo on one CPU machine, `longpo demo --output DIR`, with its summary and its two plots."""
 
 import json
 from dataclasses import asdict, fields
@@ -50,7 +50,7 @@ def run_demo(settings: DemoSettings, redo: str | None = None) -> dict[str, Any]:
 
 
 def format_summary(summary: dict[str, Any]) -> str:
-    """The summary as short tables for a terminal."""
+    """Return the summary as short tables for a terminal."""
     lines = ["", "share of questions answered right, by document length", f"{'tokens':>8} {'before':>8} {'after':>8}"]
     for tokens, before in summary["accuracy_before"].items():
         lines.append(f"{tokens:>8} {before:>8.0%} {summary['accuracy_after'][tokens]:>8.0%}")
@@ -67,10 +67,9 @@ def _read_accuracy(path: Path) -> dict[int, float]:
 
 
 def records_of_before(output: Path) -> Records | None:
-    """What `settings.json` and `stages.json` say of a demo that was begun before there was `steps.json`, or None.
+    """Return the records of a demo from before `steps.json`, read from `settings.json` and `stages.json`, or None.
 
-    All steps have been held to these settings, also those that had not been started. Raises InputError if one of the
-    files is damaged.
+    These settings applied to all steps, including those not started. Raises InputError if one of the files is damaged.
     """
     if not (output / "settings.json").exists():
         return None
@@ -91,7 +90,7 @@ def records_of_before(output: Path) -> Records | None:
 
 
 def plot_accuracy(path: Path, before: dict[int, float], after: dict[int, float], base_length: int) -> None:
-    """Share of right answers over document length (tokens), before and after training, as a PNG."""
+    """Plot the share of right answers over document length (tokens), before and after training, as a PNG."""
     figure, (axes,) = _figure(1, (7.0, 4.2))
     lengths = sorted(before)
     axes.axvspan(lengths[0] / 1.15, base_length, color="#f0f0f0", zorder=0)
@@ -112,7 +111,7 @@ def plot_accuracy(path: Path, before: dict[int, float], after: dict[int, float],
 
 
 def plot_rewards(path: Path, steps: list[dict[str, Any]]) -> None:
-    """Rewards and loss over optimizer steps, from the objects of `metrics.jsonl`, as a PNG."""
+    """Plot rewards and loss over optimizer steps, from the objects of `metrics.jsonl`, as a PNG."""
     figure, (rewards, losses) = _figure(2, (10.0, 4.2))
     x = [entry["step"] for entry in steps]
     for name, color in (("chosen", _CHOSEN), ("rejected", _REJECTED), ("margins", _MARGIN)):
@@ -132,7 +131,7 @@ def plot_rewards(path: Path, steps: list[dict[str, Any]]) -> None:
 
 
 def _labelled_line(axes: "of_axes.Axes", x: list[int], y: list[float], color: str, label: str) -> None:
-    """A line named at its right end, where no curve can run through a legend."""
+    """Draw a line with its label at the right end, so that no curve crosses a legend."""
     axes.plot(x, y, color=color, linewidth=2)
     axes.annotate(
         label,
@@ -146,7 +145,7 @@ def _labelled_line(axes: "of_axes.Axes", x: list[int], y: list[float], color: st
 
 
 def _figure(columns: int, inches: tuple[float, float]) -> tuple["of_figure.Figure", list["of_axes.Axes"]]:
-    """Plain axes with room for their labels; drawn without a display and without pyplot's global state."""
+    """Return plain axes with room for their labels; needs no display and no global state of pyplot."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=inches, dpi=150, layout="constrained")

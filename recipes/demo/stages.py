@@ -1,4 +1,4 @@
-"""The main job as a list of public commands: documents in, a trained and exported model out."""
+"""The demo as a list of public commands, from documents to a trained and exported model."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ SHORT_LENGTHS = (64, 96, BASE_LENGTH)
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSettings:
-    """What the demo can be run with; the defaults reach the bar of 90 % within minutes on two cores."""
+    """Settings of the demo; the defaults reach the goal of 90 % within minutes on two cores."""
 
     output: Path
     documents: int = 200
@@ -36,17 +36,17 @@ class DemoSettings:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Document lengths to measure, in tokens: the short ones, the trained one, and some between."""
+        """Document lengths to measure, in tokens: short ones, the trained one, and some between."""
         return (*SHORT_LENGTHS, *sorted({n for n in (256, 512) if n < self.tokens} | {self.tokens}))
 
 
-# The demo shows the CPU path, also on a machine with a GPU, and needs nothing from the network.
+# The demo runs on the CPU, even on a machine with a GPU, and needs no network.
 _ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # in each of several processes
 
 
 def public_command(name: str) -> str:
-    """The path of a console script of this environment."""
+    """Return the path of a console script of this environment."""
     path = Path(sys.executable).parent / name
     if not path.exists():
         raise InputError(
@@ -56,17 +56,17 @@ def public_command(name: str) -> str:
 
 
 def metrics_file(output: Path) -> Path:
-    """Where the training writes one line of metrics per step."""
+    """Return the file to which the training writes one line of metrics per step."""
     return run_directory.metrics_file(training_directory(output))
 
 
 def training_directory(output: Path) -> Path:
-    """The run's directory, which export takes as a whole."""
+    """Return the run's directory, which is the input of the export."""
     return output / "training"
 
 
 def training_progress(metrics: Path, steps: int) -> str:
-    """What the newest complete line of the metrics says."""
+    """Return a line of progress from the newest complete line of the metrics."""
     lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []
     if not lines:
         return "starting"
@@ -75,7 +75,7 @@ def training_progress(metrics: Path, steps: int) -> str:
 
 
 def demo_steps(settings: DemoSettings) -> list[Step]:
-    """Every step before the plots, in order; each reads what the ones before it wrote under `settings.output`."""
+    """Return all steps before the plots, in order; each reads the output of earlier ones under `settings.output`."""
     output = settings.output
     corpus = output / "documents.jsonl"
     return [

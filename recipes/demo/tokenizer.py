@@ -1,4 +1,4 @@
-"""The demo's tokenizer: one token per word, template markers as single special tokens, Mistral-Instruct's template."""
+"""The demo's tokenizer: one token per word, one special token per template marker, Mistral-Instruct's template."""
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -23,7 +23,7 @@ CHAT_TEMPLATE = """\
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer over the words of the corpus; spaces and line breaks separate words and carry no token."""
+    """Return a tokenizer over the words of the corpus; spaces and line breaks separate words and are no tokens."""
     vocabulary = {word: i for i, word in enumerate((*SPECIAL_TOKENS, *all_words()))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -1,9 +1,9 @@
 """Train the demo's short-context model: `python -m nemo_longpo.recipes.demo.train_base --output DIR`.
 
 It learns to read short documents, to answer questions about their facts in one or several turns, and to write such a
-question itself. Recall stays flat for over a thousand steps and then appears within a hundred; three things make it
-appear at all: names have a form of their own in questions, an answer repeats the name before the place (so recall is
-one induction step), and the first steps also train on random sequences that repeat.
+question itself. Recall stays flat for over a thousand steps and then appears within a hundred. Three things make it
+possible: names have their own form in questions, an answer repeats the name before the place (so recall is one
+induction step), and the first steps also train on random sequences that repeat.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from .tokenizer import SPECIAL_TOKENS, USER_CLOSE, build_tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """Settings of the base training; `steps` is the whole run, fractions of it are named as such."""
+    """Settings of the base training; `steps` is the length of the run, and each `…_fraction` a share of it."""
 
     steps: int = 3000
     learning_rate: float = 1e-3
@@ -43,7 +43,7 @@ class Training:
 
 
 def build_model(vocab_size: int) -> MistralForCausalLM:
-    """An untrained Mistral of about 0.6M parameters that keeps attention over the whole sequence."""
+    """Return an untrained Mistral of about 0.6M parameters with attention over the whole sequence."""
     return MistralForCausalLM(
         MistralConfig(
             vocab_size=vocab_size,
@@ -64,7 +64,7 @@ def build_model(vocab_size: int) -> MistralForCausalLM:
 
 
 def answering_messages(rng: random.Random, document: Document) -> list[dict[str, str]]:
-    """A conversation that asks for every fact of the document, in random order; the first turn brings the document."""
+    """Return a conversation that asks for every fact in random order; the first turn contains the document."""
     messages = []
     for name in rng.sample(list(document.facts), len(document.facts)):
         messages.append({"role": "user", "content": question(name)})
@@ -74,7 +74,7 @@ def answering_messages(rng: random.Random, document: Document) -> list[dict[str,
 
 
 def writing_messages(rng: random.Random, document: Document) -> list[dict[str, str]]:
-    """One turn in which the assistant writes a question about a random fact of the document."""
+    """Return one turn in which the assistant writes a question about a random fact of the document."""
     return [
         {"role": "user", "content": f"{document.text} {write_request()}"},
         {"role": "assistant", "content": question(rng.choice(list(document.facts)))},
@@ -84,7 +84,7 @@ def writing_messages(rng: random.Random, document: Document) -> list[dict[str, s
 def conversation_batch(
     rng: random.Random, tokenizer: PreTrainedTokenizerFast, settings: Training, length: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask [batch, time] of answering and writing conversations, padded on the right."""
+    """Return ids and attention mask [batch, time] of answering and writing conversations, padded on the right."""
     rows = max(12, settings.tokens_per_step // (length + 8 * settings.facts))
     writing = round(rows * settings.writing_share)
     conversations = [answering_messages(rng, make_document(rng, length, settings.facts)) for _ in range(rows - writing)]
@@ -98,8 +98,8 @@ def conversation_batch(
 
 
 class ConversationLoss:
-    """Mean loss over all tokens, plus over the answered places, plus over the names asked in written questions and the
-    end after them: the few tokens that matter would be lost among the many."""
+    """Sum of mean losses over all tokens, over the answered places, and over the names in written questions with the
+    end after them: in one mean, these few tokens would count too little."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         def ids(words: list[str]) -> torch.Tensor:
@@ -120,7 +120,7 @@ class ConversationLoss:
 
 
 def repeats_loss(rng: random.Random, model: MistralForCausalLM, vocab_size: int, rows: int) -> torch.Tensor:
-    """Loss on the second half of random sequences that occur twice: it teaches the induction step that recall needs."""
+    """Return the loss on the second half of repeated random sequences: it teaches the induction step for recall."""
     half = rng.choice([8, 16, 24])
     ids = [[rng.randrange(len(SPECIAL_TOKENS), vocab_size) for _ in range(half)] for _ in range(rows)]
     x_BT = torch.tensor([[SPECIAL_TOKENS.index("<s>"), *row, *row] for row in ids])
@@ -129,7 +129,7 @@ def repeats_loss(rng: random.Random, model: MistralForCausalLM, vocab_size: int,
 
 
 def train(settings: Training) -> tuple[MistralForCausalLM, PreTrainedTokenizerFast]:
-    """The trained model and its tokenizer, with progress on standard output."""
+    """Return the trained model and its tokenizer; print progress to standard output."""
     torch.manual_seed(settings.seed)
     rng = random.Random(settings.seed)
     tokenizer = build_tokenizer()
@@ -155,7 +155,7 @@ def train(settings: Training) -> tuple[MistralForCausalLM, PreTrainedTokenizerFa
 
 
 def learning_rate(settings: Training, step: int) -> float:
-    """Linear warm-up, a plateau, and a linear decay to 5 % over the last part of the run."""
+    """Return the rate: linear warm-up, a plateau, and a linear decay to 5 % over the last part of the run."""
     decay = (settings.steps - step) / (settings.decay_fraction * settings.steps)
     return settings.learning_rate * min(1.0, (step + 1) / settings.warmup_steps, max(0.05, decay))
 
