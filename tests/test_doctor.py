@@ -44,7 +44,7 @@ def test_the_tested_sets_are_accepted():
         ({"torch": "2.5.1"}, "torch 2.5.1: torch 2.6 or later is needed"),
     ],
 )
-def test_each_unsupported_part_is_refused_in_one_sentence(changes, words):
+def test_unsupported_parts_are_refused(changes, words):
     (text,) = refusals(**changes)
     assert words in text
     assert "\n" not in text
@@ -86,7 +86,7 @@ def test_exit_status_and_json(changes, status, monkeypatch, capsys):
     assert doctor.run(argparse.Namespace(json=False)) == status
 
 
-def test_table_shows_absent_parts_and_the_verdict():
+def test_table_shows_missing_parts_and_verdict():
     text = doctor.render(report())
     assert any(line.split()[:2] == ["vllm", "-"] for line in text.splitlines())
     assert "ok:" in text

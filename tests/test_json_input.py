@@ -10,7 +10,7 @@ def test_values_come_through():
     assert parse_json(b'{"a": [1, 2.5, "\\ud83d\\ude00", null]}', "here", "do") == {"a": [1, 2.5, "😀", None]}
 
 
-def test_a_byte_order_mark_is_no_content():
+def test_byte_order_mark_is_ignored():
     assert parse_json("\ufeff[1]".encode(), "here", "do") == [1]
 
 

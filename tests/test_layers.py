@@ -235,7 +235,7 @@ def test_pure_mathematics_imports_only_torch():
     assert not wrong, "\n".join(wrong)
 
 
-def test_what_is_open_to_all_imports_only_the_standard_library():
+def test_ground_floor_imports_only_standard_library():
     wrong = [
         f"{file}:{line} imports {name}: every layer imports this file, so it imports none but its like"
         for file, line, unit, name in IMPORTS
@@ -256,7 +256,7 @@ def test_one_file_reads_megatrons_parallel_state():
     assert readers == {PARALLEL_STATE_READER}, f"take a Topology from {PARALLEL_STATE_READER} instead"
 
 
-def test_one_file_asks_which_backend():
+def test_one_file_chooses_the_backend():
     askers = {file for file, _, _, name in IMPORTS if name.startswith("nemo_longpo.backends")}
     assert askers == {"nemo_longpo/megatron/backend.py"}, "take a Backend from nemo_longpo/megatron/backend.py instead"
 

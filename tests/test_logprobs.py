@@ -54,7 +54,7 @@ def test_one_row():
         torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_work_for_scored_rows_only_and_logits_twice():
+def test_only_scored_rows_are_computed():
     hidden, weight, labels, grad = logprob_problem(VOCAB, IGNORED)
     with FlopCounterMode(display=False) as forward:
         logprobs = token_logprobs(hidden, weight, labels, chunk_size=3)
@@ -65,7 +65,7 @@ def test_work_for_scored_rows_only_and_logits_twice():
 
 
 @pytest.mark.parametrize("frozen", ["hidden", "weight"])
-def test_no_work_for_what_is_frozen(frozen):
+def test_frozen_parts_cost_no_work(frozen):
     hidden, weight, labels, grad = logprob_problem(VOCAB, IGNORED)
     fixed, trained = (hidden, weight) if frozen == "hidden" else (weight, hidden)
     expected = unfused(hidden, weight, labels, grad)[1 if frozen == "weight" else 2]
@@ -131,7 +131,7 @@ def test_label_outside_the_vocabulary_is_impossible():
 
 
 @pytest.mark.parametrize("chunk_size", [1, 7, 512])
-def test_bfloat16_is_no_worse_than_all_logits_at_once_in_bfloat16(chunk_size):
+def test_bfloat16_is_as_exact_as_full_logits(chunk_size):
     """Root mean square of the error against the float64 truth, for log-probs and both gradients."""
     rows, hidden_size, vocab = 512, 64, 200
     generator = torch.Generator().manual_seed(0)
@@ -162,7 +162,7 @@ def peak_bytes(work: Callable[[], None]) -> int:
 
 
 @pytest.mark.parametrize(("dtype", "rows"), [(torch.float32, 448), (torch.bfloat16, 320)])
-def test_chunk_of_a_memory_budget_stays_within_it(dtype, rows):
+def test_chunks_stay_within_memory_budget(dtype, rows):
     """The rest: both gradients; in bfloat16 the weight's in float32, and on CPUs a float32 copy of the weight."""
     count, hidden_size, vocab, budget = 1000, 16, 2000, 4e6
     hidden = torch.randn(count, hidden_size).to(dtype).requires_grad_()
@@ -190,7 +190,7 @@ def test_rows_of_a_budget():
     assert LogitBudget(1.0, rows=7).chunk_size(152_064, 3584, torch.bfloat16) == 7
 
 
-def test_low_precision_products_on_cuda_come_in_float32():
+def test_cuda_products_are_float32():
     """Shape and type by the rules of torch's own kernel, which is there on CUDA only."""
     with fake_cuda():
         left = torch.empty(6, 3, dtype=torch.bfloat16, device="cuda")

@@ -57,7 +57,7 @@ def test_loss_is_the_formula(loss_type):
     assert metrics["loss/nll"].item() == pytest.approx(NLLS.get(loss_type, 70 / 20), rel=1e-12)
 
 
-def test_beta_and_weight_enter_where_the_formula_has_them():
+def test_beta_and_weight_follow_the_formula():
     """Every number of the objective is away from its default."""
     objective = Objective(beta=0.5, preference_weight=2.0)
     expected = 70 / 20 + 2.0 * math.log(1 + math.exp(-(0.5 * -2 - 0.5 * -4)))
@@ -94,7 +94,7 @@ def test_accuracy_counts_only_positive_margins():
 
 
 @pytest.mark.parametrize("loss_type", LOSSES)
-def test_several_pairs_give_the_mean_of_each_alone(loss_type):
+def test_several_pairs_give_their_mean(loss_type):
     """Each pair is divided by its own token count before the mean: a long document does not outweigh a short one."""
     objective = Objective(loss_type=loss_type)
     both_loss, both = longpo_loss(pair_sums(NUMBERS, OTHER_NUMBERS), objective)

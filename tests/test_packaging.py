@@ -41,7 +41,7 @@ def test_every_package_folder_is_listed():
     assert set(listed) - packages_on_disk() == set(), "these are in `packages` of pyproject.toml but not on disk"
 
 
-def test_every_top_level_folder_is_mapped_or_left_out_on_purpose():
+def test_top_level_folders_are_mapped():
     visible = [folder for folder in ROOT.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
     folders = {folder.name for folder in visible if any(folder.rglob("*.py"))} - {"build", "dist"}
     assert folders <= set(SETUPTOOLS["package-dir"].values()) | NOT_INSTALLED
@@ -75,7 +75,7 @@ def installed_name(file: Path, package: str, folder: str) -> str:
     return (Path(*package.split(".")) / file.relative_to(ROOT / folder)).as_posix()
 
 
-def test_wheel_holds_every_source_file_and_nothing_else_at_the_top(wheel_names):
+def test_wheel_holds_every_source_file(wheel_names):
     expected = {
         installed_name(file, package, folder)
         for package, folder in SETUPTOOLS["package-dir"].items()
@@ -95,7 +95,7 @@ def test_wheel_holds_the_demo_model_and_prompts(wheel_names):
     assert {installed_name(file, "nemo_longpo.recipes", "recipes") for file in data} <= wheel_names
 
 
-def test_wheel_says_that_it_is_typed(wheel_names):
+def test_wheel_is_marked_typed(wheel_names):
     assert "nemo_longpo/py.typed" in wheel_names
 
 

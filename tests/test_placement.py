@@ -28,7 +28,7 @@ def test_recompute(what, layers, recomputed):
     assert placement.recomputed_layers(6) == recomputed
 
 
-def test_selective_recompute_is_the_core_attention_by_default():
+def test_selective_recompute_defaults_to_core_attention():
     assert Placement(recompute_granularity="selective").recompute == "core_attn"
 
 
@@ -40,7 +40,7 @@ def test_sequence_parallelism_goes_with_tensor_parallelism(placement, expected):
     assert placement.settings()["trainer.strategy.sequence_parallel"] is expected
 
 
-def test_settings_name_what_differs_from_the_strategy():
+def test_settings_list_changes_from_the_strategy():
     """Ways to communicate and activations in host memory are named only where they were chosen."""
     chosen = {
         "cp_comm_type": "a2a+p2p",

@@ -37,7 +37,7 @@ def test_lines_that_are_meant_stay():
 EVIL = "\x1b]0;owned\x07\x1b[2K\rlongpo: all is well\n\u202e"
 
 
-def test_an_error_is_one_line_of_text(tmp_path, capsys):
+def test_error_is_one_line(tmp_path, capsys):
     pairs = tmp_path / f"{EVIL}.jsonl"
     pairs.write_text("no JSON\n")
     assert main(["data", "filter", "--input", str(pairs), "--output", str(tmp_path / "output")]) == 2
@@ -59,7 +59,7 @@ def test_a_report_shows_foreign_values_as_text(tmp_path, capsys):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file names are bytes")
-def test_a_name_that_is_no_text_is_printed(tmp_path, capsysbinary):
+def test_undecodable_name_is_printed(tmp_path, capsysbinary):
     model = save_tiny(tmp_path / "model")
     moved = os.path.join(os.fsencode(tmp_path), b"caf\xe9\x1b")
     shutil.move(model, moved)

@@ -110,7 +110,7 @@ def test_rows_split_over_ranks(workers, ranks, trunk, branches, more):
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=4), st.integers(1, 6))
-def test_own_parts_are_each_pair_of_rows_once(lengths, ranks):
+def test_own_parts_cover_each_pair_of_rows_once(lengths, ranks):
     rows = -(-sum(lengths) // ranks)
     lengths[-1] += rows * ranks - sum(lengths)
     ends = list(itertools.accumulate(lengths))
@@ -173,7 +173,7 @@ def test_merging_loses_next_to_nothing(workers, ranks, dtype):
 @pytest.mark.distributed
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize(("dtype", "number_bytes"), [("float32", 4), ("bfloat16", 2)])
-def test_sends_what_it_says_and_nothing_of_the_trunk(workers, ranks, dtype, number_bytes):
+def test_traffic_matches_and_excludes_the_trunk(workers, ranks, dtype, number_bytes):
     sizes = {"rows": 12, "heads": 8, "kv_heads": 2, "head": 16}
     traffic = [
         workers.run(branch_jobs.attention_traffic, ranks, kind="branches", trunk=trunk, dtype=dtype, **sizes)

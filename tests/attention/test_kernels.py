@@ -53,7 +53,7 @@ def test_output_and_log_sum_exp(attend, rows, keys, kv_heads, causal):
 
 @pytest.mark.parametrize(("rows", "keys", "kv_heads", "causal"), CASES)
 @pytest.mark.parametrize("attend", [kernels.cpu_backward, partial_attention_backward], ids=["kernel", "part"])
-def test_gradients_of_parts_add_up_to_those_of_whole_rows(attend, rows, keys, kv_heads, causal):
+def test_gradients_of_parts_add_up(attend, rows, keys, kv_heads, causal):
     """Each part takes the output and the log-sum-exp of all keys, also of those that it does not see."""
     q, k, v, grad = problem(rows, keys, kv_heads)
     _, other_k, other_v, _ = problem(rows, keys + 3, kv_heads)
@@ -98,7 +98,7 @@ def test_types(dtype, precise):
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_cuda_calls_are_such_as_torch_takes(causal, dtype):
+def test_cuda_calls_match_torch_signatures(causal, dtype):
     """Without a GPU: the real operators, called on tensors that have everything but numbers."""
     with fake_cuda():
         query = torch.empty(96, 32, 128, dtype=dtype, device="cuda")
@@ -139,7 +139,7 @@ class Recorder:
         return call
 
 
-def test_cuda_calls_mean_what_the_arguments_names_say(monkeypatch):
+def test_cuda_arguments_have_the_declared_names(monkeypatch):
     """Every argument of both operators under its name, in the torch of this machine and in torch 2.9."""
     recorder = Recorder()
     monkeypatch.setattr("nemo_longpo.attention.kernels.aten", recorder)
@@ -172,7 +172,7 @@ def test_cuda_calls_mean_what_the_arguments_names_say(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_gpu_takes_no_single_precision_and_says_what_to_set(dtype):
+def test_gpu_refuses_single_precision(dtype):
     with fake_cuda(), pytest.raises(InputError) as refused:
         partial_attention(*torch.empty(3, 1, 1, 8, dtype=dtype, device="cuda"), causal=True, scale=SCALE)
     assert str(refused.value) == (

@@ -73,7 +73,7 @@ def findings(tmp_path_factory) -> Findings:
 @pytest.mark.distributed
 @needs_no_accelerator
 class TestWithoutAccelerator:
-    def test_every_redirection_says_what_it_is_for(self, findings):
+    def test_every_redirection_is_documented(self, findings):
         assert sorted(findings.redirected) == sorted(cpu_jobs.NEEDS)
 
     def test_no_redirected_call_works_without_us(self, findings):

@@ -52,7 +52,7 @@ def test_damaged_archive_is_named(checkpoint):
 
 
 @pytest.mark.slow
-def test_every_changed_byte_of_an_archive_is_one_sentence(checkpoint):
+def test_changed_archive_bytes_are_refused(checkpoint):
     """A member then passes for encrypted or compressed, a name for other text, a place for one outside the file."""
     path = checkpoint / "weights" / "common.pt"
     content, refused = path.read_bytes(), 0

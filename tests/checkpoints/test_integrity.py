@@ -58,7 +58,7 @@ def _damage(checkpoint: Path) -> str | None:
     return None
 
 
-def test_the_record_holds_size_and_sha256_of_every_file(checkpoint):
+def test_record_has_size_and_sha256_per_file(checkpoint):
     read = []
     write_record(checkpoint, read.append)
     content = json.loads((checkpoint / RECORD).read_text())
@@ -69,7 +69,7 @@ def test_the_record_holds_size_and_sha256_of_every_file(checkpoint):
     assert _damage(checkpoint) is None
 
 
-def test_links_locks_and_hidden_files_do_not_count(checkpoint):
+def test_links_locks_and_hidden_files_are_ignored(checkpoint):
     (checkpoint / "weights" / "link.distcp").symlink_to("__0_0.distcp")
     for name in ("context/hf/.cache/x.json", "context/hf/tokenizer.json.lock", ".nfs0001", "weights/.hidden"):
         (checkpoint / name).parent.mkdir(exist_ok=True)
@@ -178,7 +178,7 @@ def test_fingerprint_follows_the_content(checkpoint, tmp_path):
         assert fingerprint(other) != fingerprint(checkpoint)
 
 
-def test_fingerprint_without_a_record_tells_weights_apart(tmp_path):
+def test_fingerprints_without_records(tmp_path):
     """Large files are sampled; two models of one architecture differ everywhere."""
     for name, value in (("one", b"\0"), ("same", b"\0"), ("other", b"\1")):
         (tmp_path / name / "weights").mkdir(parents=True)
@@ -239,7 +239,7 @@ def test_a_forgotten_checkpoint_is_left_alone(checkpoints, slow):
     assert not any(path.exists() for path in checkpoints)
 
 
-def test_errors_of_a_forgotten_checkpoint_are_dropped(checkpoints):
+def test_errors_of_forgotten_checkpoints_are_dropped(checkpoints):
     recorder = Recorder()
     shutil.rmtree(checkpoints[0])
     (checkpoints[0]).write_text("no directory")
@@ -261,7 +261,7 @@ def test_full_disk_is_raised_by_collect(checkpoints, monkeypatch):
     assert read_record(checkpoints[0]) is None
 
 
-def test_forgetting_waits_for_the_end_of_the_work(checkpoints, monkeypatch):
+def test_forgetting_waits_for_running_work(checkpoints, monkeypatch):
     begun, ended = threading.Event(), threading.Event()
 
     def write(checkpoint, progress):

@@ -65,7 +65,7 @@ def test_file_without_changes_is_not_written(tmp_path):
     assert path.stat().st_ino == before.st_ino
 
 
-def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
+def test_old_file_is_replaced_atomically(tmp_path, monkeypatch):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b"".join(LINES))
 

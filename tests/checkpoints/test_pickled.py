@@ -174,7 +174,7 @@ print(*outcomes.values())
 
 
 @pytest.mark.slow
-def test_changed_bytes_are_one_sentence_and_take_no_memory(weights):
+def test_changed_bytes_are_refused_cheaply(weights):
     """One byte can claim gigabytes, which Python reserves before it reads on."""
     child = subprocess.run(
         [sys.executable, "-c", LIMITED, weights, "1500"], capture_output=True, text=True, check=False
@@ -185,7 +185,7 @@ def test_changed_bytes_are_one_sentence_and_take_no_memory(weights):
     assert refused > 1000
 
 
-def test_false_sizes_are_refused_before_memory_is_taken(weights):
+def test_false_sizes_are_refused_before_allocation(weights):
     content = pickle.dumps(Metadata({}, storage_data={}), protocol=4)
     for claim in (
         b"\x8e" + b"\xff" * 7 + b"\0",
@@ -212,7 +212,7 @@ def test_listed_names_pass(protocol):
 
 
 @pytest.mark.parametrize("name", ["collections\nCounter", "builtins\neval", "os\nOrderedDict"])
-def test_a_name_is_listed_with_its_module(name):
+def test_names_are_listed_with_modules(name):
     for content in (
         b"c" + name.encode() + b"\n.",
         b"\x80\x04" + b"".join(b"\x8c" + length(len(part), 1) + part.encode() for part in name.split("\n")) + b"\x93.",
@@ -221,7 +221,7 @@ def test_a_name_is_listed_with_its_module(name):
             check_names(content, ALLOWED, "it", "do")
 
 
-def test_only_files_of_torch_refer_to_storages():
+def test_only_torch_files_refer_to_storages():
     content = b"\x80\x02X" + length(1, 4) + b"0Q."
     check_names(content, ALLOWED, "it", "do", storages=True)
     with pytest.raises(InputError, match="it refers to something outside"):

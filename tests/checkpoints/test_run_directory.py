@@ -51,7 +51,7 @@ def test_newest_without_a_valid_link(folder):
     assert list_checkpoints(folder).newest == folder / "global_step=8"
 
 
-def test_old_one_while_the_new_is_written(folder):
+def test_old_checkpoint_during_a_save(folder):
     save(folder, "global_step=6")
     (folder / "global_step=6-unfinished").rename(folder / "global_step=8-unfinished")
     assert list_checkpoints(folder).newest == folder / "global_step=6"
@@ -64,7 +64,7 @@ def test_steps_are_compared_as_numbers(folder):
     assert list_checkpoints(folder).newest == newest
 
 
-def test_names_without_a_step_are_ordered_by_time(tmp_path):
+def test_names_without_steps_sort_by_time(tmp_path):
     checkpoints = [save(tmp_path / "checkpoints", name) for name in ("b", "a")]
     for seconds, checkpoint in enumerate(checkpoints):
         os.utime(checkpoint / "weights" / "metadata.json", (seconds, seconds))
@@ -72,7 +72,7 @@ def test_names_without_a_step_are_ordered_by_time(tmp_path):
 
 
 @pytest.mark.parametrize("part", [*SMALL, "weights/*.distcp"])
-def test_a_checkpoint_that_lacks_a_part_is_damaged(folder, part):
+def test_missing_part_makes_a_checkpoint_damaged(folder, part):
     damaged = save(folder, "global_step=10")
     for file in damaged.glob(part):
         file.unlink()
@@ -100,13 +100,13 @@ def test_one_relative_link_to_the_newest(folder, tmp_path):
 
 
 @pytest.mark.parametrize("place", [".", "longpo", "longpo/checkpoints", "longpo/checkpoints/global_step=8"])
-def test_every_folder_of_a_run_is_accepted(folder, place):
+def test_every_run_folder_is_accepted(folder, place):
     run = folder.parents[1]
     (run / "tb_logs" / "longpo").mkdir(parents=True)
     assert find_checkpoint(run / place) == folder / "global_step=8"
 
 
-def test_checkpoints_in_a_folder_of_another_name(folder, tmp_path):
+def test_checkpoint_folder_with_another_name(folder, tmp_path):
     """`log.ckpt.dirpath` may be anything, and so may a copy."""
     copy = shutil.copytree(folder, tmp_path / "kept", symlinks=True)
     assert find_checkpoint(copy) == copy / "global_step=8"
@@ -140,7 +140,7 @@ def test_other_paths_are_returned_unchanged(folder, tmp_path):
         ("gone-last", "gone-last is a link to gone, which is not there; give the run's directory instead"),
     ],
 )
-def test_unfinished_checkpoints_and_dangling_links_are_refused(folder, place, message):
+def test_unfinished_and_dangling_are_refused(folder, place, message):
     (folder / "gone-last").symlink_to("gone")
     with pytest.raises(InputError, match=message):
         find_checkpoint(folder / place)
@@ -167,14 +167,14 @@ def test_empty_part_counts_as_missing(folder, part):
     assert missing_part(damaged) == part
 
 
-def test_what_counts_as_a_damaged_checkpoint(tmp_path):
+def test_damaged_checkpoints(tmp_path):
     """Either half of one, or a name with a step."""
     for name in ("a/weights", "b/context", "consumed_samples=7", "notes"):
         (tmp_path / name).mkdir(parents=True)
     assert {path.name for path in list_checkpoints(tmp_path).damaged} == {"a", "b", "consumed_samples=7"}
 
 
-def test_a_name_with_a_step_is_newer_than_one_without(tmp_path):
+def test_names_with_steps_are_newer(tmp_path):
     for name in ("consumed_samples=12", "consumed_samples=8", "imported"):
         save(tmp_path, name)
     assert [path.name for path in list_checkpoints(tmp_path).complete] == [
@@ -184,7 +184,7 @@ def test_a_name_with_a_step_is_newer_than_one_without(tmp_path):
     ]
 
 
-def test_a_model_that_holds_a_run_is_that_model(folder, tmp_path):
+def test_model_directory_with_a_run_is_the_model(folder, tmp_path):
     (tmp_path / "run" / "config.json").touch()
     assert find_checkpoint(tmp_path / "run") == tmp_path / "run"
     for part in ("weights", "context"):
@@ -243,7 +243,7 @@ def test_resuming_from_the_newest_is_allowed(begun, place):
     refuse_to_start_beside(begun, begun / place)
 
 
-def test_a_new_run_has_nothing_beside_it(tmp_path):
+def test_new_run_starts(tmp_path):
     assert find_resume_point(tmp_path / "nothing yet") is None
     refuse_to_start_beside(tmp_path / "nothing yet", None)
 
@@ -259,7 +259,7 @@ def test_going_back_is_refused(begun):
         refuse_to_start_beside(begun, begun / "global_step=2" / "weights")
 
 
-def test_damaged_checkpoint_is_left_out_with_a_warning(begun):
+def test_damaged_checkpoint_is_skipped_with_warning(begun):
     (begun / "global_step=4" / "weights" / "common.pt").unlink()
     assert find_resume_point(begun) == begun / "global_step=2"
     refuse_to_start_beside(begun, begun / "global_step=2")
@@ -282,7 +282,7 @@ def test_only_damaged_checkpoints_is_an_error(begun):
         find_resume_point(begun)
 
 
-def test_a_run_killed_in_its_first_save_begins_again(begun):
+def test_run_killed_in_first_save_restarts(begun):
     for step in (2, 4):
         (begun / f"global_step={step}-unfinished").touch()
     assert find_resume_point(begun) is None
@@ -290,13 +290,13 @@ def test_a_run_killed_in_its_first_save_begins_again(begun):
     assert len(list_checkpoints(begun).describe_left_out()) == 2
 
 
-def test_kill_in_a_later_save_needs_no_warning(begun):
+def test_kill_in_later_save_gives_no_warning(begun):
     (begun / "global_step=4-unfinished").touch()
     assert find_resume_point(begun) == begun / "global_step=2"
     assert list_checkpoints(begun).describe_left_out() == []
 
 
-def test_a_run_directory_behind_a_link(begun, tmp_path_factory):
+def test_linked_run_directory(begun, tmp_path_factory):
     link = tmp_path_factory.mktemp("elsewhere") / "run"
     link.symlink_to(begun)
     refuse_to_start_beside(link, begun / "global_step=4" / "weights")
@@ -304,7 +304,7 @@ def test_a_run_directory_behind_a_link(begun, tmp_path_factory):
         refuse_to_start_beside(link, link / "global_step=2" / "weights")
 
 
-def test_going_back_to_a_damaged_checkpoint_is_refused(begun):
+def test_damaged_older_checkpoint_is_refused(begun):
     (begun / "global_step=2" / "context" / "model.yaml").unlink()
     with pytest.raises(InputError, match=r"would go back to .*global_step=2 although .*global_step=4 is newer"):
         refuse_to_start_beside(begun, begun / "global_step=2" / "weights")

@@ -60,7 +60,7 @@ def test_other_loss_is_named():
     assert list(now.loss_changes_from(BEGUN)) == ["model.objective.beta=0.2 instead of 0.1"]
 
 
-def test_a_run_that_began_without_a_start_checkpoint():
+def test_run_without_a_start_checkpoint():
     assert list(BEGUN.changes_from(replace(BEGUN, start=None))) == []
 
 

@@ -50,7 +50,7 @@ def test_a_configuration_of_plain_values(tmp_path):
     assert str(found.arguments["params_dtype"]) == "torch.bfloat16"
 
 
-def test_parts_that_are_not_built_may_hold_anything(tmp_path):
+def test_unbuilt_parts_are_not_checked(tmp_path):
     """A run's callbacks and data are the user's; only NeMo's own configuration and tokenizer are built."""
     callback = call("my.project", "Callback") | {"paths": ["<root>.trainer.callbacks[0]"]}
     directory = context(tmp_path, callback=callback)
@@ -154,7 +154,7 @@ def test_listed_names_exist():
         assert (name in trust.ARCHITECTURES) == (dataclasses.is_dataclass(found) and "Config" in name.symbol), name
 
 
-def test_listed_names_are_not_renamed_by_python():
+def test_listed_names_are_not_renamed():
     """A pickle of an old protocol may mean another thing by a name than it says."""
     kept = {name for name in trust.STATE_NAMES if name[0] != "__builtin__"}
     assert not kept & _compat_pickle.NAME_MAPPING.keys()
@@ -261,7 +261,7 @@ def test_trust_remote_code_must_be_false(value, tmp_path):
         check_context(context(tmp_path, tokenizer=trusting), "model.tokenizer")
 
 
-def test_code_of_a_tokenizer_outside_the_checkpoint(tmp_path):
+def test_tokenizer_code_outside_the_checkpoint(tmp_path):
     hf = tmp_path / "hf"
     hf.mkdir()
     (hf / "config.json").write_text('{"auto_map": {"AutoTokenizer": "own.Own"}}')
@@ -303,7 +303,7 @@ def test_objects_among_the_tensors(weights):
 
 
 @pytest.mark.parametrize(("state", "message"), [(Path("x"), r"asks for pathlib.*\.PosixPath"), (3, "a state of FP8")])
-def test_a_state_of_transformer_engine_is_a_tensor_or_nothing(state, message, tmp_path):
+def test_te_state_is_a_tensor_or_none(state, message, tmp_path):
     with pytest.raises(InputError, match=message):
         check_weights(write(tmp_path, state))
 

@@ -129,7 +129,7 @@ def test_missing_directories(tmp_path, capsys):
     assert_refused(["export", "--checkpoint", absent, "--output", output], "not a NeMo 2 checkp", tmp_path, capsys)
 
 
-def test_the_root_of_a_model_in_the_hubs_cache(hf_models, tmp_path, capsys):
+def test_root_of_the_hub_cache(hf_models, tmp_path, capsys):
     root = tmp_path / "models--mistralai--Mistral-7B-v0.2"
     snapshot = shutil.copytree(hf_models["mistral"], root / "snapshots" / "41b61a33")
     hint = f"; it is a model's root in the Hub's cache, give its snapshot {snapshot}"
@@ -149,7 +149,7 @@ def test_output_inside_input_is_refused(output, overwrite, hf_models, tmp_path, 
     assert_refused(command, "lie in one another; choose another --output", tmp_path, capsys)
 
 
-def test_a_file_where_a_directory_should_be(hf_models, nemo_checkpoints, tmp_path, capsys):
+def test_file_instead_of_a_directory(hf_models, nemo_checkpoints, tmp_path, capsys):
     model, nemo, output = hf_models["mistral"], nemo_checkpoints["mistral"], str(tmp_path / "output")
     file = str(model / "model.safetensors")
     assert_refused(["import", "--model", file, "--output", output], f"{file} is not a directory", tmp_path, capsys)
@@ -171,7 +171,7 @@ def test_broken_tokenizer(hf_models, tmp_path, capsys):
     assert_refused(command, "tokenizer.json cannot be read by tokenizers ", tmp_path, capsys)
 
 
-def test_a_new_base_under_an_old_scaling_needs_a_choice(hf_models, tmp_path, capsys):
+def test_new_base_needs_a_scaling_choice(hf_models, tmp_path, capsys):
     model = shutil.copytree(hf_models["mistral"], tmp_path / "model")
     edit_json(model / "config.json", rope_scaling={"rope_type": "linear", "factor": 4.0})
     command = ["import", "--model", str(model), "--output", str(tmp_path / "nemo"), "--rope-theta", "1e7"]

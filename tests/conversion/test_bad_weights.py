@@ -148,7 +148,7 @@ def test_several_files(fault, hf_models, tmp_path, capsys):
     assert_damage_refused("import", hf_models["qwen2-untied-bf16"], INDEX_FAULTS[fault], tmp_path, capsys)
 
 
-def test_files_may_be_links_as_in_the_cache_of_the_hub(hf_models, tmp_path):
+def test_linked_files_are_read(hf_models, tmp_path):
     """Its snapshots link into a store of blobs."""
     from nemo_longpo.conversion.huggingface.directory import HfDirectory
     from nemo_longpo.conversion.huggingface.weights import HfWeights

@@ -77,7 +77,7 @@ def test_sizes_are_checked_without_hashes_too(checkpoint, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("fault", ["grown weights", "lost tokenizer"])
-def test_inspect_reports_what_stops_an_export(fault, checkpoint, capsys):
+def test_inspect_reports_export_problems(fault, checkpoint, capsys):
     damage, name, message = DAMAGE[fault]
     damage(checkpoint / name)
     assert main(["convert", "inspect", "--json", str(checkpoint)]) == 0

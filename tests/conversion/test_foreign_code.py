@@ -45,7 +45,7 @@ def tensors_of(directory: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("case", "files"), [("mistral", 1), ("qwen2-untied-bf16", 3)])
-def test_pickles_are_read_on_request_and_come_back_as_safetensors(case, files, hf_models, tmp_path):
+def test_pickles_are_exported_as_safetensors(case, files, hf_models, tmp_path):
     model = pickled(hf_models[case], tmp_path / "model", files)
     command = ["convert", "import", "--model", str(model), "--output", str(tmp_path / "nemo")]
     assert main(command) == 2
@@ -84,7 +84,7 @@ def test_safetensors_win(hf_models, tmp_path):
 
 
 @pytest.mark.parametrize("files", [1, 3])
-def test_a_pickle_that_asks_for_more_than_tensors(files, trap, hf_models, tmp_path, capsys):
+def test_pickle_with_foreign_objects(files, trap, hf_models, tmp_path, capsys):
     model = pickled(hf_models["mistral"], tmp_path / "model", files, payload=Payload(trap))
     command = ["import", "--model", str(model), "--output", str(tmp_path / "nemo"), "--allow-pickle"]
     assert_refused(command, ".bin asks for posix.mkdir, which weights do not need; nothing of it was", tmp_path, capsys)
@@ -144,7 +144,7 @@ def with_code(hf_models, trap, tmp_path) -> Path:
     return model
 
 
-def test_code_that_settings_point_to_is_never_run(with_code, tmp_path, capsys):
+def test_code_named_in_settings_is_not_run(with_code, tmp_path, capsys):
     command = ["import", "--model", str(with_code), "--output", str(tmp_path / "nemo")]
     for file, auto_map, message in (
         ("config.json", {"AutoConfig": "configuration_own.Own"}, "config.json: auto_map"),
@@ -157,14 +157,14 @@ def test_code_that_settings_point_to_is_never_run(with_code, tmp_path, capsys):
     assert main(["convert", *command]) == 0
 
 
-def test_code_files_stay_behind(with_code, tmp_path):
+def test_code_files_are_not_copied(with_code, tmp_path):
     nemo = import_checkpoint(with_code, tmp_path / "nemo")
     assert not list(nemo.rglob("*.py"))
     assert not list(export_checkpoint(nemo, tmp_path / "back").rglob("*.py"))
 
 
 @pytest.mark.parametrize("exploit", EXPLOITS)
-def test_a_checkpoint_is_described_and_exported_without_its_code(exploit, nemo_checkpoints, trap, tmp_path):
+def test_checkpoint_code_is_not_needed(exploit, nemo_checkpoints, trap, tmp_path):
     """Neither command builds anything that a checkpoint names, so that most of what verify and training refuse is no
     obstacle here; see tests/megatron/test_trust.py for those."""
     checkpoint = shutil.copytree(nemo_checkpoints["mistral"], tmp_path / "nemo")

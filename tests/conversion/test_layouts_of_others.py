@@ -76,7 +76,7 @@ def test_headers_come_back_byte_for_byte(edit, model, tmp_path):
     assert files(back) == files(model)
 
 
-def test_a_header_of_the_library_is_not_kept_twice(model, tmp_path):
+def test_library_headers_are_not_stored(model, tmp_path):
     checkpoint = import_checkpoint(model, tmp_path / "nemo")
     assert not (checkpoint / "context" / "hf" / HEADERS).exists()
     metadata_of_its_own(first := sorted(model.glob("*.safetensors"))[0])
@@ -103,7 +103,7 @@ def test_metadata_stays_where_the_dtype_changes(hf_models, tmp_path):
     assert all(torch.equal(found, original[name].bfloat16()) for name, found in load_file(back / SINGLE).items())
 
 
-def test_a_kept_header_of_other_tensors_is_not_used(hf_models, nemo_checkpoints, tmp_path):
+def test_header_of_other_tensors_is_ignored(hf_models, nemo_checkpoints, tmp_path):
     """Places that leave a gap, or overlap, would write one tensor over another."""
     checkpoint = shutil.copytree(nemo_checkpoints["mistral"], tmp_path / "nemo")
     header, _ = read_header(hf_models["mistral"] / SINGLE)

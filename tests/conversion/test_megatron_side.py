@@ -108,7 +108,7 @@ def test_older_is_older(sides):
     assert json.loads((sides[LOCAL].wait() / "asked.json").read_text())["version"].startswith("2.7.")
 
 
-def test_all_that_they_write_may_be_loaded(side, nemo_checkpoints):
+def test_written_checkpoints_are_trusted(side, nemo_checkpoints):
     """By the lists of what a checkpoint may name: stock imports, runs of NeMo and of ours, ours saved again."""
     written = {path.parents[1] for path in side.wait().rglob("weights/metadata.json")}
     assert len(written) > 5
@@ -120,7 +120,7 @@ def test_all_that_they_write_may_be_loaded(side, nemo_checkpoints):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_names_and_shapes_are_those_that_megatron_asks_for(case, side, nemo_checkpoints):
+def test_names_and_shapes_match_megatron(case, side, nemo_checkpoints):
     checkpoint = DistCheckpoint(nemo_checkpoints[case] / "weights")
     ours = {name: list(checkpoint.shape(name)) for name in checkpoint.tensor_names()}
     asked = side.asked(case)
@@ -144,7 +144,7 @@ def test_logits_equal_hugging_face(case, side, hf_models):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_checkpoint_saved_by_nemo_exports_to_the_same_files(case, side, hf_models, tmp_path):
+def test_nemo_checkpoint_exports_same_files(case, side, hf_models, tmp_path):
     """NeMo carries the `hf` directory along as the tokenizer's; the weights are fp32 there."""
     assert files(export_checkpoint(side.wait() / "saved" / case, tmp_path / "back")) == files(hf_models[case])
 
@@ -153,7 +153,7 @@ CONVERTED = ("mistral", "qwen2-untied-bf16", "llama", "llama-tied-fp16")
 
 
 @pytest.mark.parametrize("case", CONVERTED)
-def test_an_import_by_nemo_exports_to_the_same_model(case, engine, hf_models, tmp_path, capsys):
+def test_nemo_import_exports_same_model(case, engine, hf_models, tmp_path, capsys):
     """From NeMo's records alone: the same tensors, and the same configuration where it says anything, but for Llama's
     RoPE scaling, of which NeMo's importer keeps the factor only."""
     imported = engine / "imported" / case

@@ -47,7 +47,7 @@ def test_optimizer_state_is_not_exported(hf_models, nemo_checkpoints, tmp_path):
     assert files(export_checkpoint(trained, tmp_path / "back")) == files(hf_models["qwen2-untied-bf16"])
 
 
-def test_a_tensor_without_a_place_is_refused(nemo_checkpoints, tmp_path):
+def test_unknown_tensor_is_refused(nemo_checkpoints, tmp_path):
     """It would be lost without a word: a bias that the family does not have, a router."""
     bias = {"module.decoder.layers.self_attention.linear_qkv.bias": torch.ones(2, 128)}
     changed = with_more(nemo_checkpoints["mistral"], tmp_path / "changed", bias, {})

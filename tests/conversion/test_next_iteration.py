@@ -19,7 +19,7 @@ def exported(hf_models, tmp_path_factory) -> Path:
     return export_checkpoint(nemo, root / "model")
 
 
-def test_it_is_imported_again_for_a_longer_context(exported, hf_models, tmp_path):
+def test_reimport_with_a_longer_context(exported, hf_models, tmp_path):
     nemo = import_checkpoint(exported, tmp_path / "nemo", rope_theta=1e7, max_length=32768)
     back = export_checkpoint(nemo, tmp_path / "back")
     first, last = (json.loads((path / "config.json").read_text()) for path in (hf_models["mistral"], back))
@@ -27,7 +27,7 @@ def test_it_is_imported_again_for_a_longer_context(exported, hf_models, tmp_path
     assert (back / "model.safetensors").read_bytes() == (hf_models["mistral"] / "model.safetensors").read_bytes()
 
 
-def test_export_notes_settings_only_transformers_5_reads(exported, hf_models, tmp_path, capfd):
+def test_export_notes_transformers_5_settings(exported, hf_models, tmp_path, capfd):
     model = shutil.copytree(hf_models["mistral"], tmp_path / "model")
     config = json.loads((model / "config.json").read_text())
     config["rope_parameters"] = {"rope_type": "default", "rope_theta": config.pop("rope_theta")}

@@ -29,7 +29,7 @@ def test_all_items_are_worked_on_once(workers):
     assert sorted(done) == list(range(10))
 
 
-def test_as_many_at_a_time_as_there_are_workers():
+def test_at_most_workers_run_at_once():
     together = threading.Barrier(3, timeout=10)
     work_through(range(6), lambda item: together.wait() * 0, title="test", total=0, workers=3)
 
@@ -98,7 +98,7 @@ def talk(error: type[Exception] | None = None) -> None:
         raise error
 
 
-def test_library_output_is_held_back(capfd):
+def test_library_output_is_hidden(capfd):
     print("before", flush=True)
     with quiet_libraries():
         talk()

@@ -19,13 +19,13 @@ from nemo_longpo.conversion.nemo_checkpoint.torch_dist import DistCheckpoint
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_file_comes_back_byte_for_byte(case, hf_models, nemo_checkpoints, tmp_path):
+def test_every_file_round_trips(case, hf_models, nemo_checkpoints, tmp_path):
     back = export_checkpoint(nemo_checkpoints[case], tmp_path / "back")
     assert files(back) == files(hf_models[case])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_shape_comes_back_byte_for_byte(shape, tmp_path):
+def test_every_shape_round_trips(shape, tmp_path):
     source = save_tiny(tmp_path / "source", **SHAPES[shape])
     back = export_checkpoint(import_checkpoint(source, tmp_path / "nemo"), tmp_path / "back")
     assert files(back) == files(source)
@@ -47,7 +47,7 @@ REWRITTEN: dict[str, Callable[[dict], str]] = {
 
 @pytest.mark.parametrize("case", ["mistral", "qwen2"])
 @pytest.mark.parametrize("name", REWRITTEN)
-def test_config_comes_back_as_it_was_written(name, case, hf_models, tmp_path):
+def test_config_round_trips(name, case, hf_models, tmp_path):
     source = shutil.copytree(hf_models[case], tmp_path / "source")
     (source / "config.json").write_bytes(REWRITTEN[name](read_config(source)).encode())
     back = export_checkpoint(import_checkpoint(source, tmp_path / "nemo"), tmp_path / "back")
@@ -80,7 +80,7 @@ def test_rope_scaling_of_training_is_exported(hf_models, nemo_checkpoints, tmp_p
     assert exported("linear", linear) == {"rope_scaling": (None, linear)}
 
 
-def test_files_keep_their_dtype_when_config_names_another(hf_models, tmp_path):
+def test_file_dtype_beats_config_dtype(hf_models, tmp_path):
     source = shutil.copytree(hf_models["mistral"], tmp_path / "hf")
     edit_config(source, dtype="bfloat16")
     back = export_checkpoint(import_checkpoint(source, tmp_path / "nemo"), tmp_path / "back")
@@ -120,7 +120,7 @@ def rewrite_weights(checkpoint: Path, change: Callable[[str, torch.Tensor], torc
     adapter_checkpoints.write(checkpoint, tensors)
 
 
-def test_padded_vocabulary_rows_and_optimizer_state_stay_behind(hf_models, nemo_checkpoints, tmp_path):
+def test_padding_and_optimizer_are_not_exported(hf_models, nemo_checkpoints, tmp_path):
     """What training adds: rows padded for tensor parallelism, fp32 weights, optimizer state."""
     trained = shutil.copytree(nemo_checkpoints["qwen2-untied-bf16"], tmp_path / "trained")
 

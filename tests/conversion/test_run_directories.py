@@ -43,7 +43,7 @@ def test_plan(run, capsys):
     assert main(["plan", "--model", str(run), "--length", "1024", "--gpus", "1"]) == 0
 
 
-def test_link_broken_by_a_move_is_reported(run, tmp_path, capsys):
+def test_broken_link_is_reported(run, tmp_path, capsys):
     link = run / "longpo" / "checkpoints" / "global_step=2-last"
     assert main(["convert", "export", "--checkpoint", str(link), "--output", str(tmp_path / "model")]) == 2
     assert "which is not there; give the run's directory instead" in capsys.readouterr().err

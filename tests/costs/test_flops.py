@@ -20,7 +20,7 @@ def test_known_costs_of_long_pairs(trunk, concatenated, shared, ratio):
     assert full / once == pytest.approx(ratio, abs=0.005)
 
 
-def test_against_every_product_of_a_small_model():
+def test_flops_match_counted_products():
     shape = ModelShape(layers=3, hidden=8, ffn=20, heads=4, kv_heads=2, head_size=5, vocab=11)
 
     def product(rows, inner, columns):
@@ -49,5 +49,5 @@ def test_training_is_three_forwards():
     assert executed_flops(MISTRAL, *lengths, recomputed=0.5) == pytest.approx(3 * forward + logits_again + layers / 2)
 
 
-def test_layouts_cost_the_same_without_a_trunk():
+def test_layouts_cost_equal_without_trunk():
     assert layers_flops(MISTRAL, 0, 500, 300, "shared_prefix") == layers_flops(MISTRAL, 0, 500, 300, "concatenated")

@@ -89,13 +89,13 @@ def test_nemo_checkpoint(tmp_path):
         (json.dumps({**HUGGING_FACE, "num_key_value_heads": 3}), "4 attention heads do not divide over 3"),
     ],
 )
-def test_a_faulty_file_is_named_with_its_field(tmp_path, content, message):
+def test_bad_field_is_named_with_its_file(tmp_path, content, message):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(InputError, match=message.replace("(", r"\(")):
         load_shape(str(tmp_path))
 
 
-def test_the_root_of_a_model_in_the_hubs_cache(tmp_path):
+def test_root_of_the_hub_cache(tmp_path):
     snapshot = tmp_path / "snapshots" / "41b61a33"
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text(json.dumps(HUGGING_FACE))
@@ -104,7 +104,7 @@ def test_the_root_of_a_model_in_the_hubs_cache(tmp_path):
     assert load_shape(str(snapshot)) == SMALL
 
 
-def test_an_unknown_model_lists_the_known_ones():
+def test_unknown_model_lists_known_ones():
     with pytest.raises(InputError, match=r"mistral-8b is neither a known model \(mistral-7b, .*nor a Hugging Face"):
         load_shape("mistral-8b")
     assert MODELS

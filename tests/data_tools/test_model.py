@@ -106,7 +106,7 @@ def test_faults_are_named(model, fault):
     assert str(model) in str(caught.value)
 
 
-def test_the_default_of_several_templates_is_used(model):
+def test_default_template_is_used(model):
     whole = load_chat(model)
     text = whole.tokenizer.chat_template
     template(model, [{"name": "rag", "template": "{{ 1 / 0 }}"}, {"name": "default", "template": text}])
@@ -162,12 +162,12 @@ def test_token_without_an_embedding_row(longpo, qwen, tmp_path, words):
     assert not (tmp_path / "out").exists()
 
 
-def test_added_pad_token_needs_no_embedding_row(qwen):
+def test_added_pad_token_needs_no_row(qwen):
     add_tokens(qwen, "<pad0>", "<pad1>", "<pad2>", special=True)
     assert load_chat(qwen).response_ids("A boat <pad2>")
 
 
-def test_special_token_of_the_template_needs_an_embedding_row(qwen):
+def test_template_token_needs_a_row(qwen):
     add_tokens(qwen, "<pad0>", "<pad1>", "<pad2>", special=True)
     path = qwen / "chat_template.jinja"
     path.write_text(path.read_text().replace("<|im_start|>", "<pad2>"))

@@ -34,7 +34,7 @@ def test_flags_of_every_kind():
     assert parse("--no-strict") == Sample()
 
 
-def test_settings_without_effect_on_the_output_are_not_recorded():
+def test_settings_without_effect_are_not_recorded():
     assert Sample().recorded() == {"count": 2, "share": 0.5, "limit": None, "strict": False, "names": ()}
 
 

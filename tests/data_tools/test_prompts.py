@@ -44,7 +44,7 @@ def test_bad_prompt_files(tmp_path, content, message):
         load_prompts(path)
 
 
-def test_what_is_recorded_loads_back():
+def test_recorded_values_load_back():
     prompts = Prompts(ask="{instruction} {document}", lead_ins=("In short:",))
     assert prompts_from_dict(json.loads(json.dumps(prompts.to_dict())), "settings.json") == prompts
     assert prompts_from_dict({"ask": Prompts().ask}, "older settings.json") == Prompts()
@@ -79,7 +79,7 @@ def test_lead_ins_are_in_the_language_of_the_instruction(name):
         assert {Prompts().without_lead_in(text) for text in drawn} == {instruction}
 
 
-def test_every_lead_in_is_in_a_known_language_and_points_to_the_whole_text():
+def test_lead_ins_have_a_known_language():
     assert {language(lead_in) for lead_in in Prompts().lead_ins} == set(LED)
     assert all(names_text(lead_in) and not points_at_passage(lead_in) for lead_in in Prompts().lead_ins)
 
@@ -90,14 +90,14 @@ def test_lead_ins_are_whole_phrases():
         assert not lead_in.startswith(("According to", "As far as", "Here is something", "Look it up", "Think back"))
 
 
-def test_one_request_is_asked_for_in_the_singular():
+def test_one_request_uses_the_singular():
     one, four = (Prompts().request_instructions("TEXT", count) for count in (1, 4))
     assert "4 different requests" in four
     assert "one request" in one
     assert not re.search(r"\d|different|requests|numbered|\blist\b", one)
 
 
-def test_the_form_of_several_requests_is_a_list_or_json():
+def test_several_requests_use_list_or_json():
     listed = Prompts().request_instructions("TEXT", 3)
     assert listed.endswith("comparing.\nWrite them as a numbered list, one request per line, and nothing else.")
     as_json = Prompts().request_instructions("TEXT", 3, as_json=True)
@@ -111,7 +111,7 @@ def test_the_form_of_several_requests_is_a_list_or_json():
     assert not prompts_from_dict({"write_instruction": "{document} Ask!"}, "file").may_ask_for_json(2)
 
 
-def test_own_wording_for_several_instructions_serves_for_one():
+def test_own_plural_wording_applies_to_one():
     own = prompts_from_dict({"write_instruction": "{document} Write {count}."}, "file")
     assert own.request_instructions("TEXT", 1) == "TEXT Write 1."
     both = prompts_from_dict({"write_instruction": "{document} a", "write_one_instruction": "{document} b"}, "file")
@@ -136,7 +136,7 @@ def test_instructions_that_take_no_lead_in(instruction):
     assert Prompts(lead_ins=()).with_lead_in("Who ran?", random.Random(0)) == "Who ran?"
 
 
-def test_lead_ins_of_other_languages_follow_the_script_of_the_instruction():
+def test_other_lead_ins_follow_the_script():
     prompts = Prompts(lead_ins=("根据文本：", "Согласно тексту:"))
     assert prompts.with_lead_in("谁跑了？", random.Random(0)) == "根据文本：谁跑了？"
     assert prompts.with_lead_in("Кто бежал?", random.Random(0)) == "Согласно тексту: Кто бежал?"

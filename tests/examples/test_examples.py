@@ -49,7 +49,7 @@ def test_readme_lists_every_file():
     assert {name for name, _ in listed} == {target for _, target in listed} == files
 
 
-def test_pipeline_file_is_read_and_its_stages_are_parsed():
+def test_pipeline_file_is_parsed():
     pipeline = load_pipeline(EXAMPLES / "data.yaml")
     names = [stage.call.stage for stage in pipeline.stages]
     assert names == ["chunk", "instruct", "respond", "filter", "score", "pack"]
@@ -71,7 +71,7 @@ def test_own_pairs_become_shards(tmp_path):
     assert all((record.chunk_spans[:, 1] > record.chunk_spans[:, 0]).all() for record in records)
 
 
-def test_one_node_script_plans_imports_trains_and_exports(tmp_path):
+def test_one_node_script_runs_all_commands(tmp_path):
     commands = calls_of("train_128k.sh", tmp_path)
     assert [words[:3] for words in commands if words[0] == "longpo"] == [
         ["longpo", "plan", "--model"],

@@ -49,7 +49,7 @@ def nothing_of_the_project_in_the_inputs(monkeypatch):
 
 
 @pytest.mark.parametrize("reader", [*READERS, *CHECKPOINT_READERS], ids=lambda reader: reader.name)
-def test_anything_but_the_documented_error_is_a_fault(reader, workshop):
+def test_undocumented_errors_are_faults(reader, workshop):
     contents, read = reader.prepare(workshop)
     cases = max(10, int(FACTOR * CHEAP_CASES / max(1, reader.cost / 3)))
 

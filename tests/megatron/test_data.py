@@ -14,7 +14,7 @@ TRAINED = {"consumed_samples": 12, "order": {"global_batch_size": 2, "length_win
 
 
 @pytest.mark.parametrize(("name", "value"), [("global_batch_size", 4), ("length_window", 1), ("seed", 1)])
-def test_another_order_of_documents_is_refused_at_resume(name, value):
+def test_changed_order_is_refused_at_resume(name, value):
     from nemo_longpo.megatron.data import LongPODataModule
 
     settings = {**TRAINED["order"], name: value}
@@ -23,7 +23,7 @@ def test_another_order_of_documents_is_refused_at_resume(name, value):
 
 
 @pytest.mark.parametrize("state", [TRAINED, {"consumed_samples": 12}], ids=["same order", "older checkpoint"])
-def test_goes_on_behind_what_was_trained(state, monkeypatch):
+def test_continues_after_trained_documents(state, monkeypatch):
     from nemo_longpo.megatron.data import LongPODataModule
 
     monkeypatch.setattr("nemo_longpo.megatron.data.update_num_microbatches", lambda **told: None)
@@ -33,7 +33,7 @@ def test_goes_on_behind_what_was_trained(state, monkeypatch):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_pairs_come_laid_out_for_the_rank_and_errors_as_they_are(workers):
+def test_loader_yields_rank_rows_and_errors(workers):
     """Also out of a data worker, of whose exceptions PyTorch would make a traceback."""
     from nemo_longpo.megatron.data import lay_out_on_rank, next_rows
 

@@ -77,7 +77,7 @@ def test_impossible_combinations(settings, stages, advice):
         ({}, SimpleNamespace(optimizer_cpu_offload=True), "the optimizer is in host memory already"),
     ],
 )
-def test_what_the_cpu_cannot_do(settings, optimizer, advice):
+def test_cpu_limits_are_refused(settings, optimizer, advice):
     from nemo_longpo.megatron.backend import Backend, CpuBackend
 
     asked = Placement(**settings)
@@ -101,14 +101,14 @@ def test_settings_replace_those_of_the_checkpoint():
     assert not found.cpu_offloading
 
 
-def test_only_the_cpu_goes_without_fused_kernels():
+def test_only_the_cpu_disables_fused_kernels():
     from nemo_longpo.megatron.backend import Backend, CpuBackend
 
     assert Backend().prepare(config()).apply_rope_fusion
     assert not CpuBackend().prepare(config()).apply_rope_fusion
 
 
-def test_what_follows_from_the_model():
+def test_settings_derived_from_the_model():
     from nemo_longpo.megatron.job_settings import complete
 
     plain, stages, yarn = (config(pipeline_model_parallel_size=size) for size in (1, 2, 1))
@@ -121,7 +121,7 @@ def test_what_follows_from_the_model():
     assert yarn.softmax_scale == rope.softmax_scale(128) != 128**-0.5
 
 
-def test_what_transformer_engine_refuses_is_refused():
+def test_transformer_engine_limits_are_refused():
     with pytest.raises(InputError, match="16 attention heads and 4 key/value heads"):
         check(Placement(cp=8, tp=2, cp_comm_type="a2a"), config(), "shared_prefix")
 

@@ -105,7 +105,7 @@ def _overrides(workbench, run: Path, **more) -> dict:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_adapter_gradients_equal_those_of_merged_weights(workbench, workers, tmp_path, case):
+def test_adapter_gradients_match_merged_weights(workbench, workers, tmp_path, case):
     cp, tp, strategy = CASES[case]
     overrides = _overrides(
         workbench,

@@ -8,7 +8,7 @@ import pytest
 from nemo_longpo.errors import InputError
 
 
-def test_utilisation_only_where_the_peak_is_known():
+def test_utilisation_needs_a_known_peak():
     from nemo_longpo.megatron.metrics import compute_speed
 
     assert compute_speed(400e12, "NVIDIA H100 80GB HBM3") == pytest.approx(

@@ -112,7 +112,7 @@ def test_two_processes_train_and_save(workbench, tmp_path):
 
 
 @pytest.mark.parametrize("workbench", ["mistral"], indirect=True)
-def test_trains_with_the_recipe_that_a_plan_writes(workbench, tmp_path):
+def test_planned_recipe_trains(workbench, tmp_path):
     """The file is taken as it is; only the data, the checkpoint and the length of the run are given."""
     longest = max(max(record.lengths[0] for record in workbench.records), 2)
     plan = ["--length", str(longest), "--branch-tokens", "64", "--gpus", "2", "--cp", "2", "--batch-size", "2"]
@@ -142,7 +142,7 @@ def _work_of_two(workbench) -> Iterator[Any]:
         yield pytest.approx((sum(sum(record.lengths) for record in records), flops), rel=1e-5)
 
 
-def test_bad_input_is_one_sentence_and_a_status(tmp_path):
+def test_bad_input_is_one_sentence(tmp_path):
     result = _nemo(tmp_path, "--factory", "tiny_longpo", "--yes", "data.paths=nowhere")
     assert result.returncode != 0
     assert "resume.restore_config.path is not set; give the imported checkpoint to start from." in result.stdout

@@ -73,13 +73,13 @@ def relative_rms(found, truth) -> float:
 
 
 @pytest.mark.parametrize("name", ["shared_prefix", "shared_prefix, cp 2"])
-def test_gradients_are_as_exact_as_those_of_two_full_sequences(runs, name):
+def test_gradients_are_as_exact_as_full_sequences(runs, name):
     (truth, _), (plain, _), (ours, _) = runs["truth"], runs["concatenated"], runs[name]
     assert relative_rms(plain, truth) > 1e-3, "the plain run is no bf16 run"
     assert relative_rms(ours, truth) <= MARGIN * relative_rms(plain, truth)
 
 
-def test_logprobs_are_as_exact_as_those_of_two_full_sequences(runs):
+def test_logprobs_are_as_exact_as_full_sequences(runs):
     (_, truth), (_, plain), (_, ours) = runs["truth"], runs["concatenated"], runs["shared_prefix"]
     assert len(truth) > PAIRS * 100
     assert relative_rms(plain, truth) > 1e-4, "the plain run is no bf16 run"

@@ -67,7 +67,7 @@ def test_changed_inputs_are_refused_at_resume(workers, workbench, tmp_path):
     assert len(read_metrics(run)) == 3
 
 
-def test_other_weights_than_scored_the_shards_are_logged(workers, workbench, tmp_path):
+def test_other_reference_weights_are_logged(workers, workbench, tmp_path):
     """A start that is not those is meant in later rounds, so it is one line and no refusal."""
     weights = weights_fingerprint(workbench.hf)
     same, other = (

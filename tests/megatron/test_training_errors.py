@@ -142,7 +142,7 @@ def test_sizes_beyond_the_devices(workers, workbench, tmp_path):
     assert "divisible by the product" in _refusal(workers, workbench, tmp_path, **overrides)
 
 
-def test_more_than_one_pair_in_a_micro_batch(workers, workbench, tmp_path):
+def test_several_pairs_per_micro_batch(workers, workbench, tmp_path):
     assert "micro-batch is one pair" in _refusal(workers, workbench, tmp_path, data__micro_batch_size=2)
 
 

@@ -47,7 +47,7 @@ def appears(trap: Path) -> bool:
 
 
 @pytest.mark.parametrize("exploit", EXPLOITS)
-def test_start_that_would_run_code_is_refused(exploit, workbench, settings, workers, tmp_path):
+def test_start_that_runs_code_is_refused(exploit, workbench, settings, workers, tmp_path):
     trap = tmp_path / "trap"
     sentence = harmful(workbench.checkpoint, tmp_path / "start", exploit, trap)
     (message,) = workers.run(megatron_jobs.refusal, 1, overrides=settings)
@@ -59,7 +59,7 @@ def test_start_that_would_run_code_is_refused(exploit, workbench, settings, work
 
 
 @pytest.mark.parametrize("exploit", ["code of the tokenizer", "a pickle in .metadata", "a pickle in common.pt"])
-def test_resume_that_would_run_code_is_refused(exploit, workbench, settings, workers, tmp_path):
+def test_resume_that_runs_code_is_refused(exploit, workbench, settings, workers, tmp_path):
     settings |= {"resume.restore_config.path": str(workbench.checkpoint), "trainer.max_steps": 2}
     trained = settings | {"log.ckpt.every_n_train_steps": 1, "trainer.max_steps": 1}
     workers.run(megatron_jobs.finetune, 1, overrides=trained, checkpoints=True)

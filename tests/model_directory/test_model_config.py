@@ -32,23 +32,23 @@ def test_raw_object_keeps_fields_and_order():
 
 
 @pytest.mark.parametrize("field", ["vocab_size", "hidden_act", "rope_theta", "tie_word_embeddings"])
-def test_null_is_refused_where_transformers_has_no_use_for_it(field):
+def test_invalid_null_is_refused(field):
     with pytest.raises(InputError, match=f"^config.json: field '{field}' should be .*, not None; "):
         ModelConfig.parse({field: None}, "config.json")
 
 
-def test_nemo_configuration_is_read_under_the_same_names():
+def test_nemo_configuration_is_read():
     config = ModelConfig.from_nemo(NEMO, "model.yaml")
     assert (config.num_hidden_layers, config.kv_heads, config.max_position_embeddings) == (2, 2, 4096)
     assert (config.theta, config.scaling, config.sliding_window) == (1e6, LinearScaling(2.0), 1024)
 
 
 @pytest.mark.parametrize("window", [None, [-1, 0], (-1, 0)])
-def test_nemo_window_that_sees_everything_is_none(window):
+def test_unlimited_nemo_window_is_none(window):
     assert ModelConfig.from_nemo(NEMO | {"window_size": window}, "model.yaml").sliding_window is None
 
 
-def test_errors_about_a_nemo_configuration_use_its_names():
+def test_nemo_errors_use_nemo_names():
     with pytest.raises(InputError, match=r"^model\.yaml: field 'ffn_hidden_size' should be .*, not '96'"):
         ModelConfig.from_nemo(NEMO | {"ffn_hidden_size": "96"}, "model.yaml")
     with pytest.raises(InputError, match=r"^model\.yaml has no whole number for num_layers, seq_length; "):

@@ -66,7 +66,7 @@ TWO_TURNS = record_of(
 )
 
 
-def test_rows_of_a_record_by_hand():
+def test_rows_of_a_record():
     rows = lay_out_pair(TWO_TURNS, "concatenated")
     assert rows.tokens.tolist() == [
         [1, 2, 10, 11, 3, 20, 9, 2, 12, 3, 21],
@@ -91,7 +91,7 @@ def _rows_of(rows: PairRows) -> dict[str, torch.Tensor]:
     return {name: value for name, value in rows.tensors().items() if value.ndim == 2}
 
 
-def test_rows_behind_a_shared_prefix_by_hand():
+def test_shared_prefix_rows():
     """Four shared rows; then both branches begin with the trunk's last token, which predicts their first."""
     rows = lay_out_pair(TWO_TURNS, "shared_prefix")
     assert rows.segments == Segments(trunk_rows=4, trunk_tokens=4, branch_rows=(7, 7))
@@ -141,7 +141,7 @@ def test_rows_behind_a_shared_prefix_by_hand():
         ),
     ],
 )
-def test_rows_behind_a_shared_prefix_on_every_rank(cp_size, tp_size, branch_rows, tokens, position_ids):
+def test_shared_prefix_rows_on_every_rank(cp_size, tp_size, branch_rows, tokens, position_ids):
     rows = lay_out_pair(TWO_TURNS, "shared_prefix", cp_size, tp_size)
     assert rows.segments == Segments(8 if cp_size == 4 else 4, 4, branch_rows)
     local = [rows.on_rank(cp_size, rank) for rank in range(cp_size)]
@@ -151,7 +151,7 @@ def test_rows_behind_a_shared_prefix_on_every_rank(cp_size, tp_size, branch_rows
 
 
 @pytest.mark.parametrize(("cp_size", "trunk_rows"), [(1, 1), (2, 4)])
-def test_a_trunk_of_one_token_leaves_nothing_to_share(cp_size, trunk_rows):
+def test_trunk_of_one_token(cp_size, trunk_rows):
     """That token begins both branches; the trunk is rows of padding, because nothing runs on an empty sequence."""
     record = record_of(trunk=[5], chosen=[6, 7], rejected=[8], chosen_spans=[[0, 2]], rejected_spans=[[0, 1]])
     rows = lay_out_pair(record, "shared_prefix", cp_size)
@@ -180,7 +180,7 @@ CROSSING = record_of(
 )
 
 
-def test_a_turn_across_the_shard_boundary_keeps_every_token():
+def test_turn_across_a_boundary_keeps_tokens():
     """Of 16 rows, 0–3 and 12–15 are rank 0's: row 3 predicts a token that rank 1 holds, row 11 one of rank 0."""
     first, second = (lay_out_pair(CROSSING, "concatenated", cp_size=2).on_rank(2, rank) for rank in range(2))
     assert first.tokens[0].tolist() == [50, 51, 52, 100, 112, 113, 114, 0]
@@ -309,7 +309,7 @@ tp_sizes = st.sampled_from([1, 2, 3, 4])
 @layouts
 @settings(max_examples=60, deadline=None)
 @given(records(), cp_sizes, tp_sizes)
-def test_all_ranks_together_hold_what_the_record_means(layout, record, cp_size, tp_size):
+def test_ranks_together_hold_the_record(layout, record, cp_size, tp_size):
     found, expected = rows_over_ranks(record, layout, cp_size, tp_size), rows_token_by_token(record, layout)
     for key, row in expected.items():
         assert found.pop(key) == row, key
@@ -335,7 +335,7 @@ def test_both_layouts_score_the_same(record, cp_size, tp_size):
 @layouts
 @settings(max_examples=60, deadline=None)
 @given(records(), cp_sizes, tp_sizes)
-def test_counts_are_the_whole_pairs_on_every_rank(layout, record, cp_size, tp_size):
+def test_every_rank_has_whole_pair_counts(layout, record, cp_size, tp_size):
     trunk, chosen, rejected = record.lengths
     ignored = sum(end - max(start, 1) for start, end in record.nll_ignore_spans.tolist())
     rows = lay_out_pair(record, layout, cp_size, tp_size)
@@ -387,6 +387,6 @@ def test_straddles_is_no_constant():
 
 @layouts
 @pytest.mark.parametrize("family", ["mistral", "qwen2"])
-def test_training_tests_hold_a_turn_that_straddles_a_shard_boundary(family, layout):
+def test_training_pairs_cross_a_boundary(family, layout):
     vocab_size = tiny.tiny_model(family, tiny.tiny_tokenizer(tiny.DEFAULT_STYLE[family])).config.vocab_size
     assert any(straddles(record, layout, 2) for record in pairs.uneven_records(vocab_size))

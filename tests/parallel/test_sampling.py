@@ -36,7 +36,7 @@ def test_every_epoch_holds_each_record_once(records, batch_size, window, seed, d
 
 
 @given(counts, batch_sizes, windows, st.integers(0, 5), st.lists(st.integers(0, 300), min_size=1, max_size=6))
-def test_an_item_depends_on_its_number_alone(records, batch_size, window, seed, items):
+def test_item_depends_only_on_its_number(records, batch_size, window, seed, items):
     """A run that was resumed at any item, or read by another worker, sees what an uninterrupted one would."""
     costs = random_costs(records)
     straight = RecordOrder(costs_N=costs, seed=seed, batch_size=batch_size, window=window)
@@ -55,7 +55,7 @@ def test_batches_do_not_depend_on_the_number_of_ranks(records, batch_size, windo
     assert sorted(batches[0]) == sorted(batches[1]) == sorted(batches[2])
 
 
-def test_epochs_and_seeds_have_orders_of_their_own():
+def test_epochs_and_seeds_differ_in_order():
     costs = random_costs(30)
     orders = [tuple(epoch_order(costs, seed, epoch, 4, 2)) for seed in range(2) for epoch in range(3)]
     assert len(set(orders)) == 6
@@ -68,7 +68,7 @@ def test_without_a_window_the_order_is_random():
     assert (epoch_order(random_costs(50), 3, 1, 8, 1) == epoch_order(np.ones(50), 3, 1, 8, 1)).all()
 
 
-def test_a_window_makes_batches_of_neighbours_by_cost():
+def test_window_groups_similar_costs():
     """Of 13 records and batches of 4: epoch 1 first completes the last batch of epoch 0 with 3, then has two whole."""
     costs = random_costs(13)
     order = epoch_order(costs, seed=0, epoch=1, batch_size=4, window=2)
@@ -96,13 +96,13 @@ def test_batches_of_a_window_come_in_random_order():
         ([2, 2, 2, 2], 2, [[2, 2], [2, 2]]),
     ],
 )
-def test_ranks_get_as_many_records_and_similar_cost(costs, dp_size, ranks):
+def test_ranks_get_similar_cost(costs, dp_size, ranks):
     arranged = np.array(costs)[spread_over_ranks(np.array(costs), dp_size)]
     # As the sampler deals them: place p to rank p mod dp, micro-batch p div dp.
     assert [arranged[rank::dp_size].tolist() for rank in range(dp_size)] == ranks
 
 
-def test_a_batch_that_does_not_split_over_the_ranks():
+def test_indivisible_batch():
     with pytest.raises(AssertionError, match="6 records do not split over 4 ranks"):
         spread_over_ranks(np.ones(6), 4)
 

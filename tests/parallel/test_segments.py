@@ -22,7 +22,7 @@ def test_zigzag_rows(length, cp_size, expected):
     assert sorted(row for rows in expected for row in rows) == list(range(length)), "every row has one owner"
 
 
-def test_zigzag_refuses_a_length_that_does_not_split():
+def test_zigzag_refuses_indivisible_length():
     with pytest.raises(AssertionError, match="10 rows do not split into 2 x 2 chunks"):
         zigzag_rows(10, cp_size=2, cp_rank=0)
 
@@ -35,7 +35,7 @@ def test_zigzag_refuses_a_length_that_does_not_split():
         (4, [[0, 7, 8, 9], [1, 6, 10, 11], [2, 5, 12, 13], [3, 4, 14, 15]]),
     ],
 )
-def test_a_rank_holds_its_zigzag_rows_of_the_trunk_then_its_share_of_the_branches(cp_size, expected):
+def test_rank_holds_zigzag_trunk_then_branch_share(cp_size, expected):
     segments = Segments(trunk_rows=8, trunk_tokens=6, branch_rows=(5, 3))
     assert [segments.rows_on_rank(cp_size, rank).tolist() for rank in range(cp_size)] == expected
 
@@ -47,7 +47,7 @@ def test_tokens_of_the_trunk_on_each_rank(cp_size, expected):
 
 
 @given(st.sampled_from([1, 2, 3, 4, 8]), st.integers(1, 12), st.data())
-def test_tokens_of_the_trunk_come_first_on_every_rank(cp_size, chunk, data):
+def test_trunk_tokens_come_first_on_every_rank(cp_size, chunk, data):
     rows = 2 * cp_size * chunk
     segments = Segments(rows, trunk_tokens=data.draw(st.integers(0, rows)))
     for rank in range(cp_size):
@@ -56,7 +56,7 @@ def test_tokens_of_the_trunk_come_first_on_every_rank(cp_size, chunk, data):
         assert is_token.tolist() == [True] * count + [False] * (len(is_token) - count)
 
 
-def test_branch_rows_that_do_not_split_are_refused():
+def test_indivisible_branch_rows_are_refused():
     with pytest.raises(AssertionError, match="7 branch rows do not split over 2 ranks"):
         Segments(8, 8, (4, 3)).rows_on_rank(2, 0)
 
@@ -67,7 +67,7 @@ def test_branch_slices_count_from_the_first_branch_row():
 
 
 @pytest.mark.parametrize("segments", [Segments(8, 6, (5, 3)), Segments(2**20, 2**20), Segments(4, 0, (1, 1, 2))])
-def test_segments_survive_the_journey_as_a_tensor(segments):
+def test_segments_round_trip_as_tensor(segments):
     numbers = segments.to_tensor()
     assert (numbers.dtype, numbers.device.type) == (torch.int64, "cpu")
     assert numbers.shape == (2 + len(segments.branch_rows),)

@@ -127,7 +127,7 @@ def test_overrides_spell_the_placement(placement, expected):
     assert given["optim.config.optimizer_cpu_offload"] == "False"
 
 
-def test_recipe_is_what_is_recommended(tmp_path, capsys):
+def test_recipe_matches_the_recommendation(tmp_path, capsys):
     """As `nemo llm finetune --yaml` takes it; tests/megatron/test_nemo_cli.py trains with one."""
     file = tmp_path / "plan.yaml"
     assert main([*COMMAND, "--recipe", str(file), "--json"]) == 0

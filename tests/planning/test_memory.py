@@ -24,7 +24,7 @@ PAIR = Job(shape=SMALL, trunk=60, chosen=3, rejected=1)
 LONG = Job(shape=MODELS["mistral-7b"], trunk=131_072, chosen=4500, rejected=4500)
 
 
-def test_weights_gradients_and_optimizer_of_a_whole_model():
+def test_memory_of_a_whole_model():
     memory = estimate_memory(LONG, Placement().recomputing("full"))
     parameters = 7_241_732_096
     assert (memory.weights, memory.gradients, memory.optimizer) == (2 * parameters, 4 * parameters, 12 * parameters)
@@ -38,7 +38,7 @@ def test_parameters_of_a_stage(stage, tables):
     assert parameters_per_gpu(PAIR, placement, stage) == layers * (matrices / 2 + 16) + tables * 100 * 8 / 2 + 8
 
 
-def test_only_a_pipeline_holds_a_tied_table_twice():
+def test_pipeline_holds_tied_table_twice():
     tied = replace(PAIR, shape=replace(SMALL, tied=True))
     whole = parameters_per_gpu(tied, Placement(), "only")
     assert whole == tied.shape.parameters
@@ -69,7 +69,7 @@ def test_activations_left_by_recompute(recompute, layers, width):
     assert kept_activations(PAIR, placement) == width * 32 * 2
 
 
-def test_concatenated_has_no_branches_and_twice_the_trunk():
+def test_concatenated_has_twice_the_trunk():
     job = replace(PAIR, layout="concatenated")
     assert job.rows == 2 * 63
     assert branch_bytes(job, Placement()) == 0

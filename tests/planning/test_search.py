@@ -79,7 +79,7 @@ def test_context_parallelism_needs_two_chunks_per_rank():
     assert impossible(replace(JOB, trunk=16), Placement(cp=8)) is None
 
 
-def test_refusal_says_how_much_is_missing():
+def test_refusal_names_missing_memory():
     found = search(replace(JOB, trunk=2**20), Machine(GPUS["h100-80gb"], gpus=4), Wishes())
     assert not found.candidates
     closest = found.refusals[0]

@@ -122,7 +122,7 @@ def test_memory_settings_reach_the_model(name):
     assert not config.cpu_offloading
 
 
-def test_recompute_is_the_jobs_not_the_checkpoints():
+def test_recompute_comes_from_the_job():
     off = _connected("mistral_7b_longpo_128k", recompute_granularity=None, recompute_modules=None)
     assert off.recompute_granularity is None
     some = {"recompute_granularity": "full", "recompute_modules": None}

@@ -17,7 +17,7 @@ from nemo_longpo.shards.fingerprint import (
 )
 
 
-def test_the_root_of_a_model_in_the_hubs_cache(tmp_path):
+def test_root_of_the_hub_cache(tmp_path):
     snapshot = tmp_path / "snapshots" / "41b61a33"
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{}")

@@ -78,7 +78,7 @@ def places(content: Any, path: tuple = ()) -> Iterator[tuple]:
             yield from places(item, (*path, key))
 
 
-def test_missing_or_mistyped_field_is_one_sentence(shards):
+def test_missing_or_mistyped_field_is_refused(shards):
     whole = json.loads((shards / "manifest.json").read_text())
     allowed = set()
     for path in places(whole):
@@ -135,7 +135,7 @@ def test_restored_size_and_time_do_not_hide_a_change(shard):
     assert not is_known(known, "here", shard, "a" * 64)
 
 
-def test_machines_add_to_what_is_known(shard):
+def test_machines_add_known_files(shard):
     _remember(shard)
     memory = _remember(shard, "there")
     assert all(is_known(read_known(memory), machine, shard, "a" * 64) for machine in ("here", "there"))

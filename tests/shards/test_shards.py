@@ -216,7 +216,7 @@ def test_wrong_counts_in_the_manifest_are_found_by_verify(shards):
         ShardReader(shards).verify()
 
 
-def test_another_tokenizer_is_refused_with_both_values(shards):
+def test_another_tokenizer_is_refused(shards):
     with pytest.raises(InputError, match=f"{'a' * 64}.*{'d' * 64}"):
         ShardReader(shards, tokenizer_fingerprint="d" * 64)
 

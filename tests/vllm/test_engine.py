@@ -119,7 +119,7 @@ def test_every_given_token_stops(engine):
     assert [completion.finish_reason for completion in found[:3]] == ["stop"] * 3
 
 
-def test_draws_depend_on_prompt_and_seed_alone(engine):
+def test_draws_depend_only_on_prompt_and_seed(engine):
     """Neither on the other requests, nor on what the cache holds, nor on prompts that share a step."""
     sampling = Sampling(max_new_tokens=20, stop_ids=frozenset(), temperature=1.0, top_p=0.95)
     prompts = [token_ids(index, 900 + 300 * index) for index in range(6)]
@@ -150,7 +150,7 @@ def test_shared_beginnings_come_from_the_cache(mistral):
         assert engine.generate([prompts[index]], sampling, [0], ignore)[0] == found[index]
 
 
-def test_rope_base_beyond_the_models_own_length(mistral):
+def test_rope_base_beyond_model_length(mistral):
     """Another base, and 8,192 positions for a model of 4,096, in pieces of 512 tokens."""
     engine = load(mistral, rope_theta=1e6, own={"max_model_len": 8192, "max_num_batched_tokens": 512})
     assert (engine.context_length, engine.max_length) == (4096, 8192)
@@ -184,7 +184,7 @@ def test_too_long_requests_are_refused(engine):
     assert len(engine.score([full[:4095]], [[(4000, 4095)]], ignore)[0][0]) == 95
 
 
-def test_what_cannot_be_loaded_is_refused(mistral, tmp_path):
+def test_unloadable_files_are_refused(mistral, tmp_path):
     with pytest.raises(InputError, match=r"holds no config.json"):
         load(tmp_path)
     shutil.copy(mistral / "config.json", tmp_path)
@@ -195,7 +195,7 @@ def test_what_cannot_be_loaded_is_refused(mistral, tmp_path):
     assert "\n" not in str(refusal.value)
 
 
-def test_answers_are_held_to_a_json_schema(mistral):
+def test_answers_follow_a_json_schema(mistral):
     """At any temperature, by a model that knows no JSON; an answer that is cut is the beginning of one."""
     chat = load_chat(mistral)
     engine = VllmEngine(mistral, EngineSettings(), VllmSettings(kv_cache_memory_bytes=CACHE_BYTES), writes_json=True)

@@ -91,7 +91,7 @@ def test_instructions_come_as_json(longpo, corpus, mistral, tmp_path):
         assert len(turn["instruction_pool"]) == 4
 
 
-def test_what_exceeds_max_model_len_is_refused_with_its_place(mistral, tmp_path, capsys):
+def test_too_long_request_is_refused_with_place(mistral, tmp_path, capsys):
     turn = {"chunk": "A small boat.", "instruction": "Who?", "chosen": "The old clock", "rejected": "One letter"}
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text(json.dumps({"doc_id": "a", "document": "A small boat. The river.", "turns": [turn]}) + "\n")

@@ -56,7 +56,7 @@ def test_scores_equal_hugging_face_in_float32(mistral, engine):
             np.testing.assert_allclose(scores, expected[start - 1 : end - 1], atol=1e-4)
 
 
-def test_what_is_drawn_depends_on_the_prompt_and_its_seed_alone(engine):
+def test_draws_depend_only_on_prompt_and_seed(engine):
     sampling = Sampling(max_new_tokens=24, stop_ids=frozenset(), temperature=1.0, top_p=0.95)
     prompts = [token_ids(index, 200 + 30 * index) for index in range(12)]
     together = engine.generate(prompts, sampling, range(12), ignore)
@@ -67,7 +67,7 @@ def test_what_is_drawn_depends_on_the_prompt_and_its_seed_alone(engine):
     assert engine.generate(prompts[4:5], sampling, [5], ignore) != alone
 
 
-def test_answers_are_held_to_a_json_schema(mistral, engine):
+def test_answers_follow_a_json_schema(mistral, engine):
     chat = load_chat(mistral)
     schema = {"type": "array", "items": {"type": "string", "maxLength": 20}, "minItems": 2, "maxItems": 2}
     sampling = Sampling(max_new_tokens=300, stop_ids=chat.stop_ids, temperature=1.0, json_schema=schema)
@@ -96,7 +96,7 @@ def kill_and_restart(server, output, parts_at_death):
     server.start()
 
 
-def test_a_server_killed_and_started_again_loses_no_turn(mistral, server, tmp_path, caplog):
+def test_restarted_server_loses_no_turn(mistral, server, tmp_path, caplog):
     documents = [make_document(index, 8) for index in range(DOCUMENTS)]
     records = [
         {

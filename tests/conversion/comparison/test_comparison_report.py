@@ -82,7 +82,7 @@ def test_rounding_fails_only_when_strict():
     assert not replace(report, strict=True).equal
 
 
-def test_the_worst_tensors_come_first_and_the_rest_is_counted():
+def test_worst_tensors_come_first():
     many = [replace(APART, name=f"tensor {number}", relative=number / 10) for number in range(9)]
     lost = TensorComparison(name="lost", layer=0, verdict="only in A", shapes=([2], None))
     report = replace(EQUAL, tensors=[*many, EXACT, lost])

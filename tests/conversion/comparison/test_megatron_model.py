@@ -117,7 +117,7 @@ def test_adapters_are_merged(nemo_checkpoints, tmp_path, in_worker):
 
 
 @pytest.mark.parametrize("exploit", ["a process in a field", "a pickle in common.pt", "a pickle among the tensors"])
-def test_code_of_a_checkpoint_does_not_run(exploit, hf_models, nemo_checkpoints, tmp_path, in_worker):
+def test_checkpoint_code_does_not_run(exploit, hf_models, nemo_checkpoints, tmp_path, in_worker):
     """That it would is shown in tests/megatron/test_trust.py."""
     plant, sentence = EXPLOITS[exploit]
     plant(shutil.copytree(nemo_checkpoints["mistral"], tmp_path / "nemo"), tmp_path / "trap")
@@ -126,14 +126,14 @@ def test_code_of_a_checkpoint_does_not_run(exploit, hf_models, nemo_checkpoints,
     assert not (tmp_path / "trap").exists()
 
 
-def test_a_checkpoint_that_training_could_not_load(hf_models, nemo_checkpoints, tmp_path, in_worker):
+def test_checkpoint_that_cannot_be_trained(hf_models, nemo_checkpoints, tmp_path, in_worker):
     """Complete for an export; Megatron asks for more."""
     bare = make_base(nemo_checkpoints["mistral"], tmp_path / "bare")
     with pytest.raises(InputError, match=r"Megatron does not load .*/bare/weights, .*_extra_state"):
         verify(hf_models["mistral"], bare)
 
 
-def test_the_command_computes_in_processes_of_its_own(hf_models, nemo_checkpoints, tmp_path, monkeypatch, capsys):
+def test_command_computes_in_own_processes(hf_models, nemo_checkpoints, tmp_path, monkeypatch, capsys):
     """And leaves this one as it was, and nothing behind."""
     monkeypatch.chdir(tmp_path)
     command = ["convert", "verify", str(nemo_checkpoints["llama"]), str(hf_models["llama"]), "--prompt", PROMPTS[0]]

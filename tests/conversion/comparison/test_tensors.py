@@ -40,7 +40,7 @@ def test_one_flipped_bit_is_found():
     assert found.largest == found.relative == torch.finfo().eps
 
 
-def test_a_difference_is_relative_to_the_largest_value_of_all():
+def test_difference_is_relative_to_largest_value():
     """Which lies in another block."""
     a = torch.tensor([1.0, -8, 1, 1, 1, 1, 1, 2, 2])
     b = a.clone()
@@ -74,7 +74,7 @@ def test_rounding(narrow):
     assert compare(values + 0.1, rounded).verdict == "different"
 
 
-def test_rounding_between_two_dtypes_of_one_width():
+def test_rounding_between_dtypes_of_equal_width():
     values = torch.randn(40).bfloat16() * 1e-6
     halves = values.half()
     assert not torch.equal(halves.bfloat16(), values)
@@ -99,7 +99,7 @@ def compare_directories(a: Path, b: Path) -> dict[str, TensorComparison]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_every_tensor_of_an_import_is_exact_in_either_direction(case, hf_models, nemo_checkpoints):
+def test_imported_tensors_are_exact_both_ways(case, hf_models, nemo_checkpoints):
     stored = {name for path in hf_models[case].glob("*.safetensors") for name in load_file(path)}
     for sides in ((hf_models[case], nemo_checkpoints[case]), (nemo_checkpoints[case], hf_models[case])):
         found = compare_directories(*sides)
@@ -150,7 +150,7 @@ def test_fault_is_located(fault, hf_models, nemo_checkpoints, tmp_path):
     assert all(comparison.reordered == reordered for comparison in apart.values())
 
 
-def test_an_export_in_another_dtype_is_rounded(hf_models, nemo_checkpoints, tmp_path):
+def test_export_in_another_dtype_is_rounded(hf_models, nemo_checkpoints, tmp_path):
     narrow = export_checkpoint(nemo_checkpoints["llama"], tmp_path / "narrow", dtype="bfloat16")
     found = compare_directories(hf_models["llama"], narrow)
     assert {(comparison.verdict, comparison.dtypes) for comparison in found.values()} == {
@@ -158,7 +158,7 @@ def test_an_export_in_another_dtype_is_rounded(hf_models, nemo_checkpoints, tmp_
     }
 
 
-def test_two_architectures_have_few_tensors_in_common(hf_models, nemo_checkpoints):
+def test_other_architecture_shares_few_tensors(hf_models, nemo_checkpoints):
     found = compare_directories(hf_models["mistral"], nemo_checkpoints["qwen2"])
     only = {
         verdict: [name for name, comparison in found.items() if comparison.verdict == verdict]

@@ -57,7 +57,7 @@ def test_another_base_differs_only_in_logits(hf_models, copy, tmp_path, capsys):
     assert value["logits"]["states"][1] > 1e-4
 
 
-def test_weights_that_were_rounded_are_compared_as_rounded(hf_models, copy, capsys):
+def test_rounded_weights_are_compared_as_rounded(hf_models, copy, capsys):
     """In fp16 the norms only: both sides are rounded as a whole, or layers would seem to differ."""
     weights = load_file(copy / "model.safetensors")
     half = {name: value.half() if "norm" in name else value for name, value in weights.items()}
@@ -82,7 +82,7 @@ def test_nan_weights_skip_the_logits(copy, tmp_path, capsys):
     assert "NaN or infinities in 1 tensor, the first is model.layers.1.mlp.up_proj.weight" in printed
 
 
-def test_what_may_differ(hf_models, copy, capsys):
+def test_allowed_differences(hf_models, copy, capsys):
     edit_config(copy, max_position_embeddings=8192, eos_token_id=5)
     command = (hf_models["mistral"], copy, "--no-logits")
     assert run(capsys, *command)[0] == 1
@@ -135,7 +135,7 @@ def test_bad_prompts_are_refused(hf_models, copy, capsys):
     assert "its tokenizer is of another model" in line
 
 
-def test_other_sizes_have_no_logits_to_compare(hf_models, capsys):
+def test_other_sizes_have_no_logits(hf_models, capsys):
     status, printed = run(capsys, hf_models["mistral"], hf_models["mistral-odd"])
     assert status == 1
     assert "not computed: A and B are of different sizes" in printed

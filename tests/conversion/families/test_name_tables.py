@@ -58,7 +58,7 @@ def test_parameters_of_published_models(name):
 
 
 @pytest.mark.parametrize("name", ["Mistral-7B v0.3", "Qwen2.5-0.5B", "Qwen2.5-7B", "Llama-3.2-3B", "Llama-3.1-8B"])
-def test_names_and_shapes_are_those_of_transformers(name):
+def test_names_and_shapes_match_transformers(name):
     config = published_config(name) | {"num_hidden_layers": 2}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))

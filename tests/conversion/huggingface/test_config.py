@@ -49,7 +49,7 @@ def parse(fields: dict[str, Any]) -> ModelConfig:
 
 
 @pytest.mark.parametrize("config_class", [MistralConfig, Qwen2Config, LlamaConfig])
-def test_every_field_of_transformers_is_accounted_for(config_class):
+def test_all_transformers_fields_are_handled(config_class):
     fields = set(inspect.signature(config_class.__init__).parameters) - {"self", "kwargs"}
     assert fields <= MAPPED | HARMLESS | COMPUTED.keys()
 
@@ -153,7 +153,7 @@ ALL_FULL = {"layer_types": [FULL] * 3}
         ),
     ],
 )
-def test_sliding_window_needs_a_decision_where_it_hides_something(given, window, dropped):
+def test_hiding_sliding_window_needs_a_decision(given, window, dropped):
     assert parse(given).active_window == window
     assert for_import(parse(given), full_attention=True).raw == given | dropped
     shorter = for_import(parse(given), max_length=16)
@@ -190,7 +190,7 @@ def test_key_value_heads_that_transformers_assumes(model_type, groups):
     assert ModelShape.of(parse(null)).kv_heads == theirs(**null).num_key_value_heads == 32
 
 
-def test_key_value_heads_that_do_not_divide_the_heads():
+def test_key_value_heads_must_divide_heads():
     given = config("mistral", num_attention_heads=4)
     del given["num_key_value_heads"]
     with pytest.raises(InputError, match="4 attention heads do not divide over 8 key-value heads"):

@@ -44,7 +44,7 @@ def test_companions_are_copied(model, tmp_path):
     assert not any(path.is_symlink() for path in target.iterdir())
 
 
-def test_named_chat_templates_do_not_get_lost(model):
+def test_named_chat_templates_are_kept(model):
     (model / "additional_chat_templates").mkdir()
     with pytest.raises(InputError, match="additional_chat_templates holds named chat templates"):
         HfDirectory.open(model).companions()

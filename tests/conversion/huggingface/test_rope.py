@@ -40,12 +40,12 @@ def test_choices(theta, scaling, four, five):
     assert with_rope(parse(BOTH), theta, scaling).raw == BOTH | four | {"rope_parameters": five}
 
 
-def test_a_new_base_under_an_old_scaling_needs_a_choice():
+def test_new_base_needs_a_scaling_choice():
     with pytest.raises(InputError, match="made for another base than --rope-theta"):
         with_rope(parse(FOUR), 1e6, None)
 
 
-def test_dropping_a_scaling_needs_no_support_for_it():
+def test_unsupported_scaling_can_be_dropped():
     config = FOUR | {"rope_scaling": {"type": "dynamic", "factor": 2.0}}
     assert with_rope(parse(config), 1e6, "none").raw == FOUR | {"rope_theta": 1e6, "rope_scaling": None}
 
@@ -76,7 +76,7 @@ def test_impossible_base_names_the_file():
         {"rope_scaling": LINEAR | {"rope_theta": 1e6}},
     ],
 )
-def test_a_file_that_two_versions_read_differently_is_refused(config):
+def test_ambiguous_rope_settings_are_refused(config):
     with pytest.raises(InputError, match=r"^config\.json: rope_theta and rope_scaling say one thing"):
         _ = parse(config).rope
 

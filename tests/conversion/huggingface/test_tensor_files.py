@@ -38,7 +38,7 @@ def test_every_tensor_is_read(file):
     }
 
 
-def test_a_file_that_shrinks_after_it_was_opened(file):
+def test_file_that_shrinks_after_opening(file):
     reader = SafetensorsReader(file)
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(InputError, match=r"library\.safetensors has become shorter: tensor \w+ is not all there"):
@@ -58,7 +58,7 @@ def test_bytes_do_not_depend_on_tensor_order(backwards, last, tmp_path):
     assert (tmp_path / "ours.safetensors").read_bytes() == (tmp_path / "library.safetensors").read_bytes()
 
 
-def test_tensors_are_converted_and_laid_out_in_rows(tmp_path):
+def test_tensors_are_converted_and_row_major(tmp_path):
     writer = SafetensorsWriter(tmp_path / "ours.safetensors", {"t": (torch.bfloat16, (5, 3))})
     writer.write("t", TENSORS["matrix"].T)
     assert torch.equal(load_file(tmp_path / "ours.safetensors")["t"], TENSORS["matrix"].T.bfloat16())

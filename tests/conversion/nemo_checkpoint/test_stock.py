@@ -86,7 +86,7 @@ def test_refused(changes, message, mistral, tmp_path):
         open_nemo(as_stock(mistral, tmp_path / "stock", **changes))
 
 
-def test_a_tokenizer_on_the_hub_asks_for_the_model(mistral, tmp_path):
+def test_hub_tokenizer_requires_a_model(mistral, tmp_path):
     stock = as_stock(mistral, tmp_path / "stock")
     shutil.rmtree(stock / "context" / "nemo_tokenizer")
     with pytest.raises(InputError, match=r"holds no tokenizer files \(none of tokenizer\.json, .*\); pass --base"):

@@ -120,7 +120,7 @@ def test_damaged_part(damage, message, checkpoint):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_odd_vocabulary_loads_under_two_tensor_parallel_ranks(checkpoint, rank):
+def test_odd_vocabulary_loads_on_two_ranks(checkpoint, rank):
     """Megatron pads to 4 rows a rank; it zeroes the row that the checkpoint does not have."""
     from megatron.core import dist_checkpointing
     from megatron.core.dist_checkpointing import ShardedTensor

@@ -75,7 +75,7 @@ def rendered(name, messages, **options):
 @pytest.mark.parametrize("name", TOKENIZERS)
 @settings(max_examples=60, deadline=None)
 @given(content=CONTENTS)
-def test_prompts_are_what_the_template_renders(name, content):
+def test_prompts_match_the_template(name, content):
     """What a server makes of the same message."""
     whole = rendered(name, [{"role": "user", "content": content}], add_generation_prompt=True)
     assert CHATS[name].prompt(content) == whole
@@ -84,7 +84,7 @@ def test_prompts_are_what_the_template_renders(name, content):
 @pytest.mark.parametrize("name", TOKENIZERS)
 @settings(max_examples=30, deadline=None)
 @given(users=st.lists(CONTENTS, min_size=2, max_size=3), words=st.sampled_from(["A small boat", "12", "你好"]))
-def test_long_sequences_are_what_the_template_renders(name, users, words):
+def test_long_sequences_match_the_template(name, users, words):
     chat = CHATS[name]
     answers = [chat.response_ids(words)] * len(users)
     pair = chat.long_pair(users, answers, answers)
@@ -98,7 +98,7 @@ def test_long_sequences_are_what_the_template_renders(name, users, words):
     assert [pair.chosen_ids[start:end] for start, end in pair.chosen_spans] == [chat.finished(ids) for ids in answers]
 
 
-def test_token_across_the_border_belongs_to_the_message():
+def test_border_token_belongs_to_message():
     """The NLL runs over it; the rest of the template's text stays out."""
     tokenizer, chat = TOKENIZERS["qwen2.5"], CHATS["qwen2.5"]
     pair = chat.long_pair(["\nThe river"], [[5]], [[6]])
@@ -109,7 +109,7 @@ def test_token_across_the_border_belongs_to_the_message():
     assert chat.prompt("The river")[: merged + 1] != pair.trunk_ids[: merged + 1]
 
 
-def test_answer_has_the_tokens_that_a_model_would_write():
+def test_answer_tokens_match_generation():
     """Its opening is read before its first token is, so nothing of an answer is in the opening's last token."""
     tokenizer, chat = TOKENIZERS["qwen2.5"], CHATS["qwen2.5"]
     opening = chat.template_ids(1)[1]

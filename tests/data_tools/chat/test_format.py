@@ -47,7 +47,7 @@ def test_long_sequences_equal_the_template(tokenizer, turns):
 
 
 @pytest.mark.parametrize("padding", ["", "  \n"])
-def test_chunks_are_the_fewest_tokens_that_hold_their_characters(tokenizer, padding):
+def test_chunks_cover_the_fewest_tokens(tokenizer, padding):
     """A chunk's borders lie where they lie: inside tokens, behind spaces, in characters of several tokens."""
     chat, user = ChatFormat(tokenizer), padding + USERS[0]
     places = [(start + len(padding), end + len(padding)) for start in range(40) for end in range(62, len(DOCUMENT) + 1)]
@@ -62,7 +62,7 @@ def test_chunks_are_the_fewest_tokens_that_hold_their_characters(tokenizer, padd
         assert chunk not in tokenizer.decode(pair.trunk_ids[first : last - 1])
 
 
-def test_chunks_of_one_character_of_several_tokens():
+def test_chunk_of_one_multi_token_character():
     tokenizer = tiny_tokenizer("qwen2.5")
     pair = ChatFormat(tokenizer).long_pair(["a灯b"], [[7]], [[8]], [(1, 2), (2, 3)])
     assert [tokenizer.decode(pair.trunk_ids[start:end]) for start, end in pair.chunk_spans] == ["灯", "b"]
@@ -76,7 +76,7 @@ def test_prompt_equals_the_template(tokenizer):
     assert ChatFormat(tokenizer).prompt(USERS[0]) == expected
 
 
-def test_white_space_around_contents_is_the_templates(tokenizer):
+def test_template_decides_white_space(tokenizer):
     """Llama-3 trims contents, Mistral v0.3 only answers, the others nothing."""
     messages = [{"role": "user", "content": "  The river "}, {"role": "assistant", "content": " A small boat \n"}]
     chat = ChatFormat(tokenizer)
@@ -84,7 +84,7 @@ def test_white_space_around_contents_is_the_templates(tokenizer):
     assert found == tokenizer.apply_chat_template(messages)[: len(found)]
 
 
-def test_content_right_behind_a_special_token():
+def test_content_after_a_special_token():
     """Where the tokenizer starts every stretch with a dummy prefix, such a content gets one as well."""
     template = (
         "{% for m in messages %}{{ bos_token + m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}"
@@ -97,7 +97,7 @@ def test_content_right_behind_a_special_token():
         assert found == chat.tokenizer.apply_chat_template(messages)
 
 
-def test_response_tokens_are_the_same_in_the_short_prompt_and_the_long_sequence(tokenizer):
+def test_response_tokens_match_in_short_and_long(tokenizer):
     chat = ChatFormat(tokenizer)
     chosen = [chat.response_ids(text) for text in CHOSEN]
     pair = chat.long_pair(USERS, chosen, [[7, 8], [9], [10, 11]])
@@ -179,7 +179,7 @@ def test_nll_ignores_exactly_the_template_tokens(style):
     assert "assistant" not in text
 
 
-def test_special_tokens_spelled_in_a_document_stay_text(tokenizer):
+def test_special_tokens_in_documents_stay_text(tokenizer):
     chat = ChatFormat(tokenizer)
     special = tokenizer.eos_token
     ids = chat.prompt(f"a text that says {special} and goes on")
@@ -222,7 +222,7 @@ def test_templates_beyond_the_rules_are_refused(template, message):
         ChatFormat(with_template(template))
 
 
-def test_trailing_text_before_the_end_token_belongs_to_the_end_of_turn():
+def test_text_before_end_token_belongs_to_end_of_turn():
     template = (
         "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '\n<|im_end|>' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"

@@ -66,7 +66,7 @@ PROSE = "".join(f"# Part {n}\n\nOne line\nand two. Then three.\n  \nA paragraph.
 
 @pytest.mark.parametrize("line_end", ["\r\n", "\r", "\u2028", "\x85"])
 @pytest.mark.parametrize(("domain", "text"), [("code", CODE), ("latex", LATEX), ("prose", PROSE)])
-def test_every_line_end_makes_the_same_chunks(line_end, domain, text):
+def test_line_ends_do_not_change_chunks(line_end, domain, text):
     """A line end is one token here, so that limits mean the same."""
 
     def chunks_of(text):
@@ -117,7 +117,7 @@ def mixed_text(seed):
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_windows_give_the_tokens_of_the_whole_text(style):
+def test_windows_match_whole_text_tokens(style):
     chat = ChatFormat(tiny_tokenizer(style))
     lengths = []
 
@@ -141,7 +141,7 @@ def test_text_without_a_join_is_encoded_whole():
     assert list(token_ends(threes, text, window=100, overlap=50)) == threes(text)
 
 
-def test_one_common_end_is_not_enough_for_a_join():
+def test_one_common_end_does_not_join():
     """An encoder that sees other tokens near the end of what it is given."""
 
     def encode(text):

@@ -103,7 +103,7 @@ def test_best_boundary(domain, expected):
     assert cut(domain, LEAD + expected.replace("|", "", 1)) == LEAD + expected
 
 
-def test_code_is_cut_in_a_line_only_if_there_is_no_other():
+def test_code_is_cut_inside_a_line_last():
     assert cut("code", "a\n" + "b " * 20) == "a|\n" + "b " * 20
     assert cut("code", "b " * 20).count("\n") == 0
     assert cut("prose", "a\n" + "b " * 20) != "a|\n" + "b " * 20

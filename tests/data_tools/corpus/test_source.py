@@ -114,7 +114,7 @@ def write_dataset(path):
         ("saved", write_dataset),
     ],
 )
-def test_any_part_can_be_read_alone_and_in_another_process(tmp_path, name, write):
+def test_parts_can_be_read_alone(tmp_path, name, write):
     write(tmp_path / name)
     (tmp_path / "z.txt").write_text("the last one")
     source = CorpusSource([str(tmp_path / name), str(tmp_path / "z.txt")], rows_per_part=3)
@@ -127,7 +127,7 @@ def test_any_part_can_be_read_alone_and_in_another_process(tmp_path, name, write
         assert list(sent.parts(lambda number, wanted=wanted: number in wanted)) == [(n, whole[n]) for n in wanted]
 
 
-def test_parts_are_claimed_right_before_they_are_read(tmp_path):
+def test_parts_are_claimed_just_before_reading(tmp_path):
     write_jsonl(tmp_path / "a.jsonl")
     asked = []
     parts = CorpusSource([str(tmp_path)], rows_per_part=10).parts(lambda number: asked.append(number) or number % 2)
@@ -231,7 +231,7 @@ def test_damaged_parquet(tmp_path):
         read(path)
 
 
-def test_ids_are_compared_across_files_and_with_names_of_files(tmp_path):
+def test_repeated_ids_are_found_across_files(tmp_path):
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     (tmp_path / "one" / "a.txt").write_text("first")
@@ -242,7 +242,7 @@ def test_ids_are_compared_across_files_and_with_names_of_files(tmp_path):
         read(tmp_path / "one", tmp_path / "one")
 
 
-def test_changes_of_the_corpus_show_in_its_identity(tmp_path):
+def test_changed_corpus_changes_its_identity(tmp_path):
     (tmp_path / "a.txt").write_text("first")
     before = CorpusSource([str(tmp_path)]).identity()
     assert before == CorpusSource([str(tmp_path)]).identity()

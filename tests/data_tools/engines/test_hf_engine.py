@@ -128,7 +128,7 @@ def test_bfloat16_is_a_choice(directory):
 
 
 @pytest.mark.parametrize("scaling", [None, {"rope_type": "yarn", "factor": 4.0}])
-def test_rope_settings_as_transformers_5_writes_them(scaling, tmp_path):
+def test_rope_settings_of_transformers_5(scaling, tmp_path):
     """transformers 4.57 alone would run such a model with a base of 10,000 and without its scaling."""
     four = save_tiny(tmp_path / "four", "qwen2", rope_theta=500.0, rope_scaling=scaling)
     five = shutil.copytree(four, tmp_path / "five")

@@ -72,7 +72,7 @@ def generate(engine, prompts=PROMPTS, sampling=GREEDY, tick=ignore):
     return engine.generate(prompts, sampling, range(len(prompts)), tick)
 
 
-def test_answers_in_any_order_go_to_their_prompts(servers, load):
+def test_answers_match_prompts_in_any_order(servers, load):
     (server,) = servers()
     for _ in PROMPTS:
         server.faults.append(Fault(seconds=DRAW.random() / 20))
@@ -85,7 +85,7 @@ def test_answers_in_any_order_go_to_their_prompts(servers, load):
     assert Usage(*(sum(getattr(usage, name) for usage in finished) for name in vars(total))) == total
 
 
-def test_model_and_server_say_what_they_are(servers, load):
+def test_model_and_server_describe_themselves(servers, load):
     (server,) = servers(max_model_len=777)
     engine = load(server)
     assert (engine.context_length, engine.max_length) == (2048, 777)
@@ -102,7 +102,7 @@ def test_scores_are_those_of_the_spans(servers, load):
             np.testing.assert_allclose(span_scores, wanted, rtol=1e-6)
 
 
-def test_nothing_is_left_to_the_defaults_of_a_server(servers, load):
+def test_server_defaults_are_not_used(servers, load):
     (server,) = servers()
     engine = load(server)
     generate(engine, PROMPTS[:1], Sampling(max_new_tokens=6, stop_ids=frozenset({STOP, 9}), temperature=0.7, top_p=0.9))
@@ -126,7 +126,7 @@ def test_nothing_is_left_to_the_defaults_of_a_server(servers, load):
     }
 
 
-def test_json_is_asked_for_by_its_schema(servers, load):
+def test_json_is_requested_by_schema(servers, load):
     (server,) = servers()
     engine = load(server)
     assert engine.writes_json
@@ -141,7 +141,7 @@ def test_json_is_asked_for_by_its_schema(servers, load):
         generate(engine, PROMPTS[:1], replace(GREEDY, json_schema=schema))
 
 
-def test_the_turns_of_a_document_share_a_server_and_follow_each_other(servers, load):
+def test_turns_of_a_document_share_a_server(servers, load):
     documents = [[3 + index] * 20 for index in range(24)]
     prompts = [[*document, 100 + turn] for turn in range(4) for document in documents]
     both = servers(2)
@@ -195,7 +195,7 @@ def test_retry_after_is_respected(as_date, servers, load):
     assert second - first > 0.9
 
 
-def test_request_that_always_fails_ends_the_run(servers, load):
+def test_repeated_failure_ends_the_run(servers, load):
     (server,) = servers()
     server.on_request = lambda body, _: server.faults.extend([Fault(status=500)] * (body["prompt"] == [7, 8]))
     engine = load(server, retries=2, concurrency=1)
@@ -203,7 +203,7 @@ def test_request_that_always_fails_ends_the_run(servers, load):
         generate(engine, [*PROMPTS, [7, 8]])
 
 
-def test_failures_far_apart_do_not_add_up(servers, load):
+def test_distant_failures_do_not_add_up(servers, load):
     (server,) = servers()
 
     def fail_once(body, _):
@@ -466,7 +466,7 @@ def test_every_end_token_stops(servers, load):
     assert 0 < sum(len(completion.ids) for completion in found) < sum(len(expected(prompt).ids) for prompt in PROMPTS)
 
 
-def test_addresses_may_be_written_in_several_ways(servers, load):
+def test_address_formats(servers, load):
     (server,) = servers()
     root = server.url.removesuffix("/v1")
     engine = load(root, f"{root}/", f" {root}/v1/")

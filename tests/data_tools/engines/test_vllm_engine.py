@@ -28,7 +28,7 @@ def overridden(found, **own):
     return found["hf_overrides"](config)
 
 
-def test_lengths_and_dtype_are_the_checkpoints_own():
+def test_lengths_and_dtype_come_from_checkpoint():
     found = arguments(on_cpu=False)
     assert (found["max_model_len"], found["dtype"]) == (4096, "bfloat16")
     assert arguments(CONFIG | {"dtype": "float16"})["dtype"] == "float16"
@@ -38,12 +38,12 @@ def test_lengths_and_dtype_are_the_checkpoints_own():
     assert (config.max_position_embeddings, config.rope_theta) == (4096, 1e6)
 
 
-def test_only_a_longer_length_changes_the_model():
+def test_only_longer_lengths_change_the_model():
     assert overridden(arguments(own={"max_model_len": 8192})).max_position_embeddings == 8192
     assert overridden(arguments(own={"max_model_len": 100})).max_position_embeddings == 4096
 
 
-def test_rope_base_changes_and_the_rest_stays():
+def test_only_the_rope_base_changes():
     config = overridden(arguments(CONFIG | {"rope_scaling": YARN}, rope_theta=5e6), rope_scaling=YARN)
     assert (config.rope_theta, config.rope_scaling["factor"]) == (5e6, 4.0)
 
@@ -57,7 +57,7 @@ def test_memory_on_cpu_and_gpu():
 
 
 @pytest.mark.parametrize(("own", "tokens", "pieces"), [({}, 4096, False), ({"max_num_batched_tokens": 512}, 512, True)])
-def test_prompts_are_read_whole_on_cpu_unless_asked_otherwise(own, tokens, pieces):
+def test_cpu_reads_prompts_whole_by_default(own, tokens, pieces):
     found = arguments(own=own)
     assert (found["max_num_batched_tokens"], found["enable_chunked_prefill"]) == (tokens, pieces)
 

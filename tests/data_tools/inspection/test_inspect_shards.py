@@ -100,7 +100,7 @@ def logps_in(answer: Node) -> list[tuple[int, str]]:
     return [(int(match[1]), match[2]) for match in found]
 
 
-def test_every_token_stands_there_with_its_log_prob(write, read):
+def test_tokens_are_shown_with_log_probs(write, read):
     turns = [
         Turn("Who?", "naïve 灯塔🙂", "One letter\n\n  مرحبا", -0.4, -2.0),
         Turn("Why?", "12 lamps!", "x", -1.0, -3.0),
@@ -138,7 +138,7 @@ def test_sums_shades_and_differences(write, read):
         assert "".join(token.text for token in answer.all("i", "d")).strip() == word
 
 
-def test_numbers_on_the_page_are_the_summary(write, read):
+def test_page_numbers_match_the_summary(write, read):
     tree, summary = read(write(*(tell(index, simple(index - 1.5), simple(0.5)) for index in range(4))))
     rows = tree.all("tbody")[0].all("tr")
     columns = [head.text for head in tree.all("thead")[0].all("th")[1:]]
@@ -153,7 +153,7 @@ def test_numbers_on_the_page_are_the_summary(write, read):
     assert len(tree.all("path")) == 4
 
 
-def test_values_of_templates_are_escaped_and_hidden_characters_spelled_out():
+def test_template_values_are_escaped():
     made = environment().from_string('<i title="{{ text }}">{{ text }}</i>{{ joined }}')
     assert made.render(text='say "a & <b>"', joined="a\u202eb\u200bc\x00\x1b\ud800") == (
         '<i title="say &#34;a &amp; &lt;b&gt;&#34;">say &#34;a &amp; &lt;b&gt;&#34;</i>'
@@ -198,7 +198,7 @@ def test_the_page_needs_nothing_from_elsewhere(write, read, tmp_path):
     assert targets <= {node.attributes.get("id") for name in ("h2", "section") for node in tree.all(name)}
 
 
-def test_long_answers_contexts_and_conversations_are_elided(write, read):
+def test_long_texts_are_elided(write, read):
     long = " ".join(f"{number} lamps" for number in range(400))
     shards = write(Told("long", "A small boat. " * 500, [Turn("Who?", long, "short", -0.5, -1.0)] * (MOST_TURNS + 2)))
     tree, _ = read(shards)
@@ -219,7 +219,7 @@ def test_long_answers_contexts_and_conversations_are_elided(write, read):
     assert tree.all("section", "sample")[0].children[-1].text == "… 2 more turns not shown …"
 
 
-def test_a_turn_unfolds_the_chunk_of_its_chosen_answer(write, read):
+def test_turn_shows_the_chunk_of_chosen(write, read):
     document = " ".join(f"The river crosses village {number}." for number in range(60))
     chunks = [document[35:300].strip(), "This is no part of it.", document[700:1500].strip()]
     turns = [Turn("Who?", "the boat", "a boat", -1.0, -2.0, chunk) for chunk in chunks]
@@ -268,14 +268,14 @@ def test_elision_cuts_no_character(write, read):
         shutil.rmtree(shards)
 
 
-def test_numbers_carry_their_column_s_name_for_narrow_screens(write, read):
+def test_cells_name_their_column(write, read):
     tree, _ = read(write(tell(0, simple(1))))
     columns = [head.text for head in tree.all("thead")[0].all("th")[1:]]
     for row in tree.all("tbody")[0].all("tr"):
         assert [cell.attributes["data-column"] for cell in row.all("td")] == columns
 
 
-def test_samples_go_from_the_lowest_margin_to_the_highest(write, read):
+def test_samples_are_ordered_by_margin(write, read):
     tree, _ = read(write(*(tell(index, simple(margin)) for index, margin in enumerate((3, -4, 1, 2, -1)))), samples=3)
     entries = [entry.text for entry in tree.all("ol", "contents")[0].all("li")]
     assert [entry.split(",")[0] for entry in entries] == [
@@ -294,7 +294,7 @@ def test_pick_is_spread_over_ranks():
     assert [name for name, _ in pick(np.arange(9.0), 5)][1] == "25 % of margins are lower"
 
 
-def test_answers_of_nothing_but_an_end_of_turn(write, read):
+def test_answers_with_only_an_end_of_turn(write, read):
     tree, summary = read(write(tell(0, Turn("Who?", "", "", -1.0, -1.0), Turn("Why?", "", "x", -1.0, -1.0))))
     assert [len(logps_in(answer)) for answer in tree.all("div", "answer")] == [1, 1, 1, 2]
     assert summary["distributions"]["similarity_per_turn"]["max"] == 1
@@ -307,7 +307,7 @@ def test_without_a_model_the_page_shows_ids(write, read):
     assert tree.all("div", "chosen")[0].text.split() == [str(token) for token in record.chosen_ids]
 
 
-def test_another_tokenizer_is_refused_with_both_values(longpo, write, tmp_path):
+def test_another_tokenizer_is_refused(longpo, write, tmp_path):
     shards, page = write(tell(0, simple(1))), tmp_path / "page.html"
     page.write_text("before")
     other = save_tiny(tmp_path / "other", "mistral")
@@ -318,7 +318,7 @@ def test_another_tokenizer_is_refused_with_both_values(longpo, write, tmp_path):
     assert page.read_text() == "before"
 
 
-def test_pages_that_cannot_be_written_are_refused_first(longpo, write, tmp_path):
+def test_unwritable_page_is_refused_first(longpo, write, tmp_path):
     shards = write(tell(0, simple(1)))
     assert "is a directory" in longpo("inspect", shards, "--html", tmp_path)[2]
     assert "does not exist" in longpo("inspect", shards, "--html", tmp_path / "no" / "page.html")[2]
@@ -327,7 +327,7 @@ def test_pages_that_cannot_be_written_are_refused_first(longpo, write, tmp_path)
     assert not (tmp_path / "x.html").exists()
 
 
-def test_many_documents_stay_a_bounded_number_of_points():
+def test_number_of_points_is_bounded():
     xs = np.arange(5000.0)
     marks = scatter("title", "axis", xs, -xs).marks
     assert len(marks) == 2000

@@ -10,7 +10,7 @@ TEXTS = ["The river crosses  the quiet village.\n\nOne letter\t", "naïve 灯塔
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("text", TEXTS)
-def test_groups_cover_the_ids_and_make_the_text(style, text):
+def test_groups_cover_ids_and_text(style, text):
     tokenizer = tiny_tokenizer(style)
     lead = tokenizer("The old clock answers", add_special_tokens=False)["input_ids"]
     ids = lead + tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
@@ -22,7 +22,7 @@ def test_groups_cover_the_ids_and_make_the_text(style, text):
     assert "\ufffd" not in made
 
 
-def test_a_character_of_several_tokens_is_one_group():
+def test_multi_token_character_is_one_group():
     tokenizer = tiny_tokenizer("qwen2.5")
     ids = tokenizer("a灯b", add_special_tokens=False)["input_ids"]
     assert [(group.text, group.end - group.start) for group in TokenText(tokenizer).groups(ids)] == [
@@ -32,7 +32,7 @@ def test_a_character_of_several_tokens_is_one_group():
     ]
 
 
-def test_broken_characters_end_and_lose_no_token():
+def test_broken_characters_keep_all_tokens():
     tokenizer = tiny_tokenizer("qwen2.5")
     part = tokenizer("灯", add_special_tokens=False)["input_ids"][0]
     ids = [part] * 21 + tokenizer("x", add_special_tokens=False)["input_ids"]
@@ -42,12 +42,12 @@ def test_broken_characters_end_and_lose_no_token():
     assert all(group.end - group.start <= 8 for group in groups)
 
 
-def test_without_a_tokenizer_a_token_reads_as_its_id():
+def test_tokens_are_ids_without_a_tokenizer():
     assert TokenText(None).groups([7, 8, 9], 1) == [Group(1, 2, "8 "), Group(2, 3, "9 ")]
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_a_start_inside_a_character_spoils_nothing_behind_it(style):
+def test_start_inside_a_character(style):
     tokenizer = tiny_tokenizer(style)
     ids = tokenizer("灯塔建于费朗角", add_special_tokens=False)["input_ids"]
     for start in range(len(ids) - 6):

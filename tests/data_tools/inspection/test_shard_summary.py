@@ -97,7 +97,7 @@ def test_provenance_is_complete(shards):
     assert (summary["files"], summary["verified"]) == (2, False)
 
 
-def test_the_command_prints_lines_or_one_object(longpo, shards):
+def test_command_prints_lines_or_json(longpo, shards):
     status, out, _ = longpo("inspect", shards, "--json")
     assert (status, json.loads(out)) == (0, inspect_shards(shards))
     status, out, _ = longpo("inspect", shards, "--verify")
@@ -152,13 +152,13 @@ def longest_common_subsequence(left, right):
 
 
 @given(IDS, IDS)
-def test_similarity_is_the_share_of_a_longest_common_subsequence(left, right):
+def test_similarity_uses_longest_common_subsequence(left, right):
     if left or right:
         assert similarity(left, right) == 2 * longest_common_subsequence(left, right) / (len(left) + len(right))
 
 
 @given(IDS, IDS)
-def test_what_does_not_differ_is_the_same_in_both(left, right):
+def test_equal_parts_are_the_same_in_both(left, right):
     differ = differences(left, right)
     assert [len(side) for side in differ] == [len(left), len(right)]
     rest = [
@@ -175,7 +175,7 @@ def test_equal_empty_and_disjoint_answers():
     assert similarity([1, 2, 3, 4], [1, 9, 3, 4]) == 0.75
 
 
-def test_lone_shared_tokens_inside_count_as_different_but_not_at_the_ends():
+def test_single_shared_tokens_inside_count_as_different():
     assert differences([1, 5, 6, 9], [1, 7, 8, 9]) == ([False, True, True, False],) * 2
     assert differences([1, 2, 5, 3, 4], [8, 9, 5, 7, 6])[0] == [True] * 5
     assert differences([1, 2, 5, 6, 3], [8, 9, 5, 6, 7])[0] == [True, True, False, False, True]

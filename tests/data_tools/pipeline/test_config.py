@@ -30,7 +30,7 @@ def words(stage):
     return " ".join(stage.call.words())
 
 
-def test_stages_come_in_their_order_and_read_each_other(tmp_path):
+def test_stages_are_ordered_and_connected(tmp_path):
     pipeline = load(tmp_path, GOOD)
     chunk, instruct, respond, filtered = pipeline.stages
     assert words(chunk) == (
@@ -45,7 +45,7 @@ def test_stages_come_in_their_order_and_read_each_other(tmp_path):
     assert words(filtered) == "data filter --input work/respond --output work/filter --num-workers 2"
 
 
-def test_a_run_may_start_later_and_use_own_prompts(tmp_path):
+def test_run_from_a_later_stage_with_own_prompts(tmp_path):
     text = "input: pairs.jsonl\nmodel: M\noutput: w\nprompts: p.json\nstages: {score: {ref_context: long}, pack: }\n"
     pipeline = load(tmp_path, text)
     score, pack = pipeline.stages
@@ -55,7 +55,7 @@ def test_a_run_may_start_later_and_use_own_prompts(tmp_path):
     assert words(pack) == "data pack --pairs w/score --model M --output w/shards"
 
 
-def test_own_pairs_are_filtered_with_the_special_tokens_of_the_model(tmp_path):
+def test_own_pairs_are_filtered_with_the_model(tmp_path):
     text = "input: pairs.jsonl\nmodel: M\noutput: w\nstages: {filter: , score: }\n"
     pipeline = load(tmp_path, text)
     assert words(pipeline.stages[0]) == "data filter --input pairs.jsonl --model M --output w/filter"

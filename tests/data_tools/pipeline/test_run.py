@@ -162,7 +162,7 @@ def test_bad_executors(executor, message):
         make_executor(executor, "executors.x")
 
 
-def test_a_slurm_executor_comes_from_its_description(tmp_path, monkeypatch):
+def test_slurm_executor_from_description(tmp_path, monkeypatch):
     """NeMo-Run itself writes the batch script that would be submitted."""
     import nemo_run
 

@@ -182,7 +182,7 @@ def test_repeated_question(chat, template):
     assert (document.turns, document.repairs) == (3, frozenset())
 
 
-def test_repeated_answers_with_a_missing_reference_are_ambiguous(chat, template, pad):
+def test_repeated_answers_can_be_ambiguous(chat, template, pad):
     pair = text_pair(1)
     pair["turns"][1] |= {name: pair["turns"][0][name] for name in ("chosen", "rejected")}
     row = published_row(chat, pair)

@@ -110,7 +110,7 @@ def named(model_dir, tmp_path, monkeypatch):
     return f"hf:{tmp_path}/own"
 
 
-def test_split_in_the_name_or_as_a_flag(longpo, model_dir, tmp_path, named):
+def test_split_by_name_or_flag(longpo, model_dir, tmp_path, named):
     found = {}
     for output, words in {
         "default": (named,),

@@ -42,7 +42,7 @@ def test_second_collection_of_items(line):
 
 
 @pytest.mark.parametrize("chunk", [CLOCK, ""])
-def test_echoes_are_those_of_the_given_prompt(chunk):
+def test_echoes_of_the_given_prompt(chunk):
     """Own words of the prompt are an echo in one wording, and a request like any other in another."""
     own = Wording("Write four riddles that a child of this village would solve with ease.")
     echo = "Write riddles that a child of this village would solve."

@@ -82,7 +82,7 @@ def test_refusing_to_answer(text):
 
 
 @pytest.mark.parametrize("text", ABSENT)
-def test_saying_that_the_answer_is_missing(text):
+def test_answer_reports_missing_text(text):
     assert is_refusal(text)
     assert not declines(text)
 

@@ -28,7 +28,7 @@ def files(directory):
     return sorted(path.name for path in directory.iterdir())
 
 
-def test_a_claim_has_one_owner_and_leaves_nothing_behind(tmp_path):
+def test_claim_has_one_owner_and_is_removed(tmp_path):
     with Claims(tmp_path) as first, Claims(tmp_path) as second:
         assert first.take("7")
         assert not second.take("7")
@@ -38,7 +38,7 @@ def test_a_claim_has_one_owner_and_leaves_nothing_behind(tmp_path):
     assert files(tmp_path) == []
 
 
-def test_a_dead_owner_of_this_machine_loses_its_claim_at_once(tmp_path):
+def test_dead_local_owner_loses_claim_at_once(tmp_path):
     owner = hold_in_another_process(tmp_path)
     with Claims(tmp_path) as claims:
         assert not claims.take("7")
@@ -49,7 +49,7 @@ def test_a_dead_owner_of_this_machine_loses_its_claim_at_once(tmp_path):
     assert files(tmp_path) == []
 
 
-def test_silent_remote_owner_loses_its_claim_after_the_lease(tmp_path):
+def test_silent_remote_owner_loses_claim(tmp_path):
     (tmp_path / ".claim-7").write_text("elsewhere 1")
     with Claims(tmp_path, lease_seconds=100) as claims:
         assert not claims.take("7")
@@ -58,7 +58,7 @@ def test_silent_remote_owner_loses_its_claim_after_the_lease(tmp_path):
         assert claims.take("7")
 
 
-def test_a_living_owner_keeps_its_claim_fresh(tmp_path):
+def test_living_owner_keeps_its_claim(tmp_path):
     with Claims(tmp_path, lease_seconds=0.3) as claims:
         assert claims.take("7")
         before = (tmp_path / ".claim-7").stat().st_mtime_ns

@@ -3,7 +3,7 @@
 from nemo_longpo.data_tools.runner.progress import Kept, remove_kept
 
 
-def test_values_outlive_their_process_and_not_their_part(tmp_path):
+def test_values_are_kept_until_the_part_ends(tmp_path):
     first = Kept(tmp_path, 3, "abc")
     assert first.get("a") is None
     first.put("a", [1, 0.1])

@@ -109,7 +109,7 @@ def test_parts_of_a_lost_process_are_taken_over(pairs_file, tmp_path):
     assert survivor.seen == [[3, 4, 5], [9], [0, 1, 2], [6, 7, 8]]
 
 
-def test_a_rank_outside_the_world_is_refused(pairs_file, tmp_path):
+def test_rank_outside_the_world_is_refused(pairs_file, tmp_path):
     with pytest.raises(InputError, match="rank 2 must be below world_size 2"):
         run(pairs_file, tmp_path / "out", Doubler(), rank=2, world_size=2)
 
@@ -129,7 +129,7 @@ def test_changed_settings_and_input_are_named(pairs_file, tmp_path):
     assert snapshot(tmp_path / "out") == before
 
 
-def test_a_failure_in_the_first_part_leaves_no_output(pairs_file, tmp_path):
+def test_failed_first_part_leaves_no_output(pairs_file, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(pairs_file, tmp_path / "out", Doubler(fail_at=0))
     assert not (tmp_path / "out").exists()
@@ -150,7 +150,7 @@ def test_lines_keep_their_numbers_across_parts(pairs_file):
     assert [row.record["n"] for row in rows] == list(range(10))
 
 
-def test_a_file_is_cut_by_bytes_too(tmp_path):
+def test_file_is_cut_by_bytes(tmp_path):
     """Lines of 10, 10, 50, 10, … bytes with blank ones between them; at most 3 lines and 25 bytes."""
     path = tmp_path / "input.jsonl"
     path.write_text("".join(f'{{"n":{n}{" " * (44 if n == 2 else 4 - len(str(n)))}}}\n\n' for n in range(9)))
@@ -164,7 +164,7 @@ def test_a_file_is_cut_by_bytes_too(tmp_path):
     assert generous.identity() == PartsSource(path, rows_per_part=3).identity()
 
 
-def test_another_limit_in_bytes_is_named_where_it_makes_other_parts(pairs_file, tmp_path):
+def test_effective_byte_limit_is_recorded(pairs_file, tmp_path):
     run(pairs_file, tmp_path / "out", Doubler(), part_bytes=24)
     done = snapshot(tmp_path / "out")
     with pytest.raises(InputError, match=r"input.bytes_per_part was 24, now 12"):

@@ -41,7 +41,7 @@ def test_only_uncached_prompt_tokens_count_as_read(tmp_path):
         assert 5 < tokens_per_second(progress, "read") / tokens_per_second(progress, "written") < 15
 
 
-def test_a_resumed_stage_begins_where_it_was(tmp_path):
+def test_resumed_stage_shows_earlier_progress(tmp_path):
     with Progress("respond", [4, 4], lambda: {0}, tmp_path) as progress:
         assert " 4/8 " in str(progress)
 

@@ -26,7 +26,7 @@ def test_every_process_manager_is_understood(environment):
     assert place(WorkShare(rank=1, world_size=2), **environment) == (1, 2)
 
 
-def test_a_kubernetes_job_tells_its_index_only():
+def test_kubernetes_job_gives_only_its_index():
     assert place(WorkShare(world_size=4, rank_from_environment=True), JOB_COMPLETION_INDEX="3") == (3, 4)
 
 

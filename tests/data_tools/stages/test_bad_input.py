@@ -59,7 +59,7 @@ def test_malformed_pairs(longpo, model_dir, tmp_path, outputs, second, message):
     assert outputs() == set()
 
 
-def test_filter_refuses_malformed_pairs_but_drops_empty_ones(longpo, tmp_path):
+def test_filter_refuses_malformed_and_drops_empty(longpo, tmp_path):
     path = tmp_path / "pairs.jsonl"
     records = [
         with_turn(chosen=""),

@@ -109,7 +109,7 @@ def test_the_date_is_a_setting(run, today, model, tmp_path):
     )
 
 
-def test_a_template_without_a_date_takes_none(run, today, model, tmp_path):
+def test_template_without_date_refuses_a_date(run, today, model, tmp_path):
     with_template(model, TEMPLATES["qwen2.5"])
     assert run("score", "pairs.jsonl", "scored", model)[0] == 0
     assert "chat_date" not in settings(tmp_path / "scored")
@@ -126,7 +126,7 @@ def test_any_part_of_a_date_is_noticed(model, shown):
         assert load_chat(model, day).printed_day == day
 
 
-def test_the_rendered_pieces_are_part_of_what_pack_compares(run, model, tmp_path):
+def test_pack_compares_rendered_pieces(run, model, tmp_path):
     """The same template and tokenizer with another rendering, as another version of transformers may have it."""
     assert run("score", "pairs.jsonl", "scored", model, "--chat-date", "2024-07-26")[0] == 0
     path = tmp_path / "scored" / "settings.json"

@@ -28,7 +28,7 @@ def mixed_corpus(corpus):
 
 
 @pytest.mark.slow
-def test_any_number_of_workers_and_ranks_gives_the_same_bytes(longpo, mixed_corpus, model_dir, tmp_path):
+def test_workers_and_ranks_do_not_change_bytes(longpo, mixed_corpus, model_dir, tmp_path):
     def chunk(output, *more):
         words = ("--model", model_dir, "--chunk-tokens", 96, "--chunks-per-document", 2, "--part-size", 2)
         status, out, err = longpo(
@@ -54,7 +54,7 @@ def test_any_number_of_workers_and_ranks_gives_the_same_bytes(longpo, mixed_corp
         assert snapshot(output) == expected
 
 
-def test_chunks_of_a_document_depend_on_its_id_and_the_seed_alone(longpo, model_dir, tmp_path):
+def test_chunks_depend_only_on_id_and_seed(longpo, model_dir, tmp_path):
     records = [{"text": make_document(number, 20), "id": f"doc {number}"} for number in range(6)]
 
     def chunk(name, records, *more):
@@ -133,7 +133,7 @@ def tokenised(corpus, model_dir):
     return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
 
 
-def test_bad_document_is_found_before_anything_is_written(longpo, corpus, model_dir, tmp_path):
+def test_bad_document_is_found_before_writing(longpo, corpus, model_dir, tmp_path):
     (corpus / "z.txt").write_bytes(b"last \xff")
     words = ("chunk", "--input", corpus, "--model", model_dir, "--chunk-tokens", 64, "--part-size", 1)
     status, _, err = longpo(*words, "--output", tmp_path / "out", "--num-workers", 2)

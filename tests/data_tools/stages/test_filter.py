@@ -120,7 +120,7 @@ def test_reasons(expected, hit, near_miss, off):
 
 
 @pytest.mark.parametrize("lead_in", ["", f"{Prompts().lead_ins[0]} ", f"{Prompts().lead_ins[-1]} "])
-def test_copy_of_the_instruction_is_found_despite_a_lead_in(lead_in):
+def test_copied_instruction_with_lead_in(lead_in):
     asked = "Who repaired the old clock?"
     for chosen in (asked, f"{lead_in}{asked}", "who repaired the old clock", f"“{asked}”"):
         assert reason(instruction=f"{lead_in}{asked}", chosen=chosen) == "copy", chosen
@@ -128,7 +128,7 @@ def test_copy_of_the_instruction_is_found_despite_a_lead_in(lead_in):
         assert reason(instruction=f"{lead_in}{asked}", chosen=chosen) is None, chosen
 
 
-def test_a_copy_of_most_of_the_instruction():
+def test_copy_of_most_of_the_instruction():
     asked = "Sum up what happened to the old boat in the winter, and compare the two letters."
     assert reason(instruction=asked, chosen="Sum up what happened to the old boat in the winter.") == "copy"
     assert reason(instruction=asked, chosen="Compare the two letters.") is None  # too little of it to be sure
@@ -153,7 +153,7 @@ LOOPING = {"raw": {"rejected_finish_reason": "length"}, "rejected": LOOP}
         ("refusal", "copy", {"chosen": SORRY, "instruction": f"Translate: {SORRY}"}),
     ],
 )
-def test_of_two_reasons_the_first_is_counted(first, second, both):
+def test_first_of_two_reasons_is_counted(first, second, both):
     assert reason(**both) == first
     off = {"loop": {"drop_loops": "none"}, "near_identical": {"max_similarity": 1.0}}
     off |= {"identical": {"drop_identical": False, "max_similarity": 1.0}, "refusal": {"drop_refusals": "none"}}
@@ -161,13 +161,13 @@ def test_of_two_reasons_the_first_is_counted(first, second, both):
     assert reason(**(both | off[first])) == second
 
 
-def test_a_loop_that_may_stay_is_truncated():
+def test_allowed_loop_counts_as_truncated():
     assert reason(**LOOPING, drop_loops="chosen") == "truncated"
     assert reason(**LOOPING, drop_loops="chosen", keep_truncated="rejected") is None
     assert reason(**LOOPING, keep_truncated="rejected") == "loop"
 
 
-def test_short_answers_in_the_words_of_the_prompt_stay():
+def test_short_answers_in_prompt_words_are_kept():
     instruction = "Is the boat in the harbour old, or is it new?"
     for chosen in ("It is new", "The boat in the harbour is old.", "On day 3 the captain of boat 21 wrote letter 9"):
         assert reason(instruction=instruction, chosen=chosen) is None
@@ -215,7 +215,7 @@ def test_instructions_that_were_asked_before(run):
     assert kept == {"a": turns}
 
 
-def test_repetition_is_found_despite_a_lead_in(run):
+def test_repetition_with_lead_in(run):
     turns = [turn("Who ran?"), turn(f"{Prompts().lead_ins[0]} Who ran?")]
     assert run({"a": turns})[1] == {"a": turns[:1]}
 

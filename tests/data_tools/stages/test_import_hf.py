@@ -81,7 +81,7 @@ def test_same_shards_as_from_the_text(longpo, model, chat, pad, tmp_path, ref_co
     assert found.manifest.generation["import-hf"]["split"] == "train"
 
 
-def test_parts_of_tables_are_cut_by_rows_alone(longpo, model, tmp_path):
+def test_tables_are_cut_only_by_rows(longpo, model, tmp_path):
     words = ("import-hf", "--input", tmp_path, "--model", model, "--output", tmp_path / "out", "--part-bytes", 5)
     status, _, err = longpo(*words)
     assert (status, err.endswith("give part_size, not part_bytes")) == (2, True)
@@ -106,7 +106,7 @@ def test_refused_documents_are_listed(longpo, model, chat, tmp_path):
     assert (refusal["reason"], refusal["detail"]) == ("no_answer", "nothing is labelled as an answer")
 
 
-def test_interrupted_import_continues_and_loses_no_refusal(longpo, model_dir, tmp_path):
+def test_interrupted_import_keeps_refusals(longpo, model_dir, tmp_path):
     """It stops at a row whose id is no id; its repair leaves the file as long as it was."""
     chat = load_chat(model_dir)
     rows = [published_row(chat, text_pair(index, 1)) for index in range(4)]

@@ -60,7 +60,7 @@ def test_one_of_the_pool_is_drawn(chat):
     assert instruct(chat, [answer], documents=30, lead_in_probability=0.0, seed=1).records != result.records
 
 
-def test_a_list_ends_at_a_special_token(chat):
+def test_list_ends_at_a_special_token(chat):
     """What follows was written by a model that went past its own end; the text of such a token is empty."""
     loaded = LoadedModel(chat, Parrot(chat, []), Prompts())
     first, second = chat.response_ids("1. Who ran?\n"), chat.response_ids("2. I am the next user.")
@@ -120,7 +120,7 @@ THREE = ["Who ran?", "Why did he run?", "Where did he run?"]
 SCHEMA = {"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": 400}, "minItems": 3, "maxItems": 3}
 
 
-def test_json_is_asked_for_where_the_engine_can_write_it(chat):
+def test_json_is_requested_if_supported(chat):
     pool, asked, schema = ask(chat, [json.dumps(THREE)], pool_size=3)
     assert (pool, schema) == (THREE, SCHEMA)
     assert "a JSON list of 3 strings" in asked
@@ -143,7 +143,7 @@ def test_incomplete_json_is_read_as_text(chat):
     assert ask(chat, ["\n".join(f"{n}. {text}" for n, text in enumerate(THREE, 1))], pool_size=3)[0] == THREE
 
 
-def test_an_echo_of_the_json_prompt_is_known(chat):
+def test_json_prompt_echo_is_rejected(chat):
     answer = json.dumps(["Write them as a JSON list of 3 strings", *THREE[:2]])
     assert ask(chat, [answer], pool_size=3)[0] == THREE[:2]
 
@@ -194,7 +194,7 @@ def test_a_kept_answer_is_bounded(chat):
     assert [(item["reason"], len(item["text"])) for item in turn["instruction_rejected"]] == [("too_long", 400)]
 
 
-def test_everything_is_taken_unless_it_is_checked(chat):
+def test_unchecked_requests_are_all_kept(chat):
     answers = ["1. He ran.\n2. What is the passage about?\n3. Who ran?\n4. Who ran"]
     (record,) = instruct(chat, answers, turns=1, check_requests=False).records
     assert record["turns"][0]["instruction_pool"] == ["He ran.", "What is the passage about?", "Who ran?"]
@@ -205,7 +205,7 @@ def test_error_for_no_instructions_names_the_reasons(chat):
         instruct(chat, ["1. He ran.\n2. 1.1"], documents=4)
 
 
-def test_error_of_a_part_without_instructions_quotes_the_first_answer(chat):
+def test_error_without_instructions_quotes_an_answer(chat):
     message = r"line 1: no usable instruction .* any of the model's 8 answers; the first begins with 'Sure! .*--prompts"
     with pytest.raises(InputError, match=message):
         instruct(chat, ["Sure! Here are my requests:", "Hm:"], documents=4)
@@ -230,7 +230,7 @@ def test_a_model_that_writes_no_instruction(longpo, corpus, model_dir, tmp_path)
     assert "\n" not in err
 
 
-def test_prompts_without_lead_ins_give_the_bare_instruction(longpo, corpus, model_dir, tmp_path):
+def test_no_lead_ins_gives_bare_instruction(longpo, corpus, model_dir, tmp_path):
     chunk = ("chunk", "--input", corpus, "--model", model_dir, "--output", tmp_path / "chunks", "--chunk-tokens", 128)
     assert longpo(*chunk)[0] == 0
     (tmp_path / "prompts.json").write_text('{"lead_ins": []}')

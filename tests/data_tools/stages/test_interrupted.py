@@ -62,7 +62,7 @@ def test_finished_batches_are_kept(longpo, model_dir, pairs, tmp_path, monkeypat
     assert snapshot(tmp_path / "out") == snapshot(tmp_path / "whole")
 
 
-def test_requests_kept_under_other_settings_are_not_used(longpo, model_dir, pairs, tmp_path, monkeypatch):
+def test_requests_of_other_settings_are_ignored(longpo, model_dir, pairs, tmp_path, monkeypatch):
     """The requests are the same, the model is run in another way."""
     common = ("score", "--pairs", pairs, "--model", model_dir, "--batch-tokens", 200, "--verify-samples", 0)
     with monkeypatch.context() as patch:
@@ -74,7 +74,7 @@ def test_requests_kept_under_other_settings_are_not_used(longpo, model_dir, pair
     assert snapshot(tmp_path / "out") == snapshot(tmp_path / "whole")
 
 
-def test_an_error_leaves_nothing_behind(longpo, model_dir, pairs, tmp_path, monkeypatch):
+def test_error_leaves_no_files(longpo, model_dir, pairs, tmp_path, monkeypatch):
     """The check of the engine fails after all batches of the first part were kept."""
     right = TransformersEngine._score_batch
     monkeypatch.setattr(

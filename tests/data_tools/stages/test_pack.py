@@ -44,7 +44,7 @@ def test_both_kinds_in_one_shard(longpo, model_dir, scored):
 
 
 @pytest.mark.parametrize("ask", ["{document}\n\n{instruction}", "{instruction} ({instruction})\n{document}\nAnswer."])
-def test_shards_say_which_tokens_hold_a_turn_s_chunk(longpo, model_dir, tmp_path, ask):
+def test_shards_record_chunk_spans(longpo, model_dir, tmp_path, ask):
     pair = text_pair(3, 3)
     foreign = "Somebody wrote this chunk without the document."
     pair["turns"][1]["chunk"] = foreign

@@ -84,7 +84,7 @@ def test_every_row_names_a_function_and_earlier_stages(row):
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_words_of_a_call_are_read_back_by_the_command_line(name, tmp_path):
+def test_call_words_parse_back(name, tmp_path):
     row = STAGES[name]
     some = {"rank": 1, "world_size": 2, "base_url": ("a", "b"), "check_requests": False, "dry_run": True, "seed": 3}
     values = {key: value for key, value in some.items() if key in row.setting_names()}

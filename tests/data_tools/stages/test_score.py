@@ -45,7 +45,7 @@ def test_both_kinds_in_one_file(longpo, model_dir, chat, tmp_path, ref_context):
                 assert turn == pytest.approx(values, abs=1e-5)
 
 
-def test_the_reference_reads_the_short_prompt_in_short_mode_only(longpo, model_dir, chat, tmp_path):
+def test_short_mode_scores_after_short_prompts(longpo, model_dir, chat, tmp_path):
     record = tokenised_record(chat, 1)
     other = record | {"short_prompts": [record["short_prompts"][1]] * 2}
     found = {}

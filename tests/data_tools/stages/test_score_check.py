@@ -105,7 +105,7 @@ def logps_of(tmp_path, name):
     return json.loads((tmp_path / "scored" / "part-00000.jsonl").read_text())["turns"][0][f"ref_{name}_logps"]
 
 
-def test_bfloat16_is_held_against_its_own_rounding(stage, tmp_path):
+def test_bfloat16_is_compared_with_its_rounding(stage, tmp_path):
     stage(TransformersEngine, dtype="bfloat16", verify={"verify_samples": 4})
     found = report(tmp_path)
     rounding = found["huggingface_to_float32"]
@@ -125,19 +125,19 @@ def test_bfloat16_is_held_against_its_own_rounding(stage, tmp_path):
         (OtherBase, {"rope_theta": 100.0, "dtype": "bfloat16"}),
     ],
 )
-def test_a_wrong_engine_is_refused_before_anything_is_written(stage, tmp_path, kind, common):
+def test_wrong_engine_is_refused_before_writing(stage, tmp_path, kind, common):
     with pytest.raises(InputError, match=r"tokens of doc-0, the engine's log-probs in .* on average is allowed"):
         stage(kind, **common)
     assert not (tmp_path / "scored").exists()
 
 
-def test_not_finite_is_refused_also_without_samples(stage, tmp_path):
+def test_not_finite_is_refused_without_samples(stage, tmp_path):
     with pytest.raises(InputError, match="document 'doc-0': the engine gives a log-prob that is not finite"):
         stage(NotFinite, verify={"verify_samples": 0})
     assert not (tmp_path / "scored").exists()
 
 
-def test_settings_turn_it_off_and_widen_it(stage, tmp_path):
+def test_settings_disable_or_widen_the_check(stage, tmp_path):
     stage(Scaled, verify={"verify_tolerance": 1.0})
     assert report(tmp_path)["engine_to_float32"]["mean"] > 1e-3
     # Neither is part of what was written: another value continues the same output.
@@ -147,7 +147,7 @@ def test_settings_turn_it_off_and_widen_it(stage, tmp_path):
     assert not (tmp_path / "scored" / REPORT_NAME).exists()
 
 
-def test_a_later_process_does_not_check_again(stage, tmp_path):
+def test_later_process_does_not_check(stage, tmp_path):
     stage(TransformersEngine)
     before = report(tmp_path)
     (tmp_path / "scored" / "part-00001.jsonl").unlink()
@@ -155,7 +155,7 @@ def test_a_later_process_does_not_check_again(stage, tmp_path):
     assert report(tmp_path) == before
 
 
-def test_a_report_lost_with_its_process_is_made_again(stage, tmp_path):
+def test_lost_report_is_made_again(stage, tmp_path):
     stage(TransformersEngine)
     (tmp_path / "scored" / REPORT_NAME).unlink()
     (tmp_path / "scored" / "part-00001.jsonl").unlink()
@@ -165,7 +165,7 @@ def test_a_report_lost_with_its_process_is_made_again(stage, tmp_path):
     assert report(tmp_path)["sample"][0]["doc_id"] == "doc-1"
 
 
-def test_the_report_waits_for_the_first_part(model, tmp_path):
+def test_report_waits_for_first_part(model, tmp_path):
     """A directory with a report but without settings.json would be refused by the next run as not a stage's output."""
     common = EngineSettings()
     engine = TransformersEngine(model, common, TransformersSettings())
@@ -202,7 +202,7 @@ def test_allowed_mean():
     assert allowed_mean(own, 4, 1e-3) == pytest.approx(4 * 0.02 + 1e-3)
 
 
-def test_two_roundings_of_one_kind_pass_by_chance():
+def test_equal_roundings_pass():
     """Heavy-tailed errors of the same distribution on different tokens: hardly ever refused, also over few tokens."""
     rng = np.random.default_rng(0)
     refused = 0

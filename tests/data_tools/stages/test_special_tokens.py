@@ -66,7 +66,7 @@ def test_every_declared_end_token_stops_an_answer(respond, model, name):
     assert (cut["chosen_token_ids"], cut["chosen_finish_reason"]) == (IDS[1:3], "length")
 
 
-def test_shards_end_with_the_templates_own_end_of_turn(longpo, respond, write, model, tmp_path):
+def test_shards_end_with_template_end_of_turn(longpo, respond, write, model, tmp_path):
     declare_ends(model, [END_OF_TURN, END_OF_TEXT])
     pairs = write(ASKED | {"turns": [ASKED["turns"][0] | respond(20)]})
     assert longpo("score", "--pairs", pairs, "--model", model, "--output", tmp_path / "scored")[0] == 0
@@ -100,7 +100,7 @@ def test_answer_ends_before_any_special_token(longpo, respond, write, tmp_path):
         assert (report.get("dropped_special_token", 0), report["turns_out"]) == (1 - kept, 1 + kept)
 
 
-def test_answers_with_a_special_token_inside_are_refused_or_left_out(longpo, write, model, tmp_path):
+def test_special_tokens_inside_answers(longpo, write, model, tmp_path):
     """As an earlier version stored them, or someone's own script."""
     asked, good = ASKED["turns"][0], {"chosen": "Yes", "rejected": "No"}
     for name in ("chosen", "rejected"):
@@ -146,7 +146,7 @@ def test_pack_refuses_special_tokens(longpo, write, model, tmp_path):
     assert not (tmp_path / "shards").exists()
 
 
-def test_tokenised_records_hold_no_special_token_within_an_answer(longpo, write, model, tmp_path):
+def test_tokenised_answers_refuse_special_tokens(longpo, write, model, tmp_path):
     chat = load_chat(model)
     good, bad = tokenised_record(chat, 1), tokenised_record(chat, 2)
     bad["rejected_ids"][bad["rejected_spans"][1][0] + 1] = TOKENIZER.convert_tokens_to_ids("<|im_start|>")
@@ -165,7 +165,7 @@ SPELLED = {
 
 
 @pytest.mark.parametrize("text", SPELLED)
-def test_end_tokens_spelled_behind_an_answer_are_left_out_and_counted(longpo, write, model, tmp_path, text):
+def test_spelled_end_tokens_are_removed_and_counted(longpo, write, model, tmp_path, text):
     declare_ends(model, [END_OF_TURN, END_OF_TEXT])
     pairs = write(ASKED | {"turns": [ASKED["turns"][0] | {"chosen": text, "rejected": f"{text} "}]})
     words = ("--pairs", pairs, "--model", model, "--output", tmp_path / "scored", "--json")

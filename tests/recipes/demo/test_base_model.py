@@ -22,7 +22,7 @@ def test_the_model_is_small() -> None:
     assert sum(path.stat().st_size for path in Path(BASE_MODEL).iterdir()) < 5e6
 
 
-def test_the_stored_tokenizer_is_the_one_that_the_script_builds(base) -> None:
+def test_stored_tokenizer_matches_the_script(base) -> None:
     _, tokenizer = base
     built = build_tokenizer()
     assert tokenizer.get_vocab() == built.get_vocab()
@@ -39,7 +39,7 @@ def test_text_survives_the_tokenizer(base) -> None:
     assert tokenizer.decode(ids) == " ".join(text.split())
 
 
-def test_the_template_is_made_of_the_pieces_that_the_model_learned(base) -> None:
+def test_template_matches_learned_pieces(base) -> None:
     _, tokenizer = base
     document, name = make_document(random.Random(2), 64), "Marta"
     messages = [
@@ -63,7 +63,7 @@ def test_the_template_is_made_of_the_pieces_that_the_model_learned(base) -> None
     assert tokenizer.apply_chat_template(messages) == first + second
 
 
-def test_the_prompt_file_asks_for_questions_as_in_training() -> None:
+def test_prompt_file_matches_training() -> None:
     template = json.loads(PROMPTS.read_text())["write_instruction"]
     assert template.format(document="X.") == f"X. {write_request()}"
 
@@ -82,7 +82,7 @@ def test_later_turns_are_answered_too(base) -> None:
         assert messages[-1]["content"] == answer(name, place)
 
 
-def test_it_writes_questions_about_what_the_document_says(base) -> None:
+def test_writes_questions_about_the_document(base) -> None:
     rng = random.Random(4)
     torch.manual_seed(0)
     document, samples = make_document(rng, 96), 32

@@ -21,7 +21,7 @@ def words(text: str) -> list[str]:
     return text.replace(STOP, f" {STOP}").split()
 
 
-def test_the_same_seed_gives_the_same_document() -> None:
+def test_same_seed_gives_same_document() -> None:
     first, again, other = (make_document(random.Random(seed), 300) for seed in (3, 3, 4))
     assert first == again
     assert first.text != other.text
@@ -40,7 +40,7 @@ def test_lengths_facts_and_words(tokens: int) -> None:
     assert set(document.facts.values()) <= set(PLACES)
 
 
-def test_every_stretch_of_a_long_document_states_a_fact() -> None:
+def test_facts_are_spread_evenly() -> None:
     for seed in range(20):
         found = words(make_document(random.Random(seed), 1024).text)
         positions = [i for i, word in enumerate(found) if word.endswith(":")]
@@ -48,7 +48,7 @@ def test_every_stretch_of_a_long_document_states_a_fact() -> None:
         assert max(gaps) <= 75, f"seed {seed}: a chunk of 80 tokens could hold no whole fact"
 
 
-def test_paragraphs_are_readable_and_sentences_end_them() -> None:
+def test_paragraphs_end_with_sentences() -> None:
     for paragraph in make_document(random.Random(0), 400).text.split("\n\n"):
         assert paragraph.endswith(STOP)
         assert 1 <= paragraph.count(STOP) <= SENTENCES_PER_PARAGRAPH

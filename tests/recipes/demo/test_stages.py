@@ -20,7 +20,7 @@ def commands_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "public_command", lambda name: name)
 
 
-def test_commands_keep_to_the_cpu_and_the_thread_limit(tmp_path: Path) -> None:
+def test_commands_use_the_cpu_and_thread_limit(tmp_path: Path) -> None:
     for step in demo_steps(DemoSettings(output=tmp_path))[1:]:
         assert step.env["CUDA_VISIBLE_DEVICES"] == ""
         assert step.env.get("OMP_NUM_THREADS") == ("1" if step.name == "train" else None)
@@ -60,7 +60,7 @@ def test_demo_of_before_is_continued(tmp_path: Path, capsys: pytest.CaptureFixtu
         records_of_before(tmp_path)
 
 
-def test_every_step_reads_what_an_earlier_one_writes(tmp_path: Path) -> None:
+def test_steps_read_earlier_output(tmp_path: Path) -> None:
     """What a step states as its inputs and outputs are the paths of its command."""
     written = {tmp_path / "documents.jsonl"}
     for step in demo_steps(DemoSettings(output=tmp_path))[1:]:
@@ -104,7 +104,7 @@ def test_plots_and_summary(tmp_path: Path) -> None:
     assert "r.png" in text
 
 
-def test_command_line_defaults_are_the_settings_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_command_line_has_settings_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     parser = argparse.ArgumentParser()
     cli.register(parser.add_subparsers())
     seen: list[DemoSettings] = []
