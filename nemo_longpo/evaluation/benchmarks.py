@@ -1,7 +1,7 @@
 """What a benchmark is (a row of the table in suites.py), what its tasks are built from, and what they come to."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,8 @@ class Benchmark:
     benchmark is made to a length; without any it has the lengths of its documents. `samples` is the number of questions
     per length, None for all there are. `metric` is the name of the harness's metric, from 0 to 1, and larger is better.
     With `chat_template` a question is a user's message, without it plain text. `column` is the paper's name of the
-    result, and the key of its numbers in paper.yaml.
+    result, and the key of its numbers in paper.yaml. A score of 1 is shown as `scale`: 100 for percent, 10 for the
+    ratings of judges.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Benchmark:
     max_new_tokens: int = 0
     chat_template: bool = False
     column: str = ""
+    scale: float = 100.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +96,8 @@ class Sample:
     """One question: its name in the task, its score from 0 to 1, and what was written.
 
     `prompt_hash` is the SHA-256 of the text that the model read. `answer` is the text written, or the log-likelihoods
-    of the choices.
+    of the choices. `parts` are the scores whose mean is `score`, where there are several, such as those of the turns
+    of a conversation.
     """
 
     id: str
@@ -102,11 +105,29 @@ class Sample:
     prompt_hash: str
     answer: Any
     expected: Any
+    category: str = ""
+    parts: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedBy:
+    """The judge of the scores, by the name that its server knows, and its first and last day, as YYYY-MM-DD.
+
+    `rules` is the SHA-256 of what the judge was told, apart from questions and answers.
+    """
+
+    name: str
+    first_day: str
+    last_day: str
+    rules: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskScores:
-    """One benchmark at one length. `dropped` questions did not fit; `shortened` ones were cut by its rules."""
+    """One benchmark at one length. `dropped` questions did not fit; `shortened` ones were cut by its rules.
+
+    `unscored` answers got no rating that can be read. They are in no mean.
+    """
 
     benchmark: str
     length: int | None
@@ -117,6 +138,9 @@ class TaskScores:
     samples: tuple[Sample, ...]
     dropped: int = 0
     shortened: int = 0
+    scale: float = 100.0
+    unscored: int = 0
+    judge: JudgedBy | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -153,6 +153,7 @@ def _task_scores(asked: prompts.TaskPrompts, samples: list[Sample]) -> TaskScore
         samples=tuple(samples),
         dropped=asked.dropped,
         shortened=asked.task.shortened,
+        scale=row.scale,
     )
 
 
@@ -167,6 +168,7 @@ def _merged(scores: Iterable[TaskScores]) -> tuple[TaskScores, ...]:
             samples=tuple(sample for task in own for sample in task.samples),
             dropped=sum(task.dropped for task in own),
             shortened=sum(task.shortened for task in own),
+            unscored=sum(task.unscored for task in own),
         )
         for own in parts.values()
     )
