@@ -12,7 +12,7 @@ from support.worker_pool import WorkerPool
 
 
 def pytest_collection_modifyitems(items):
-    """Tests marked `gpu` are skipped where there is none."""
+    """Skip tests marked `gpu` if there is no GPU."""
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

@@ -1,4 +1,4 @@
-"""Branch attention against softmax attention written out, over [trunk; branch] as one causal sequence per branch."""
+"""Compare branch attention with explicit softmax attention over [trunk; branch], one causal sequence per branch."""
 
 import itertools
 import math
@@ -33,7 +33,7 @@ def written_out(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float)
 
 
 def one_sequence_per_branch(attend, shared, own, grad, branches: Sequence[int]) -> Arrays:
-    """Outputs of the branches' rows, and their gradients, from full causal sequences [trunk; branch]."""
+    """Return outputs and gradients of the branches' rows from full causal sequences [trunk; branch]."""
     inputs = [own[name].clone().requires_grad_() for name in "qkv"]
     inputs += [shared[name].clone().requires_grad_() for name in "kv"]
     q, k, v, trunk_k, trunk_v = inputs
@@ -53,7 +53,7 @@ def expected(trunk: int, branches: Sequence[int], kv_heads: int = 2, scale: floa
 
 
 def gathered(shares: Sequence[dict[str, tuple[np.ndarray, np.ndarray]]]) -> Arrays:
-    """Every rank's rows in their places; each row has one owner."""
+    """Return all ranks' rows in order; each row has one owner."""
     whole = {}
     for name in shares[0]:
         rows = np.concatenate([share[name][0] for share in shares])
@@ -132,7 +132,7 @@ TRUNK, BRANCHES, WIDE = 448, (192, 256), 64
 
 
 def relative_error(found: Arrays, truth: Arrays, names: Sequence[str]) -> float:
-    """RMS over all numbers of the named tensors, each measured in its own RMS."""
+    """Return the RMS error over the named tensors, each relative to its own RMS."""
     return math.sqrt(sum(np.mean((found[n] - truth[n]) ** 2) / np.mean(truth[n] ** 2) for n in names) / len(names))
 
 
@@ -140,7 +140,7 @@ def relative_error(found: Arrays, truth: Arrays, names: Sequence[str]) -> float:
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_merging_loses_next_to_nothing(workers, ranks, dtype):
-    """Against float64 over the same numbers, the error of plain attention over two sequences is the measure.
+    """The error against float64 is compared with that of plain attention over two sequences.
 
     Everything together may err 1.1 times as much. The output alone, in bf16, 1.35 times: a kernel rounds each part's
     output, and the merged one is rounded again; rounding dominates there, and two equal roundings make √2.

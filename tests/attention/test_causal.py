@@ -1,4 +1,4 @@
-"""Causal attention against softmax attention written out, in float64: outputs and the gradients of Q, K and V."""
+"""Compare causal attention with explicit softmax attention in float64: outputs and gradients of Q, K and V."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Kernels against softmax attention written out; the CUDA kernel's calls against torch's own description of them."""
+"""Compare kernels with explicit softmax attention, and the CUDA kernel's calls with torch's declarations."""
 
 import math
 
@@ -54,7 +54,7 @@ def test_output_and_log_sum_exp(attend, rows, keys, kv_heads, causal):
 @pytest.mark.parametrize(("rows", "keys", "kv_heads", "causal"), CASES)
 @pytest.mark.parametrize("attend", [kernels.cpu_backward, partial_attention_backward], ids=["kernel", "part"])
 def test_gradients_of_parts_add_up(attend, rows, keys, kv_heads, causal):
-    """Each part takes the output and the log-sum-exp of all keys, also of those that it does not see."""
+    """Each part gets the output and the log-sum-exp over all keys, including those of other parts."""
     q, k, v, grad = problem(rows, keys, kv_heads)
     _, other_k, other_v, _ = problem(rows, keys + 3, kv_heads)
     inputs = [tensor.requires_grad_() for tensor in (q, k, v, other_k, other_v)]
@@ -99,7 +99,7 @@ def test_types(dtype, precise):
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_cuda_calls_match_torch_signatures(causal, dtype):
-    """Without a GPU: the real operators, called on tensors that have everything but numbers."""
+    """Call the real operators without a GPU, on tensors without data."""
     with fake_cuda():
         query = torch.empty(96, 32, 128, dtype=dtype, device="cuda")
         key, value = torch.empty(2, 96 if causal else 640, 8, 128, dtype=dtype, device="cuda").unbind()
@@ -126,7 +126,7 @@ TORCH_2_9 = (
 
 
 class Recorder:
-    """Stands in for `torch.ops.aten`: notes what it is called with, then calls the real operator."""
+    """Replaces `torch.ops.aten`: records the arguments of a call, then calls the real operator."""
 
     def __init__(self):
         self.calls: dict[str, tuple[tuple, dict]] = {}
@@ -140,7 +140,7 @@ class Recorder:
 
 
 def test_cuda_arguments_have_the_declared_names(monkeypatch):
-    """Every argument of both operators under its name, in the torch of this machine and in torch 2.9."""
+    """Every argument of both operators has the declared name, in the installed torch and in torch 2.9."""
     recorder = Recorder()
     monkeypatch.setattr("nemo_longpo.attention.kernels.aten", recorder)
     with fake_cuda():
@@ -184,7 +184,7 @@ def test_gpu_refuses_single_precision(dtype):
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("kv_heads", [8, 2])
 def test_branches_in_bf16(device, kv_heads):
-    """Against float64 over the same numbers, written out: within 1 % of each tensor's RMS."""
+    """Compared with explicit attention in float64: within 1 % of each tensor's RMS."""
     trunk, lengths, head = 300, (120, 80), 64
     shared, own, grad = branch_problem(trunk, lengths, kv_heads, head, torch.bfloat16)
     branches = [slice(0, 120), slice(120, 200)]

@@ -1,4 +1,4 @@
-"""The CPU backend: silent beside an accelerator, in force without one, and nothing in it that nobody needs."""
+"""The CPU backend does nothing beside an accelerator, works without one, and has no unnecessary part."""
 
 from dataclasses import dataclass
 
@@ -77,14 +77,14 @@ class TestWithoutAccelerator:
         assert sorted(findings.redirected) == sorted(cpu_jobs.NEEDS)
 
     def test_no_redirected_call_works_without_us(self, findings):
-        """When one does, upstream needs it no more: delete the redirection."""
+        """If one does, upstream no longer needs it: delete the redirection."""
         assert findings.met_before == set()
 
     def test_every_redirected_call_works_with_us(self, findings):
         assert findings.met_after == {*cpu_jobs.NEEDS, *cpu_jobs.MODE_NEEDS}
 
     def test_training_calls_every_redirection(self, findings):
-        """One that is not called answers nobody: delete it."""
+        """Delete a redirection that is never called."""
         assert findings.called == set(findings.redirected) - READ_NOT_CALLED
 
     def test_recompute_draws_the_same_dropout(self, findings):

@@ -1,4 +1,4 @@
-"""Benchmarks start, say what they are for, and are called by names that exist."""
+"""Benchmarks start, describe themselves, and are referred to by existing names."""
 
 import json
 import re

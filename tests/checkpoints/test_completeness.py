@@ -1,4 +1,4 @@
-"""What shows without a record: small files that are missing, empty or cut."""
+"""Damage that is found without a record: small files that are missing, empty or cut."""
 
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def test_damaged_archive_is_named(checkpoint):
 
 @pytest.mark.slow
 def test_changed_archive_bytes_are_refused(checkpoint):
-    """A member then passes for encrypted or compressed, a name for other text, a place for one outside the file."""
+    """A changed byte can make a member look encrypted or compressed, change its name, or move it outside the file."""
     path = checkpoint / "weights" / "common.pt"
     content, refused = path.read_bytes(), 0
     listing = content.index(b"PK\x01\x02")

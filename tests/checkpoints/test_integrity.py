@@ -1,4 +1,4 @@
-"""A checkpoint's record of its files: what it holds, what it notices, how it is written beside the training."""
+"""A checkpoint's record of its files: its content, the damage it detects, and writing it during training."""
 
 import errno
 import hashlib
@@ -47,7 +47,7 @@ def checkpoint(tmp_path) -> Path:
 
 
 def _damage(checkpoint: Path) -> str | None:
-    """What a check of everything says."""
+    """Return the message of a full check."""
     record = read_record(checkpoint)
     assert record is not None
     try:
@@ -198,7 +198,7 @@ def checkpoints(tmp_path) -> list[Path]:
 
 @pytest.fixture
 def slow(monkeypatch) -> threading.Event:
-    """Hashing waits for this event, and asks whether to go on each millisecond."""
+    """Hashing waits for this event, and checks every millisecond whether to continue."""
     released = threading.Event()
 
     def write_slowly(checkpoint, progress):

@@ -1,4 +1,4 @@
-"""What a kill, a full disk or a loss of power leaves in `metrics.jsonl` does not stop a run from going on."""
+"""A run can continue after a kill, a full disk or a power loss damaged `metrics.jsonl`."""
 
 import errno
 import json

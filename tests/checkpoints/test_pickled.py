@@ -1,4 +1,4 @@
-"""A pickle is held to its list and its length before Python reads it; a `.metadata` only describes a checkpoint."""
+"""Pickles are checked against the allowed names and their length before Python reads them."""
 
 import collections
 import dataclasses
@@ -70,7 +70,7 @@ def test_enumerations_of_every_python_are_read(tmp_path):
 
 @pytest.mark.slow
 def test_megatrons_metadata_is_read_without_megatron(tmp_path):
-    """Its metadata names two classes of its own."""
+    """Megatron's metadata names two classes of Megatron."""
     from megatron.core.dist_checkpointing.strategies.torch import MCoreMetadata, MCoreSavePlan
 
     written = MCoreMetadata({}, storage_data={}, mcore_data={})
@@ -104,7 +104,7 @@ def place(metadata: Metadata, **changes: object) -> None:
 
 
 def resize(metadata: Metadata, tensor: tuple[int, ...], part: tuple[int, ...], offsets: tuple[int, ...]) -> None:
-    """As a reader finds it: where the part begins is also in its index."""
+    """The index gives the start of the part too."""
     entry = metadata.state_dict_metadata["weight"]
     entry.size = torch.Size(tensor)
     entry.chunks = [ChunkStorageMetadata(torch.Size(offsets), torch.Size(part))]
@@ -175,7 +175,7 @@ print(*outcomes.values())
 
 @pytest.mark.slow
 def test_changed_bytes_are_refused_cheaply(weights):
-    """One byte can claim gigabytes, which Python reserves before it reads on."""
+    """One byte can claim gigabytes, and Python allocates them before it reads on."""
     child = subprocess.run(
         [sys.executable, "-c", LIMITED, weights, "1500"], capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""The newest complete checkpoint of a run is found, and no run starts over beside one in silence."""
+"""The newest complete checkpoint of a run is found, and no run silently starts over beside one."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ def save(folder: Path, name: str) -> Path:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Of a run that was killed while its checkpoint of step 8 replaced that of step 6, which the link still names."""
+    """Folder of a run that was killed while checkpoint 8 replaced checkpoint 6; the link still names 6."""
     folder = tmp_path / "run" / "longpo" / "checkpoints"
     old, _ = save(folder, "global_step=6"), save(folder, "global_step=8")
     (folder / "global_step=6-last").symlink_to(old.name)
@@ -227,7 +227,7 @@ def test_leftover_link_is_replaced(folder):
 
 @pytest.fixture
 def begun(tmp_path) -> Path:
-    """The folder of a run that can go on from its newest checkpoint, and never starts over beside one in silence."""
+    """Folder of a run that can continue from its newest checkpoint."""
     for step in (2, 4):
         save(tmp_path, f"global_step={step}")
     return tmp_path

@@ -1,4 +1,4 @@
-"""A run's inputs are told apart by content and order, and never by where they lie."""
+"""A run's inputs are distinguished by content and order, never by their paths."""
 
 import errno
 from dataclasses import replace

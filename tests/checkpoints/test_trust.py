@@ -1,6 +1,6 @@
 """The lists of what a checkpoint may name, and what is refused, without the loaders of NeMo, Megatron and PyTorch.
 
-That these exploits run where a loader is let at them is shown in tests/megatron/test_trust.py.
+tests/megatron/test_trust.py shows that these exploits run if a loader reads them.
 """
 
 import _compat_pickle
@@ -155,7 +155,7 @@ def test_listed_names_exist():
 
 
 def test_listed_names_are_not_renamed():
-    """A pickle of an old protocol may mean another thing by a name than it says."""
+    """In pickles of old protocols, Python maps some names to others."""
     kept = {name for name in trust.STATE_NAMES if name[0] != "__builtin__"}
     assert not kept & _compat_pickle.NAME_MAPPING.keys()
     assert not {module for module, _ in kept} & _compat_pickle.IMPORT_MAPPING.keys()

@@ -1,4 +1,4 @@
-"""Each fault in the input: one sentence that names the culprit, exit status 2, and nothing left behind."""
+"""Each fault in the input gives one sentence with its cause, exit status 2, and no files."""
 
 import shutil
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Weight files that are not what they should be: each fault is one sentence that names the file or the tensor."""
+"""Damaged weight files: each fault gives one sentence with the file or the tensor."""
 
 import json
 import shutil

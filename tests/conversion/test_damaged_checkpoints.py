@@ -1,4 +1,4 @@
-"""What an import records of its files holds for every command that reads the checkpoint."""
+"""Every command that reads a checkpoint checks the import's record of its files."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Which files an export writes where the checkpoint does not say, or says what cannot be."""
+"""The files of an export if the checkpoint does not list them, or lists impossible ones."""
 
 import json
 import shutil

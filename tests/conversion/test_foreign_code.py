@@ -1,4 +1,4 @@
-"""Nothing in a model's directory runs: not its pickles, not its Python files, not what its settings point to."""
+"""No code in a model's directory runs: no pickles, no Python files, nothing that its settings name."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from nemo_longpo.conversion.importer import import_checkpoint
 
 @pytest.fixture
 def trap(tmp_path) -> Path:
-    """Comes into being when foreign code runs."""
+    """A path that exists once foreign code has run."""
     path = tmp_path / "trap"
     yield path
     assert not path.exists()

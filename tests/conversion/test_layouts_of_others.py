@@ -1,4 +1,4 @@
-"""Safetensors headers and indices that another program wrote come back as they are while what they describe does."""
+"""Safetensors headers and indices of other programs are kept if the tensors that they describe are."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ SEVERAL = "qwen2-untied-bf16"
 
 
 def read_header(file: Path) -> tuple[dict, bytes]:
-    """The header, and the tensors behind it."""
+    """Return the header and the tensors' bytes after it."""
     content = file.read_bytes()
     end = 8 + int.from_bytes(content[:8], "little")
     return json.loads(content[8:end]), content[end:]

@@ -1,4 +1,4 @@
-"""Stock NeMo and Megatron-Core take our checkpoints, compute what Hugging Face computes, and we take theirs.
+"""Stock NeMo and Megatron-Core load our checkpoints and compute what Hugging Face computes; we load theirs.
 
 On three sides: with Megatron's local layers, with Transformer Engine's over a stand-in, and in NeMo 2.6.
 """
@@ -36,7 +36,7 @@ SECONDS = 400
 
 @dataclass(frozen=True)
 class Side:
-    """A process at work, and where it puts what it finds."""
+    """A running process, and the directory of its results."""
 
     process: subprocess.Popen
     output: Path
@@ -65,7 +65,7 @@ def start(output: Path, script: str, *arguments: Path, overlay: Path | None = No
 
 @pytest.fixture(scope="module")
 def sides(hf_models, nemo_checkpoints, tmp_path_factory) -> Iterator[dict[str, Side]]:
-    """All at the same time: most of their time goes into importing NeMo."""
+    """All run at the same time: most of their time is the import of NeMo."""
     hf, nemo = hf_models["mistral"].parent, nemo_checkpoints["mistral"].parent
     root = tmp_path_factory.mktemp("sides")
     found = {
@@ -109,7 +109,7 @@ def test_older_is_older(sides):
 
 
 def test_written_checkpoints_are_trusted(side, nemo_checkpoints):
-    """By the lists of what a checkpoint may name: stock imports, runs of NeMo and of ours, ours saved again."""
+    """The lists of allowed names cover stock imports, NeMo's and our runs, and ours saved again."""
     written = {path.parents[1] for path in side.wait().rglob("weights/metadata.json")}
     assert len(written) > 5
     for checkpoint in written | set(nemo_checkpoints.values()):
@@ -200,7 +200,7 @@ def assert_moved(trained: Path, original: Path, steps: int) -> None:
 
 @pytest.mark.parametrize("side", [LOCAL, OLDER], indirect=True)
 def test_our_recipe_trains_and_resumes(side, hf_models, tmp_path):
-    """The second checkpoint after resuming is whole although that from which the run resumed is gone."""
+    """The second checkpoint after resuming is complete although the one that it resumed from is gone."""
     assert [metrics["step"] for metrics in read_metrics(side.wait())] == [1, 2, 3]
     back = export_checkpoint(side.output, tmp_path / "back")
     assert_moved(back, hf_models["mistral"], steps=3)

@@ -1,4 +1,4 @@
-"""What training and FP8 leave in a checkpoint is no part of the model; what belongs nowhere is refused."""
+"""Training and FP8 state in a checkpoint is ignored; unknown tensors are refused."""
 
 import pickle
 import shutil
@@ -48,7 +48,7 @@ def test_optimizer_state_is_not_exported(hf_models, nemo_checkpoints, tmp_path):
 
 
 def test_unknown_tensor_is_refused(nemo_checkpoints, tmp_path):
-    """It would be lost without a word: a bias that the family does not have, a router."""
+    """It would be lost silently: a bias that the family does not have, a router."""
     bias = {"module.decoder.layers.self_attention.linear_qkv.bias": torch.ones(2, 128)}
     changed = with_more(nemo_checkpoints["mistral"], tmp_path / "changed", bias, {})
     with pytest.raises(InputError, match=r"no place in MistralForCausalLM for tensor module.*linear_qkv\.bias$"):

@@ -1,4 +1,4 @@
-"""An exported model is the next iteration's model, as it is: it writes the data, scores it, and is imported again."""
+"""An exported model is the next iteration's model: it writes the data, scores it, and is imported again."""
 
 import json
 import shutil

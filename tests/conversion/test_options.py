@@ -1,4 +1,4 @@
-"""What was asked for changes in `config.json`, and nothing else does, in both spellings of the file."""
+"""Only the requested fields of `config.json` change, in both spellings of the file."""
 
 import shutil
 from dataclasses import dataclass, field

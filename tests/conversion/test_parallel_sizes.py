@@ -1,4 +1,4 @@
-"""Parallel sizes leave no trace: one import trains under any, and what was trained under any exports the same.
+"""Parallel sizes do not matter: one import trains under any, and exports do not depend on them.
 
 That one import computes the same losses and gradients under every kind of sizes is `tests/megatron/test_parity.py`.
 """

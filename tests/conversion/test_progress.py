@@ -1,4 +1,4 @@
-"""Threads work through a model holding a tensor each; what libraries print is held back."""
+"""Threads convert a model, one tensor each; output of libraries is hidden."""
 
 import os
 import subprocess
@@ -56,7 +56,7 @@ def test_no_item_starts_after_an_error():
 
 
 class TrackedWeights:
-    """Makes tensors, and knows which of the pieces that it gave away are still held by someone."""
+    """Makes tensors, and counts which of its pieces are still referenced."""
 
     def __init__(self, held_at_most: int):
         self.alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()

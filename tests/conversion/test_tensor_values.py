@@ -1,4 +1,4 @@
-"""NaN and infinities are named wherever a model passes, and no conversion makes one of a number."""
+"""Every command names NaN and infinities, and no conversion creates one."""
 
 import json
 import shutil

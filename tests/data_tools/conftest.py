@@ -21,7 +21,7 @@ def corpus(tmp_path):
 
 @pytest.fixture
 def longpo(capsys):
-    """Run `longpo data …` in this process; returns (exit status, standard output, standard error)."""
+    """Run `longpo data …` in this process; return (exit status, standard output, standard error)."""
     import argparse
 
     from nemo_longpo.data_tools.cli import register

@@ -1,4 +1,4 @@
-"""Settings check themselves, and come from a command line or a mapping."""
+"""Settings check themselves, and are read from a command line or a mapping."""
 
 import argparse
 from dataclasses import dataclass

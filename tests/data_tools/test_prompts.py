@@ -85,7 +85,7 @@ def test_lead_ins_have_a_known_language():
 
 
 def test_lead_ins_are_whole_phrases():
-    """What was complained of: a clause that wants a statement behind it, and an announcement of one."""
+    """Not a clause that needs a statement after it, nor the announcement of one."""
     for lead_in in Prompts().lead_ins:
         assert not lead_in.startswith(("According to", "As far as", "Here is something", "Look it up", "Think back"))
 

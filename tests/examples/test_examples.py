@@ -1,4 +1,4 @@
-"""Every file of examples/ is parsed or run, so that a renamed stage, flag or setting shows here."""
+"""Every file of examples/ is parsed or run, so that renamed stages, flags or settings are found."""
 
 import json
 import os

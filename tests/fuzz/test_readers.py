@@ -1,4 +1,4 @@
-"""Whatever a file holds, reading it works or ends in InputError with one printable sentence.
+"""Reading any file works or ends in InputError with one printable sentence.
 
 Some thousands of cases, the same ones each time; `make fuzz` takes many more, other ones each time.
 """

@@ -1,4 +1,4 @@
-"""What the training tests share: per family a small model, its checkpoint and its shards."""
+"""Fixtures of the training tests: per family a small model, its checkpoint and its shards."""
 
 from dataclasses import dataclass
 from pathlib import Path

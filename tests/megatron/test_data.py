@@ -1,4 +1,4 @@
-"""What the data module takes over from a checkpoint, and what it does not."""
+"""What the data module restores from a checkpoint, and what it does not."""
 
 from functools import partial
 
@@ -34,7 +34,7 @@ def test_continues_after_trained_documents(state, monkeypatch):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_loader_yields_rank_rows_and_errors(workers):
-    """Also out of a data worker, of whose exceptions PyTorch would make a traceback."""
+    """Also from a data worker; PyTorch would turn its exceptions into tracebacks."""
     from nemo_longpo.megatron.data import lay_out_on_rank, next_rows
 
     (record, *_) = training_pairs.uneven_records(100)

@@ -1,4 +1,4 @@
-"""A full disk is recognised in every exception that training has been seen to end with, and in no other."""
+"""A full disk is recognised in every exception that it is known to cause, and in no other."""
 
 import errno
 import logging

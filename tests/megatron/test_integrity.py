@@ -1,4 +1,4 @@
-"""Training starts from, and goes on from, checkpoints whose files are those that were written; else one sentence."""
+"""Training starts and resumes only from undamaged checkpoints; otherwise it ends with one sentence."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""The settings of a job: what cannot work is refused with advice, the rest reaches the model's config."""
+"""Settings of a job that cannot work are refused with advice; the others reach the model's config."""
 
 from types import SimpleNamespace
 

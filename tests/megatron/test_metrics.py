@@ -1,4 +1,4 @@
-"""How fast a run says it is, and what it says when that cannot be written."""
+"""The reported speed of a run, and the error if metrics cannot be written."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""A run that was killed continues as if nothing had happened: weights, optimizer state, learning rate, data order."""
+"""A killed run continues exactly: weights, optimizer state, learning rate, data order."""
 
 import math
 from pathlib import Path
@@ -38,7 +38,7 @@ def _metrics(run: Path) -> list[dict]:
 
 
 def _left_over(run: Path) -> set[str]:
-    """What lies in the folder of checkpoints; links with their targets."""
+    """Return the content of the folder of checkpoints; links with their targets."""
     folder = run / "longpo" / "checkpoints"
     return {f"{path.name} -> {path.readlink()}" if path.is_symlink() else path.name for path in folder.iterdir()}
 

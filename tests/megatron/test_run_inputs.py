@@ -1,4 +1,4 @@
-"""A run knows the shards and the checkpoint that it began with, by content, and says what is another one now."""
+"""A run compares shards and start checkpoint by content with those that it began with, and names changes."""
 
 import shutil
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_changed_inputs_are_refused_at_resume(workers, workbench, tmp_path):
 
 
 def test_other_reference_weights_are_logged(workers, workbench, tmp_path):
-    """A start that is not those is meant in later rounds, so it is one line and no refusal."""
+    """In later rounds another start is intended, so it is logged and not refused."""
     weights = weights_fingerprint(workbench.hf)
     same, other = (
         _shards(tmp_path / name, workbench, name_of) for name, name_of in (("same", weights), ("other", "2" * 64))
@@ -82,7 +82,7 @@ def test_other_reference_weights_are_logged(workers, workbench, tmp_path):
 
 
 def test_changed_shard_stops_all_ranks(workers, workbench, tmp_path):
-    """A token became another one that exists, so that only the hash tells. Whoever began with the file knew it."""
+    """A token was replaced by another valid one, so only the hash shows it."""
     shards = shutil.copytree(workbench.shards, tmp_path / "shards")
     (file,) = shards.glob("*.arrow")
     content = bytearray(file.read_bytes())

@@ -1,4 +1,4 @@
-"""Training refuses what it cannot train on, in one sentence, before the first step and without a checkpoint."""
+"""Training refuses bad input in one sentence, before the first step and without a checkpoint."""
 
 import dataclasses
 import shutil

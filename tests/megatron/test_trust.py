@@ -1,4 +1,4 @@
-"""Training runs no code that a checkpoint brings, unless it is told to; where it is, each of these would have run."""
+"""Training runs no code of a checkpoint unless it is allowed to; then each of these would run."""
 
 import shutil
 import time
@@ -26,12 +26,12 @@ def settings(workbench, tmp_path) -> dict[str, object]:
 
 
 def harmful(source: Path, target: Path, exploit: str, trap: Path) -> str:
-    """A copy that springs the trap; returns what its refusal says."""
+    """Make a copy that springs the trap; return the message of its refusal."""
     return plant_in(shutil.copytree(source, target), exploit, trap)
 
 
 def plant_in(checkpoint: Path, exploit: str, trap: Path) -> str:
-    """Whoever plants it makes the hashes fit, too."""
+    """The hashes are adjusted too, as an attacker would."""
     plant, sentence = EXPLOITS[exploit]
     plant(checkpoint, trap)
     write_record(checkpoint)

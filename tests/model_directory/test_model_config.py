@@ -1,4 +1,4 @@
-"""One object says what a `config.json` says: its raw fields, their defaults, and what they are called elsewhere."""
+"""One object holds the fields of a `config.json`, their defaults, and their other names."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""RoPE scaling in `config.json`: both dialects are read, nothing is ignored, and what is written reads back."""
+"""RoPE scaling in `config.json`: both dialects are read, nothing is ignored, and writing round-trips."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Which exchange of keys and values fits which model: one sentence with a way out for each that does not."""
+"""Which exchange of keys and values fits a model; the others are refused in one sentence with advice."""
 
 import pytest
 

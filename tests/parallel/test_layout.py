@@ -194,7 +194,7 @@ def test_turn_across_a_boundary_keeps_tokens():
 
 
 class Row(NamedTuple):
-    """What one row says. Whose row it is, is its key: (0 chosen or 1 rejected, position)."""
+    """The content of one row; its key is (0 chosen or 1 rejected, position)."""
 
     token: int
     label: int
@@ -239,7 +239,7 @@ def _per_row(rows: PairRows) -> tuple[torch.Tensor, ...]:
 
 
 def rows_token_by_token(record: PairRecord, layout: PairLayout) -> dict[tuple[int, int], Row]:
-    """The same from the meaning of the record: walk both sequences and say of every token who has to predict it.
+    """Build the same rows token by token: walk both sequences and find the row that predicts each token.
 
     Behind a shared prefix, the rejected side begins with the row of the trunk's last token.
     """

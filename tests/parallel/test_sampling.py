@@ -37,7 +37,7 @@ def test_every_epoch_holds_each_record_once(records, batch_size, window, seed, d
 
 @given(counts, batch_sizes, windows, st.integers(0, 5), st.lists(st.integers(0, 300), min_size=1, max_size=6))
 def test_item_depends_only_on_its_number(records, batch_size, window, seed, items):
-    """A run that was resumed at any item, or read by another worker, sees what an uninterrupted one would."""
+    """A run resumed at any item, or read by another worker, sees the items of an uninterrupted one."""
     costs = random_costs(records)
     straight = RecordOrder(costs_N=costs, seed=seed, batch_size=batch_size, window=window)
     run = [straight[item] for item in range(301)]
@@ -119,7 +119,7 @@ def imbalance(costs: np.ndarray, dp_size: int, window: int) -> float:
     [(2, 1, 5), (4, 1, 2.5), (8, 1, 1), (2, 8, 30), (4, 8, 15), (8, 8, 6)],
 )
 def test_waiting_for_the_busiest_rank_shrinks(dp_size, window, shrinks_by):
-    """What the mean rank waits, as a share of its own work, against batches dealt out at random."""
+    """The mean rank's waiting time as a share of its work, compared with random batches."""
     costs = random_costs(512)
     dealt = costs[epoch_order(costs, 0, 0, 8, 1)].reshape(-1, 8 // dp_size, dp_size).sum(1)
     at_random = float((dealt.max(1) / dealt.mean(1)).mean())

@@ -1,4 +1,4 @@
-"""Memory by part: worked examples by hand, and how each lever moves its own part."""
+"""Memory by part: worked examples, and the effect of each setting on its part."""
 
 from dataclasses import replace
 

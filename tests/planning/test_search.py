@@ -1,4 +1,4 @@
-"""Which setups are proposed, in which order, and why the others are not."""
+"""The proposed setups, their order, and the reasons against the others."""
 
 from dataclasses import replace
 

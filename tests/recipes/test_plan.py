@@ -1,4 +1,4 @@
-"""What `longpo plan` says to set reaches the recipe, through the parser of `nemo llm finetune`."""
+"""The settings of `longpo plan` reach the recipe through the parser of `nemo llm finetune`."""
 
 import shlex
 

@@ -1,4 +1,4 @@
-"""Bytes of a shard that were changed behind our back: a sentence, or records that hold together; never a crash."""
+"""Changed bytes of a shard give one sentence or consistent records, never a crash."""
 
 import random
 import shutil
@@ -25,7 +25,7 @@ def shards(tmp_path):
 
 
 def outcome(shards: Path) -> str:
-    """How reading every record ends, by the file's hash and without looking at it."""
+    """Return the results of reading every record, with and without checking the file's hash."""
     reader = ShardReader(shards)
     with pytest.raises(InputError, match="sha256"):
         reader.verify()
@@ -43,7 +43,7 @@ def outcome(shards: Path) -> str:
 
 
 def change_bytes(shards: Path, cases: int, seed: int) -> None:
-    """Run in a process of its own, which a fault in Arrow would end; prints how many were refused."""
+    """Run in its own process, which a fault in Arrow would end; print how many were refused."""
     path = shards / "shard-00000.arrow"
     whole = path.read_bytes()
     rng, counts = random.Random(seed), Counter()
@@ -77,6 +77,6 @@ def test_changed_bytes_never_end_the_process(shards, tmp_path):
 
 
 def test_undamaged_file_is_read(shards, tmp_path):
-    """Else the test above would pass with a reader that refuses everything."""
+    """Otherwise the test above would pass with a reader that refuses everything."""
     shutil.copytree(shards, tmp_path / "copy")
     assert [record.doc_id for record in ShardReader(tmp_path / "copy")] == ["document 0", "document 1"]

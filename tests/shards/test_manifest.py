@@ -1,4 +1,4 @@
-"""A manifest has fields of the right type, plain names and sums that agree; a file that was hashed is known again."""
+"""Manifests have fields of the right type, plain names and matching sums; hashed files are remembered."""
 
 import json
 import os
@@ -144,7 +144,7 @@ def test_machines_add_known_files(shard):
 
 
 def test_state_and_path(shard, tmp_path, monkeypatch):
-    """Each figure for itself: file systems differ in which of them a copy or a restored backup changes."""
+    """Each value alone: file systems differ in which of them a copy or a restored backup changes."""
     stat = shard.stat()
     assert state_of(shard, "a") == [stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, "a"]
     known = read_known(_remember(shard))

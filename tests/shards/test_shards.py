@@ -1,4 +1,4 @@
-"""Shards: what goes in comes out; what was cut, changed or belongs to another model is refused."""
+"""Shards round-trip; cut or changed ones, and those of another model, are refused."""
 
 import dataclasses
 import pickle

@@ -1,4 +1,4 @@
-"""Which steps are done, must run or are refused, and what `--dry-run` says of them."""
+"""Which steps are done, must run or are refused, and the output of `--dry-run`."""
 
 import argparse
 import json

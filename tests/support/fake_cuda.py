@@ -1,4 +1,4 @@
-"""Tensors on a GPU that is not there: shapes, types and devices by the rules of torch's kernels, without numbers."""
+"""Tensors on a simulated GPU: shapes, types and devices by the rules of torch's kernels, without data."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 @contextmanager
 def fake_cuda() -> Iterator[None]:
-    """Inside, `device="cuda"` gives such tensors, whatever other tests have done to this process.
+    """Within it, `device="cuda"` gives such tensors, whatever other tests have done to this process.
 
     A test that builds a strategy switches the CPU backend on, which would answer "cuda" with the CPU.
     """

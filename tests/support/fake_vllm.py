@@ -18,7 +18,7 @@ STOP = 2
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to one completion request instead of a good answer, or to that answer."""
+    """A fault of one completion request or of its answer."""
 
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)

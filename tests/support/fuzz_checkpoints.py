@@ -1,4 +1,4 @@
-"""What is read of a run and of its checkpoints, as rows like those of `fuzz_readers`."""
+"""Readers of runs and checkpoints, as rows like those of `fuzz_readers`."""
 
 import hashlib
 import json

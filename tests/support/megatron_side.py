@@ -1,4 +1,4 @@
-"""What stock NeMo and Megatron-Core make of imported checkpoints. Run as a script, in a process of its own, because the
+"""Let stock NeMo and Megatron-Core use imported checkpoints. Run as a script, in a separate process, because the
 CPU backend redirects torch for the whole process.
 
 Usage: megatron_side.py NEMO_ROOT OUTPUT. NEMO_ROOT holds a checkpoint per case. In OUTPUT: `logits/CASE.pt`;

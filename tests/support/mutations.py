@@ -1,4 +1,4 @@
-"""What can happen to a file: fields that go, change their kind or name; bytes that flip, go, come, or are cut off.
+"""Mutations of a file: fields are removed, renamed or change kind; bytes are flipped, removed, added or cut.
 
 A mutation is drawn by Hypothesis as small numbers, so that a failing case shrinks to the fewest changes.
 """

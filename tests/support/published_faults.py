@@ -1,4 +1,4 @@
-"""What goes wrong in published rows. Every fault changes a clean row in place."""
+"""Faults of published rows. Every fault changes a clean row in place."""
 
 from support.published_pairs import IGNORED, labelled_spans, padded, published_row, text_pair
 
@@ -25,7 +25,7 @@ def extend(row, names, ids, labels=None):
 
 
 def label_one_more(row, chat, pad):
-    """As where labels run on until the next user message."""
+    """Labels continue until the next user message."""
     closing = chat.tokenizer("\n", add_special_tokens=False)["input_ids"][-1:]
     extend(row, ["chosen"], closing, closing)
     row["chosen_lm_labels"] += closing
@@ -156,7 +156,7 @@ def lose_a_turn(row, chat, pad, turn=2):
 
 
 def cut_the_last_answer(row, chat, pad):
-    """As where a sequence was truncated."""
+    """The sequence is truncated."""
     for name in ("chosen_input_ids", "chosen_labels", "chosen_lm_labels"):
         change(row, name, lambda values: values[:-2])
 
@@ -178,7 +178,7 @@ def change_a_prompt(row, chat, pad):
 
 
 def lose_a_turn_in_the_middle(row, chat, pad):
-    """Behind it, nothing of the two conversations belongs together."""
+    """After it, the two conversations do not match."""
     lose_a_turn(row, chat, pad, 1)
 
 

@@ -1,4 +1,4 @@
-"""LongPO on plain Hugging Face models in fp32, one sequence at a time: what the Megatron path is held against.
+"""LongPO on plain Hugging Face models in fp32, one sequence at a time: the reference for the Megatron path.
 
 Written from the formulas alone; nothing of the project is imported.
 """

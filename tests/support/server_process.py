@@ -1,4 +1,4 @@
-"""A real vLLM server on loopback, in a process group of its own: started, killed like a lost machine, started again."""
+"""A real vLLM server on loopback, in its own process group; it can be started, killed and restarted."""
 
 import os
 import signal
@@ -72,7 +72,7 @@ class ServerProcess:
         raise AssertionError(f"no answer after {seconds:.0f} s:\n{self._log.read_text()[-5000:]}")
 
     def finished(self) -> int:
-        """How many completions it has sent since the first start."""
+        """Return the number of completions sent since the first start."""
         return self._log.read_text(errors="replace").count('"POST /v1/completions HTTP/1.1" 200')
 
     def kill(self) -> None:

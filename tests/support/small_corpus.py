@@ -1,4 +1,4 @@
-"""A corpus and models that stop talking, for the stage tests."""
+"""A corpus and models that end their answers, for the stage tests."""
 
 import json
 from itertools import pairwise

@@ -8,7 +8,7 @@ from nemo_longpo.data_tools.chat.format import ChatFormat
 
 
 def tokenised_record(chat: ChatFormat, index: int, turns: int = 2) -> dict[str, Any]:
-    """What `text_pair(index, turns)` becomes."""
+    """Return the record of `text_pair(index, turns)`."""
     pair = text_pair(index, turns)
     users = [f"{pair['document']}\n\n{pair['turns'][0]['instruction']}"]
     users += [turn["instruction"] for turn in pair["turns"][1:]]

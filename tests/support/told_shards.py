@@ -1,4 +1,4 @@
-"""Shards told by hand: answers and log-probs that a test can count on."""
+"""Shards with given answers and log-probs, so that tests know every value."""
 
 from dataclasses import dataclass
 from pathlib import Path

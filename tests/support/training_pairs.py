@@ -74,7 +74,7 @@ def write_shards(
     vocab_size: int,
     weights_sha256: str = "0" * 64,
 ) -> Path:
-    """A shard directory for `tokenizer`, whose reference is by default nobody in particular."""
+    """Write a shard directory for `tokenizer`, by default with an arbitrary reference."""
     reference = ReferenceModel(weights_sha256, rope={}, dtype="float32")
     provenance = Provenance(
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
@@ -91,7 +91,7 @@ def write_shards(
 
 
 def plain_record(record: PairRecord) -> dict[str, list]:
-    """A record as `reference.longpo_step` takes it, which knows nothing of our classes."""
+    """Return a record in the form of `reference.longpo_step`, which does not use our classes."""
     return {
         "trunk": record.trunk_ids.tolist(),
         "chosen": record.chosen_ids.tolist(),

@@ -1,4 +1,4 @@
-"""What people read and what programs parse."""
+"""The report for people and the JSON for programs."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The numbers of a comparison, and which layer is to blame."""
+"""The numbers of a comparison, and the first layer that differs."""
 
 import math
 from pathlib import Path
@@ -38,7 +38,7 @@ def compare(a: Path, b: Path, tolerance: float = 1e-5) -> LogitsComparison:
 
 
 def change(directory: Path, number: int, what: str, place: tuple[int, ...], value: float) -> torch.Tensor:
-    """Add to one value of an answer; returns all of them as they were."""
+    """Add to one value of an answer; return the original values."""
     path = directory / f"{number}.safetensors"
     answer = load_file(path)
     before = answer[what].clone()

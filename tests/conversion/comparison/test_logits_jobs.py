@@ -1,4 +1,4 @@
-"""The process that computes logits: what it is asked for, what it answers, and how its end is told."""
+"""The process that computes logits: its jobs, its results, and the report of its failure."""
 
 import pickle
 import shutil

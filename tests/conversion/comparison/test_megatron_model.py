@@ -52,7 +52,7 @@ def test_a_model_and_its_import(case, hf_models, nemo_checkpoints, in_worker):
 
 
 def test_settings_of_an_import(hf_models, tmp_path, in_worker):
-    """Both under the settings of A, whichever side that is; under their own they are two models."""
+    """Both are computed with the settings of A; with their own settings they are two models."""
     hf = hf_models["qwen2"]
     nemo = import_checkpoint(hf, tmp_path / "nemo", rope_theta=1e6, rope_scaling=YARN, max_length=16384)
     for sides in ((hf, nemo), (nemo, hf)):
@@ -118,7 +118,7 @@ def test_adapters_are_merged(nemo_checkpoints, tmp_path, in_worker):
 
 @pytest.mark.parametrize("exploit", ["a process in a field", "a pickle in common.pt", "a pickle among the tensors"])
 def test_checkpoint_code_does_not_run(exploit, hf_models, nemo_checkpoints, tmp_path, in_worker):
-    """That it would is shown in tests/megatron/test_trust.py."""
+    """tests/megatron/test_trust.py shows that it would run."""
     plant, sentence = EXPLOITS[exploit]
     plant(shutil.copytree(nemo_checkpoints["mistral"], tmp_path / "nemo"), tmp_path / "trap")
     with pytest.raises(InputError, match=re.escape(sentence)):
@@ -134,7 +134,7 @@ def test_checkpoint_that_cannot_be_trained(hf_models, nemo_checkpoints, tmp_path
 
 
 def test_command_computes_in_own_processes(hf_models, nemo_checkpoints, tmp_path, monkeypatch, capsys):
-    """And leaves this one as it was, and nothing behind."""
+    """This process stays unchanged, and no files remain."""
     monkeypatch.chdir(tmp_path)
     command = ["convert", "verify", str(nemo_checkpoints["llama"]), str(hf_models["llama"]), "--prompt", PROMPTS[0]]
     assert main(command) == 0

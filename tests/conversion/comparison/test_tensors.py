@@ -1,4 +1,4 @@
-"""Every way in which two tensors can be the same or not, and the exact place of a fault in a whole model."""
+"""All ways in which two tensors can be equal or differ, and the exact place of a fault in a model."""
 
 import shutil
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def test_one_flipped_bit_is_found():
 
 
 def test_difference_is_relative_to_largest_value():
-    """Which lies in another block."""
+    """The largest value is in another block."""
     a = torch.tensor([1.0, -8, 1, 1, 1, 1, 1, 2, 2])
     b = a.clone()
     b[8] = 1.5

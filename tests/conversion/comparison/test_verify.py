@@ -71,7 +71,7 @@ def test_rounded_weights_are_compared_as_rounded(hf_models, copy, capsys):
 
 
 def test_nan_weights_skip_the_logits(copy, tmp_path, capsys):
-    """The same bytes are equal, whatever they are, and the report says what they are; logits would tell nothing."""
+    """Equal bytes are equal even if they are NaN, and the report names them; logits would be useless."""
     weights = load_file(copy / "model.safetensors")
     weights["model.layers.1.mlp.up_proj.weight"][3, 4] = torch.nan
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})

@@ -58,7 +58,7 @@ def test_all_transformers_fields_are_handled(config_class):
     ("config_class", "model_type"), [(MistralConfig, "mistral"), (Qwen2Config, "qwen2"), (LlamaConfig, "llama")]
 )
 def test_defaults_are_those_of_transformers(config_class, model_type):
-    """What is read for a field that the file does not name."""
+    """The value of a field that the file lacks."""
     theirs = {name: field.default for name, field in inspect.signature(config_class.__init__).parameters.items()}
     ours = {
         "rms_norm_eps": 1e-6,

@@ -22,7 +22,7 @@ STAY = {
 
 @pytest.fixture
 def model(tmp_path):
-    """As the Hub's cache has it: names are links to contents."""
+    """As in the Hub's cache: names are links to contents."""
     directory, blobs = tmp_path / "snapshots" / "main", tmp_path / "blobs"
     directory.mkdir(parents=True)
     blobs.mkdir()

@@ -1,4 +1,4 @@
-"""What a directory holds: exact numbers on both sides, and the sentences of the other commands as advice."""
+"""Descriptions of directories: exact numbers on both sides, and the other commands' errors as advice."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ from nemo_longpo.conversion.nemo_checkpoint.torch_dist import DistCheckpoint
 
 @pytest.mark.parametrize("case", CASES)
 def test_both_sides_of_a_model(case, hf_models, nemo_checkpoints, monkeypatch):
-    """Exact, and from the headers alone where that is asked for."""
+    """Exact, and read only from the headers if requested."""
     model = AutoModelForCausalLM.from_pretrained(hf_models[case], dtype="auto")
     tokenizer = AutoTokenizer.from_pretrained(hf_models[case])
     for reader in (SafetensorsReader, DistCheckpoint):
@@ -204,7 +204,7 @@ def test_adapters(nemo_checkpoints, tmp_path, capsys):
 
 
 def test_stock_checkpoint_without_positions(nemo_checkpoints, tmp_path):
-    """Its Mistral importer records no number of positions where the model has no sliding window."""
+    """NeMo's Mistral importer records no number of positions if the model has no sliding window."""
     stock = shutil.copytree(nemo_checkpoints["mistral"], tmp_path / "stock")
     (stock / "context" / "hf" / "config.json").unlink()
     recorded = yaml.safe_load((stock / "context" / "model.yaml").read_text())["config"]
@@ -254,7 +254,7 @@ def test_needs_no_trainer(nemo_checkpoints):
 
 
 def test_huge_sizes_cost_no_time(hf_models, nemo_checkpoints, tmp_path):
-    """What a configuration claims costs no time: a description of 2³¹ layers is that of two."""
+    """Claimed sizes cost no time: 2³¹ layers are described as fast as two."""
     most = 2**31 - 1
     model = shutil.copytree(hf_models["mistral"], tmp_path / "model")
     nemo = shutil.copytree(nemo_checkpoints["mistral"], tmp_path / "nemo")

@@ -1,4 +1,4 @@
-"""Checkpoints as NeMo's own importers leave them: what follows from NeMo's records, and what is refused.
+"""Checkpoints from NeMo's own importers: what follows from NeMo's records, and what is refused.
 
 Those that stock NeMo really made are in `test_megatron_side.py`; these are ours, with the records edited.
 """

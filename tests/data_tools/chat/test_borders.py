@@ -1,4 +1,4 @@
-"""Where a template's text and a message meet, tokens may hold a piece of both: ids are those of the whole rendering.
+"""At the border of template and message, tokens may hold a piece of both: ids are those of the whole rendering.
 
 The vocabularies have tokens for runs of line breaks and of spaces, as those of real models do.
 """
@@ -35,7 +35,7 @@ def with_template(style, template):
 
 
 def swallowing(tokenizer):
-    """Special tokens that take the white space around them along, as Phi-3's do."""
+    """Special tokens that remove the white space around them, as Phi-3's do."""
     tokenizer = copy.deepcopy(tokenizer)
     marks = [AddedToken(text, special=True, lstrip=True, rstrip=True) for text in ("<|user|>", "<|end|>", "<|model|>")]
     tokenizer.add_special_tokens({"additional_special_tokens": marks})
@@ -76,7 +76,7 @@ def rendered(name, messages, **options):
 @settings(max_examples=60, deadline=None)
 @given(content=CONTENTS)
 def test_prompts_match_the_template(name, content):
-    """What a server makes of the same message."""
+    """The same message as a server renders it."""
     whole = rendered(name, [{"role": "user", "content": content}], add_generation_prompt=True)
     assert CHATS[name].prompt(content) == whole
 
@@ -99,7 +99,7 @@ def test_long_sequences_match_the_template(name, users, words):
 
 
 def test_border_token_belongs_to_message():
-    """The NLL runs over it; the rest of the template's text stays out."""
+    """The NLL includes it, and excludes the rest of the template's text."""
     tokenizer, chat = TOKENIZERS["qwen2.5"], CHATS["qwen2.5"]
     pair = chat.long_pair(["\nThe river"], [[5]], [[6]])
     tokens = tokenizer.convert_ids_to_tokens(pair.trunk_ids)

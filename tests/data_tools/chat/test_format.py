@@ -1,4 +1,4 @@
-"""Conversations assembled from pieces equal what the tokenizer's own chat template gives, token for token."""
+"""Conversations assembled from pieces equal the tokenizer's own chat template, token for token."""
 
 import copy
 
@@ -48,7 +48,7 @@ def test_long_sequences_equal_the_template(tokenizer, turns):
 
 @pytest.mark.parametrize("padding", ["", "  \n"])
 def test_chunks_cover_the_fewest_tokens(tokenizer, padding):
-    """A chunk's borders lie where they lie: inside tokens, behind spaces, in characters of several tokens."""
+    """A chunk's borders may be inside tokens, after spaces, or in characters of several tokens."""
     chat, user = ChatFormat(tokenizer), padding + USERS[0]
     places = [(start + len(padding), end + len(padding)) for start in range(40) for end in range(62, len(DOCUMENT) + 1)]
     places = [(start, end) for start, end in places if user[start:end] == user[start:end].strip()]

@@ -1,4 +1,4 @@
-"""What a document is, by its name or its text, and the best place to cut it."""
+"""The domain of a document by its name or its text, and the best place to cut it."""
 
 import pytest
 from support.small_corpus import make_document

@@ -1,4 +1,4 @@
-"""Documents from every kind of file, in parts that depend on nothing else, and one clear sentence for what is none."""
+"""Documents from every kind of file, in parts that depend only on the files, and one sentence for bad ones."""
 
 import gzip
 import json
@@ -256,7 +256,7 @@ def test_changed_corpus_changes_its_identity(tmp_path):
 
 @pytest.fixture
 def folder():
-    """A directory below which permissions count: root, who may do everything, is someone else while the test reads."""
+    """A directory in which permissions count, because the test reads it without root's rights."""
     with tempfile.TemporaryDirectory() as name:
         yield Path(name)
 

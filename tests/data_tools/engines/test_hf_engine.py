@@ -100,7 +100,7 @@ def test_batches_close_when_lengths_part(directory):
 
 
 def test_every_answer_ticks_when_it_ends(directory):
-    """Not when its batch ends, and with its own tokens."""
+    """Each answer ticks with its own tokens before its batch ends."""
     engine = load(directory)
     free = engine.generate(SEQUENCES, Sampling(max_new_tokens=8, stop_ids=frozenset()), [0] * 4, ignore)
     stop = free[1].ids[3]

@@ -1,4 +1,4 @@
-"""The server engine against servers that are slow, busy, broken, dying, or not what they should be."""
+"""The server engine with servers that are slow, busy, broken, dying, or of the wrong kind."""
 
 import json
 import random
@@ -35,7 +35,7 @@ def ignore(_: Usage) -> None:
 
 @pytest.fixture
 def servers():
-    """Start fake servers; what is started is stopped."""
+    """Start fake servers; stop them after the test."""
     started = []
 
     def start(count=1, **options):
@@ -362,7 +362,7 @@ def test_retry_after_has_a_limit(asked, waited, servers, model_dir):
 
 
 def test_slow_server_times_out(servers, load):
-    """Each byte comes in time, the answer does not."""
+    """Each byte arrives in time, but not the whole answer."""
     (server,) = servers()
     engine = load(server, timeout=0.5, retries=0)
     server.faults.append(Fault(trickle=0.1))
@@ -454,7 +454,7 @@ def test_other_kinds_of_servers_are_refused(servers, load):
 
 
 def test_every_end_token_stops(servers, load):
-    """The whole answers go on behind most of the tokens, so one that was not asked for would show."""
+    """The whole answers continue after most of the tokens, so an unrequested stop token would show."""
     (server,) = servers()
     ends = frozenset({STOP, *range(3, 100)})
     found = generate(load(server), sampling=Sampling(max_new_tokens=6, stop_ids=ends))

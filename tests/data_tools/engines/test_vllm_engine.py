@@ -1,4 +1,4 @@
-"""What vLLM is started with, worked out from config.json alone: no vLLM needed."""
+"""vLLM's arguments, derived from config.json alone: no vLLM needed."""
 
 import json
 import os

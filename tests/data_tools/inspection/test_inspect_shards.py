@@ -1,4 +1,4 @@
-"""The page as a browser would read it, without a browser: what it holds, what it leaves out, what it cannot do."""
+"""The page parsed as a browser does, without a browser: its content, its omissions, and that it loads nothing."""
 
 import base64
 import hashlib
@@ -252,7 +252,7 @@ def test_a_long_chunk_is_elided(write, read):
 
 
 def test_elision_cuts_no_character(write, read):
-    """Wherever the cuts fall in characters of several tokens, and in signs of several characters."""
+    """For all cuts in characters of several tokens, and in signs of several characters."""
     for lead in range(12):
         document = "x" * lead + "灯塔👍🏽é" * 150
         shards = write(Told("cut", document, [Turn("Who?", document, "y", -0.5, -1.0, document)]))

@@ -1,4 +1,4 @@
-"""Tokens read as the text they make, whatever the tokenizer does to spaces and characters."""
+"""Tokens are shown as their text, whatever the tokenizer does to spaces and characters."""
 
 import pytest
 from support.tiny_models import STYLES, tiny_tokenizer

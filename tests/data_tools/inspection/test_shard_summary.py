@@ -1,4 +1,4 @@
-"""Every number of the summary against one worked out from what was written; similarity against the textbook table."""
+"""Compare the summary with numbers computed from the input, and similarity with the textbook table."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The file of `longpo data run`: what it may say, and one sentence for what it may not."""
+"""The file of `longpo data run`: valid content, and one sentence for each invalid one."""
 
 import pytest
 

@@ -51,7 +51,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 
 def test_all_stages_and_again(longpo, tmp_path, corpus, model_dir):
-    """Two processes per stage write what one process writes by hand; a second start does nothing."""
+    """Two processes per stage write the same as one process; a second start does nothing."""
     config = write_config(tmp_path, corpus, model_dir)
     status, out, err = longpo("run", config, "--json")
     assert (status, err.count("Traceback")) == (0, 0), err
@@ -99,7 +99,7 @@ def test_all_stages_and_again(longpo, tmp_path, corpus, model_dir):
 
 
 def test_a_killed_process_is_replaced(tmp_path, corpus, model_dir):
-    """SIGKILL to a process of `instruct` as soon as a part is there: the run goes on and loses nothing."""
+    """Kill a process of `instruct` after its first part: the run continues and loses nothing."""
     changes = {"instruct": {"processes": 1, "max_new_tokens": 400}}
     config = write_config(tmp_path, corpus, model_dir, stages=("chunk", "instruct"), **changes)
     command = [sys.executable, "-m", "nemo_longpo.cli", "data", "run", str(config)]
@@ -118,7 +118,7 @@ def test_a_killed_process_is_replaced(tmp_path, corpus, model_dir):
 
 
 def test_bar_moves_before_the_first_part(tmp_path):
-    """A process says how far it is with its part, and of how many."""
+    """A process reports the share of its part, and the number of parts."""
     output = tmp_path / "respond"
     output.mkdir()
     call = StageCall(stage="respond", inputs=(), output=output)

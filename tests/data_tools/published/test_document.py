@@ -1,4 +1,4 @@
-"""Faults of published documents: mended to the clean document, cut off, or refused by name."""
+"""Faults of published documents are repaired, cut off, or refused by name."""
 
 from copy import deepcopy
 from functools import partial
@@ -140,7 +140,7 @@ def test_refused(chat, template, pad, fault, reason):
 
 
 def test_pad_token_inside_without_a_mask():
-    """Where the model has a token for nothing else."""
+    """For models with a token that is only used for padding."""
     chat = ChatFormat(tiny_tokenizer("qwen2.5"))
     row = published_row(chat, text_pair(0))
     for name in ("chosen_input_ids", "chosen_lm_labels", "rejected_input_ids"):

@@ -1,4 +1,4 @@
-"""Every container holds the same rows, however they are shared out; what cannot be read is refused in one line."""
+"""All containers hold the same rows in any distribution; unreadable ones are refused in one line."""
 
 import gzip
 import json

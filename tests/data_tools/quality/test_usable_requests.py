@@ -1,4 +1,4 @@
-"""The gate on instructions, over a labelled collection of what models write."""
+"""The filter of instructions on a labelled collection of real answers."""
 
 from collections import Counter
 

@@ -18,7 +18,7 @@ MARK = "\ufeff".encode()
 
 
 def records_of(path):
-    """What each of the readers that takes such a file finds in it, by the names of the readers."""
+    """Return the content of a file by each reader that accepts it."""
     sources = {
         "corpus": CorpusSource([str(path)]),
         "published": PublishedSource([str(path)], split="train", id_field="id", rows_per_part=2),

@@ -1,4 +1,4 @@
-"""Claims: one living owner, taken over from dead or silent ones."""
+"""A claim has one living owner; claims of dead or silent ones are taken over."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What a stopped process leaves to the next one: whole lines, of the same work, until the part is there."""
+"""Requests of a stopped process: whole lines of the same work are used until the part is finished."""
 
 from nemo_longpo.data_tools.runner.progress import Kept, remove_kept
 

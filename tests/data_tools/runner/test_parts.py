@@ -1,4 +1,4 @@
-"""The stage runner: parts appear whole, a second start does only what is missing, mixed settings are refused."""
+"""The stage runner writes whole parts, continues where it stopped, and refuses mixed settings."""
 
 import json
 from collections import Counter

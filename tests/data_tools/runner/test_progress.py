@@ -1,4 +1,4 @@
-"""The bar moves with every request, and says what the model reads and writes."""
+"""The bar moves with every request, and shows the tokens that the model reads and writes."""
 
 import os
 import re

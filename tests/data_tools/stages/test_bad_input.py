@@ -1,4 +1,4 @@
-"""Wrong input to the commands: exit status 2, one sentence with the place, nothing half-written."""
+"""Wrong input gives exit status 2, one sentence with the place, and no partial output."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""`longpo data chunk` on its own: the same bytes however the work is shared, settings that count, and refusals."""
+"""`longpo data chunk` alone: the same bytes for any number of processes, effects of settings, and refusals."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Every reason to leave out a turn, with the case that just escapes it and the setting that turns it off."""
+"""Every reason to leave out a turn, with the nearest case that is kept and the setting that disables it."""
 
 import json
 

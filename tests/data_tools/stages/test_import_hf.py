@@ -107,7 +107,7 @@ def test_refused_documents_are_listed(longpo, model, chat, tmp_path):
 
 
 def test_interrupted_import_keeps_refusals(longpo, model_dir, tmp_path):
-    """It stops at a row whose id is no id; its repair leaves the file as long as it was."""
+    """It stops at a row with an invalid id; repairing the id keeps the length of the file."""
     chat = load_chat(model_dir)
     rows = [published_row(chat, text_pair(index, 1)) for index in range(4)]
     rows[0]["chosen_labels"] = [IGNORED] * 5

@@ -1,4 +1,4 @@
-"""Instructions drawn from what a model wrote, lead-ins in front of them, and models that write none."""
+"""Instructions drawn from a model's answers, their lead-ins, and models that write none."""
 
 import json
 from dataclasses import dataclass, field
@@ -61,7 +61,7 @@ def test_one_of_the_pool_is_drawn(chat):
 
 
 def test_list_ends_at_a_special_token(chat):
-    """What follows was written by a model that went past its own end; the text of such a token is empty."""
+    """The model wrote on after its own end; the text of such a token is empty."""
     loaded = LoadedModel(chat, Parrot(chat, []), Prompts())
     first, second = chat.response_ids("1. Who ran?\n"), chat.response_ids("2. I am the next user.")
     loaded.engine.generate = lambda *_: [Completion([*first, chat.tokenizer.bos_token_id, *second], "stop")]

@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of a part: what was finished is not done again, and the output is that of an undisturbed run."""
+"""Ctrl-C in the middle of a part: finished requests are kept, and the output is that of an uninterrupted run."""
 
 import json
 
@@ -63,7 +63,7 @@ def test_finished_batches_are_kept(longpo, model_dir, pairs, tmp_path, monkeypat
 
 
 def test_requests_of_other_settings_are_ignored(longpo, model_dir, pairs, tmp_path, monkeypatch):
-    """The requests are the same, the model is run in another way."""
+    """The same requests with other settings of the model."""
     common = ("score", "--pairs", pairs, "--model", model_dir, "--batch-tokens", 200, "--verify-samples", 0)
     with monkeypatch.context() as patch:
         Interrupted(patch, "_score_batch", 3)

@@ -1,4 +1,4 @@
-"""Packing text pairs and tokenised records, and what `score` must have left in them."""
+"""Packing text pairs and tokenised records, and the fields of `score` that it needs."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The whole way from documents to shards through the command line, and its numbers against plain Hugging Face."""
+"""All stages from documents to shards by the command line; numbers are compared with plain Hugging Face."""
 
 import json
 import os

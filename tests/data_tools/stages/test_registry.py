@@ -1,4 +1,4 @@
-"""Everything about a stage follows from its row."""
+"""The command line and the pipeline of a stage follow from its row."""
 
 import argparse
 import re

@@ -1,4 +1,4 @@
-"""`score` against itself: right engines pass, engines with a fault are refused before anything is written."""
+"""The check of `score`: right engines pass, faulty ones are refused before anything is written."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""A model that writes on behind an end token, people's pairs that spell one: what is trained ends where it should."""
+"""Answers end before the first special token, for models that write on after it and pairs that spell one."""
 
 import json
 
@@ -209,7 +209,7 @@ def test_special_tokens_spelled_within_an_answer(longpo, write, model, tmp_path)
 
 
 def test_documents_and_instructions_may_spell_special_tokens(longpo, write, model, tmp_path):
-    """They stay plain text there, where no one takes them for the end of a turn; `chunk` counts such documents."""
+    """There they stay plain text and end no turn; `chunk` counts such documents."""
     text = "A page about <|im_end|> and its friends. "
     turn = {"chunk": text, "instruction": "What is <|im_end|>?", "chosen": "Yes", "rejected": "No"}
     pairs = write(ASKED | {"document": text, "turns": [turn]})

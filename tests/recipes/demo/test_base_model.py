@@ -1,4 +1,4 @@
-"""The committed model can do what the demo needs, and cannot do what the demo teaches it."""
+"""The committed model has the abilities that the demo needs, and lacks the one that it teaches."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""The demo's steps, its settings and its summary; the engine that runs them has tests of its own."""
+"""The demo's steps, its settings and its summary."""
 
 import argparse
 import json
@@ -27,7 +27,7 @@ def test_commands_use_the_cpu_and_thread_limit(tmp_path: Path) -> None:
 
 
 def test_other_settings_are_refused(tmp_path: Path) -> None:
-    """Each by the step that it decides about, and only once that step has been started."""
+    """Each is refused by the step that it affects, once that step has started."""
     (tmp_path / "documents.jsonl").touch()
     documents = demo_steps(DemoSettings(output=tmp_path, documents=3, tokens=64))[:1]
     run_steps(documents, tmp_path)
@@ -37,7 +37,7 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
 
 
 def test_demo_of_before_is_continued(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It has two files instead of `steps.json`; what was not done then is held to its settings all the same."""
+    """It has two files instead of `steps.json`; its settings also apply to unfinished steps."""
     assert records_of_before(tmp_path) is None
     stored = {"documents": 3, "tokens": 64, "steps": 7, "samples": 5, "gone": 1}
     (tmp_path / "settings.json").write_text(json.dumps(stored))
@@ -61,7 +61,7 @@ def test_demo_of_before_is_continued(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_steps_read_earlier_output(tmp_path: Path) -> None:
-    """What a step states as its inputs and outputs are the paths of its command."""
+    """The declared inputs and outputs of a step are the paths in its command."""
     written = {tmp_path / "documents.jsonl"}
     for step in demo_steps(DemoSettings(output=tmp_path))[1:]:
         values = [re.sub(r"^(data|resume|log)[a-z._]*=", "", argument) for argument in step.command]

@@ -1,4 +1,4 @@
-"""What jobs hang into a run of NeMo. Imports NeMo: import it inside of jobs, so that collecting tests does not."""
+"""Callbacks for NeMo runs. Imports NeMo: import it inside of jobs, so that collecting tests does not."""
 
 import os
 import signal
@@ -65,7 +65,7 @@ class SaveLogprobs(pl.Callback):
 
 
 class KillAfter(pl.Callback):
-    """Kill this process without a word, as a node that is lost."""
+    """Kill this process silently, like a lost node."""
 
     def __init__(self, step: int):
         self.step = step

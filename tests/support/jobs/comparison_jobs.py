@@ -1,4 +1,4 @@
-"""What a worker of `WorkerPool` runs to compute logits, instead of a process that imports NeMo anew."""
+"""Jobs of a `WorkerPool` worker that compute logits, to avoid another import of NeMo."""
 
 from support.jobs.megatron_jobs import leave_process_group
 

@@ -159,7 +159,7 @@ def activate_twice() -> list[str]:
 
 
 def ordinary_calls_stay() -> None:
-    """The mode leaves alone what does not speak of CUDA."""
+    """The mode does not change calls without CUDA."""
     assert torch.ones(2).type(torch.float64).dtype is torch.float64
     assert torch.ones(2).to(torch.int32).dtype is torch.int32
     assert torch.zeros(2, device="meta").device.type == "meta"

@@ -11,7 +11,7 @@ from nemo_longpo.errors import InputError
 
 
 def outcome(overrides: dict[str, Any], largest_file: int | None = None) -> str | None:
-    """The sentence with which a run with checkpoints ends; None if it comes to its end.
+    """Return the message of a run with checkpoints that fails; None if it succeeds.
 
     Where no file may have more than `largest_file` bytes, writing fails as it does on a full disk.
     """

@@ -1,4 +1,4 @@
-"""What a worker of `WorkerPool` runs: the real recipe through `llm.finetune`, and what tests want of it."""
+"""Jobs of a `WorkerPool` worker: the real recipe through `llm.finetune`, and the results for tests."""
 
 import contextlib
 import gc
@@ -77,7 +77,7 @@ def leave_process_group() -> None:
 
 
 def refusal(overrides: dict[str, Any], **job: Any) -> str:
-    """The sentence with which `finetune` refuses bad input."""
+    """Return the message with which `finetune` refuses bad input."""
     try:
         finetune(overrides, **job)
     except (InputError, AssertionError) as error:

@@ -1,4 +1,4 @@
-"""What a worker of `WorkerPool` runs to test resuming: runs that end before their time."""
+"""Jobs of a `WorkerPool` worker for tests of resuming: runs that end early."""
 
 import shutil
 from pathlib import Path
@@ -9,7 +9,7 @@ from support.jobs.megatron_jobs import finetune
 
 
 def finetune_until(overrides: dict[str, Any], step: int) -> None:
-    """Train up to a step, of which no checkpoint is written any more."""
+    """Train up to a step and stop before its checkpoint."""
     from support.jobs.callbacks import InterruptAfter
 
     _run_until_interrupted(overrides, InterruptAfter(step))
