@@ -15,6 +15,7 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.json_input import parse_json
 
 _CONNECT_SECONDS = 10.0
+_CERTIFICATES = httpx.create_ssl_context()  # once: reading them takes longer than a request
 _TRY_AGAIN = (408, 429)
 _LARGEST_LISTING = 4 << 20  # bytes
 _BYTES_PER_TOKEN = 1 << 10  # in an answer; a prompt's log-prob takes about 100
@@ -76,6 +77,7 @@ def open_client(timeout: float) -> httpx.AsyncClient:
     return httpx.AsyncClient(
         headers={"Authorization": f"Bearer {key}"} if key else {},
         auth=(user, password) if colon else None,
+        verify=_CERTIFICATES,
         timeout=httpx.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS), pool=None),
         # Idle connections are closed here before vLLM does it after 5 s, or a request could meet a closing one.
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=3.0),
