@@ -1,10 +1,16 @@
 """Settings that must hold before any test imports torch or tokenizers."""
 
+import atexit
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# Imports leave a million objects that stay to the end: the collector need not look at them all the time, nor at exit.
+gc.set_threshold(50_000)
+atexit.register(gc.freeze)
 
 import pytest
 import torch

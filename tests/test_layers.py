@@ -3,7 +3,7 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -138,24 +138,42 @@ def unit_of(module: str) -> str | None:
     return None if unit == "nemo_longpo" and module.split(".")[1:] not in ([], ["__version__"]) else unit
 
 
-def imported_names(file: Path, at_the_top: bool = False) -> Iterator[tuple[int, str]]:
+@cache
+def nodes_of(file: Path) -> list[ast.AST]:
+    """The module, then everything in it."""
+    return list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+
+
+def called(call: ast.Call) -> str:
+    """The dotted name that is called, as far as names go: `os.replace` of os.replace(…), `.group` of f().group(…)."""
+    match call.func:
+        case ast.Name(id=name):
+            return name
+        case ast.Attribute(value=ast.Name(id=owner), attr=name):
+            return f"{owner}.{name}"
+        case ast.Attribute(attr=name):
+            return f".{name}"
+    return ""
+
+
+@cache
+def imported_names(file: Path, at_the_top: bool = False) -> list[tuple[int, str]]:
     """Line and absolute dotted name of everything that `file` imports, inside of functions too unless `at_the_top`."""
     module = module_name(file)
     package = module.split(".") if file.name == "__init__.py" else module.split(".")[:-1]
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    for node in tree.body if at_the_top else ast.walk(tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield node.lineno, alias.name
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            source = ".".join([*base, *filter(None, [node.module])])
-            for alias in node.names:
-                yield node.lineno, f"{source}.{alias.name}"
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
-            for argument in node.args[:1]:
-                if isinstance(argument, ast.Constant):
-                    yield node.lineno, str(argument.value)
+    found: list[tuple[int, str]] = []
+    nodes = nodes_of(file)
+    for node in nodes[0].body if at_the_top else nodes:
+        match node:
+            case ast.Import(names=names):
+                found += [(node.lineno, alias.name) for alias in names]
+            case ast.ImportFrom(names=names):
+                base = package[: len(package) - node.level + 1] if node.level else []
+                source = ".".join([*base, *filter(None, [node.module])])
+                found += [(node.lineno, f"{source}.{alias.name}") for alias in names]
+            case ast.Call(args=[ast.Constant(value=name), *_]) if called(node).endswith("import_module"):
+                found.append((node.lineno, str(name)))
+    return found
 
 
 FILES = sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))
@@ -250,7 +268,7 @@ def test_one_file_reads_megatrons_parallel_state():
     readers = {file for file, _, _, name in IMPORTS if name.startswith(PARALLEL_STATE)}
     # Reached as an attribute of a package it came in with: `megatron.core.parallel_state.get_…()`, `core.mpu.get_…()`.
     for file in FILES:
-        attributes = {node.attr for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)}
+        attributes = {node.attr for node in nodes_of(file) if isinstance(node, ast.Attribute)}
         if attributes & {"parallel_state", "mpu"}:
             readers.add(str(file.relative_to(ROOT)))
     assert readers == {PARALLEL_STATE_READER}, f"take a Topology from {PARALLEL_STATE_READER} instead"
@@ -335,10 +353,8 @@ RUN_DIRECTORY = "nemo_longpo/checkpoints/run_directory.py"
 
 
 def test_one_file_writes_atomically_and_one_knows_run_directories():
-    trees = {str(file.relative_to(ROOT)): list(ast.walk(ast.parse(file.read_text()))) for file in FILES}
-    calls = {
-        file: {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)} for file, nodes in trees.items()
-    }
+    trees = {str(file.relative_to(ROOT)): nodes_of(file) for file in FILES}
+    calls = {file: {called(node) for node in nodes if isinstance(node, ast.Call)} for file, nodes in trees.items()}
     writers = {file for file, found in calls.items() if found & {"os.fsync", "os.replace", "os.rename", "fcntl.flock"}}
     assert writers <= {WRITER, CLAIMS}, f"write with {WRITER}"
     places = {"tb_logs", "metrics.jsonl", "checkpoints"}

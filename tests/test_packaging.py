@@ -75,6 +75,7 @@ def installed_name(file: Path, package: str, folder: str) -> str:
     return (Path(*package.split(".")) / file.relative_to(ROOT / folder)).as_posix()
 
 
+@pytest.mark.slow
 def test_wheel_holds_every_source_file(wheel_names):
     expected = {
         installed_name(file, package, folder)
@@ -87,6 +88,7 @@ def test_wheel_holds_every_source_file(wheel_names):
     assert any(name.endswith("LICENSE") for name in wheel_names)
 
 
+@pytest.mark.slow
 def test_wheel_holds_the_demo_model_and_prompts(wheel_names):
     demo = ROOT / "recipes" / "demo"
     data = [file for file in demo.rglob("*") if file.is_file() and file.suffix not in {".py", ".pyc"}]
@@ -95,6 +97,7 @@ def test_wheel_holds_the_demo_model_and_prompts(wheel_names):
     assert {installed_name(file, "nemo_longpo.recipes", "recipes") for file in data} <= wheel_names
 
 
+@pytest.mark.slow
 def test_wheel_is_marked_typed(wheel_names):
     assert "nemo_longpo/py.typed" in wheel_names
 

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 
 import pytest
-from test_layers import FILES, IMPORTS, ROOT, imported_names, module_name
+from test_layers import FILES, IMPORTS, ROOT, imported_names, module_name, nodes_of
 
 CONVENTIONAL = {"__init__.py", "cli.py", "conftest.py"}
 LARGEST_SHARE_OF_IMPORTS = 0.065
@@ -53,9 +53,8 @@ def test_no_circle_of_imports():
 def test_share_of_import_lines():
     lines = imports = 0
     for file in FILES:
-        text = file.read_text(encoding="utf-8")
-        lines += len(text.splitlines())
-        nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom)]
+        lines += len(file.read_text(encoding="utf-8").splitlines())
+        nodes = [node for node in nodes_of(file) if isinstance(node, ast.Import | ast.ImportFrom)]
         imports += sum((node.end_lineno or node.lineno) - node.lineno + 1 for node in nodes)
     assert imports / lines <= LARGEST_SHARE_OF_IMPORTS, "small files that change together may be one"
 
@@ -65,7 +64,7 @@ def test_dataclasses_of_many_fields_are_keyword_only():
     classes = {
         f"{module_name(file)}.{node.name}": (file, node)
         for file in FILES
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        for node in nodes_of(file)
         if isinstance(node, ast.ClassDef)
     }
     imported = {file: {name.rpartition(".")[2]: name for _, name in imported_names(file)} for file in FILES}

@@ -141,6 +141,7 @@ def test_indices_come_back_byte_for_byte(name, model, tmp_path):
     assert files(back) == files(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INDEX_EDITS)
 def test_another_dtype_changes_the_total_alone(name, model, tmp_path):
     index = model / INDEX

@@ -24,6 +24,7 @@ def test_every_file_round_trips(case, hf_models, nemo_checkpoints, tmp_path):
     assert files(back) == files(hf_models[case])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_shape_round_trips(shape, tmp_path):
     source = save_tiny(tmp_path / "source", **SHAPES[shape])
@@ -45,7 +46,7 @@ REWRITTEN: dict[str, Callable[[dict], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", ["mistral", "qwen2"])
+@pytest.mark.parametrize("case", ["mistral", pytest.param("qwen2", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", REWRITTEN)
 def test_config_round_trips(name, case, hf_models, tmp_path):
     source = shutil.copytree(hf_models[case], tmp_path / "source")

@@ -49,3 +49,4 @@ def test_loader_yields_rank_rows_and_errors(workers):
     assert (found.segments, found.lengths) == (expected.segments, expected.lengths)
     with pytest.raises(InputError, match=r"^doc-7 is damaged$"):
         next_rows(items)
+    items.close()  # ends the worker; the exception would keep it, and the collector waits five seconds for it

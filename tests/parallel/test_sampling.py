@@ -35,6 +35,7 @@ def test_every_epoch_holds_each_record_once(records, batch_size, window, seed, d
         assert len(within) == len(set(within)), "a record comes twice in the whole batches of one epoch"
 
 
+@pytest.mark.slow
 @given(counts, batch_sizes, windows, st.integers(0, 5), st.lists(st.integers(0, 300), min_size=1, max_size=6))
 def test_item_depends_only_on_its_number(records, batch_size, window, seed, items):
     """A run resumed at any item, or read by another worker, sees the items of an uninterrupted one."""

@@ -31,6 +31,7 @@ def test_failure_without_a_sentence_shows_the_end_of_the_log(
         run_steps([Step(name="none", title="", command=("/none",))], tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_all_that_a_step_started(tmp_path: Path, number: signal.Signals) -> None:
     """Also what a command has started itself, and what does not listen."""

@@ -150,6 +150,7 @@ def test_fault_is_located(fault, hf_models, nemo_checkpoints, tmp_path):
     assert all(comparison.reordered == reordered for comparison in apart.values())
 
 
+@pytest.mark.slow
 def test_export_in_another_dtype_is_rounded(hf_models, nemo_checkpoints, tmp_path):
     narrow = export_checkpoint(nemo_checkpoints["llama"], tmp_path / "narrow", dtype="bfloat16")
     found = compare_directories(hf_models["llama"], narrow)
@@ -158,6 +159,7 @@ def test_export_in_another_dtype_is_rounded(hf_models, nemo_checkpoints, tmp_pat
     }
 
 
+@pytest.mark.slow
 def test_other_architecture_shares_few_tensors(hf_models, nemo_checkpoints):
     found = compare_directories(hf_models["mistral"], nemo_checkpoints["qwen2"])
     only = {

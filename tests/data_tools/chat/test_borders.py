@@ -81,6 +81,7 @@ def test_prompts_match_the_template(name, content):
     assert CHATS[name].prompt(content) == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TOKENIZERS)
 @settings(max_examples=30, deadline=None)
 @given(users=st.lists(CONTENTS, min_size=2, max_size=3), words=st.sampled_from(["A small boat", "12", "你好"]))

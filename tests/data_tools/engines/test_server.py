@@ -215,6 +215,7 @@ def test_distant_failures_do_not_add_up(servers, load):
     assert len(server.bodies) == len(PROMPTS) + 10
 
 
+@pytest.mark.slow
 def test_simultaneous_failures_count_once(servers, load):
     (server,) = servers(seconds=0.05)
     server.faults.extend([Fault(drop=True)] * 8)
@@ -361,6 +362,7 @@ def test_retry_after_has_a_limit(asked, waited, servers, model_dir):
     assert waited <= server.times[1] - server.times[0] < waited + 0.4
 
 
+@pytest.mark.slow
 def test_slow_server_times_out(servers, load):
     """Each byte arrives in time, but not the whole answer."""
     (server,) = servers()

@@ -251,6 +251,7 @@ def test_a_long_chunk_is_elided(write, read):
     assert chunk.all("span", "elided")[0].text == f"… {end - start - 2 * CHUNK_END:,} tokens not shown …"
 
 
+@pytest.mark.slow
 def test_elision_cuts_no_character(write, read):
     """For all cuts in characters of several tokens, and in signs of several characters."""
     for lead in range(12):

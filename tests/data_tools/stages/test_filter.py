@@ -247,6 +247,7 @@ def test_error_for_no_turns_names_the_reasons(run):
         run({"a": [turn("Who?", chosen="")], "c": [turn("Who?", chosen=SORRY)]})
 
 
+@pytest.mark.slow
 def test_several_workers_write_the_same_bytes(longpo, tmp_path):
     path = tmp_path / "pairs.jsonl"
     records = [

@@ -56,7 +56,7 @@ def make_shards(longpo, model, pairs, work, ref_context):
     return ShardReader(pairs)
 
 
-@pytest.mark.parametrize("ref_context", ["short", "long"])
+@pytest.mark.parametrize("ref_context", ["short", pytest.param("long", marks=pytest.mark.slow)])
 def test_same_shards_as_from_the_text(longpo, model, chat, pad, tmp_path, ref_context):
     pairs = [text_pair(index, turns) for index, turns in enumerate((1, 3, 2, 4))]
     direct = make_shards(longpo, model, write_jsonl(tmp_path / "pairs.jsonl", pairs), tmp_path / "direct", ref_context)

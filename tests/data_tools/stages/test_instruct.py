@@ -230,6 +230,7 @@ def test_a_model_that_writes_no_instruction(longpo, corpus, model_dir, tmp_path)
     assert "\n" not in err
 
 
+@pytest.mark.slow
 def test_no_lead_ins_gives_bare_instruction(longpo, corpus, model_dir, tmp_path):
     chunk = ("chunk", "--input", corpus, "--model", model_dir, "--output", tmp_path / "chunks", "--chunk-tokens", 128)
     assert longpo(*chunk)[0] == 0

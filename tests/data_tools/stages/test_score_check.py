@@ -60,7 +60,7 @@ class OtherBase(Faulty):
         super().__init__(directory, EngineSettings(dtype=common.dtype), own)
 
 
-@pytest.fixture(scope="module", params=["mistral", "qwen2"])
+@pytest.fixture(scope="module", params=["mistral", pytest.param("qwen2", marks=pytest.mark.slow)])
 def model(request, tmp_path_factory):
     return save_stopping_model(tmp_path_factory.mktemp("model"), request.param)
 

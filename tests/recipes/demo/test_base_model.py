@@ -68,6 +68,7 @@ def test_prompt_file_matches_training() -> None:
     assert template.format(document="X.") == f"X. {write_request()}"
 
 
+@pytest.mark.slow
 def test_recall_works_in_short_documents_only(base) -> None:
     assert accuracy(*base, tokens=BASE_LENGTH, samples=32) >= 0.97
     assert accuracy(*base, tokens=8 * BASE_LENGTH, samples=32) <= 0.05

@@ -85,6 +85,7 @@ def test_lengths_to_measure() -> None:
     assert DemoSettings(output=Path(), tokens=256).lengths == (64, 96, 128, 256)
 
 
+@pytest.mark.slow
 def test_plots_and_summary(tmp_path: Path) -> None:
     names = ("rewards/chosen", "rewards/rejected", "rewards/margins", "loss/nll", "loss/longpo")
     plot_accuracy(tmp_path / "a.png", {64: 1.0, 1024: 0.0}, {64: 0.98, 1024: 0.95}, 128)
