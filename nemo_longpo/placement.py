@@ -1,4 +1,4 @@
-"""Placement: how a job lies on GPUs. Also the defaults that the trainer, the recipes and `longpo plan` share."""
+"""Placement: how a job is divided over GPUs. Also defaults shared by the trainer, the recipes and `longpo plan`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,12 +12,12 @@ Recompute = Literal["none", "core_attn", "mlp", "full"]
 GLOBAL_BATCH_SIZE = 8  # pairs per optimizer step
 LOGPROB_MEMORY_GB = 1.0  # 10⁹ bytes of logits at once
 TYPICAL_BRANCH = 4500  # tokens of an answer branch, for estimates
-LONGEST_BRANCH = 8192  # tokens that the recipes keep free behind the trunk
+LONGEST_BRANCH = 8192  # tokens that the recipes keep free after the trunk
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """How a job lies on GPUs, and how it saves their memory.
+    """How a job is divided over GPUs, and how it saves their memory.
 
     `tp`, `pp`, `cp` and `dp` are the tensor-, pipeline-, context- and data-parallel sizes; their product is the number
     of GPUs. The strategy of a job knows neither this number nor dp, and leaves dp at 1. Sequence parallelism goes with

@@ -77,7 +77,7 @@ def size(count: int) -> str:
 
 
 def shortened(text: str, length: int) -> str:
-    """At most `length` characters of a text; the last one stands for what is cut off."""
+    """Return at most `length` characters of a text; the last one replaces what is cut off."""
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 

@@ -16,7 +16,7 @@ MODEL = ROOT / "recipes" / "demo" / "model"
 
 
 def test_import_takes_no_time():
-    """Less than 0.1 s of processor time on an idle machine; what Python itself takes does not count."""
+    """Less than 0.1 s of processor time on an idle machine, without Python's own start."""
     code = "import time; start = time.process_time(); import nemo_longpo; print(time.process_time() - start)\n"
     code += "import sys; assert not [name for name in sys.modules if name.startswith('nemo_longpo.')]"
     seconds = [

@@ -1,4 +1,4 @@
-"""Files and directories are whole or not there, whatever happens while they are written."""
+"""Files and directories are complete or absent, whatever happens while they are written."""
 
 import errno
 import re
@@ -18,7 +18,7 @@ from nemo_longpo.errors import InputError
 
 
 def allow(output: Path) -> None:
-    """Replace whatever is there."""
+    """Allow replacing any output."""
 
 
 def write(output: Path, content: str) -> None:
@@ -27,14 +27,14 @@ def write(output: Path, content: str) -> None:
 
 
 def contents(output: Path) -> dict[str, str]:
-    """Of all that lies where the output does."""
+    """Return the content of the output's parent directory."""
     found = [path for path in output.parent.rglob("*") if path.is_file()]
     return {str(path.relative_to(output.parent)): path.read_text() for path in found}
 
 
 @pytest.fixture
 def output(tmp_path) -> Path:
-    """Holds something old."""
+    """An output with old content."""
     write(tmp_path / "place" / "output", "old")
     return tmp_path / "place" / "output"
 
@@ -169,7 +169,7 @@ def test_another_run_for_the_same_output_is_refused(output):
 
 
 def leave_behind(output: Path, host: str) -> Path:
-    """What a kill between taking the old output away and putting the new one there leaves."""
+    """Leave the files of a kill between the removal of the old output and the rename of the new one."""
     workplace = output.with_name(f".{output.name}.partial-{host}-1")
     (workplace / "new").mkdir(parents=True)
     output.rename(workplace / "old")
@@ -192,7 +192,7 @@ def test_leftover_of_another_machine_stays(output, capsys):
 
 
 def test_leftover_without_permission_stays(output, capsys, monkeypatch):
-    """Another user's, or on a file system without locks."""
+    """The leftover of another user, or on a file system without locks."""
     workplace = leave_behind(output, socket.gethostname())
 
     def refuse(*arguments: object) -> None:
@@ -238,7 +238,7 @@ def test_write_file_replaces_or_keeps(tmp_path):
 
 
 def test_the_first_of_two_writers_is_kept(tmp_path, monkeypatch):
-    """The other process comes between the look and the write."""
+    """The other process writes between the check and the write."""
     path = tmp_path / "a"
     monkeypatch.setattr("os.fsync", lambda descriptor: path.write_text("first"))
     write_file(path, "second", keep_existing=True)
@@ -274,7 +274,7 @@ def test_other_failures_are_not_hidden(tmp_path):
 
 
 def leave_file(path: Path, host: str) -> Path:
-    """What a killed process leaves of a file."""
+    """Leave the partial file of a killed process."""
     workplace = path.with_name(f".{path.name}.partial-{host}-1")
     workplace.mkdir()
     (workplace / "new").write_text("half")

@@ -1,4 +1,4 @@
-"""What a command's exit status means to a script."""
+"""The meaning of a command's exit status."""
 
 import pytest
 
@@ -26,7 +26,7 @@ def raising(error):
     ],
 )
 def test_a_crash_is_no_answer(command, place, monkeypatch, capsys):
-    """1 would say that two models differ, that nothing fits, that this machine cannot train."""
+    """Status 1 means that two models differ, that nothing fits, or that this machine cannot train."""
 
     def crash(*_, **__):
         raise ZeroDivisionError("in \x1b[31mred")

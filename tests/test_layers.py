@@ -1,4 +1,4 @@
-"""Imports go down only: every project file is parsed, and each import is held against the table of layers below."""
+"""Imports only go down: every project file is parsed, and each import is checked against the table below."""
 
 import ast
 import subprocess
@@ -126,13 +126,13 @@ PARALLEL_STATE_READER = "nemo_longpo/megatron/topology.py"
 
 
 def module_name(file: Path) -> str:
-    """The dotted name a project file is imported by, e.g. conversion/cli.py -> nemo_longpo.conversion.cli."""
+    """Return the dotted name of a project file, e.g. conversion/cli.py -> nemo_longpo.conversion.cli."""
     folder, *rest = file.relative_to(ROOT).with_suffix("").parts
     return ".".join([FOLDERS.get(folder, folder), *rest]).removesuffix(".__init__")
 
 
 def unit_of(module: str) -> str | None:
-    """The longest name of the table that `module` is or lies in; the root package stands for itself alone."""
+    """Return the longest name of the table that `module` is or is in; the root package is only itself."""
     fitting = [unit for unit in MAY_IMPORT if module == unit or module.startswith(f"{unit}.")]
     unit = max(fitting, key=len, default=None)
     return None if unit == "nemo_longpo" and module.split(".")[1:] not in ([], ["__version__"]) else unit
@@ -140,12 +140,12 @@ def unit_of(module: str) -> str | None:
 
 @cache
 def nodes_of(file: Path) -> list[ast.AST]:
-    """The module, then everything in it."""
+    """Return the module, then every node in it."""
     return list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
 
 
 def called(call: ast.Call) -> str:
-    """The dotted name that is called, as far as names go: `os.replace` of os.replace(…), `.group` of f().group(…)."""
+    """Return the called name as far as it is known: `os.replace` of os.replace(…), `.group` of f().group(…)."""
     match call.func:
         case ast.Name(id=name):
             return name
@@ -158,7 +158,7 @@ def called(call: ast.Call) -> str:
 
 @cache
 def imported_names(file: Path, at_the_top: bool = False) -> list[tuple[int, str]]:
-    """Line and absolute dotted name of everything that `file` imports, inside of functions too unless `at_the_top`."""
+    """Return line and dotted name of all imports of `file`, including those in functions unless `at_the_top`."""
     module = module_name(file)
     package = module.split(".") if file.name == "__init__.py" else module.split(".")[:-1]
     found: list[tuple[int, str]] = []
@@ -224,7 +224,7 @@ def test_only_the_adapter_and_its_users_import_the_trainer():
 
 
 def test_collecting_tests_does_not_import_the_trainer():
-    """Importing NeMo takes ten seconds: tests, and the jobs that they hand to workers, do it inside of functions."""
+    """Importing NeMo takes ten seconds: tests, and the jobs for workers, do it inside of functions."""
     imports = {module_name(file): {name for _, name in imported_names(file, at_the_top=True)} for file in FILES}
     loading: set[str] = set()
 
@@ -280,7 +280,7 @@ def test_one_file_chooses_the_backend():
 
 
 def modules_loaded_by(code: str) -> tuple[set[str], float]:
-    """Top-level modules loaded by `code` in a fresh interpreter, and the CPU seconds that it took, start included."""
+    """Return the top-level modules that `code` loads in a fresh interpreter, and its CPU seconds, start included."""
     report = (
         "\nimport sys, time\nprint(*{name.split('.')[0] for name in sys.modules}, time.process_time(), file=sys.stderr)"
     )
@@ -324,7 +324,7 @@ def test_help_is_instant(code):
 
 @pytest.mark.slow
 def test_all_but_the_adapter_runs_without_the_trainer():
-    """Not even through another package: the data tools also live beside vLLM, where there is no NeMo."""
+    """Not even through another package: the data tools are also installed beside vLLM, without NeMo."""
     units = PURE | LAYOUTS | {"nemo_longpo.shards", "nemo_longpo.data_tools", "nemo_longpo.doctor"}
     modules = [module_name(file) for file in FILES if unit_of(module_name(file)) in units]
     loaded, _ = modules_loaded_by("\n".join(f"import {module}" for module in modules))

@@ -21,7 +21,7 @@ PRODUCT = 2 * SCORED * VOCAB * HIDDEN  # FLOPs of the logits of all scored rows
 
 
 def unfused(hidden, weight, labels, grad):
-    """Log-probs, and gradients of hidden states and weight, with all logits at once."""
+    """Return log-probs, and gradients of hidden states and weight, with all logits at once."""
     logprobs = (hidden @ weight.T).float().log_softmax(-1).gather(-1, labels.clamp(min=0)[:, None])[:, 0]
     logprobs = logprobs.masked_fill(labels == IGNORE_LABEL, 0.0)
     return logprobs.detach(), *torch.autograd.grad(logprobs, (hidden, weight), grad)
@@ -33,7 +33,7 @@ def chunked(hidden, weight, labels, grad, chunk_size):
 
 
 def score_logits(logits: list[list[float]], labels: list[int]) -> torch.Tensor:
-    """Log-probs of given logits: those of unit vectors, with the logits' transpose as the weight."""
+    """Return log-probs of given logits: those of unit vectors, with the logits' transpose as the weight."""
     return token_logprobs(torch.eye(len(logits)), torch.tensor(logits).T, torch.tensor(labels), chunk_size=2)
 
 
@@ -79,7 +79,7 @@ def test_frozen_parts_cost_no_work(frozen):
 
 
 def test_no_logits_wait_for_the_backward():
-    """What autograd keeps is hidden states, labels, the weight and a number per row; nothing is as wide as a row."""
+    """Autograd keeps hidden states, labels, the weight and a number per row; nothing is as wide as a row of logits."""
     hidden, weight, labels, _ = logprob_problem(VOCAB, IGNORED)
     shapes: list[torch.Size] = []
 
@@ -153,7 +153,7 @@ def test_bfloat16_is_as_exact_as_full_logits(chunk_size):
 
 
 def peak_bytes(work: Callable[[], None]) -> int:
-    """The most memory that torch had allocated beyond what it had before."""
+    """Return the peak of torch's allocated memory above its start."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
     events = profiler.profiler.kineto_results.events()
@@ -191,7 +191,7 @@ def test_rows_of_a_budget():
 
 
 def test_cuda_products_are_float32():
-    """Shape and type by the rules of torch's own kernel, which is there on CUDA only."""
+    """Shape and type by the rules of torch's own kernel, which exists only on CUDA."""
     with fake_cuda():
         left = torch.empty(6, 3, dtype=torch.bfloat16, device="cuda")
         right = torch.empty(6, 4, dtype=torch.bfloat16, device="cuda")

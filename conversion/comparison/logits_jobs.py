@@ -50,7 +50,7 @@ class Job:
 def compute(jobs: Sequence[Job]) -> None:
     """Do the jobs one after the other in a fresh process.
 
-    Raises InputError with the sentence with which that process refused a model, or because it was killed.
+    Raises InputError if that process refuses a model (with its message), or is killed.
     """
     with TemporaryDirectory() as scratch:
         request, refusal = Path(scratch) / "jobs", Path(scratch) / "refusal"

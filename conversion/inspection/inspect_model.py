@@ -123,7 +123,7 @@ def format_report(report: Mapping[str, Any]) -> str:
     if report["nemo"]:
         sections.append(_nemo(report["nemo"]))
     lines = [line for section in sections for line in [*_aligned(section), ""]]
-    advice = [printable(f"- {line}") for line in report["advice"]] or ["nothing stands in the way"]
+    advice = [printable(f"- {line}") for line in report["advice"]] or ["no obstacle found"]
     return "\n".join([*lines, *advice])
 
 

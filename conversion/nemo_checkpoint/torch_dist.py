@@ -121,7 +121,7 @@ class DistCheckpoint:
         return part[_box(item.storage_offsets, item.lengths)]
 
     def parts(self, piece: Piece) -> list[torch.Tensor]:
-        """The Hugging Face tensors that a piece of the model stands for."""
+        """Return the Hugging Face tensors of a piece of the model."""
         tensor = self.read(KEY_PREFIX + piece.entry.key, piece.offsets, piece.sizes)
         return piece.split(tensor.reshape(piece.shape))
 

@@ -74,7 +74,7 @@ class Cut:
 
 
 class TextEncoder:
-    """Encodes stretches of text with a Hugging Face tokenizer. Raises InputError for tokenizers beyond its rules."""
+    """Encodes stretches of text with a Hugging Face tokenizer. Raises InputError if it merges every text."""
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
@@ -90,7 +90,7 @@ class TextEncoder:
         self._prefix_after_special = self._has_prefix and self._adds_prefix_after_special()
 
     def encode(self, text: str, place: Place, *, content: bool) -> list[int]:
-        """Token ids of `text` standing at `place`.
+        """Return token ids of `text` at `place`.
 
         Special tokens spelled out in `content` (a document, an answer) stay plain text: no document can end a turn.
         In template pieces they are special.
@@ -168,7 +168,7 @@ class Message:
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """What stands around a message: ids of the pieces up to the next special tokens, then text that touches it.
+    """The surroundings of a message: ids of the pieces up to the next special tokens, then text that touches it.
 
     `spaces` at the end of `lead` belong to the message. `strips`: whether white space on the message's left and on
     its right is left out, by the template or by a special token that takes it.

@@ -70,7 +70,7 @@ class ChatFormat:
 
     `end_ids` are the tokens that the model's files declare as ends of an answer. Whichever of them a model writes, an
     answer is stored without it and trained with the template's own end of turn. `day` is the date for templates that
-    print one, by default today's; `printed_day` is None for the others. Raises InputError for templates that cannot be
+    print one, by default today's; `printed_day` is None for the others. Raises InputError if the template cannot be
     taken apart (see ChatTemplate).
     """
 

@@ -53,7 +53,7 @@ class Engine(Protocol):
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the model's embedding: every token id lies below it."""
+        """Rows of the model's embedding; every token id is below this number."""
 
     @property
     def dtype(self) -> str:

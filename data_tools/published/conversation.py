@@ -116,7 +116,7 @@ def read_conversation(columns: Columns, template: TemplateIds, repairs: Repairs)
         _note_tail(ids[answers[-1].end :], template, repairs)
         ids, left_out = ids[: answers[-1].end], left_out[: answers[-1].end]
     if mask is None and np.isin(ids, list(template.pad_only)).any():
-        raise Refused("padding_inside", "the pad token stands within the conversation")
+        raise Refused("padding_inside", "the pad token occurs within the conversation")
     return Conversation(ids, left_out, answers)
 
 

@@ -72,7 +72,7 @@ def read_document(columns: Mapping[str, Any], template: TemplateIds, limits: Lim
     if rejected.answers[0].start != trunk or not np.array_equal(chosen.ids[:trunk], rejected.ids[:trunk]):
         raise Refused("beginnings_differ", "chosen and rejected differ before their first answers")
     if trunk == 0:
-        raise Refused("no_prompt", "nothing stands in front of the first answer")
+        raise Refused("no_prompt", "nothing precedes the first answer")
     references = _references(columns, template, repairs)
     matched = _match(chosen, rejected, references, repairs)
     faults = list(_faults(chosen, rejected, matched, limits))

@@ -67,7 +67,7 @@ _INLINE_ANSWER = re.compile(
     rf"(?<=[.?!。？！؟])\s*[(\[（]?[*_]*{ANSWER_LABEL}[*_]*\s*[:：].*", re.IGNORECASE | re.DOTALL
 )
 _QUOTES = ('""', "''", "“”", "‘’", "„“", "«»", "「」", "『』", "《》")
-# What may stand around a request: a label, a topic ("**Theme:**"), emphasis, quotes.
+# What may surround a request: a label, a topic ("**Theme:**"), emphasis, quotes.
 _FRAMES = tuple(
     re.compile(pattern, re.IGNORECASE | re.DOTALL)
     for pattern in (

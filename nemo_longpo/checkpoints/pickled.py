@@ -159,7 +159,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_metadata(directory: Path) -> metadata.Metadata:
-    """Read the `.metadata` in `directory` and hold it to the files beside it.
+    """Read the `.metadata` in `directory` and compare it with the files beside it.
 
     Raises InputError if it is not there, is damaged, or holds anything but metadata; if it names a file outside
     `directory`, one that is missing or too short, or a tensor that does not fit into its file.

@@ -47,7 +47,7 @@ def checkpoint_of(path: str | Path) -> Path:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """What lies in a `checkpoints` folder, each list from the oldest to the newest.
+    """The content of a `checkpoints` folder, each list from the oldest to the newest.
 
     `damaged` ones lack something, without a mark that NeMo was busy with them.
     """
@@ -106,7 +106,7 @@ def find_checkpoint(path: Path) -> Path:
         if _is_unfinished(real):
             raise InputError(
                 f"{real} is not finished: a run writes or removes it, or was killed while it did "
-                f"({real.name}{UNFINISHED} lies beside it); give the run's directory instead"
+                f"({real.name}{UNFINISHED} is beside it); give the run's directory instead"
             )
         return path
     folders = _find_folders(path)
@@ -135,14 +135,14 @@ def find_resume_point(folder: Path) -> Path | None:
     if found.newest is None and found.damaged:
         damaged = found.damaged[-1]
         raise InputError(
-            f"{_describe_damage(damaged)}, and {folder} holds no complete checkpoint to go on from; copy that one "
+            f"{_describe_damage(damaged)}, and {folder} holds no complete checkpoint to continue from; copy that one "
             f"again, or remove {damaged} to start the run over."
         )
     return found.newest
 
 
 def refuse_to_start_beside(folder: Path, start: Path | None) -> None:
-    """Refuse a run that would save into `folder` unless what lies there is its own past and `start` the end of it.
+    """Refuse a run that would save into `folder` unless it holds that run's own checkpoints and `start` is the newest.
 
     `start` is the checkpoint that training resumes from (or its `weights`); None if it begins with step 1.
     Raises InputError if the folder holds something else, which the next resume would take for this run.
@@ -161,9 +161,9 @@ def refuse_to_start_beside(folder: Path, start: Path | None) -> None:
             "older one elsewhere and give another log.log_dir."
         )
     raise InputError(
-        f"{folder} holds checkpoints already ({latest.name}), and this run would start over beside them; to go on with "
-        "them set resume.resume_if_exists=True and leave resume.resume_from_path unset, to start over remove them or "
-        "give another log.log_dir."
+        f"{folder} holds checkpoints already ({latest.name}), and this run would start over beside them; to continue "
+        "with them set resume.resume_if_exists=True and leave resume.resume_from_path unset, to start over remove them "
+        "or give another log.log_dir."
     )
 
 

@@ -79,7 +79,7 @@ def read_inputs(directory: Path) -> RunInputs | None:
     if not path.exists():
         return None
     return typed_fields.read_versioned(
-        path, RunInputs, _VERSION, "remove it if the run is to go on with whatever is given now"
+        path, RunInputs, _VERSION, "remove it if the run is to continue with the inputs given now"
     )
 
 

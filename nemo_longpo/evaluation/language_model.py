@@ -49,7 +49,7 @@ class Answers:
         """Keep an answer. Raises InputError if the disk is full."""
         self._found[key] = value
         with explain_full_disk(self._path), self._path.open("a", encoding="utf-8") as file:
-            file.write(f"\n{json.dumps([key, value])}\n")  # a line of its own, also behind one that was cut
+            file.write(f"\n{json.dumps([key, value])}\n")  # its own line, even after one that was cut
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -96,7 +96,7 @@ class EngineLM(model.TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands in front of a text without context."""
+        """The token before a text without context."""
         begin = self.tokenizer.bos_token_id
         return self.eot_token_id if begin is None else begin
 

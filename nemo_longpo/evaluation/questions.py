@@ -103,7 +103,7 @@ class _Line:
 
 
 def build_own(benchmark: Benchmark, preparation: Preparation) -> list[EvalTask]:
-    """One task per length that the file names. Raises InputError with the line that cannot be used."""
+    """Return one task per length in the file. Raises InputError, naming the line, if one cannot be used."""
     by_length: dict[int | None, list[Question]] = defaultdict(list)
     path = Path(benchmark.files[0])
     for number, (_, line) in enumerate(typed_rows(path, _Line)):

@@ -144,7 +144,7 @@ SUITES["paper"] = (*SUITES["infinitebench"], *SUITES["ruler"], *SUITES["short"])
 def choose(names: Sequence[str]) -> list[Benchmark]:
     """Return the rows that suites, benchmarks and files of questions (`*.jsonl`) name, each once, in that order.
 
-    Raises InputError for a name that is none of them.
+    Raises InputError if a name is none of them.
     """
     chosen: dict[str, Benchmark] = {}
     for name in names:

@@ -79,7 +79,7 @@ class ModelConfig(ConfigFields):
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any], file: str | Path, names: Mapping[str, str] | None = None) -> "ModelConfig":
-        """Raises InputError with the file, the field and its value, if a field is not of its kind."""
+        """Raises InputError, naming file, field and value, if a field is not of its kind."""
         content = {**DEFAULTS.get(str(raw.get("model_type")), {}), **raw}
         typed = build(ConfigFields, content, str(file), ADVICE, exact=False, names=names)
         return cls(**vars(typed), raw=raw, file=str(file), names=names or {})
@@ -96,7 +96,7 @@ class ModelConfig(ConfigFields):
 
     @classmethod
     def from_nemo(cls, config: Mapping[str, Any], file: str | Path) -> "ModelConfig":
-        """The `config.json` that a NeMo model's configuration amounts to. Raises InputError with NeMo's field names."""
+        """Convert NeMo's configuration to a `config.json`. Raises InputError, in NeMo's names, if a field is bad."""
         fields = {name: value for name, value in as_huggingface(config).items() if value is not None}
         return cls.parse(fields, file, NEMO_NAMES)
 

@@ -88,7 +88,7 @@ def estimate_memory(job: Job, placement: Placement) -> Memory:
 
 
 def parameters_per_gpu(job: Job, placement: Placement, stage: Stage) -> float:
-    """L · (matrices / tp + norms) + tables / tp; a tied table lies on the first and on the last stage."""
+    """L · (matrices / tp + norms) + tables / tp; a tied table is on the first and on the last stage."""
     shape = job.shape
     tables = 2 if stage == "only" and not shape.tied else 1
     layers = job.stage_layers(placement) * (shape.layer_matrices / placement.tp + shape.layer_vectors)

@@ -177,7 +177,7 @@ def map_stream(path: Path, schema: pa.Schema, records: int) -> list[pa.RecordBat
 
 
 def check_columns(batch: pa.RecordBatch, names: list[str], where: str) -> None:
-    """Raises InputError naming a column if an offset leads out of its buffer, text is not UTF-8 or a value is null."""
+    """Raises InputError, naming a column, if an offset leaves its buffer, text is not UTF-8 or a value is null."""
     for name in names:
         column = batch.column(name)
         try:

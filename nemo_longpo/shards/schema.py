@@ -178,7 +178,7 @@ def _check_ignored(check: _Check, record: PairRecord) -> None:
 
 
 def _check_chunks(check: _Check, record: PairRecord) -> None:
-    """Chunks may overlap and stand in any order; an empty one is not in the trunk."""
+    """Chunks may overlap and be in any order; an empty one is not in the trunk."""
     spans = record.chunk_spans
     if spans is None:
         return

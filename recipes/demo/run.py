@@ -14,7 +14,7 @@ from .stages import BASE_LENGTH, DemoSettings, demo_steps, metrics_file, trainin
 if TYPE_CHECKING:
     from matplotlib import axes as of_axes, figure as of_figure
 
-_ADVICE = "remove it with all that lies beside it, or give another --output"
+_ADVICE = "remove it with everything beside it, or give another --output"
 _BEFORE, _AFTER, _CHOSEN, _REJECTED, _MARGIN = "#9a9a9a", "#1f6feb", "#1a7f37", "#cf222e", "#1f6feb"
 
 

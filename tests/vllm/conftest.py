@@ -1,4 +1,4 @@
-"""Models for the tests that need the real vLLM. Where it is not installed, nothing in this folder is collected."""
+"""Models for tests of the real vLLM. Without vLLM, nothing in this folder is collected."""
 
 import os
 from importlib.util import find_spec

@@ -1,4 +1,4 @@
-"""The vLLM engine against plain Hugging Face forwards in float32, and what it must refuse."""
+"""Compare the vLLM engine with plain Hugging Face forwards in float32, and check what it must refuse."""
 
 import json
 import shutil
@@ -96,7 +96,7 @@ def test_greedy_generation_equals_step_by_step_forwards(engine, directory):
 
 
 def test_only_the_given_tokens_stop_an_answer(engine, directory):
-    """Not the end of sequence of config.json, unless it is among them. These models end often."""
+    """The end of sequence of config.json does not, unless it is given. These models end often."""
     end = json.loads((directory / "config.json").read_text())["eos_token_id"]
     sampling = Sampling(max_new_tokens=200, stop_ids=frozenset(), temperature=1.0)
     (whole,) = engine.generate(SEQUENCES[:1], sampling, [3], ignore)
@@ -108,7 +108,7 @@ def test_only_the_given_tokens_stop_an_answer(engine, directory):
 
 
 def test_every_given_token_stops(engine):
-    """Several end tokens, as chat models declare them: the first one that comes ends the answer and is left out."""
+    """Chat models declare several end tokens: the first one ends the answer and is left out."""
     sampling = Sampling(max_new_tokens=60, stop_ids=frozenset(), temperature=1.0)
     whole = [completion.ids for completion in engine.generate(SEQUENCES, sampling, range(4), ignore)]
     ends = frozenset({whole[0][20], whole[1][0], whole[2][7]})
@@ -120,7 +120,7 @@ def test_every_given_token_stops(engine):
 
 
 def test_draws_depend_only_on_prompt_and_seed(engine):
-    """Neither on the other requests, nor on what the cache holds, nor on prompts that share a step."""
+    """Draws do not depend on other requests, the cache, or prompts in the same step."""
     sampling = Sampling(max_new_tokens=20, stop_ids=frozenset(), temperature=1.0, top_p=0.95)
     prompts = [token_ids(index, 900 + 300 * index) for index in range(6)]
     together = engine.generate(prompts, sampling, list(range(6)), ignore)
@@ -196,7 +196,7 @@ def test_unloadable_files_are_refused(mistral, tmp_path):
 
 
 def test_answers_follow_a_json_schema(mistral):
-    """At any temperature, by a model that knows no JSON; an answer that is cut is the beginning of one."""
+    """At any temperature, with a random model; an answer that is cut is the beginning of valid JSON."""
     chat = load_chat(mistral)
     engine = VllmEngine(mistral, EngineSettings(), VllmSettings(kv_cache_memory_bytes=CACHE_BYTES), writes_json=True)
     assert engine.writes_json

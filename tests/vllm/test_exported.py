@@ -21,7 +21,7 @@ def record(exported):
 
 @pytest.fixture(params=MODELS)
 def case(request, exported, record):
-    """The directory, and what is expected of it."""
+    """The directory and its expected results."""
     return exported / request.param, record["models"][request.param]
 
 

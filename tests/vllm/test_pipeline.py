@@ -76,7 +76,7 @@ def test_documents_to_shards(longpo, corpus, request, tmp_path, family, dtype):
 
 
 def test_instructions_come_as_json(longpo, corpus, mistral, tmp_path):
-    """A model of random numbers writes four strings, which are told apart because they are JSON."""
+    """A random model writes four strings, which can be separated because they are JSON."""
     chunk = ("chunk", "--input", corpus, "--model", mistral, "--chunk-tokens", 128, "--output", tmp_path / "chunk")
     longpo(*chunk, "--chunks-per-document", 1)
     words = ("--temperature", 1, "--max-new-tokens", 2000, "--kv-cache-memory-bytes", 128 << 20)

@@ -80,7 +80,7 @@ def test_answers_follow_a_json_schema(mistral, engine):
 
 
 def respond(pairs, model, output, server):
-    """Sampled, so that answers differ and a swap would show."""
+    """Return sampled answers: they differ, so that a swap would be found."""
     words = ["--input", pairs, "--model", model, "--output", output, "--part-size", DOCUMENTS_PER_PART]
     words += ["--max-new-tokens", 24, "--temperature", 1, "--concurrency", 4]
     return main(["data", "respond", *map(str, words), "--engine", "server", "--base-url", server.url])

@@ -146,7 +146,7 @@ def test_pad_token_inside_without_a_mask():
     for name in ("chosen_input_ids", "chosen_lm_labels", "rejected_input_ids"):
         row[name][20] = chat.tokenizer.pad_token_id
     template = template_ids(chat, len(chat.tokenizer))
-    with pytest.raises(Refused, match="pad token stands within"):
+    with pytest.raises(Refused, match="pad token occurs within"):
         read_document(row, template, UNLIMITED)
     row["chosen_attention_mask"] = [1] * len(row["chosen_input_ids"])
     row["rejected_attention_mask"] = [1] * len(row["rejected_input_ids"])
