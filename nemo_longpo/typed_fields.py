@@ -1,7 +1,7 @@
 """Dataclasses from foreign JSON: every field has its declared type, and a wrong one becomes one sentence."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from reprlib import repr as short_repr
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
@@ -92,6 +92,9 @@ class _Reader:
         if self.exact:
             for name in sorted(set(known) ^ set(content)):
                 self._refuse(self._join(path, name), "is missing" if name in known else "is unknown")
+        for item in fields(kind):  # type: ignore[arg-type]
+            if item.name not in content and item.default is MISSING and item.default_factory is MISSING:
+                self._refuse(self._join(path, item.name), "is missing")
         hints = get_type_hints(kind, include_extras=True)
         return kind(
             **{

@@ -9,6 +9,7 @@ from nemo_longpo.data_tools.readers.files import JSON_SUFFIXES, open_lines, unre
 from nemo_longpo.errors import InputError
 
 Row = TypeVar("Row")
+SUFFIXES = (".parquet", *JSON_SUFFIXES, ".json")
 ADVICE = "fetch the file again, or correct it"
 
 
@@ -35,6 +36,18 @@ def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"{path}: row {number}", row
     else:
         raise InputError(f"{path} should be a .jsonl, .json or .parquet file")
+
+
+def split_file(directory: Path, split: str) -> Path:
+    """Return the one file of a split in a directory of a data set. Raises InputError if there is none, or two."""
+    found = [path for suffix in SUFFIXES if (path := directory / f"{split}{suffix}").exists()]
+    if not found:
+        raise InputError(
+            f"{directory} has no {split}.parquet and no {split}.jsonl; docs/evaluation.md says where it comes from"
+        )
+    if len(found) > 1:
+        raise InputError(f"{directory} has {' and '.join(path.name for path in found)}; remove all but one")
+    return found[0]
 
 
 def typed_rows(path: Path, kind: type[Row]) -> Iterator[tuple[str, Row]]:

@@ -2,8 +2,8 @@
 
 import logging
 import re
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.typed_fields import Names
 
 from .benchmarks import Benchmark, EvalTask, Preparation
-from .data_files import typed_rows
+from .data_files import ADVICE, typed_rows
 
 # What a terminal would not print counts as the end of a line.
 _CONTROL = re.compile(r"[\x00-\x1f]")
@@ -45,18 +45,18 @@ def question_task(
 ) -> EvalTask:
     """The questions as one task: greedy answers of at most `max_new_tokens`, whose score is the mean of `scorer`."""
     from datasets import Dataset
-    from lm_eval.api.task import ConfigurableTask
 
-    logging.getLogger("lm_eval.api.task").setLevel(logging.ERROR)  # it explains its own command line
+    if not questions:
+        raise InputError(f"{benchmark.name}: there is no question in {', '.join(benchmark.files)}; {ADVICE}")
+    if repeated := [name for name, count in Counter(question.id for question in questions).items() if count > 1]:
+        raise InputError(f"{benchmark.name}: two questions have the id {repeated[0]!r}; give each its own")
     rows = [asdict(question) | {"answers": list(question.answers), "extra": [question.extra]} for question in questions]
     by_id = {question.id: question for question in questions}
-    assert len(by_id) == len(questions), f"{benchmark.name}: two questions have one id"
     # `extra` differs from row to row, which columns of one type cannot hold.
     documents = Dataset.from_list([{name: row[name] for name in row if name != "extra"} for row in rows])
-    task = ConfigurableTask(
-        config={
+    task = harness_task(
+        {
             "task": benchmark.name if length is None else f"{benchmark.name}_{length}",
-            "custom_dataset": lambda **_: {"test": documents},
             "test_split": "test",
             "output_type": "generate_until",
             "doc_to_text": lambda row: row["prompt"],
@@ -67,7 +67,8 @@ def question_task(
             "metric_list": [{"metric": benchmark.metric, "aggregation": "mean", "higher_is_better": True}],
             "generation_kwargs": {"until": [], "max_gen_toks": max_new_tokens, "do_sample": False, "temperature": 0.0},
             "num_fewshot": 0,
-        }
+        },
+        {"test": documents},
     )
     return EvalTask(
         benchmark=benchmark,
@@ -75,6 +76,14 @@ def question_task(
         length=length,
         shortened=sum(question.shortened_tokens > 0 for question in questions),
     )
+
+
+def harness_task(config: dict[str, Any], splits: Mapping[str, Any]) -> Any:
+    """A task of lm-evaluation-harness by its configuration, on these splits (datasets.Dataset) instead of its own."""
+    from lm_eval.api.task import ConfigurableTask
+
+    logging.getLogger("lm_eval.api.task").setLevel(logging.ERROR)  # it explains its own command line
+    return ConfigurableTask(config=config | {"custom_dataset": lambda **_: splits})
 
 
 def string_match(written: str, question: Question) -> float:
