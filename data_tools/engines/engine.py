@@ -1,11 +1,12 @@
 """The interface of engines: token ids in, token ids or log-probs out.
 
 `ResumingEngine` keeps an engine's results, so that a process that replaces a killed one need not compute them again.
+A `ReportingEngine` hands over each result as soon as it is there, to a caller that keeps them itself.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -18,6 +19,8 @@ from ..runner import Kept, Tick, Usage
 Result = TypeVar("Result")
 Spans = Sequence[Sequence[Span]]
 """Per sequence, the ranges [start, end) of tokens to return log-probs for."""
+Done = Callable[[int, Result], None]
+"""Called with a request's index and its result as soon as it is finished."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +81,48 @@ class Engine(Protocol):
     def score(self, sequences: Sequence[Sequence[int]], spans: Spans, tick: Tick) -> list[list[np.ndarray]]:
         """Return, per sequence and span [start, end) with start ≥ 1, float32 log p(x_t | x_<t) of every token in
         the span."""
+
+
+class ReportingEngine(Engine, Protocol):
+    """A loaded model that calls `done` for every finished request, in any order.
+
+    With `wanted` only these requests are answered, and only their results returned, in the order of their indices. The
+    others decide which requests are computed together, as far as the engine's results depend on that: so the bits of
+    an answer are the same whatever is known already.
+    """
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        tick: Tick,
+        done: Done[Completion] = ...,
+        wanted: Collection[int] | None = None,
+    ) -> list[Completion]:
+        """As Engine.generate."""
+
+    def score(
+        self,
+        sequences: Sequence[Sequence[int]],
+        spans: Spans,
+        tick: Tick,
+        done: Done[list[np.ndarray]] = ...,
+        wanted: Collection[int] | None = None,
+    ) -> list[list[np.ndarray]]:
+        """As Engine.score."""
+
+    def close(self) -> None:
+        """Give back the memory; the engine is of no use afterwards."""
+
+
+def no_report(index: int, result: Any) -> None:
+    """The `done` of a caller that waits for all results."""
+
+
+def indices(count: int, wanted: Collection[int] | None) -> list[int]:
+    """Return the wanted ones of `count` requests in order; without `wanted`, all."""
+    return list(range(count)) if wanted is None else sorted(wanted)
 
 
 class ResumingEngine:

@@ -1,7 +1,7 @@
 """The engine for models behind vLLM's OpenAI-compatible servers: completions of token ids, over HTTP."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ from nemo_longpo.model_directory.model_config import ModelConfig
 
 from ..runner import Tick, Usage
 from ..settings import EngineSettings, ServerSettings
-from .engine import Completion, Sampling, Spans
+from .engine import Completion, Done, Sampling, Spans, indices, no_report
 from .server_http import Address, ServedModel, parse_address
 from .server_pool import Pauses, ServerPool
 
@@ -56,8 +56,17 @@ class ServerEngine:
     def batches(self, lengths: Sequence[int]) -> list[list[int]]:
         return [list(range(len(lengths)))]
 
+    def close(self) -> None:
+        """Nothing is held between calls."""
+
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], tick: Tick
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        tick: Tick,
+        done: Done[Completion] = no_report,
+        wanted: Collection[int] | None = None,
     ) -> list[Completion]:
         bodies = [self._body(prompt) | _sampling_fields(sampling) for prompt in prompts]
         if sampling.temperature > 0:
@@ -67,7 +76,7 @@ class ServerEngine:
             return _read_completion(choice, url, bodies[index]["prompt"], sampling, self.vocab_size)
 
         try:
-            return asyncio.run(self._all(bodies, read, tick))
+            return asyncio.run(self._all(bodies, read, tick, done, indices(len(bodies), wanted)))
         except InputError as error:
             if sampling.json_schema is None or "refuses the request" not in str(error):
                 raise
@@ -75,7 +84,14 @@ class ServerEngine:
                 f"{error}; it was asked for JSON: start the server with a tokenizer, or give --no-structured-output"
             ) from error
 
-    def score(self, sequences: Sequence[Sequence[int]], spans: Spans, tick: Tick) -> list[list[np.ndarray]]:
+    def score(
+        self,
+        sequences: Sequence[Sequence[int]],
+        spans: Spans,
+        tick: Tick,
+        done: Done[list[np.ndarray]] = no_report,
+        wanted: Collection[int] | None = None,
+    ) -> list[list[np.ndarray]]:
         fields = {"prompt_logprobs": 0, "max_tokens": 1, "temperature": 0.0}
         bodies = [self._body(sequence) | fields for sequence in sequences]
 
@@ -83,13 +99,15 @@ class ServerEngine:
             logps = _read_prompt_logps(choice, url, bodies[index]["prompt"])
             return [logps[start:end] for start, end in spans[index]]
 
-        return asyncio.run(self._all(bodies, read, tick))
+        return asyncio.run(self._all(bodies, read, tick, done, indices(len(bodies), wanted)))
 
     def _body(self, prompt: Sequence[int]) -> dict[str, Any]:
         return {"model": self._model.name, "prompt": prompt if isinstance(prompt, list) else list(prompt)}
 
-    async def _all(self, bodies: list[dict[str, Any]], read: Read[Result], tick: Tick) -> list[Result]:
-        """Return the result of every request, in order. The first InputError ends all requests."""
+    async def _all(
+        self, bodies: list[dict[str, Any]], read: Read[Result], tick: Tick, done: Done[Result], chosen: list[int]
+    ) -> list[Result]:
+        """Return the result of every chosen request, in order. The first InputError ends all requests."""
         keys = [str(body["prompt"][: self._own.prefix_tokens]) for body in bodies]
         results: dict[int, Result] = {}
         async with ServerPool(self._addresses, self._own, self._pauses, self._model) as pool:
@@ -99,9 +117,10 @@ class ServerEngine:
                 answer, url = await pool.complete(bodies[index], keys[index])
                 results[index] = read(index, answer["choices"][0], url)
                 tick(_usage(answer, len(bodies[index]["prompt"]), results[index]))
+                done(index, results[index])
 
             first_with = {key: index for index, key in reversed(list(enumerate(keys)))}
-            order = sorted(range(len(bodies)), key=lambda index: first_with[keys[index]])
+            order = sorted(chosen, key=lambda index: first_with[keys[index]])
             tasks = [asyncio.create_task(run(index)) for index in order]
             try:
                 await asyncio.gather(*tasks)
@@ -109,7 +128,7 @@ class ServerEngine:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
-        return [results[index] for index in range(len(bodies))]
+        return [results[index] for index in chosen]
 
 
 def _sampling_fields(sampling: Sampling) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The engine for real models: vLLM in this process, token ids in, token ids or log-probs out."""
 
+import gc
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from nemo_longpo.model_directory.model_config import ModelConfig
 
 from ..runner import Tick, Usage
 from ..settings import EngineSettings, VllmSettings
-from .engine import Completion, Sampling, Spans
+from .engine import Completion, Done, Sampling, Spans, indices, no_report
 from .hf_engine import DTYPES, set_rope_theta
 
 # vLLM's environment variables; those that the user has set are kept. Standard output is for our own report.
@@ -64,7 +65,13 @@ class VllmEngine:
         return [list(range(len(lengths)))]
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], tick: Tick
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        tick: Tick,
+        done: Done[Completion] = no_report,
+        wanted: Collection[int] | None = None,
     ) -> list[Completion]:
         from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
@@ -90,10 +97,20 @@ class VllmEngine:
             )
             for seed in seeds
         ]
-        found = {index: _completion(output.outputs[0]) for index, output in self._run(prompts, parameters, tick)}
-        return [found[index] for index in range(len(prompts))]
+        found: dict[int, Completion] = {}
+        for index, output in self._run(prompts, parameters, tick, indices(len(prompts), wanted)):
+            found[index] = _completion(output.outputs[0])
+            done(index, found[index])
+        return [found[index] for index in sorted(found)]
 
-    def score(self, sequences: Sequence[Sequence[int]], spans: Spans, tick: Tick) -> list[list[np.ndarray]]:
+    def score(
+        self,
+        sequences: Sequence[Sequence[int]],
+        spans: Spans,
+        tick: Tick,
+        done: Done[list[np.ndarray]] = no_report,
+        wanted: Collection[int] | None = None,
+    ) -> list[list[np.ndarray]]:
         """Score sequences. vLLM generates one token after each, so `max_length` must leave room for it."""
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
@@ -107,19 +124,26 @@ class VllmEngine:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        found = {
-            index: [_span_logps(output.prompt_logprobs, span) for span in spans[index]]
-            for index, output in self._run(sequences, [parameters] * len(sequences), tick)
-        }
-        return [found[index] for index in range(len(sequences))]
+        found: dict[int, list[np.ndarray]] = {}
+        chosen = indices(len(sequences), wanted)
+        for index, output in self._run(sequences, [parameters] * len(sequences), tick, chosen):
+            found[index] = [_span_logps(output.prompt_logprobs, span) for span in spans[index]]
+            done(index, found[index])
+        return [found[index] for index in sorted(found)]
+
+    def close(self) -> None:
+        """End vLLM's own process where it has one, as on GPUs; only then is the memory free at once."""
+        self._engine.engine_core.shutdown()
+        del self._engine
+        gc.collect()
 
     def _run(
-        self, prompts: Sequence[Sequence[int]], parameters: Sequence[Any], tick: Tick
+        self, prompts: Sequence[Sequence[int]], parameters: Sequence[Any], tick: Tick, chosen: list[int]
     ) -> Iterator[tuple[int, Any]]:
-        """Yield (index, vLLM's output) of every prompt as soon as it is finished."""
+        """Yield (index, vLLM's output) of every chosen prompt as soon as it is finished."""
         from vllm.inputs import tokens_input
 
-        for index in sorted(range(len(prompts)), key=lambda index: list(prompts[index])):
+        for index in sorted(chosen, key=lambda index: list(prompts[index])):
             self._engine.add_request(str(index), tokens_input(list(prompts[index])), parameters[index])
         while self._engine.has_unfinished_requests():
             for output in self._engine.step():

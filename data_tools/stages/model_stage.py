@@ -9,7 +9,7 @@ from typing import Any
 from nemo_longpo.errors import InputError
 
 from ..chat.format import ChatFormat
-from ..engines.engine import Engine, ResumingEngine
+from ..engines.engine import Engine, ReportingEngine, ResumingEngine
 from ..model import load_chat, model_identity, rendering_identity, tokenizer_identity
 from ..options import Settings, settings_from
 from ..pairs import check_own_rows
@@ -48,9 +48,10 @@ class EngineOptions:
             settings_from(ServerSettings, values),
         )
 
-    def load(self, model: Path, *, writes_json: bool = False) -> Engine:
-        """Return an engine; with `writes_json` it writes JSON if it can. Raises InputError if the library is missing or
-        the model cannot be loaded."""
+    def load(self, model: Path, *, writes_json: bool = False, share_prefixes: bool = False) -> ReportingEngine:
+        """Return an engine; with `writes_json` it writes JSON if it can. `share_prefixes` lets engine transformers
+        compute once what requests begin with in common; the others always do. Raises InputError if the library is
+        missing or the model cannot be loaded."""
         if self.common.engine == "vllm":
             from ..engines.vllm_engine import VllmEngine
 
@@ -61,7 +62,7 @@ class EngineOptions:
             return ServerEngine(model, self.common, self.server)
         from ..engines.hf_engine import TransformersEngine
 
-        return TransformersEngine(model, self.common, self.transformers)
+        return TransformersEngine(model, self.common, self.transformers, share_prefixes=share_prefixes)
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,10 @@ def _run_model(evaluation: Evaluation, asked: ModelPrompts) -> ModelScores:
             bar.update(usage.prompt_tokens + usage.generated_tokens)
 
         model = _language_model(evaluation, asked.model, tick)
-        scores = tuple(_task_scores(task, prompts.answer(task, model)) for task in asked.tasks)
+        try:
+            scores = tuple(_task_scores(task, prompts.answer(task, model)) for task in asked.tasks)
+        finally:
+            model.close()  # the next model needs the memory
     return ModelScores(label=asked.model.label, identity=dict(asked.model.identity), tasks=_merged(scores))
 
 

@@ -14,11 +14,13 @@ from typing import Any, Literal
 from lm_eval.api import instance, model
 
 from nemo_longpo.atomic import explain_full_disk
-from nemo_longpo.data_tools.engines.engine import Engine, Sampling
+from nemo_longpo.data_tools.engines.engine import Done, ReportingEngine, Sampling
 from nemo_longpo.data_tools.runner import Usage
 from nemo_longpo.errors import InputError
 
 Messages = Sequence[dict[str, str]]
+Work = Callable[[ReportingEngine, list[Any], list[int], Done[Any]], None]
+"""Asks an engine those of the questions that have these indices, and reports each answer."""
 
 
 def key_of(question: Any) -> str:
@@ -27,7 +29,7 @@ def key_of(question: Any) -> str:
 
 
 class Answers:
-    """Answers of one model by key, one JSON line each. A line that a kill has cut is as good as none.
+    """Answers of one model by key, one JSON line each. A line that a kill has cut is taken away.
 
     The directory is named by `model`, all that makes answers of two models differ (weights, dtype, engine), so that no
     model gets another one's answers.
@@ -47,20 +49,26 @@ class Answers:
 
     def put(self, key: str, value: Any) -> None:
         """Keep an answer. Raises InputError if the disk is full."""
+        if key in self._found:
+            return
         self._found[key] = value
         with explain_full_disk(self._path), self._path.open("a", encoding="utf-8") as file:
-            file.write(f"\n{json.dumps([key, value])}\n")  # its own line, even after one that was cut
+            file.write(f"{json.dumps([key, value])}\n")
 
 
 def _read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for line in path.read_bytes().splitlines() if path.exists() else ():
-        try:
-            key, value = json.loads(line)
-        except ValueError:  # cut, or empty
-            continue
-        found[key] = value
-    return found
+    """Return what a file holds, without a cut line at its end. Raises InputError if it is damaged."""
+    if not path.exists():
+        return {}
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        with path.open("r+b") as file:
+            file.truncate(whole)
+    try:
+        return dict(json.loads(line) for line in content[:whole].splitlines())
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path} is damaged ({error}); delete it, and its questions are asked again") from error
 
 
 class EngineLM(model.TemplateLM):
@@ -76,7 +84,7 @@ class EngineLM(model.TemplateLM):
         tokenizer: Any,
         stop_ids: frozenset[int],
         answers: Answers,
-        load_engine: Callable[[], Engine],
+        load_engine: Callable[[], ReportingEngine],
         tick: Callable[[Usage], None],
         day: date,
     ):
@@ -84,7 +92,7 @@ class EngineLM(model.TemplateLM):
         self._midnight = datetime.combine(day, time())
         self.tokenizer, self._stop_ids = tokenizer, stop_ids
         self._answers, self._load_engine, self._tick = answers, load_engine, tick
-        self._engine: Engine | None = None
+        self._engine: ReportingEngine | None = None
 
     @property
     def tokenizer_name(self) -> str:
@@ -142,8 +150,7 @@ class EngineLM(model.TemplateLM):
             chosen = [index for index, own in enumerate(limits) if own == limit]
             prompts = [self.tok_encode(requests[index].args[0]) for index in chosen]
             questions = [[prompt, limit, sorted(self._stop_ids)] for prompt in prompts]
-            lengths = [len(prompt) + limit for prompt in prompts]
-            for index, ids in zip(chosen, self._ask("generate", questions, lengths, self._generate), strict=True):
+            for index, ids in zip(chosen, self._ask("generate", questions, self._generate), strict=True):
                 texts[index] = _before_stop(self._text(ids), requests[index].args[1].get("until") or ())
         return [texts[index] for index in range(len(requests))]
 
@@ -155,8 +162,14 @@ class EngineLM(model.TemplateLM):
     ) -> list[tuple[float, bool]]:
         """log p(continuation | context), and False: no task of ours asks whether it is the greedy one."""
         questions: list[Any] = [[context, continuation] for _, context, continuation in requests]
-        sums = self._ask("score", questions, [len(c) + len(t) for c, t in questions], self._score)
+        sums = self._ask("score", questions, self._score)
         return [(float(value), False) for value in sums]
+
+    def close(self) -> None:
+        """Give back the engine's memory. It is loaded again if another answer is missing."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
         raise NotImplementedError("no benchmark here asks for the likelihood of whole texts")
@@ -166,33 +179,31 @@ class EngineLM(model.TemplateLM):
             return self._encode_pair(context, continuation)
         return [self.prefix_token_id], self.tok_encode(continuation, add_special_tokens=False)
 
-    def _ask(
-        self,
-        method: Literal["generate", "score"],
-        questions: list[Any],
-        lengths: list[int],
-        work: Callable[[Engine, list[Any]], list[Any]],
-    ) -> list[Any]:
-        """Ask the engine what no earlier run has asked, batch by batch, and keep each batch's answers at once."""
+    def _ask(self, method: Literal["generate", "score"], questions: list[Any], work: Work) -> list[Any]:
+        """Ask the engine what no earlier run has asked, and keep each answer at once.
+
+        The engine sees all questions, so that it computes the same ones together whichever are left.
+        """
         keys = [key_of([method, question]) for question in questions]
-        missing = list({key: index for index, key in enumerate(keys) if key not in self._answers}.values())
+        distinct = dict(zip(keys, questions, strict=True))
+        missing = [index for index, key in enumerate(distinct) if key not in self._answers]
         if missing:
             self._engine = self._engine or self._load_engine()
-            for batch in self._engine.batches([lengths[index] for index in missing]):
-                chosen = [missing[index] for index in batch]
-                for index, answer in zip(chosen, work(self._engine, [questions[i] for i in chosen]), strict=True):
-                    self._answers.put(keys[index], answer)
+            names = list(distinct)
+            work(self._engine, list(distinct.values()), missing, lambda at, found: self._answers.put(names[at], found))
         return [self._answers[key] for key in keys]
 
-    def _generate(self, engine: Engine, questions: list[Any]) -> list[list[int]]:
+    def _generate(self, engine: ReportingEngine, questions: list[Any], wanted: list[int], keep: Done[Any]) -> None:
         greedy = Sampling(max_new_tokens=questions[0][1], stop_ids=self._stop_ids)
         prompts = [prompt for prompt, _, _ in questions]
-        return [found.ids for found in engine.generate(prompts, greedy, [0] * len(prompts), self._tick)]
+        engine.generate(prompts, greedy, [0] * len(prompts), self._tick, lambda at, found: keep(at, found.ids), wanted)
 
-    def _score(self, engine: Engine, questions: list[Any]) -> list[float]:
+    def _score(self, engine: ReportingEngine, questions: list[Any], wanted: list[int], keep: Done[Any]) -> None:
         sequences = [[*context, *continuation] for context, continuation in questions]
         spans = [[(len(context), len(context) + len(continuation))] for context, continuation in questions]
-        return [float(logps.sum(dtype="float64")) for (logps,) in engine.score(sequences, spans, self._tick)]
+        engine.score(
+            sequences, spans, self._tick, lambda at, found: keep(at, float(found[0].sum(dtype="float64"))), wanted
+        )
 
 
 def _before_stop(text: str, stops: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_longpo.data_tools import model as model_directory
-from nemo_longpo.data_tools.engines.engine import Engine
+from nemo_longpo.data_tools.engines.engine import ReportingEngine
 from nemo_longpo.data_tools.stages.model_stage import EngineOptions
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.model_config import ModelConfig
@@ -27,8 +27,8 @@ class EvalModel:
     identity: Mapping[str, Any]
     engine: EngineOptions
 
-    def load_engine(self) -> Engine:
-        return self.engine.load(str(self.directory))
+    def load_engine(self) -> ReportingEngine:
+        return self.engine.load(self.directory, share_prefixes=True)
 
 
 def open_models(
