@@ -68,6 +68,24 @@ def write_file(
                 path.hardlink_to(new)
 
 
+@contextmanager
+def new_file(path: Path, *, kept: str = "nothing of it was kept") -> Iterator[Path]:
+    """Yield where to write a file that takes the place of `path` when the block has ended without an exception.
+
+    For what is too large to hold in memory. On any failure, Ctrl-C and SIGTERM included, `path` stays as it was. Raises
+    InputError if the disk is full; the sentence ends with `kept`.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(stopped_by_sigterm())
+        stack.enter_context(explain_full_disk(path, kept))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _clear_leftovers(path, alone=False)
+        new = stack.enter_context(_workplace(path)) / "new"
+        yield new
+        _flush(new)
+        new.replace(path)
+
+
 def _refuse_existing(output: Path) -> None:
     if not output.is_dir() or any(output.iterdir()):
         raise InputError(f"{output} exists already; choose another output")

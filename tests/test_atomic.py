@@ -8,12 +8,12 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 
-from nemo_longpo.atomic import new_directory, remove_leftovers, write_file
+from nemo_longpo.atomic import new_directory, new_file, remove_leftovers, write_file
 from nemo_longpo.errors import InputError
 
 
@@ -296,3 +296,13 @@ def test_a_writer_that_is_about_to_lock_is_left_alone(tmp_path):
     beginning.mkdir()
     write_file(tmp_path / "a", "whole")
     assert beginning.is_dir()
+
+
+@pytest.mark.parametrize("problem", [None, ValueError, KeyboardInterrupt])
+def test_a_large_file_appears_whole_or_not_at_all(problem, tmp_path):
+    path = tmp_path / "below" / "file"
+    with nullcontext() if problem is None else pytest.raises(problem), new_file(path) as new:
+        new.write_text("new")
+        if problem:
+            raise problem
+    assert [left.read_text() for left in path.parent.iterdir()] == ([] if problem else ["new"])

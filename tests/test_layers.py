@@ -306,6 +306,7 @@ except SystemExit as leaving:
         HELP.format(arguments=["data", "score", "--help"]),
         HELP.format(arguments=["convert", "import", "--help"]),
         HELP.format(arguments=["plan", "--help"]),
+        HELP.format(arguments=["eval", "--help"]),
     ],
     ids=[
         "import nemo_longpo",
@@ -313,19 +314,21 @@ except SystemExit as leaving:
         "longpo data score --help",
         "longpo convert import --help",
         "longpo plan --help",
+        "longpo eval --help",
     ],
 )
 def test_help_is_instant(code):
     loaded, seconds = modules_loaded_by(code)
-    heavy = loaded & (TRAINER | {"torch", "transformers", "pyarrow", "pandas", "datasets", "matplotlib"})
+    heavy = loaded & (TRAINER | {"torch", "transformers", "pyarrow", "pandas", "datasets", "matplotlib", "lm_eval"})
     assert not heavy, f"import {sorted(heavy)} inside the functions that need them"
     assert seconds < 1
 
 
 @pytest.mark.slow
 def test_all_but_the_adapter_runs_without_the_trainer():
-    """Not even through another package: the data tools are also installed beside vLLM, without NeMo."""
-    units = PURE | LAYOUTS | {"nemo_longpo.shards", "nemo_longpo.data_tools", "nemo_longpo.doctor"}
+    """Not even through another package: data tools and evaluation are also installed beside vLLM, without NeMo."""
+    tools = {"nemo_longpo.data_tools", "nemo_longpo.evaluation", "nemo_longpo.doctor"}
+    units = PURE | LAYOUTS | {"nemo_longpo.shards"} | tools
     modules = [module_name(file) for file in FILES if unit_of(module_name(file)) in units]
     loaded, _ = modules_loaded_by("\n".join(f"import {module}" for module in modules))
     assert "torch" in loaded

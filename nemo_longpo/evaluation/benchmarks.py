@@ -68,12 +68,12 @@ class Preparation:
         """Return the path of a data file. Raises InputError if there is none."""
         if self.data is None:
             raise InputError(
-                f"{benchmark.name} reads {name}; say where it is with --data DIR (docs/evaluation.md names the sources)"
+                f"{benchmark.name} reads {name}; say where it is with --data DIR, and fetch it into it with --fetch"
             )
         path = self.data / name
         if not path.exists():
             raise InputError(
-                f"{benchmark.name} reads {path}, which does not exist; docs/evaluation.md says where it comes from"
+                f"{benchmark.name} reads {path}, which does not exist; fetch it with --fetch, or see docs/evaluation.md"
             )
         return path
 

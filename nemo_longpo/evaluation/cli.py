@@ -17,12 +17,15 @@ def register(subparsers: Any) -> None:
         epilog="example:\n  longpo eval before=MODEL after=work/model --suite paper --data DATA --output work/eval",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("models", nargs="+", metavar="[NAME=]MODEL", help="Hugging Face model directory")
+    parser.add_argument("models", nargs="*", metavar="[NAME=]MODEL", help="Hugging Face model directory")
     parser.add_argument(
         "--suite", required=True, metavar="NAME,…", help="suites, benchmarks, or files of questions (NAME.jsonl)"
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where answers and results go")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where answers and results go")
     parser.add_argument("--data", type=Path, metavar="DIR", help="where the files of the benchmarks are")
+    parser.add_argument(
+        "--fetch", action="store_true", help="fetch what is missing there; without a MODEL that is all that is done"
+    )
     parser.add_argument(
         "--lengths", type=whole_number, nargs="+", default=[], metavar="TOKENS", help="instead of the benchmarks' own"
     )
@@ -56,18 +59,28 @@ def register(subparsers: Any) -> None:
         options.add_settings(
             parser, kind, title=(kind.__doc__ or "").rstrip(".").replace("`", "") if of_one_engine else None
         )
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, refuse=parser.error)
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from . import sources, suites
+
+    benchmarks = tuple(suites.choose(arguments.suite.split(",")))
+    if arguments.fetch:
+        sources.fetch(benchmarks, arguments.data)
+        if not arguments.models:
+            return 0
+    if not arguments.models or arguments.output is None:
+        arguments.refuse("the following arguments are required: MODEL, --output")
+    sources.require_packages()
     from nemo_longpo.data_tools.stages.model_stage import EngineOptions
 
-    from . import evaluate, suites
+    from . import evaluate
 
     day = options.settings_from(settings.TemplateSettings, vars(arguments)).day()
     evaluation = evaluate.Evaluation(
         models=tuple(arguments.models),
-        benchmarks=tuple(suites.choose(arguments.suite.split(","))),
+        benchmarks=benchmarks,
         output=arguments.output,
         engine=EngineOptions.from_mapping(vars(arguments)),
         data=arguments.data,

@@ -14,7 +14,7 @@ from nemo_longpo.data_tools.runner import Usage
 from nemo_longpo.data_tools.stages.model_stage import EngineOptions
 from nemo_longpo.errors import InputError
 
-from . import models, prompts
+from . import models, prompts, sources
 from .benchmarks import Benchmark, ModelScores, Preparation, Sample, TaskScores
 from .language_model import Answers, EngineLM
 
@@ -56,6 +56,7 @@ def prepare(evaluation: Evaluation) -> list[ModelPrompts]:
 
     Raises InputError if a model, a file, a length or a setting is at fault.
     """
+    sources.require(evaluation.benchmarks, evaluation.data)
     opened = models.open_models(
         evaluation.models,
         evaluation.engine,
