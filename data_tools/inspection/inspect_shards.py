@@ -85,10 +85,10 @@ _NEEDED = frozenset("\u200c\u200d\u200e\u200f\n\t")
 _HIDDEN = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 
 
-def environment() -> Environment:
+def environment(folder: Path = _FOLDER) -> Environment:
     """Return the environment of templates that escape every value and spell out its hidden characters."""
     made = Environment(
-        loader=FileSystemLoader(_FOLDER),
+        loader=FileSystemLoader(folder),
         autoescape=True,
         finalize=_spelled_out,
         undefined=StrictUndefined,
@@ -100,9 +100,14 @@ def environment() -> Environment:
     return made
 
 
+def style() -> str:
+    """Return the style sheet of pages, in dark and light, for desktop, phone and print."""
+    return (_FOLDER / "page.css").read_text(encoding="utf-8")
+
+
 def make_page(reader: ShardReader, summary: dict[str, Any], values: Values, text: TokenText, samples: int) -> str:
     """Return the page as text. It shows `samples` documents, from the lowest to the highest margin."""
-    script, style = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
+    script = (_FOLDER / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     bounds = [f"{100 * bound:g} %" for bound in SHADES]
     shades = [f"under {bounds[0]}", *(f"{low} to {high}" for low, high in pairwise(bounds)), f"{bounds[-1]} and over"]
@@ -112,7 +117,7 @@ def make_page(reader: ShardReader, summary: dict[str, Any], values: Values, text
         name=Path(summary["directory"]).absolute().name,
         # The browser runs this script and no other, and loads nothing.
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
-        style=Markup(style),
+        style=Markup(style()),
         script=Markup(script),
         summary=summary,
         columns=SPREAD,

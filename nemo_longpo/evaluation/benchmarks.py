@@ -145,8 +145,12 @@ class TaskScores:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelScores:
-    """All of one model. `identity` is what makes two models the same: weights, RoPE settings, dtype, tokenizer."""
+    """All of one model. `identity` is what makes two models the same: weights, RoPE settings, dtype, tokenizer.
+
+    `max_length` is the most tokens that it reads and writes.
+    """
 
     label: str
     identity: dict[str, Any]
     tasks: tuple[TaskScores, ...]
+    max_length: int

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_longpo.data_tools import options, settings
-from nemo_longpo.terminal import show, whole_number
+from nemo_longpo.terminal import note, show, whole_number
 
 
 def register(subparsers: Any) -> None:
@@ -76,6 +76,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from nemo_longpo.data_tools.stages.model_stage import EngineOptions
 
     from . import evaluate
+    from .results import report, tables, verdict
 
     day = options.settings_from(settings.TemplateSettings, vars(arguments)).day()
     evaluation = evaluate.Evaluation(
@@ -97,8 +98,16 @@ def _run(arguments: argparse.Namespace) -> int:
             else {"day": day}
         ),
     )
-    for model in evaluate.evaluate(evaluation):
-        for task in model.tasks:
-            mean = sum(s.score for s in task.samples) / len(task.samples)
-            show(f"{model.label} {task.benchmark} {task.length} {mean} {len(task.samples)} {task.dropped}")
-    return 0
+    report.check_output(evaluation.output)
+    conditions = verdict.parse_conditions(arguments.fail_if, evaluation.benchmarks, len(evaluation.models))
+    recorded = evaluation.recorded()
+    summary, content = report.write(evaluation.output, evaluate.evaluate(evaluation), recorded)
+    if arguments.json:
+        show(report.to_text(content).rstrip())
+    else:
+        show(f"{tables.terminal_table(summary)}\n\n{content['verdict']}")
+        note(f"longpo: wrote {evaluation.output / 'results.html'}, and results.md, results.json, samples/ beside it")
+    failures = verdict.failures(conditions, summary)
+    for failure in failures:
+        note(f"longpo: {failure}")
+    return 1 if failures else 0

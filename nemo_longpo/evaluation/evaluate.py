@@ -1,12 +1,13 @@
 """The whole of `longpo eval`: check everything, build the tasks, ask what was not asked yet, score, compare."""
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Literal
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -41,6 +42,33 @@ class Evaluation:
 
     def uses_chat_template(self, benchmark: Benchmark) -> bool:
         return benchmark.chat_template if self.chat_template == "auto" else self.chat_template == "always"
+
+    def recorded(self) -> dict[str, Any]:
+        """What results.json says of the questions; the models' identities say who was asked, and by which engine.
+
+        Raises InputError if the file of another wording cannot be read.
+        """
+        if self.wording is not None and not self.wording.is_file():
+            raise InputError(f"{self.wording} is no file; give --wording one")
+        return {
+            "suite": [benchmark.name for benchmark in self.benchmarks],
+            "lengths": list(self.lengths) or "as each benchmark has them",
+            "samples": self.samples or "as each benchmark has them",
+            "seed": self.seed,
+            "system_prompt": self.system_prompt,
+            "too_long": self.too_long,
+            "wording": None if self.wording is None else hashlib.sha256(self.wording.read_bytes()).hexdigest(),
+            "benchmarks": {
+                benchmark.name: {
+                    "metric": benchmark.metric,
+                    "num_fewshot": benchmark.num_fewshot,
+                    "samples": self.samples or benchmark.samples,
+                    "max_new_tokens": benchmark.max_new_tokens,
+                    "chat_template": self.uses_chat_template(benchmark),
+                }
+                for benchmark in self.benchmarks
+            },
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +163,12 @@ def _run_model(evaluation: Evaluation, asked: ModelPrompts) -> ModelScores:
             scores = tuple(_task_scores(task, prompts.answer(task, model)) for task in asked.tasks)
         finally:
             model.close()  # the next model needs the memory
-    return ModelScores(label=asked.model.label, identity=dict(asked.model.identity), tasks=_merged(scores))
+    return ModelScores(
+        label=asked.model.label,
+        identity=dict(asked.model.identity),
+        tasks=_merged(scores),
+        max_length=asked.model.max_length,
+    )
 
 
 def _language_model(
