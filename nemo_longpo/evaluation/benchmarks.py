@@ -1,6 +1,6 @@
 """What a benchmark is (a row of the table in suites.py), what its tasks are built from, and what they come to."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -44,7 +44,8 @@ class Preparation:
 
     `count_tokens(prompt, answer_prefix)` is the number of tokens that the model reads for a question, chat template
     included. `max_length` is the most that it reads and writes. `lengths` and `samples` replace those of a row.
-    Questions that are made take time: `questions` is the directory where they are kept.
+    Questions that are made take time: `questions` is the directory where they are kept. With `shorten`, prompts are cut
+    to the model's length where the official evaluation of a benchmark does so.
     """
 
     data: Path | None
@@ -56,6 +57,7 @@ class Preparation:
     lengths: tuple[int, ...] = ()
     samples: int | None = None
     wording: Path | None = None
+    shorten: bool = True
 
     def lengths_of(self, benchmark: Benchmark) -> tuple[int, ...]:
         """The lengths to build: those asked for, else the row's own that the model can read."""
@@ -82,13 +84,15 @@ class Preparation:
 class EvalTask:
     """A task of lm-evaluation-harness, ready to make its prompts. `length` in tokens, where the benchmark has lengths.
 
-    `shortened` questions were cut in the middle by the rules of their benchmark.
+    `shortened` questions were cut in the middle by the rules of their benchmark. `categories` are those of
+    questions, by id.
     """
 
     benchmark: Benchmark
     task: Any
     length: int | None = None
     shortened: int = 0
+    categories: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,9 +40,11 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--system-prompt", metavar="TEXT", help="what stands in front of every conversation")
     parser.add_argument(
         "--too-long",
-        choices=("refuse", "drop"),
-        default="refuse",
-        help="what to do with a question that does not fit the model; drop counts them (default: refuse)",
+        choices=("official", "refuse", "drop"),
+        default="official",
+        help="what to do with a question that does not fit the model; official cuts the middle where the benchmark's "
+        "own evaluation does (InfiniteBench, LongBench v2), and refuses others; the cut and the dropped are counted "
+        "(default: official)",
     )
     parser.add_argument("--wording", type=Path, metavar="FILE", help="RULER in other words, for a small vocabulary")
     parser.add_argument("--dry-run", action="store_true", help="count what would be asked, and say how long it takes")

@@ -36,7 +36,7 @@ class Evaluation:
     seed: int = 0
     chat_template: ChatTemplateUse = "auto"
     system_prompt: str | None = None
-    too_long: prompts.TooLong = "refuse"
+    too_long: prompts.TooLong = "official"
     wording: Path | None = None
     day: date = field(default_factory=date.today)
 
@@ -147,6 +147,7 @@ def _preparation(evaluation: Evaluation, model: models.EvalModel, reader: Engine
         samples=evaluation.samples,
         seed=evaluation.seed,
         wording=evaluation.wording,
+        shorten=evaluation.too_long == "official",
         questions=evaluation.output / "questions",
     )
 

@@ -11,7 +11,9 @@ from nemo_longpo.errors import InputError
 from .benchmarks import EvalTask, Sample
 from .language_model import EngineLM, key_of
 
-TooLong = Literal["refuse", "drop"]
+TooLong = Literal["official", "refuse", "drop"]
+"""What becomes of a prompt that does not fit: cut by the rules of its benchmark, where it has such rules, and refused
+elsewhere; always refused; or left out, and counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +48,8 @@ def prompts_of(
 ) -> TaskPrompts:
     """Make the prompts of the first `samples` documents of a task.
 
-    Raises InputError if one does not fit `max_length` tokens with its answer and `too_long` is "refuse", or if all are
-    dropped.
+    Raises InputError if one does not fit `max_length` tokens with its answer and `too_long` is not "drop", or if all
+    are dropped.
     """
     harness = task.task
     harness.set_fewshot_seed(seed)
@@ -117,11 +119,14 @@ def _score(prompts: TaskPrompts, number: int, requests: list[Instance]) -> Sampl
     harness, document = prompts.task.task, requests[0].doc
     found = [request.resps[0] for request in requests]
     metrics = harness.process_results(document, found)
+    name = str(document.get("id", f"{prompts.name}:{number}"))
     text = "\0".join(part for request in requests for part in request.args if isinstance(part, str))
     return Sample(
-        id=str(document.get("id", f"{prompts.name}:{number}")),
+        id=name,
         score=float(metrics[prompts.task.benchmark.metric]),
         prompt_hash=key_of(text),
         answer=found[0] if isinstance(found[0], str) else [value for value, _ in found],
-        expected=harness.doc_to_target(document),
+        # Where the choices are in the prompt, the harness calls the right one the text.
+        expected=harness.doc_to_text(document) if harness.multiple_input else harness.doc_to_target(document),
+        category=prompts.task.categories.get(name, ""),
     )

@@ -23,8 +23,9 @@ class Question:
     """What the model reads and what is right.
 
     `prompt` is the user's message; `answer_prefix` are the first words of the answer, which the model continues.
-    `document` names the text that several questions share. `shortened_tokens` were cut from the middle, as the
-    official evaluation does. `extra` is what a scorer needs beside `answers`.
+    `document` names the text that several questions share. `category` is the part of a benchmark that it belongs to.
+    `shortened_tokens` were cut from the middle, as the official evaluation does. `extra` is what a scorer needs beside
+    `answers`.
     """
 
     id: str
@@ -32,6 +33,7 @@ class Question:
     answers: tuple[str, ...]
     answer_prefix: str = ""
     document: str = ""
+    category: str = ""
     shortened_tokens: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -75,6 +77,7 @@ def question_task(
         task=task,
         length=length,
         shortened=sum(question.shortened_tokens > 0 for question in questions),
+        categories={question.id: question.category for question in questions},
     )
 
 
@@ -84,6 +87,31 @@ def harness_task(config: dict[str, Any], splits: Mapping[str, Any]) -> Any:
 
     logging.getLogger("lm_eval.api.task").setLevel(logging.ERROR)  # it explains its own command line
     return ConfigurableTask(config=config | {"custom_dataset": lambda **_: splits})
+
+
+def shorten(prompt: str, benchmark: Benchmark, preparation: Preparation) -> tuple[str, int]:
+    """Cut the middle of a prompt, so that it fits the model with its answer; return it, and the tokens cut.
+
+    Of the whole prompt's tokens, instructions and all, equally many stay in front and behind. What fits is as it was.
+    Raises InputError if nothing of the prompt would stay.
+    """
+    most = preparation.max_length - benchmark.max_new_tokens
+    excess = preparation.count_tokens(prompt, "") - most
+    if excess <= 0 or not preparation.shorten:
+        return prompt, 0
+    ids = preparation.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    kept = len(ids)
+    while excess > 0:  # again, if the text of what stays has more tokens than stayed
+        kept -= excess
+        half = kept // 2
+        if half < 1:
+            raise InputError(
+                f"{benchmark.name}: answers take {benchmark.max_new_tokens:,} tokens, and the model reads and writes "
+                f"{preparation.max_length:,}, which leaves no place for a question; leave this benchmark out"
+            )
+        text = preparation.tokenizer.decode(ids[:half] + ids[-half:], clean_up_tokenization_spaces=False)
+        excess = preparation.count_tokens(text, "") - most
+    return text, len(ids) - 2 * half
 
 
 def string_match(written: str, question: Question) -> float:

@@ -102,7 +102,12 @@ def write_long(directory: Path, *, count: int = 4) -> Path:
     write_rows(
         directory / "longbook_sum_eng.jsonl",
         (
-            {**row, "input": "", "answer": [f"Boats carry lamps.\nDay {row['id']} is {where}."]}
+            {
+                **row,
+                "context": f"Book {row['id']}. {BOOK}",
+                "input": "",
+                "answer": [f"Boats carry lamps.\nDay {row['id']} is {where}."],
+            }
             for row, where in zip(common, answers, strict=True)
         ),
     )
