@@ -4,13 +4,13 @@ The script is made from the prompts that the evaluation is about to ask, so that
 real model's do: token ids in, ids or log-probs out, the store of answers, the harness's metrics.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 from support.evaluation_models import engine_lm
 
-from nemo_longpo.data_tools.engines.engine import Completion, Sampling, Spans
+from nemo_longpo.data_tools.engines.engine import Completion, Done, Sampling, Spans, indices, no_report
 from nemo_longpo.data_tools.runner import Tick, Usage
 from nemo_longpo.evaluation import evaluate, prompts
 
@@ -37,30 +37,50 @@ class ScriptedEngine:
         self.asked: list[Ids] = []
 
     def batches(self, lengths: Sequence[int]) -> list[list[int]]:
-        return [list(range(start, min(start + 3, len(lengths)))) for start in range(0, len(lengths), 3)]
+        return [[index] for index in range(len(lengths))]
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], tick: Tick
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        tick: Tick,
+        done: Done[Completion] = no_report,
+        wanted: Collection[int] | None = None,
     ) -> list[Completion]:
         assert sampling.temperature == 0
         found = []
-        for prompt in map(tuple, prompts):
+        for index in indices(len(prompts), wanted):
+            prompt = tuple(prompts[index])
             self.asked.append(prompt)
             answer = self.texts[prompt][: sampling.max_new_tokens]
             found.append(Completion(answer, "stop" if len(answer) < sampling.max_new_tokens else "length"))
             tick(Usage(1, len(prompt), generated_tokens=len(answer)))
+            done(index, found[-1])
         return found
 
-    def score(self, sequences: Sequence[Sequence[int]], spans: Spans, tick: Tick) -> list[list[np.ndarray]]:
+    def score(
+        self,
+        sequences: Sequence[Sequence[int]],
+        spans: Spans,
+        tick: Tick,
+        done: Done[list[np.ndarray]] = no_report,
+        wanted: Collection[int] | None = None,
+    ) -> list[list[np.ndarray]]:
         found = []
-        for sequence, ((start, end),) in zip(map(tuple, sequences), spans, strict=True):
+        for index in indices(len(sequences), wanted):
+            sequence, ((start, end),) = tuple(sequences[index]), spans[index]
             assert 1 <= start < end == len(sequence)
             self.asked.append(sequence)
             logps = np.zeros(end - start, dtype=np.float32)
             logps[0] = self.logps[sequence]
             found.append([logps])
             tick(Usage(1, len(sequence)))
+            done(index, found[-1])
         return found
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 def scripted(
