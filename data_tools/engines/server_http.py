@@ -47,8 +47,11 @@ class Address:
     login: tuple[str, str] | None = field(default=None, repr=False)
 
 
-def parse_address(text: str) -> Address:
-    """Parse an address of a server. Raises InputError if it is no http address."""
+def parse_address(text: str, *, option: str = "base_url", any_path: bool = False) -> Address:
+    """Parse an address of a server, the value of `option`; with `any_path` only an address without a path gets `/v1`.
+
+    Raises InputError if it is no http address.
+    """
     url = text.strip().rstrip("/")
     try:
         parts = urlsplit(url)
@@ -57,23 +60,27 @@ def parse_address(text: str) -> Address:
         good = False
     if not good or parts.query or parts.fragment or not url.isprintable():
         shown = re.sub(r"//.*@", "//***@", text)
-        raise InputError(f"base_url {shown!r} is no address of a server; write it like http://127.0.0.1:8000/v1")
+        raise InputError(f"{option} {shown!r} is no address of a server; write it like http://127.0.0.1:8000/v1")
     login = None
     if parts.username is not None:
         login = unquote(parts.username), unquote(parts.password or "")
     url = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-    return Address(url if url.endswith("/v1") else f"{url}/v1", login)
+    return Address(url if url.endswith("/v1") or (any_path and parts.path) else f"{url}/v1", login)
 
 
-def open_client(timeout: float) -> httpx.AsyncClient:
+def open_client(timeout: float, key: str | None = None) -> httpx.AsyncClient:
     """Return a client that waits at most `timeout` seconds for a byte; callers must limit the number of connections.
 
-    Raises InputError if the key or login in the environment cannot be sent.
+    With a `key`, which may be empty, nothing of the environment is sent. Raises InputError if the key or login in the
+    environment cannot be sent.
     """
-    key = (os.environ.get("LONGPO_API_KEY") or os.environ.get("OPENAI_API_KEY") or "").strip()
+    login = ""
+    if key is None:
+        login = os.environ.get("LONGPO_LOGIN", "").strip()
+        key = (os.environ.get("LONGPO_API_KEY") or os.environ.get("OPENAI_API_KEY") or "").strip()
     if not (key.isascii() and key.isprintable()):
         raise InputError("the key in LONGPO_API_KEY or OPENAI_API_KEY holds characters that no header can carry")
-    user, colon, password = os.environ.get("LONGPO_LOGIN", "").strip().partition(":")
+    user, colon, password = login.partition(":")
     return httpx.AsyncClient(
         headers={"Authorization": f"Bearer {key}"} if key else {},
         auth=(user, password) if colon else None,
@@ -112,6 +119,21 @@ async def ask_completion(
     return answer
 
 
+async def ask_chat(
+    client: httpx.AsyncClient, address: Address, body: dict[str, Any], seconds: float, key_advice: str
+) -> dict[str, Any]:
+    """POST /chat/completions to any server that speaks OpenAI's protocol; return the parsed answer, which has a
+    message. `key_advice` says what to do if the server refuses access. Raises as `ask_completion` does."""
+    url = f"{address.url}/chat/completions"
+    content = await _send(client, "POST", url, address.login, seconds, _LARGEST_LISTING, key_advice, json=body)
+    answer = _json(content)
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    first = choices[0] if isinstance(choices, list) and choices else None
+    if not isinstance(answer, dict) or not isinstance(first, dict) or not isinstance(first.get("message"), dict):
+        raise InputError(f"{url} does not answer as an OpenAI-compatible server does; check the address")
+    return answer
+
+
 async def _send(
     client: httpx.AsyncClient,
     method: str,
@@ -119,6 +141,7 @@ async def _send(
     login: tuple[str, str] | None,
     seconds: float,
     largest: int,
+    key_advice: str = "put the server's key into LONGPO_API_KEY",
     **options: Any,
 ) -> bytes:
     """Return the content of a good reply. `seconds` limits the whole reply; httpx only limits each read, so a server
@@ -137,7 +160,7 @@ async def _send(
     if status in _TRY_AGAIN or status >= 500:
         raise ServerFailure(f"status {status}: {_message(reply, content)}", _retry_after(reply))
     if status in (401, 403):
-        raise InputError(f"{url} refuses access (status {status}); put the server's key into LONGPO_API_KEY")
+        raise InputError(f"{url} refuses access (status {status}); {key_advice}")
     if status != 200:
         raise InputError(f"{url} refuses the request (status {status}): {_message(reply, content)}")
     return content

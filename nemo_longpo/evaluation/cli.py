@@ -7,6 +7,8 @@ from typing import Any
 from nemo_longpo.data_tools import options, settings
 from nemo_longpo.terminal import note, show, whole_number
 
+from .judge.settings import JudgeSettings
+
 
 def register(subparsers: Any) -> None:
     """Add `eval` to the `longpo` parser."""
@@ -61,6 +63,7 @@ def register(subparsers: Any) -> None:
         options.add_settings(
             parser, kind, title=(kind.__doc__ or "").rstrip(".").replace("`", "") if of_one_engine else None
         )
+    options.add_settings(parser, JudgeSettings, title="judge, for the suite chat")
     parser.set_defaults(run=_run, refuse=parser.error)
 
 
@@ -94,6 +97,7 @@ def _run(arguments: argparse.Namespace) -> int:
         system_prompt=arguments.system_prompt,
         too_long=arguments.too_long,
         wording=arguments.wording,
+        judge=options.settings_from(JudgeSettings, vars(arguments)),
         **(
             {}
             if (day := options.settings_from(settings.TemplateSettings, vars(arguments)).day()) is None

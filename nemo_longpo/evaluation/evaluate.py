@@ -16,7 +16,9 @@ from nemo_longpo.data_tools.stages.model_stage import EngineOptions
 from nemo_longpo.errors import InputError
 
 from . import models, prompts, sources
-from .benchmarks import Benchmark, ModelScores, Preparation, Sample, TaskScores
+from .benchmarks import Benchmark, EvalTask, ModelScores, Preparation, Sample, TaskScores
+from .judge import client, dialogues, judgements
+from .judge.settings import JudgeSettings
 from .language_model import Answers, EngineLM
 
 ChatTemplateUse = Literal["auto", "always", "never"]
@@ -38,6 +40,7 @@ class Evaluation:
     system_prompt: str | None = None
     too_long: prompts.TooLong = "official"
     wording: Path | None = None
+    judge: JudgeSettings = field(default_factory=JudgeSettings)
     day: date = field(default_factory=date.today)
 
     def uses_chat_template(self, benchmark: Benchmark) -> bool:
@@ -76,7 +79,7 @@ class ModelPrompts:
     """All that one model will be asked."""
 
     model: models.EvalModel
-    tasks: list[prompts.TaskPrompts]
+    tasks: list[prompts.TaskPrompts | dialogues.DialoguePrompts]
 
 
 def prepare(evaluation: Evaluation) -> list[ModelPrompts]:
@@ -96,13 +99,20 @@ def prepare(evaluation: Evaluation) -> list[ModelPrompts]:
 
 
 def evaluate(evaluation: Evaluation) -> list[ModelScores]:
-    """Answer and score everything; answers that are there already are not asked for again."""
-    return [_run_model(evaluation, model) for model in prepare(evaluation)]
+    """Answer and score everything; answers and ratings that are there already are not asked for again.
+
+    Raises InputError as `prepare` does, and if the judge that some benchmark needs is at fault, before any work.
+    """
+    judge = None
+    if any(benchmark.ability == "chat" for benchmark in evaluation.benchmarks):
+        judge = client.Judge(evaluation.judge)
+        judge.check()
+    return [_run_model(evaluation, model, judge) for model in prepare(evaluation)]
 
 
 def _prepare_model(evaluation: Evaluation, model: models.EvalModel) -> ModelPrompts:
     reader = _language_model(evaluation, model)
-    tasks = []
+    tasks: list[prompts.TaskPrompts | dialogues.DialoguePrompts] = []
     for benchmark in evaluation.benchmarks:
         templated = evaluation.uses_chat_template(benchmark)
         preparation = _preparation(evaluation, model, reader, templated)
@@ -112,19 +122,40 @@ def _prepare_model(evaluation: Evaluation, model: models.EvalModel) -> ModelProm
                 f"{model.max_length:,}; say which lengths to build with --lengths"
             )
         for task in resolve_name(benchmark.build)(benchmark, preparation):
-            tasks.append(
-                prompts.prompts_of(
-                    task,
-                    reader,
-                    model.max_length,
-                    chat_template=templated,
-                    system_prompt=evaluation.system_prompt,
-                    samples=preparation.samples_of(benchmark),
-                    seed=evaluation.seed,
-                    too_long=evaluation.too_long,
-                )
-            )
+            tasks.append(_prompts_of(evaluation, task, reader, preparation, templated))
     return ModelPrompts(model=model, tasks=tasks)
+
+
+def _prompts_of(
+    evaluation: Evaluation,
+    task: EvalTask | dialogues.JudgedTask,
+    reader: EngineLM,
+    preparation: Preparation,
+    templated: bool,
+) -> prompts.TaskPrompts | dialogues.DialoguePrompts:
+    if isinstance(task, dialogues.JudgedTask):
+        if not templated:
+            raise InputError(
+                f"{task.benchmark.name} is made of conversations, which need the chat template; leave it out, or leave "
+                "out --chat-template never"
+            )
+        return dialogues.dialogue_prompts(
+            task,
+            reader,
+            preparation.max_length,
+            system_prompt=evaluation.system_prompt,
+            drop=evaluation.too_long == "drop",
+        )
+    return prompts.prompts_of(
+        task,
+        reader,
+        preparation.max_length,
+        chat_template=templated,
+        system_prompt=evaluation.system_prompt,
+        samples=preparation.samples_of(task.benchmark),
+        seed=evaluation.seed,
+        too_long=evaluation.too_long,
+    )
 
 
 def _preparation(evaluation: Evaluation, model: models.EvalModel, reader: EngineLM, templated: bool) -> Preparation:
@@ -152,7 +183,7 @@ def _preparation(evaluation: Evaluation, model: models.EvalModel, reader: Engine
     )
 
 
-def _run_model(evaluation: Evaluation, asked: ModelPrompts) -> ModelScores:
+def _run_model(evaluation: Evaluation, asked: ModelPrompts, judge: client.Judge | None) -> ModelScores:
     total = sum(task.prompt_tokens + task.most_new_tokens for task in asked.tasks)
     with tqdm(total=total, desc=asked.model.label, unit="tok", unit_scale=True) as bar:
 
@@ -161,7 +192,7 @@ def _run_model(evaluation: Evaluation, asked: ModelPrompts) -> ModelScores:
 
         model = _language_model(evaluation, asked.model, tick)
         try:
-            scores = tuple(_task_scores(task, prompts.answer(task, model)) for task in asked.tasks)
+            scores = tuple(_scores(evaluation, asked.model.label, task, model, judge) for task in asked.tasks)
         finally:
             model.close()  # the next model needs the memory
     return ModelScores(
@@ -177,6 +208,19 @@ def _language_model(
 ) -> EngineLM:
     answers = Answers(evaluation.output / "answers", model.identity)
     return EngineLM(model.tokenizer, model.stop_ids, answers, model.load_engine, tick, evaluation.day)
+
+
+def _scores(
+    evaluation: Evaluation,
+    label: str,
+    task: prompts.TaskPrompts | dialogues.DialoguePrompts,
+    model: EngineLM,
+    judge: client.Judge | None,
+) -> TaskScores:
+    if isinstance(task, prompts.TaskPrompts):
+        return _task_scores(task, prompts.answer(task, model))
+    assert judge is not None, "evaluate() opens one if a benchmark is judged"
+    return judgements.judge_answers(task, task.answer(model), judge, evaluation.output, label)
 
 
 def _task_scores(asked: prompts.TaskPrompts, samples: list[Sample]) -> TaskScores:

@@ -28,6 +28,9 @@ _RULER_TASKS: dict[str, tuple[int, tuple[str, ...]]] = {
     "qa_squad": (32, ("squad.json",)),
     "qa_hotpot": (32, ("hotpotqa.json",)),
 }
+_LONGBENCH_CHAT = tuple(
+    f"LongBench_Chat/{name}" for name in ("test_cases.json", "few_shots.json", "prompt_fs.txt", "eval.py")
+)
 _ROWS = (
     *(
         Benchmark(
@@ -128,6 +131,37 @@ _ROWS = (
         num_fewshot=5,
         column="Winogrande",
     ),
+    Benchmark(
+        name="mt_bench",
+        title="MT-Bench",
+        ability="chat",
+        build="nemo_longpo.evaluation.judge.mt_bench:build",
+        metric="rating",
+        files=("mt_bench/question.jsonl", "mt_bench/reference_answer", "judge_prompts.jsonl"),
+        max_new_tokens=1024,
+        chat_template=True,
+        column="MT-Bench",
+        scale=10.0,
+    ),
+    # The paper has the English questions only.
+    *(
+        Benchmark(
+            name=name,
+            title=title,
+            ability="chat",
+            build="nemo_longpo.evaluation.judge.longbench_chat:build",
+            metric="rating",
+            files=_LONGBENCH_CHAT,
+            max_new_tokens=1024,
+            chat_template=True,
+            column=column,
+            scale=10.0,
+        )
+        for name, title, column in (
+            ("longbench_chat_en", "LongBench-Chat (EN)", "LongBench-Chat (EN)"),
+            ("longbench_chat", "LongBench-Chat, English and Chinese", ""),
+        )
+    ),
 )
 BENCHMARKS = {row.name: row for row in _ROWS}
 SUITES: dict[str, tuple[str, ...]] = {
@@ -135,6 +169,8 @@ SUITES: dict[str, tuple[str, ...]] = {
     "short": tuple(row.name for row in _ROWS if row.ability == "short"),
     "ruler": tuple(f"ruler_{task}" for task in _RULER_TASKS),
     "infinitebench": ("infinitebench_sum", "infinitebench_qa", "infinitebench_mc"),
+    # What a judge rates.
+    "chat": ("mt_bench", "longbench_chat_en"),
     # What needs no file: for a first look at any model.
     "smoke": ("ruler_niah_single_1", "ruler_niah_multikey_2", "ruler_vt", "ruler_fwe"),
 }

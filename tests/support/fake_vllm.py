@@ -26,6 +26,7 @@ class Fault:
     seconds: float = 0.0
     trickle: float = 0.0  # seconds between the bytes of the answer
     edit: Callable[[dict[str, Any]], Any] | None = None
+    words: str = "the server's own words"
 
 
 def written(prompt: list[int], max_tokens: int) -> tuple[list[int], str]:
@@ -43,6 +44,8 @@ def logp(prompt: list[int], position: int) -> float:
 class FakeVllm:
     """Listens on 127.0.0.1. `faults` are used up by the next completion requests, `on_request` gets every one
     with its number, from 1 on."""
+
+    path = "/v1/completions"
 
     def __init__(self, *, name: str = "tiny", max_model_len: int | None = 4096, seconds: float = 0.0):
         self.name, self.max_model_len, self.seconds = name, max_model_len, seconds
@@ -117,9 +120,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.path != "/v1/completions":
-            return self._answer({"detail": "Not Found"}, 404)
         fake = self.fake
+        if self.path != fake.path:
+            return self._answer({"detail": "Not Found"}, 404)
+        fake.keys.add(self.headers.get("Authorization"))
         with fake.lock:
             fake.bodies.append(body)
             fake.times.append(time.monotonic())
@@ -135,7 +139,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.drop:
             self.close_connection = True
         elif fault.status != 200:
-            self._answer({"error": {"message": "the server's own words"}}, fault.status, fault.headers)
+            self._answer({"error": {"message": fault.words}}, fault.status, fault.headers)
         else:
             answer = fake.complete(body)
             self._answer(fault.edit(answer) or answer if fault.edit else answer, trickle=fault.trickle)

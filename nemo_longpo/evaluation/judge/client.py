@@ -1,0 +1,113 @@
+"""A judge behind an OpenAI-compatible server: requests at the same time, tried again where that may help."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nemo_longpo.data_tools.engines import server_http, server_pool
+from nemo_longpo.errors import InputError
+from nemo_longpo.terminal import printable
+
+from .settings import JudgeSettings
+
+Messages = list[dict[str, str]]
+_GREETING: Messages = [{"role": "user", "content": "Answer with one word: are you there?"}]
+_GREETING_TOKENS = 16
+_GREETING_RETRIES = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """What a judge says: its text, and what its server says of it. A text cut off at the limit ends by "length"."""
+
+    text: str
+    finish_reason: str | None
+    model: str | None
+    usage: dict[str, Any] | None
+
+
+class Judge:
+    """Asks the judge that the settings name, with temperature 0.
+
+    The key goes nowhere but to the judge, and stands in no message. Raises InputError if a setting is missing.
+    """
+
+    def __init__(self, settings: JudgeSettings, pauses: server_pool.Pauses | None = None):
+        if not settings.judge_model or not settings.judge_url:
+            raise InputError(
+                "the answers to the benchmarks of suite chat are rated by a judge; name it with --judge-model and its "
+                "server with --judge-url, or leave these benchmarks out"
+            )
+        self.name = settings.judge_model
+        self._settings, self._pauses = settings, pauses or server_pool.Pauses()
+        self._key = settings.key()
+        address = settings.judge_url.strip().rstrip("/").removesuffix("/chat/completions")
+        self._address = server_http.parse_address(address, option="judge_url", any_path=True)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes two judges the same: where its server runs does not."""
+        return {"judge": self.name, "temperature": 0, "max_tokens": self._settings.judge_max_tokens}
+
+    def check(self) -> None:
+        """Ask for one word. Raises InputError if the judge cannot be reached, refuses the key, or has another name."""
+        asyncio.run(self._all([_GREETING], lambda index, reply: None, _GREETING_TOKENS, _GREETING_RETRIES))
+
+    def ask(self, conversations: Sequence[Messages], keep: Callable[[int, Reply], None]) -> None:
+        """Ask all, and call `keep` with index and reply of each as soon as it is there.
+
+        Raises InputError at the first request that failed for good; what was answered before has been kept.
+        """
+        asyncio.run(self._all(conversations, keep, self._settings.judge_max_tokens, self._settings.judge_retries))
+
+    async def _all(
+        self, conversations: Sequence[Messages], keep: Callable[[int, Reply], None], max_tokens: int, retries: int
+    ) -> None:
+        slots = asyncio.Semaphore(self._settings.judge_concurrency)
+        async with server_http.open_client(self._settings.judge_timeout, self._key.value) as client:
+
+            async def run(index: int, messages: Messages) -> None:
+                body = {"model": self.name, "messages": messages, "temperature": 0, "max_tokens": max_tokens}
+                async with slots:
+                    keep(index, _read(await self._patiently(client, body, retries)))
+
+            tasks = [asyncio.create_task(run(*each)) for each in enumerate(conversations)]
+            try:
+                await asyncio.gather(*tasks)
+            except InputError as error:
+                raise InputError(printable(self._key.hidden(str(error)))) from None
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _patiently(self, client: Any, body: dict[str, Any], retries: int) -> dict[str, Any]:
+        seconds = self._settings.judge_timeout
+        failures = 0
+        while True:
+            try:
+                return await server_http.ask_chat(client, self._address, body, seconds, self._key.advice)
+            except server_http.ServerFailure as failure:
+                failures += 1
+                if failures > retries:
+                    raise InputError(
+                        f"the judge at {self._address.url} failed {failures} times, the last time with: {failure}; "
+                        "start its server or correct --judge-url, then run the same command again (what it has rated "
+                        "is kept)"
+                    ) from failure
+                asked = min(failure.wait, self._pauses.longest_asked_for)
+                await asyncio.sleep(max(self._pauses.after(failures), asked))
+
+
+def _read(answer: dict[str, Any]) -> Reply:
+    """Read the first choice; a refusal to speak is an empty text."""
+    choice = answer["choices"][0]
+    content, model, usage = choice["message"].get("content"), answer.get("model"), answer.get("usage")
+    reason = choice.get("finish_reason")
+    return Reply(
+        text=content if isinstance(content, str) else "",
+        finish_reason=reason if isinstance(reason, str) else None,
+        model=model if isinstance(model, str) else None,
+        usage=usage if isinstance(usage, dict) else None,
+    )

@@ -1,0 +1,179 @@
+"""Questions of one or more turns, each asked after the model's own answers to those before."""
+
+import re
+import string
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lm_eval.api.instance import Instance
+
+from nemo_longpo.errors import InputError
+
+from ..benchmarks import Benchmark
+from ..language_model import EngineLM
+from .client import Messages
+
+Rating = float | None
+LOWEST, HIGHEST = 1, 10
+"""Of the ratings of both benchmarks."""
+_PLACEHOLDER = "."  # for an answer that is not there yet; some templates refuse an empty one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dialogue:
+    """What the user says, turn by turn.
+
+    `shown` is what transcripts show of it, where a turn holds a whole document. `extra` is what the judge is told
+    beside question and answer, by name.
+    """
+
+    id: str
+    turns: tuple[str, ...]
+    category: str = ""
+    shown: tuple[str, ...] = ()
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedTask:
+    """A benchmark of dialogues. `judge_messages(dialogue, answers)` is what the judge reads about the last of the
+    answers, and `rating(reply)` what its reply says, from LOWEST to HIGHEST, or None if it says nothing of that kind.
+
+    `rules` is the SHA-256 of what the judge is told, apart from questions and answers. `shortened` dialogues were cut
+    in the middle by the rules of their benchmark.
+    """
+
+    benchmark: Benchmark
+    dialogues: tuple[Dialogue, ...]
+    judge_messages: Callable[[Dialogue, Sequence[str]], Messages]
+    rating: Callable[[str], Rating]
+    rules: str
+    shortened: int = 0
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """A dialogue, what the model read turn by turn, and what it answered."""
+
+    dialogue: Dialogue
+    prompts: list[str]
+    answers: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DialoguePrompts:
+    """What a benchmark of dialogues asks a model. Tokens are those of dialogues with answers at their longest, except
+    that the answers to earlier turns count as read and not as written again. `dropped` dialogues did not fit."""
+
+    task: JudgedTask
+    system_prompt: str | None
+    dropped: int
+    longest_prompt: int
+    prompt_tokens: int
+    most_new_tokens: int
+
+    @property
+    def name(self) -> str:
+        return self.task.benchmark.name
+
+    def answer(self, model: EngineLM) -> list["Transcript"]:
+        """Ask every turn of every dialogue, and return the answers, in order; those of one turn are asked together."""
+        transcripts = [Transcript(dialogue, [], []) for dialogue in self.task.dialogues]
+        for turn in range(max(len(dialogue.turns) for dialogue in self.task.dialogues)):
+            going_on = [transcript for transcript in transcripts if turn < len(transcript.dialogue.turns)]
+            asked = [_request(model, self.system_prompt, self.task, own.dialogue, own.answers) for own in going_on]
+            answers = model.generate_until(asked, disable_tqdm=True)
+            for transcript, request, answer in zip(going_on, asked, answers, strict=True):
+                transcript.prompts.append(request.args[0])
+                transcript.answers.append(answer)
+        return transcripts
+
+
+def dialogue_prompts(
+    task: JudgedTask, model: EngineLM, max_length: int, *, system_prompt: str | None, drop: bool
+) -> DialoguePrompts:
+    """Count what a task asks, with every answer as long as it may get.
+
+    Raises InputError if a dialogue does not fit `max_length` tokens so, unless those are to be dropped, and if all are.
+    """
+    kept: list[Dialogue] = []
+    read: list[int] = []
+    for dialogue in task.dialogues:
+        sizes = [_longest(model, system_prompt, task, dialogue, turn) for turn in range(len(dialogue.turns))]
+        most = max(sizes) + task.benchmark.max_new_tokens
+        if most <= max_length:
+            kept.append(dialogue)
+            read += sizes
+        elif not drop:
+            raise InputError(
+                f"{task.benchmark.name}: question {dialogue.id} takes up to {most:,} tokens with answers of "
+                f"{task.benchmark.max_new_tokens:,}, and the model reads {max_length:,}; leave this benchmark out, or "
+                "drop and count what does not fit with --too-long drop"
+            )
+    if not kept:
+        raise InputError(
+            f"{task.benchmark.name}: none of {len(task.dialogues):,} questions fits the {max_length:,} tokens that the "
+            "model reads; leave this benchmark out"
+        )
+    return DialoguePrompts(
+        task=JudgedTask(**vars(task) | {"dialogues": tuple(kept)}),
+        system_prompt=system_prompt,
+        dropped=len(task.dialogues) - len(kept),
+        longest_prompt=max(read),
+        prompt_tokens=sum(read),
+        most_new_tokens=len(read) * task.benchmark.max_new_tokens,
+    )
+
+
+def _request(
+    model: EngineLM, system_prompt: str | None, task: JudgedTask, dialogue: Dialogue, answers: Sequence[str]
+) -> Instance:
+    messages = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    for question, answer in zip(dialogue.turns, answers, strict=False):
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    messages.append({"role": "user", "content": dialogue.turns[len(answers)]})
+    greedy = {"until": [], "max_gen_toks": task.benchmark.max_new_tokens, "do_sample": False, "temperature": 0.0}
+    return Instance(
+        request_type="generate_until",
+        doc={"id": dialogue.id},
+        arguments=(model.apply_chat_template(messages), greedy),
+        idx=len(answers),
+    )
+
+
+def _longest(model: EngineLM, system_prompt: str | None, task: JudgedTask, dialogue: Dialogue, turn: int) -> int:
+    request = _request(model, system_prompt, task, dialogue, [_PLACEHOLDER] * turn)
+    tokens, _ = model.request_tokens(request)
+    return tokens + turn * task.benchmark.max_new_tokens
+
+
+def fill(template: str, where: str, **values: str) -> str:
+    """Put values into the `{name}` places of a judge's prompt. Raises InputError if the names are others than these."""
+    check_places(template, where, set(values))
+    return template.format(**values)
+
+
+def check_places(template: str, where: str, names: set[str]) -> None:
+    """Raises InputError if the template's `{name}` places are others than these."""
+    found = set(places(template, where))
+    if found != names:
+        raise InputError(
+            f"{where} has places for {', '.join(sorted(found)) or 'nothing'}, where {', '.join(sorted(names))} are "
+            "filled in; fetch the file again, or correct it"
+        )
+
+
+def places(template: str, where: str) -> list[str]:
+    """The names in braces of a judge's prompt, "" for those without one. Raises InputError if braces do not match."""
+    try:
+        return [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise InputError(f"{where} is no template ({error}); fetch the file again, or correct it") from error
+
+
+def within_limits(text: str) -> Rating:
+    """The first number in a text, if it is a rating."""
+    found = re.search(r"\d+(?:\.\d+)?", text)
+    value = float(found[0]) if found else None
+    return value if value is not None and LOWEST <= value <= HIGHEST else None
