@@ -121,7 +121,7 @@ def make_document(rng: random.Random, tokens: int, facts: int | None = None) -> 
     if not 0 < count <= len(NAMES) or tokens < FACT_TOKENS * count:
         raise ValueError(f"a document of {tokens} tokens cannot state {count} facts about {len(NAMES)} names")
     stated = {name: rng.choice(PLACES) for name in rng.sample(NAMES, count)}
-    sentences = _prose(rng, tokens - FACT_TOKENS * count)
+    sentences = prose(rng, tokens - FACT_TOKENS * count)
     placed = [(rng.uniform(i, i + 1) * len(sentences) / count, answer(*fact)) for i, fact in enumerate(stated.items())]
     parts = [*enumerate(sentences), *((position - 0.5, f"{fact}{STOP}") for position, fact in placed)]
     return Document(_paragraphs([text for _, text in sorted(parts)]), stated)
@@ -139,7 +139,7 @@ def _paragraphs(sentences: list[str]) -> str:
     return "\n\n".join(" ".join(sentences[i : i + SENTENCES_PER_PARAGRAPH]) for i in starts)
 
 
-def _prose(rng: random.Random, tokens: int) -> list[str]:
+def prose(rng: random.Random, tokens: int) -> list[str]:
     """Return sentences of `tokens` tokens in total; a rest shorter than the shortest sentence is left out."""
     sentences = []
     while tokens >= SHORTEST_SENTENCE:
