@@ -1,8 +1,8 @@
 """RULER's tasks without a needle: chains of variables, common words, frequent coded words.
 
 The same random draws give the text of the official generators, with two exceptions. Variables are different from each
-other where the official ones may be equal by chance. In the list of common words, the solved example stands in front,
-as in NVIDIA's generator; the harness leaves it out.
+other, and none is called VAR; the official ones may be so by chance. In the list of common words, the solved example
+stands in front, as in NVIDIA's generator; the harness leaves it out.
 """
 
 import re

@@ -117,6 +117,14 @@ _PLACES: dict[str, tuple[set[str], set[str]]] = {
     "documents.template": ({"context", "query"}, set()),
     "documents.document": ({"document"}, {"i"}),
 }
+# List -> the fewest different entries, where it is given.
+_LEAST = {
+    "needles.keys": 5,
+    "needles.values": 4,
+    "chains.variables": 5,
+    "chains.noises": 1,
+    "frequent_words.words": 6,
+}
 
 
 def read(path: Path) -> Wording:
@@ -133,13 +141,24 @@ def read(path: Path) -> Wording:
                 f"{path}: field {place!r} has the places {sorted(found)} and needs {sorted(needed)}"
                 f"{f', beside which it may have {sorted(allowed)}' if allowed else ''}; {_ADVICE}"
             )
-    if (own := wording.needles) and own.keys is not None and not (len(own.keys) > 1 and len(own.values) > 1):
-        raise InputError(f"{path}: needles.keys and needles.values should have two entries or more; {_ADVICE}")
+    for place, least in _LEAST.items():
+        section, _, field = place.partition(".")
+        given = getattr(getattr(wording, section), field, None)
+        # A list that is not given is made up; noises have no other source.
+        if (given or place == "chains.noises") and given is not None and len({*given}) < least:
+            raise InputError(f"{path}: field {place!r} should have {least} different entries or more; {_ADVICE}")
+    if (listed := wording.common_words) and not 0 < listed.common < len({*listed.words}) == len(listed.words):
+        raise InputError(
+            f"{path}: common_words.words should be different from each other and more than its {listed.common} common "
+            f"ones; {_ADVICE}"
+        )
     return wording
 
 
 def _places(text: str, where: str) -> set[str]:
     try:
-        return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+        parsed = list(string.Formatter().parse(text))
     except ValueError as error:
         raise InputError(f"{where}: {error}; {_ADVICE}") from error
+    # A form as in {value:d} is no place: it stands here with its form, and so is unknown.
+    return {name + (spec or "") + (conversion or "") for _, name, spec, conversion in parsed if name is not None}

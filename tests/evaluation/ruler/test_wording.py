@@ -1,0 +1,70 @@
+"""Wording files: what they may say, and the sentence for what they may not."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+
+from nemo_longpo.errors import InputError
+from nemo_longpo.evaluation.ruler import official, wording
+
+NEEDLES = {"template": "{context} {query}", "needle": "{key} {value}", "repeat": "So."}
+
+
+def write(tmp_path, content):
+    path = tmp_path / "words.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_official_words_as_a_file(tmp_path):
+    """All that the harness says can be said by a file."""
+    words = official.official()
+    assert wording.read(write(tmp_path, asdict(words))) == words
+    assert words.needles.prefix.endswith("are")
+    assert words.needles.prefix_of_one.endswith("is")
+    assert len(words.common_words.words) > 8000
+    assert words.documents.document.startswith("Document {i}")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ({"needle": NEEDLES}, "field 'needle' is unknown"),
+        ({"needles": NEEDLES | {"template": "{context}"}}, "'needles.template' has the places"),
+        ({"needles": NEEDLES | {"needle": "{key} {value} {number}"}}, r"needs \['key', 'value'\], beside which it may"),
+        ({"needles": NEEDLES | {"needle": "{key"}}, "'needles.needle': expected '}'"),
+        ({"needles": NEEDLES | {"needle": "{key.__class__} {value}"}}, "'needles.needle' has the places"),
+        ({"needles": NEEDLES | {"needle": "{key:d} {value}"}}, "'needles.needle' has"),
+        ({"needles": NEEDLES | {"keys": {"a": "A?"}, "values": ["b", "c"]}}, "5 different entries or more"),
+        ({"needles": NEEDLES | {"keys": ["a"]}}, "needles.keys' should be an object"),
+        ({"needles": {"template": "{context} {query}"}}, "'needles.needle' is missing"),
+        (
+            {
+                "chains": {
+                    "template": "{context} {query}",
+                    "first": "{variable} {value}",
+                    "link": "{variable} {previous}",
+                }
+            },
+            "'chains.noises' is missing",
+        ),
+        ({"common_words": {"template": "{context}", "words": ["a"], "common": 0}}, "more than its 0 common ones"),
+        ({"common_words": {"template": "{context}", "words": ["a", "b", "a"], "common": 1}}, "from each other"),
+        ({"frequent_words": {"template": "{context}", "noise": ".", "words": ["a"]}}, "6 different entries or more"),
+        (
+            {
+                "chains": {
+                    "template": "{context} {query}",
+                    "first": "{variable} {value}",
+                    "link": "{variable} {previous}",
+                    "noises": [],
+                }
+            },
+            "1 different entries",
+        ),
+    ],
+)
+def test_refused(content, problem, tmp_path):
+    with pytest.raises(InputError, match=problem):
+        wording.read(write(tmp_path, content))
