@@ -8,6 +8,7 @@
 #   make env     only the environment
 #   make nemo26  NeMo 2.6 beside it, for the tests of what must work there too
 #   make vllm-env, make test-vllm   the second environment (vLLM cannot live beside NeMo), and the tests that need it
+#   make eval-env   `longpo eval` in an environment of its own, without NeMo
 #   make docs    the documentation site in site/, in its own environment, every warning an error
 #   make trl-env   a third one, for benchmarks/engine/compare_trl.py
 #   make clean   removes the environments and everything else that these commands wrote
@@ -23,13 +24,15 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_PIP := $(VLLM_BIN)/python -m pip --disable-pip-version-check -qq
+EVAL_VENV := .venv-eval
+EVAL_PIP := $(EVAL_VENV)/bin/python -m pip --disable-pip-version-check -qq
 NEMO26 := .nemo26
 TRL_VENV := .venv-trl
 DOCS_VENV := .venv-docs
 TRL_PIP := $(TRL_VENV)/bin/python -m pip --disable-pip-version-check -qq
 SOURCES := nemo_longpo recipes conversion data_tools
 
-.PHONY: demo test test-fast test-slow test-distributed test-gpu test-vllm fuzz lint docs env nemo26 vllm-env trl-env clean
+.PHONY: demo test test-fast test-slow test-distributed test-gpu test-vllm fuzz lint docs env nemo26 vllm-env eval-env trl-env clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/project.stamp $(VENV)/eval.stamp
@@ -120,6 +123,20 @@ $(VLLM_VENV)/eval.stamp: requirements/eval.txt requirements/eval-vllm.txt $(VLLM
 	$(VLLM_PIP) install --no-deps -r requirements/eval.txt -r requirements/eval-vllm.txt
 	@touch $@
 
+eval-env: $(EVAL_VENV)/project.stamp
+
+$(EVAL_VENV)/packages.stamp: requirements/eval-env.txt requirements/eval.txt requirements/cpu.txt
+	$(check-python)
+	@echo 'Setting up $(EVAL_VENV) (once; about 1.8 GB)'
+	"$(PYTHON)" -m venv --clear $(EVAL_VENV)
+	$(EVAL_PIP) install --no-deps -r requirements/eval-env.txt -r requirements/eval.txt
+	$(EVAL_PIP) install -c requirements/cpu.txt torch
+	@touch $@
+
+$(EVAL_VENV)/project.stamp: pyproject.toml $(EVAL_VENV)/packages.stamp
+	$(EVAL_PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
 trl-env: $(TRL_VENV)/packages.stamp
 
 $(TRL_VENV)/packages.stamp: requirements/trl.txt
@@ -145,7 +162,8 @@ $(DOCS_VENV)/packages.stamp: requirements/docs.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(NEMO26) $(VLLM_VENV) $(TRL_VENV) $(DOCS_VENV) build site dist nemo_longpo.egg-info demo_output nemo_experiments
+	rm -rf $(VENV) $(NEMO26) $(VLLM_VENV) $(EVAL_VENV) $(TRL_VENV) $(DOCS_VENV)
+	rm -rf build site dist nemo_longpo.egg-info demo_output nemo_experiments
 	rm -rf onelogger.err onelogger.log
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find $(SOURCES) tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -31,7 +31,8 @@ OPTIONAL = {
     "transformer-engine": ("transformer_engine", "fused attention, norms and context parallelism on GPU"),
     "apex": ("apex", "fused optimizer; Megatron does without"),
     "flash-attn": ("flash_attn", "attention kernels; Transformer Engine has its own"),
-    "vllm": ("vllm", "fast generation for `longpo data`; in an environment of its own"),
+    "vllm": ("vllm", "fast generation for `longpo data` and `eval`; in an environment of its own"),
+    "lm_eval": ("lm_eval", "what `longpo eval` asks and scores with; pip install 'nemo_longpo[eval]'"),
 }
 
 Level = Literal["ok", "note", "refused"]

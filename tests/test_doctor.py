@@ -95,5 +95,6 @@ def test_table_shows_missing_parts_and_verdict():
 
 def test_versions_are_read_from_this_environment():
     versions = doctor.installed_versions()
+    assert versions["lm_eval"] == metadata.version("lm_eval")
     assert versions["torch"] == metadata.version("torch")
     assert versions.keys() == {*doctor.CORE, *doctor.OPTIONAL}

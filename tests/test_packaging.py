@@ -143,6 +143,18 @@ def test_environments_do_not_contradict_each_other(environment):
     assert len(names) == len(set(names)), "pin each package in one file"
 
 
+def test_the_environment_of_evaluation_takes_pins_of_training():
+    """Names alone: pip takes their versions from cpu.txt."""
+    lines = (ROOT / "requirements" / "eval-env.txt").read_text(encoding="utf-8").splitlines()
+    names = {re.sub(r"[-_.]+", "-", line).lower() for line in lines if line and not line.startswith(("#", "-"))}
+    assert "-c cpu.txt" in lines
+    assert names <= set(pins("cpu.txt"))
+    needed = [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["eval"]]
+    required = {re.sub(r"[-_.]+", "-", Requirement(line).name).lower() for line in needed}
+    assert required <= names | set(pins("eval.txt"))
+    assert not names & {"nemo-toolkit", "megatron-core", "nemo-run", "lightning"}
+
+
 @pytest.mark.parametrize(
     ("environment", "extra"),
     [
