@@ -1,6 +1,7 @@
 """The report as Markdown, as one HTML page that loads nothing, and the plot as a file of its own."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ class Asked:
 
 def markdown(summary: Summary, verdict: str) -> str:
     """Return the tables as Markdown."""
-    settings = drawings.flatten({"settings": dict(summary.settings), "versions": dict(summary.versions)})
+    settings = _flat({"settings": summary.settings, "versions": summary.versions})
     parts = [
         f"# Evaluation: {_escaped(', '.join(summary.labels))}",
         f"**{_escaped(verdict)}** (points of 100, ± is half of the 95 % interval)",
@@ -44,7 +45,18 @@ def markdown(summary: Summary, verdict: str) -> str:
 
 
 def _identity(identity: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in drawings.flatten(identity).items())
+    return ", ".join(f"{name} {value}" for name, value in _flat(identity).items())
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Every leaf by its dotted name; lists as words, what is not set as "none"."""
+    return drawings.flatten(_said(settings))
+
+
+def _said(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _said(own) for name, own in value.items()}
+    return "none" if value is None else ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
 def _tables(summary: Summary) -> list[tables.Table]:
@@ -99,7 +111,7 @@ def page(summary: Summary, verdict: str) -> str:
             tables=_tables(summary),
             nothing=tables.NOTHING,
             questions=_questions(summary),
-            flatten=drawings.flatten,
+            flatten=_flat,
         )
         + "\n"
     )

@@ -30,9 +30,9 @@ _UNSAFE = re.compile(r"[^\w.+-]|^\.+")
 
 def check_output(output: Path) -> None:
     """Raises InputError if results cannot be written there, or would replace what `longpo eval` has not written."""
-    if output.exists() and not output.is_dir():
-        raise InputError(f"{output} is no directory; give --output another one")
     above = next(parent for parent in (output.absolute(), *output.absolute().parents) if parent.exists())
+    if not above.is_dir():
+        raise InputError(f"{above} is no directory; give --output another one")
     if not os.access(above, os.W_OK):
         raise InputError(f"{above} cannot be written to; give --output another directory")
     ours = (output / "answers").is_dir()

@@ -12,7 +12,7 @@ from .groups import groups_of
 from .statistics import Estimate
 from .summary import Summary
 
-_CONDITION = re.compile(r"\s*(?P<name>.+?)\s*(?P<sign>[<>])\s*(?P<points>[^<>]+?)\s*")
+_CONDITION = re.compile(r"\s*(?P<name>[^<>]+?)\s*(?P<sign>[<>])\s*(?P<points>[^<>]+?)\s*")
 
 
 @dataclass(frozen=True)
