@@ -15,7 +15,7 @@ from nemo_longpo.data_tools.runner import Usage
 from nemo_longpo.data_tools.stages.model_stage import EngineOptions
 from nemo_longpo.errors import InputError
 
-from . import models, prompts, sources
+from . import models, prompts, sources, suites
 from .benchmarks import Benchmark, EvalTask, ModelScores, Preparation, Sample, TaskScores
 from .judge import client, dialogues, judgements
 from .judge.settings import JudgeSettings
@@ -60,6 +60,7 @@ class Evaluation:
             "seed": self.seed,
             "system_prompt": self.system_prompt,
             "too_long": self.too_long,
+            "files": {} if self.data is None else sources.hashes(self.data, self.benchmarks),
             "wording": None if self.wording is None else hashlib.sha256(self.wording.read_bytes()).hexdigest(),
             "benchmarks": {
                 benchmark.name: {
@@ -87,7 +88,8 @@ def prepare(evaluation: Evaluation) -> list[ModelPrompts]:
 
     Raises InputError if a model, a file, a length or a setting is at fault.
     """
-    sources.require(evaluation.benchmarks, evaluation.data)
+    own_words = suites.ESSAYS if evaluation.wording else ()
+    sources.require(evaluation.benchmarks, evaluation.data, may_lack=own_words)
     opened = models.open_models(
         evaluation.models,
         evaluation.engine,

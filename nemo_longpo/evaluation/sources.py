@@ -6,7 +6,7 @@ put there is used as it is.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -74,9 +74,12 @@ def names_of(benchmarks: Iterable[Benchmark]) -> list[str]:
     return [name for file in read for name in known() if name == file or name.startswith(f"{file}/")]
 
 
-def require(benchmarks: Iterable[Benchmark], data: Path | None) -> None:
-    """Raise InputError if a file is missing, with its source, or if one is no longer what was fetched."""
-    names = names_of(benchmarks)
+def require(benchmarks: Iterable[Benchmark], data: Path | None, may_lack: Sequence[str] = ()) -> None:
+    """Raise InputError if a file is missing, with its source, or if one is no longer what was fetched.
+
+    Files that `may_lack` names are those that a benchmark asks for itself, when it turns out to need them.
+    """
+    names = [name for name in names_of(benchmarks) if name not in may_lack or (data and _present(data, name))]
     if not names:
         return
     if data is None:

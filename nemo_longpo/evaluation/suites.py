@@ -7,21 +7,22 @@ from nemo_longpo.errors import InputError
 
 from .benchmarks import Benchmark
 
+ESSAYS = ("PaulGrahamEssays.json",)
+"""What RULER hides needles in, unless it is said in other words that bring sentences of their own."""
 RULER_LENGTHS = (4096, 8192, 16384, 32768, 65536, 131072, 262144, 524288)
 _RULER = "nemo_longpo.evaluation.ruler.tasks:build"
 _INFINITEBENCH = "nemo_longpo.evaluation.infinitebench:build"
 _SHORT = "nemo_longpo.evaluation.short:build"
 # Task of RULER -> (tokens of an answer, files): the numbers of NVIDIA's synthetic.yaml.
-_ESSAYS = ("PaulGrahamEssays.json",)
 _RULER_TASKS: dict[str, tuple[int, tuple[str, ...]]] = {
     "niah_single_1": (128, ()),
-    "niah_single_2": (128, _ESSAYS),
-    "niah_single_3": (128, _ESSAYS),
-    "niah_multikey_1": (128, _ESSAYS),
+    "niah_single_2": (128, ESSAYS),
+    "niah_single_3": (128, ESSAYS),
+    "niah_multikey_1": (128, ESSAYS),
     "niah_multikey_2": (128, ()),
     "niah_multikey_3": (128, ()),
-    "niah_multivalue": (128, _ESSAYS),
-    "niah_multiquery": (128, _ESSAYS),
+    "niah_multivalue": (128, ESSAYS),
+    "niah_multiquery": (128, ESSAYS),
     "vt": (30, ()),
     "cwe": (120, ()),
     "fwe": (50, ()),

@@ -112,6 +112,8 @@ def test_every_file_of_a_benchmark_has_a_source():
     for benchmark in suites.BENCHMARKS.values():
         for file in benchmark.files:
             assert sources.names_of(reading(file)), f"sources.yaml does not say where {file} comes from"
+    read = set(sources.names_of(suites.BENCHMARKS.values()))
+    assert read == set(sources.known()), "no benchmark reads these"
 
 
 @pytest.mark.parametrize("name", sources.known())
@@ -210,6 +212,14 @@ def test_all_that_is_missing_is_named_before_any_work(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
     assert cli.main([*words[:4], "--output", str(tmp_path / "out")]) == 2
     assert "say where they are with --data DIR" in capsys.readouterr().err
+
+
+def test_essays_are_not_asked_for_where_ruler_is_said_in_other_words(tmp_path):
+    needles = [suites.BENCHMARKS["ruler_niah_single_2"]]
+    sources.require(needles, None, may_lack=suites.ESSAYS)
+    sources.require(needles, tmp_path, may_lack=suites.ESSAYS)
+    with pytest.raises(InputError, match="lacks PaulGrahamEssays"):
+        sources.require(needles, tmp_path)
 
 
 def test_a_file_in_another_format_is_there(tmp_path):
