@@ -1,6 +1,6 @@
 """A model as lm-evaluation-harness sees it, on the engines of the data tools; every answer is kept at once.
 
-Nothing is cut: a prompt that does not fit is the caller's to refuse or to drop (see requests.py). Token ids go to the
+Nothing is cut: a prompt that does not fit is the caller's to refuse or to drop (see prompts.py). Token ids go to the
 engine, so that all engines read the same.
 """
 
@@ -11,6 +11,7 @@ from datetime import date, datetime, time
 from pathlib import Path
 from typing import Any, Literal
 
+import jinja2
 from lm_eval.api import instance, model
 
 from nemo_longpo.atomic import explain_full_disk
@@ -117,21 +118,30 @@ class EngineLM(model.TemplateLM):
     def apply_chat_template(self, chat_history: Messages, add_generation_prompt: bool = True) -> str:
         """The conversation as text up to the answer; without `add_generation_prompt` the last message is continued.
 
-        Raises InputError if the template leaves out the system prompt.
+        Raises InputError if the template refuses the conversation, or leaves out the system prompt, which may be the
+        introduction of a task.
         """
-        text = self.tokenizer.apply_chat_template(
-            list(chat_history),
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-            strftime_now=self._midnight.strftime,  # the one clock that transformers gives to templates
-        )
+        try:
+            text = self.tokenizer.apply_chat_template(
+                list(chat_history),
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+                strftime_now=self._midnight.strftime,  # the one clock that transformers gives to templates
+            )
+            problem = None
+        except jinja2.TemplateError as error:
+            text, problem = "", f"does not take this conversation ({error})"
         for message in chat_history:
             if message["role"] == "system" and message["content"].strip() not in text:
+                problem = problem or "leaves out the system prompt"
                 raise InputError(
-                    f"the chat template of {self.tokenizer_name} leaves out the system prompt; give none, or a model "
-                    "whose template has a place for it"
+                    f"the chat template of {self.tokenizer_name} {problem}; it should have a place for the system "
+                    "prompt, or the introduction of a task: leave out --system-prompt, or the template with "
+                    "--chat-template never"
                 )
+        if problem:
+            raise InputError(f"the chat template of {self.tokenizer_name} {problem}; use --chat-template never")
         return text
 
     def request_tokens(self, request: instance.Instance) -> tuple[int, int]:
@@ -151,11 +161,11 @@ class EngineLM(model.TemplateLM):
             prompts = [self.tok_encode(requests[index].args[0]) for index in chosen]
             questions = [[prompt, limit, sorted(self._stop_ids)] for prompt in prompts]
             for index, ids in zip(chosen, self._ask("generate", questions, self._generate), strict=True):
-                texts[index] = _before_stop(self._text(ids), requests[index].args[1].get("until") or ())
+                texts[index] = _before_stop(self._text(ids), requests[index].args[1].get("until") or ()).strip()
         return [texts[index] for index in range(len(requests))]
 
     def _text(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
@@ -206,7 +216,8 @@ class EngineLM(model.TemplateLM):
         )
 
 
-def _before_stop(text: str, stops: Sequence[str]) -> str:
-    for stop in stops:
-        text = text.split(stop)[0]
+def _before_stop(text: str, stops: str | Sequence[str]) -> str:
+    for stop in [stops] if isinstance(stops, str) else stops:
+        if stop:
+            text = text.split(stop)[0]
     return text
