@@ -10,6 +10,7 @@ import threading
 import zipfile
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,7 @@ from nemo_longpo import cli
 from nemo_longpo.errors import InputError
 from nemo_longpo.evaluation import sources, suites
 from nemo_longpo.evaluation.benchmarks import Benchmark
+from nemo_longpo.evaluation.ruler import wording
 
 ESSAYS = b'{"text": "It was a quiet year."}'
 
@@ -127,6 +129,24 @@ def test_entries_of_the_table(name):
         )
         fixed = entry.sha256 or re.search("@[0-9a-f]{40}:|/[0-9a-f]{40}/|==", place)
         assert fixed, f"{place} may change: say its hash"
+
+
+def test_the_page_names_every_file_and_where_it_comes_from():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    for name, entry in sources.known().items():
+        assert name in page or name.rpartition("/")[2] in page, name
+        first = re.split("[@:]|==", entry.places[0].partition(":")[2])[0]
+        assert first.removeprefix("//raw.githubusercontent.com/").split("/450ecc8c")[0] in page, first
+    for benchmark in suites.BENCHMARKS.values():
+        assert benchmark.title.split()[0].rstrip(",") in page, benchmark.title
+
+
+def test_the_wording_of_the_page_can_be_used(tmp_path):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```json\n(\{\"needles\".*?)```", page, re.DOTALL)
+    (tmp_path / "wording.json").write_text(text)
+    words = wording.read(tmp_path / "wording.json")
+    assert words.needles.keys["Carl"] == "CARL?"
 
 
 def test_wheel_is_downloaded_once_and_its_files_are_recorded(tmp_path, known, wheels, capfd):

@@ -13,6 +13,8 @@ from support.small_corpus import save_stopping_model
 
 from nemo_longpo.cli import build_parser, main
 from nemo_longpo.data_tools.pipeline.config import load_pipeline
+from nemo_longpo.evaluation import data_files, questions, suites
+from nemo_longpo.evaluation.results import verdict
 from nemo_longpo.shards.reader import ShardReader
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -88,6 +90,26 @@ def test_one_node_script_runs_all_commands(tmp_path):
     again.mkdir()
     (again / "run_128k" / "start").mkdir(parents=True)
     assert ["longpo", "convert", "import"] not in [words[:3] for words in calls_of("train_128k.sh", again)]
+
+
+def test_evaluation_script_fetches_looks_and_measures(tmp_path):
+    commands = [words for words in calls_of("evaluate.sh", tmp_path) if words[0] == "longpo"]
+    parsed = [build_parser().parse_args(words[1:]) for words in commands]
+    assert [(one.fetch, one.dry_run, one.samples) for one in parsed] == [
+        (True, False, None),
+        (False, True, None),
+        (False, False, 20),
+        (False, False, None),
+    ]
+    for one in parsed[1:]:
+        assert one.models == ["before=models/Mistral-7B-Instruct-v0.2", "after=run_128k/model"]
+        assert len({row.ability for row in suites.choose([one.suite])}) == 2
+    assert len(verdict.parse_conditions(parsed[3].fail_if, suites.choose(["paper"]), 2)) == 2
+
+
+def test_questions_of_ones_own_are_read():
+    rows = list(data_files.typed_rows(EXAMPLES / "questions.jsonl", questions._Line))
+    assert [len(row.answers) for _, row in rows] == [1, 1, 2]
 
 
 def test_cluster_script_starts_one_torchrun_per_node(tmp_path):
