@@ -10,12 +10,14 @@ GIB = 2**30
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
     """One kind of GPU: `memory` in bytes as torch reports it; speeds per GPU and second, links in one direction.
+    `memory_bandwidth` counts bytes read or written.
 
     `network` assumes one network card per GPU, as in the makers' reference machines.
     """
 
     name: str
     memory: float
+    memory_bandwidth: float
     peak_flops: float
     nvlink: float
     network: float
@@ -24,13 +26,35 @@ class Gpu:
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu(name="a100-80gb", memory=79.2 * GIB, peak_flops=312e12, nvlink=300e9, network=25e9),
-        Gpu(name="a800-80gb", memory=79.2 * GIB, peak_flops=312e12, nvlink=200e9, network=25e9),
-        Gpu(name="h100-80gb", memory=79.1 * GIB, peak_flops=989e12, nvlink=450e9, network=50e9),
-        Gpu(name="h800-80gb", memory=79.1 * GIB, peak_flops=989e12, nvlink=200e9, network=50e9),
-        Gpu(name="h20-96gb", memory=95.0 * GIB, peak_flops=148e12, nvlink=450e9, network=50e9),
-        Gpu(name="h200-141gb", memory=139.8 * GIB, peak_flops=989e12, nvlink=450e9, network=50e9),
-        Gpu(name="b200-180gb", memory=178.0 * GIB, peak_flops=2250e12, nvlink=900e9, network=50e9),
+        Gpu(
+            name="a100-80gb", memory=79.2 * GIB, memory_bandwidth=2.04e12, peak_flops=312e12, nvlink=300e9, network=25e9
+        ),
+        Gpu(
+            name="a800-80gb", memory=79.2 * GIB, memory_bandwidth=2.04e12, peak_flops=312e12, nvlink=200e9, network=25e9
+        ),
+        Gpu(
+            name="h100-80gb", memory=79.1 * GIB, memory_bandwidth=3.35e12, peak_flops=989e12, nvlink=450e9, network=50e9
+        ),
+        Gpu(
+            name="h800-80gb", memory=79.1 * GIB, memory_bandwidth=3.35e12, peak_flops=989e12, nvlink=200e9, network=50e9
+        ),
+        Gpu(name="h20-96gb", memory=95.0 * GIB, memory_bandwidth=4.0e12, peak_flops=148e12, nvlink=450e9, network=50e9),
+        Gpu(
+            name="h200-141gb",
+            memory=139.8 * GIB,
+            memory_bandwidth=4.8e12,
+            peak_flops=989e12,
+            nvlink=450e9,
+            network=50e9,
+        ),
+        Gpu(
+            name="b200-180gb",
+            memory=178.0 * GIB,
+            memory_bandwidth=8.0e12,
+            peak_flops=2250e12,
+            nvlink=900e9,
+            network=50e9,
+        ),
     )
 }
 

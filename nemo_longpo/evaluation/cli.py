@@ -1,13 +1,18 @@
 """`longpo eval`: the same questions to several models, and one table."""
 
 import argparse
+import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nemo_longpo.data_tools import options, settings
 from nemo_longpo.terminal import note, show, whole_number
 
 from .judge.settings import JudgeSettings
+
+if TYPE_CHECKING:
+    from .evaluate import Evaluation
 
 
 def register(subparsers: Any) -> None:
@@ -50,6 +55,10 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("--wording", type=Path, metavar="FILE", help="RULER in other words, for a small vocabulary")
     parser.add_argument("--dry-run", action="store_true", help="count what would be asked, and say how long it takes")
+    parser.add_argument(
+        "--gpu", default="h100-80gb", metavar="NAME", help="for --dry-run, as in longpo plan (default: %(default)s)"
+    )
+    parser.add_argument("--gpus", type=whole_number, default=1, metavar="N", help="so many of them (default: 1)")
     parser.add_argument(
         "--fail-if",
         action="append",
@@ -104,6 +113,8 @@ def _run(arguments: argparse.Namespace) -> int:
             else {"day": day}
         ),
     )
+    if arguments.dry_run:
+        return _dry_run(evaluation, arguments)
     report.check_output(evaluation.output)
     conditions = verdict.parse_conditions(arguments.fail_if, evaluation.benchmarks, len(evaluation.models))
     recorded = evaluation.recorded()
@@ -117,3 +128,18 @@ def _run(arguments: argparse.Namespace) -> int:
     for failure in failures:
         note(f"longpo: {failure}")
     return 1 if failures else 0
+
+
+def _dry_run(evaluation: "Evaluation", arguments: argparse.Namespace) -> int:
+    from nemo_longpo.costs import devices
+
+    from . import evaluate, workload
+
+    machine = workload.Machine(gpu=devices.find_gpu(arguments.gpu), gpus=arguments.gpus)
+    works, prices = evaluate.estimate(evaluation, machine)
+    if arguments.json:
+        said = {"work": [asdict(work) for work in works], "assumptions": machine.assumptions(), "judges": prices}
+        show(json.dumps(said, indent=1, ensure_ascii=False))
+    else:
+        show("\n".join([workload.table(works), "", machine.assumptions(), *prices]))
+    return 0

@@ -2,20 +2,20 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal
 
-from tqdm import tqdm
-
-from nemo_longpo.data_tools.runner import Usage
+from nemo_longpo.costs import model_shape
+from nemo_longpo.data_tools.engines.engine import ReportingEngine
 from nemo_longpo.data_tools.stages.model_stage import EngineOptions
 from nemo_longpo.errors import InputError
 
-from . import models, prompts, sources, suites
+from . import models, prompts, sources, suites, workload
 from .benchmarks import Benchmark, EvalTask, ModelScores, Preparation, Sample, TaskScores
 from .judge import client, dialogues, judgements
 from .judge.settings import JudgeSettings
@@ -83,8 +83,8 @@ class ModelPrompts:
     tasks: list[prompts.TaskPrompts | dialogues.DialoguePrompts]
 
 
-def prepare(evaluation: Evaluation) -> list[ModelPrompts]:
-    """Build every prompt of every model, without any weights.
+def prepare(evaluation: Evaluation, *, count_computed: bool = False) -> list[ModelPrompts]:
+    """Build every prompt of every model, without any weights; `count_computed` compares them for what they share.
 
     Raises InputError if a model, a file, a length or a setting is at fault.
     """
@@ -97,7 +97,7 @@ def prepare(evaluation: Evaluation) -> list[ModelPrompts]:
         chat_template=any(map(evaluation.uses_chat_template, evaluation.benchmarks)),
         max_length=max(evaluation.lengths, default=None),
     )
-    return [_prepare_model(evaluation, model) for model in opened]
+    return [_prepare_model(evaluation, model, count_computed) for model in opened]
 
 
 def evaluate(evaluation: Evaluation) -> list[ModelScores]:
@@ -112,8 +112,9 @@ def evaluate(evaluation: Evaluation) -> list[ModelScores]:
     return [_run_model(evaluation, model, judge) for model in prepare(evaluation)]
 
 
-def _prepare_model(evaluation: Evaluation, model: models.EvalModel) -> ModelPrompts:
-    reader = _language_model(evaluation, model)
+def _prepare_model(evaluation: Evaluation, model: models.EvalModel, count_computed: bool) -> ModelPrompts:
+    reader = _reader(evaluation, model)
+    held = prompts.HeldTexts()
     tasks: list[prompts.TaskPrompts | dialogues.DialoguePrompts] = []
     for benchmark in evaluation.benchmarks:
         templated = evaluation.uses_chat_template(benchmark)
@@ -123,8 +124,12 @@ def _prepare_model(evaluation: Evaluation, model: models.EvalModel) -> ModelProm
                 f"{benchmark.name} begins at {min(benchmark.lengths):,} tokens, and {model.directory} reads "
                 f"{model.max_length:,}; say which lengths to build with --lengths"
             )
-        for task in resolve_name(benchmark.build)(benchmark, preparation):
-            tasks.append(_prompts_of(evaluation, task, reader, preparation, templated))
+        # Of one length at a time: the texts of all would not fit the memory.
+        for length in preparation.lengths_of(benchmark) if benchmark.lengths else (None,):
+            own = preparation if length is None else replace(preparation, lengths=(length,))
+            for task in resolve_name(benchmark.build)(benchmark, own):
+                asked = _prompts_of(evaluation, task, reader, own, templated, held=held, count_computed=count_computed)
+                tasks.append(asked)
     return ModelPrompts(model=model, tasks=tasks)
 
 
@@ -134,6 +139,9 @@ def _prompts_of(
     reader: EngineLM,
     preparation: Preparation,
     templated: bool,
+    *,
+    held: prompts.HeldTexts,
+    count_computed: bool,
 ) -> prompts.TaskPrompts | dialogues.DialoguePrompts:
     if isinstance(task, dialogues.JudgedTask):
         if not templated:
@@ -157,7 +165,16 @@ def _prompts_of(
         samples=preparation.samples_of(task.benchmark),
         seed=evaluation.seed,
         too_long=evaluation.too_long,
+        again=partial(_again, task.benchmark, preparation, str(task.task.config.task)),
+        held=held,
+        count_computed=count_computed,
     )
+
+
+def _again(benchmark: Benchmark, preparation: Preparation, name: str) -> EvalTask:
+    """Build a task once more."""
+    made: list[EvalTask] = resolve_name(benchmark.build)(benchmark, preparation)
+    return next(task for task in made if task.task.config.task == name)
 
 
 def _preparation(evaluation: Evaluation, model: models.EvalModel, reader: EngineLM, templated: bool) -> Preparation:
@@ -186,15 +203,30 @@ def _preparation(evaluation: Evaluation, model: models.EvalModel, reader: Engine
 
 
 def _run_model(evaluation: Evaluation, asked: ModelPrompts, judge: client.Judge | None) -> ModelScores:
-    total = sum(task.prompt_tokens + task.most_new_tokens for task in asked.tasks)
-    with tqdm(total=total, desc=asked.model.label, unit="tok", unit_scale=True) as bar:
+    answers = _answers(evaluation, asked.model)
+    distinct = {key: one for task in asked.tasks for key, one in task.distinct.items()}
+    weights = {key: one.prompt_tokens + one.new_tokens for key, one in distinct.items()}
+    with workload.Progress(asked.model.label, weights, filter(answers.__contains__, weights)) as progress:
 
-        def tick(usage: Usage) -> None:
-            bar.update(usage.prompt_tokens + usage.generated_tokens)
+        def load_engine() -> ReportingEngine:
+            engine = asked.model.load_engine()
+            progress.begin()
+            return engine
 
-        model = _language_model(evaluation, asked.model, tick)
+        model = EngineLM(
+            asked.model.tokenizer,
+            asked.model.stop_ids,
+            answers,
+            load_engine,
+            progress,
+            evaluation.day,
+            progress.answered,
+        )
         try:
-            scores = tuple(_scores(evaluation, asked.model.label, task, model, judge) for task in asked.tasks)
+            scores: list[TaskScores] = []
+            for task in asked.tasks:
+                scores.append(_scores(evaluation, asked.model.label, task, model, judge))
+                progress.finish(task.distinct)
         finally:
             model.close()  # the next model needs the memory
     return ModelScores(
@@ -205,11 +237,37 @@ def _run_model(evaluation: Evaluation, asked: ModelPrompts, judge: client.Judge 
     )
 
 
-def _language_model(
-    evaluation: Evaluation, model: models.EvalModel, tick: Callable[[Usage], None] = lambda _: None
-) -> EngineLM:
-    answers = Answers(evaluation.output / "answers", model.identity)
-    return EngineLM(model.tokenizer, model.stop_ids, answers, model.load_engine, tick, evaluation.day)
+def _answers(evaluation: Evaluation, model: models.EvalModel) -> Answers:
+    return Answers(evaluation.output / "answers", model.identity)
+
+
+def _reader(evaluation: Evaluation, model: models.EvalModel) -> EngineLM:
+    """Return a language model that makes prompts and knows what is answered."""
+
+    def no_engine() -> ReportingEngine:
+        raise AssertionError("nothing is asked while prompts are made")
+
+    answers = _answers(evaluation, model)
+    return EngineLM(model.tokenizer, model.stop_ids, answers, no_engine, lambda _: None, evaluation.day)
+
+
+def estimate(evaluation: Evaluation, machine: workload.Machine) -> tuple[list[workload.Work], list[str]]:
+    """Count what every model would still be asked, per benchmark and length, and say how long it takes; in a sentence
+    each, what judges would read.
+
+    Raises InputError as `prepare` does, or if the machine is too small for a model.
+    """
+    works, prices = [], []
+    for asked in prepare(evaluation, count_computed=True):
+        reader, shape = _reader(evaluation, asked.model), model_shape.ModelShape.of(asked.model.config)
+        parts: dict[tuple[str, int | None], list[prompts.TaskPrompts | dialogues.DialoguePrompts]] = defaultdict(list)
+        for task in asked.tasks:
+            parts[task.task.benchmark.name, task.task.length].append(task)
+            if isinstance(task, dialogues.DialoguePrompts):
+                price = judgements.price(task, evaluation.judge, reader.count)
+                prices.append(f"{asked.model.label}: {price.describe(evaluation.judge)}")
+        works += [workload.work_of(asked.model.label, own, reader.answers, shape, machine) for own in parts.values()]
+    return works, prices
 
 
 def _scores(

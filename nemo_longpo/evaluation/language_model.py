@@ -6,10 +6,13 @@ engine, so that all engines read the same.
 
 import hashlib
 import json
+from array import array
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date, datetime, time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import jinja2
 from lm_eval.api import instance, model
@@ -19,6 +22,8 @@ from nemo_longpo.data_tools.engines.engine import Done, ReportingEngine, Samplin
 from nemo_longpo.data_tools.runner import Usage
 from nemo_longpo.errors import InputError
 
+Tokens: TypeAlias = "array[int]"
+"""Token ids in four bytes each; a list takes nine times as many."""
 Messages = Sequence[dict[str, str]]
 Work = Callable[[ReportingEngine, list[Any], list[int], Done[Any]], None]
 """Asks an engine those of the questions that have these indices, and reports each answer."""
@@ -37,7 +42,6 @@ class Answers:
     """
 
     def __init__(self, directory: Path, model: Mapping[str, Any]):
-        directory.mkdir(parents=True, exist_ok=True)
         name = key_of(model)[:16]
         self._path = directory / f"{name}.jsonl"
         self._found = _read(self._path)
@@ -53,6 +57,7 @@ class Answers:
         if key in self._found:
             return
         self._found[key] = value
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         with explain_full_disk(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(f"{json.dumps([key, value])}\n")
 
@@ -72,12 +77,25 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is damaged ({error}); delete it, and its questions are asked again") from error
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A request by the name of its answer: how many tokens the model reads for it, and the most that it writes.
+
+    The first `shareable` tokens may be computed together with those of other requests.
+    """
+
+    key: str
+    prompt_tokens: int
+    new_tokens: int
+    shareable: int
+
+
 class EngineLM(model.TemplateLM):
     """A tokenizer for the prompts, and an engine for the answers, which is loaded when the first answer is missing.
 
-    `stop_ids` end an answer. `tick` is told of finished requests. A template that prints the
-    date is told `day`. Text of an answer is stripped of white space around
-    it: engines differ in whether they keep the blank in front.
+    `stop_ids` end an answer. `tick` is told what finished requests took, and `answered` the name of each. A template
+    that prints the date is told `day`. Text of an answer is stripped of white space around it: engines differ in
+    whether they keep the blank in front.
     """
 
     def __init__(
@@ -88,11 +106,12 @@ class EngineLM(model.TemplateLM):
         load_engine: Callable[[], ReportingEngine],
         tick: Callable[[Usage], None],
         day: date,
+        answered: Callable[[str], None] = lambda _: None,
     ):
         super().__init__()
         self._midnight = datetime.combine(day, time())
         self.tokenizer, self._stop_ids = tokenizer, stop_ids
-        self._answers, self._load_engine, self._tick = answers, load_engine, tick
+        self.answers, self._load_engine, self._tick, self._answered = answers, load_engine, tick, answered
         self._engine: ReportingEngine | None = None
 
     @property
@@ -114,6 +133,9 @@ class EngineLM(model.TemplateLM):
         if add_special_tokens is None:
             add_special_tokens = not (self.tokenizer.bos_token and string.startswith(self.tokenizer.bos_token))
         return self.tokenizer(string, add_special_tokens=add_special_tokens)["input_ids"]
+
+    def count(self, text: str) -> int:
+        return len(self.tok_encode(text))
 
     def apply_chat_template(self, chat_history: Messages, add_generation_prompt: bool = True) -> str:
         """The conversation as text up to the answer; without `add_generation_prompt` the last message is continued.
@@ -144,25 +166,41 @@ class EngineLM(model.TemplateLM):
             raise InputError(f"the chat template of {self.tokenizer_name} {problem}; use --chat-template never")
         return text
 
-    def request_tokens(self, request: instance.Instance) -> tuple[int, int]:
-        """Count the tokens that the model reads for a request, and the most that it writes."""
+    def read(self, request: instance.Instance) -> tuple[Asked, Tokens]:
+        """Return what the model is asked with a request, and the tokens that it reads."""
         if request.request_type == "generate_until":
-            prompt, asked = request.args
-            return len(self.tok_encode(prompt)), int(asked["max_gen_toks"])
+            prompt, limit, stops = self._prompt(request)
+            asked = Asked(self._key("generate", [prompt, limit, stops]), len(prompt), limit, len(prompt) - 1)
+            return asked, prompt
         context, continuation = self._pair(*request.args)
-        return len(context) + len(continuation), 0
+        key = self._key("score", [context, continuation])
+        whole = array("i", [*context, *continuation])
+        return Asked(key, len(whole), 0, len(context) - 1), whole
+
+    def recall(self, request: instance.Instance, key: str) -> Any:
+        """Return the kept answer to a request, in the form in which `generate_until` or `loglikelihood` returns it."""
+        found = self.answers[key]
+        if request.request_type == "generate_until":
+            return _before_stop(self._text(found), request.args[1].get("until") or ()).strip()
+        return float(found), False
 
     def generate_until(self, requests: list[instance.Instance], disable_tqdm: bool = False) -> list[str]:
         """The model's greedy answers, in order."""
-        texts: dict[int, str] = {}
+        by_limit: dict[int, list[Any]] = defaultdict(list)
+        for request in requests:
+            question = self._prompt(request)
+            by_limit[question[1]].append(question)
+        keys = {limit: iter(self._ask("generate", by_limit[limit], self._generate)) for limit in sorted(by_limit)}
         limits = [int(request.args[1]["max_gen_toks"]) for request in requests]
-        for limit in sorted(set(limits)):
-            chosen = [index for index, own in enumerate(limits) if own == limit]
-            prompts = [self.tok_encode(requests[index].args[0]) for index in chosen]
-            questions = [[prompt, limit, sorted(self._stop_ids)] for prompt in prompts]
-            for index, ids in zip(chosen, self._ask("generate", questions, self._generate), strict=True):
-                texts[index] = _before_stop(self._text(ids), requests[index].args[1].get("until") or ()).strip()
-        return [texts[index] for index in range(len(requests))]
+        return [self.recall(request, next(keys[limit])) for request, limit in zip(requests, limits, strict=True)]
+
+    def _prompt(self, request: instance.Instance) -> tuple[Tokens, int, list[int]]:
+        prompt, settings = request.args
+        return array("i", self.tok_encode(prompt)), int(settings["max_gen_toks"]), sorted(self._stop_ids)
+
+    @staticmethod
+    def _key(method: str, question: Sequence[Any]) -> str:
+        return key_of([method, [list(part) if isinstance(part, array) else part for part in question]])
 
     def _text(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -172,8 +210,7 @@ class EngineLM(model.TemplateLM):
     ) -> list[tuple[float, bool]]:
         """log p(continuation | context), and False: no task of ours asks whether it is the greedy one."""
         questions: list[Any] = [[context, continuation] for _, context, continuation in requests]
-        sums = self._ask("score", questions, self._score)
-        return [(float(value), False) for value in sums]
+        return [(float(self.answers[key]), False) for key in self._ask("score", questions, self._score)]
 
     def close(self) -> None:
         """Give back the engine's memory. It is loaded again if another answer is missing."""
@@ -189,19 +226,24 @@ class EngineLM(model.TemplateLM):
             return self._encode_pair(context, continuation)
         return [self.prefix_token_id], self.tok_encode(continuation, add_special_tokens=False)
 
-    def _ask(self, method: Literal["generate", "score"], questions: list[Any], work: Work) -> list[Any]:
-        """Ask the engine what no earlier run has asked, and keep each answer at once.
+    def _ask(self, method: Literal["generate", "score"], questions: list[Any], work: Work) -> list[str]:
+        """Ask the engine what no earlier run has asked, keep each answer at once, and return the names of all.
 
         The engine sees all questions, so that it computes the same ones together whichever are left.
         """
-        keys = [key_of([method, question]) for question in questions]
+        keys = [self._key(method, question) for question in questions]
         distinct = dict(zip(keys, questions, strict=True))
-        missing = [index for index, key in enumerate(distinct) if key not in self._answers]
+        names = list(distinct)
+        missing = [index for index, key in enumerate(names) if key not in self.answers]
+
+        def keep(index: int, found: Any) -> None:
+            self.answers.put(names[index], found)
+            self._answered(names[index])
+
         if missing:
             self._engine = self._engine or self._load_engine()
-            names = list(distinct)
-            work(self._engine, list(distinct.values()), missing, lambda at, found: self._answers.put(names[at], found))
-        return [self._answers[key] for key in keys]
+            work(self._engine, list(distinct.values()), missing, keep)
+        return keys
 
     def _generate(self, engine: ReportingEngine, questions: list[Any], wanted: list[int], keep: Done[Any]) -> None:
         greedy = Sampling(max_new_tokens=questions[0][1], stop_ids=self._stop_ids)

@@ -1,38 +1,119 @@
 """The prompts of a task as a model will read them, their lengths, and what does not fit."""
 
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from lm_eval.api.instance import Instance
 
+from nemo_longpo.data_tools.engines import prefixes
 from nemo_longpo.errors import InputError
 
 from .benchmarks import EvalTask, Sample
-from .language_model import EngineLM, key_of
+from .language_model import Asked, EngineLM, Tokens, key_of
 
 TooLong = Literal["official", "refuse", "drop"]
 """What becomes of a prompt that does not fit: cut by the rules of its benchmark, where it has such rules, and refused
 elsewhere; always refused; or left out, and counted."""
 
 
+Requests = dict[int, list[Instance]]
+"""Per document, by its number, the requests that make its score."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskPrompts:
-    """What a task asks a model: per document the requests that make its score, with their lengths in tokens.
+    """What a task asks a model: per document the requests that make its score, as names and lengths in tokens.
 
-    `dropped` documents did not fit. `longest_prompt` and the sums are of the requests that are left.
+    `dropped` documents did not fit. `longest_prompt` and the sums are of the requests that are left. `make` returns the
+    task and its texts, which are made again where they are too long to be held; `task` is then without its documents.
+    `computed` are the ranges [from, to) of positions to compute for what is not answered yet, if they were counted:
+    what several requests begin with is in it once.
     """
 
     task: EvalTask
-    requests: dict[int, list[Instance]]
+    name: str
+    asked: dict[int, list[Asked]]
     dropped: int
-    longest_prompt: int
-    prompt_tokens: int
-    most_new_tokens: int
+    computed: list[tuple[int, int]]
+    make: Callable[[], tuple[EvalTask, Requests]]
 
     @property
-    def name(self) -> str:
-        return str(self.task.task.config.task)
+    def requests(self) -> Requests:
+        return self.make()[1]
+
+    @property
+    def questions(self) -> int:
+        return len(self.asked)
+
+    @property
+    def _all(self) -> list[Asked]:
+        return [one for own in self.asked.values() for one in own]
+
+    @property
+    def longest_prompt(self) -> int:
+        return max(one.prompt_tokens for one in self._all)
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(one.prompt_tokens for one in self._all)
+
+    @property
+    def most_new_tokens(self) -> int:
+        return sum(one.new_tokens for one in self._all)
+
+    @property
+    def distinct(self) -> dict[str, Asked]:
+        """The requests by name: of two that are the same, one is asked."""
+        return {one.key: one for one in self._all}
+
+
+@dataclass
+class HeldTexts:
+    """How many characters of prompts a model's tasks may hold until they are asked."""
+
+    room: int = 128 << 20
+
+    def take(self, requests: list[Instance]) -> bool:
+        """Return whether these texts still fit."""
+        self.room -= sum(len(text) for request in requests for text in _texts(request))
+        return self.room >= 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Form:
+    """How the documents of a task become prompts."""
+
+    model: EngineLM
+    chat_template: bool
+    system_prompt: str | None
+    samples: int | None
+    seed: int
+
+    def requests(self, task: EvalTask) -> Iterator[tuple[int, list[Instance]]]:
+        """Yield the requests of each document."""
+        harness = task.task
+        harness.set_fewshot_seed(self.seed)
+        template = self.model.apply_chat_template if self.chat_template else None
+        for number, document in harness.doc_iterator(limit=self.samples):
+            context = harness.fewshot_context(
+                document,
+                num_fewshot=harness.config.num_fewshot or 0,
+                system_instruction=self.system_prompt,
+                apply_chat_template=self.chat_template,
+                fewshot_as_multiturn=self.chat_template,
+                chat_template=template,
+                gen_prefix=harness.doc_to_prefix(document),
+            )
+            made = harness.construct_requests(
+                doc=document,
+                ctx=context,
+                metadata=(harness.config.task, number, 1),
+                apply_chat_template=self.chat_template,
+                chat_template=template,
+            )
+            yield number, made if isinstance(made, list) else [made]
 
 
 def prompts_of(
@@ -45,82 +126,93 @@ def prompts_of(
     samples: int | None,
     seed: int,
     too_long: TooLong,
+    again: Callable[[], EvalTask] | None = None,
+    held: HeldTexts | None = None,
+    count_computed: bool = False,
 ) -> TaskPrompts:
-    """Make the prompts of the first `samples` documents of a task.
+    """Make the prompts of the first `samples` documents of a task, and keep their names and lengths.
+
+    The texts are kept too, unless `held` has no room for them and `again` can make the task once more.
 
     Raises InputError if one does not fit `max_length` tokens with its answer and `too_long` is not "drop", or if all
     are dropped.
     """
-    harness = task.task
-    harness.set_fewshot_seed(seed)
-    template = model.apply_chat_template if chat_template else None
-    requests: dict[int, list[Instance]] = {}
-    lengths: list[tuple[int, int]] = []
+    form = _Form(model=model, chat_template=chat_template, system_prompt=system_prompt, samples=samples, seed=seed)
+    name = str(task.task.config.task)
+    asked: dict[int, list[Asked]] = {}
+    texts: Requests = {}
+    holding = True
+    missing: dict[str, tuple[Tokens, int]] = {}
     dropped = 0
-    for number, document in harness.doc_iterator(limit=samples):
-        context = harness.fewshot_context(
-            document,
-            num_fewshot=harness.config.num_fewshot or 0,
-            system_instruction=system_prompt,
-            apply_chat_template=chat_template,
-            fewshot_as_multiturn=chat_template,
-            chat_template=template,
-            gen_prefix=harness.doc_to_prefix(document),
-        )
-        made = harness.construct_requests(
-            doc=document,
-            ctx=context,
-            metadata=(harness.config.task, number, 1),
-            apply_chat_template=chat_template,
-            chat_template=template,
-        )
-        own = made if isinstance(made, list) else [made]
-        sizes = [model.request_tokens(request) for request in own]
-        longest = max(read + written for read, written in sizes)
-        if longest <= max_length:
-            requests[number] = own
-            lengths += sizes
-        elif too_long == "drop":
-            dropped += 1
-        else:
+    for number, own in form.requests(task):
+        found = [model.read(request) for request in own]
+        longest = max(one.prompt_tokens + one.new_tokens for one, _ in found)
+        if longest > max_length and too_long != "drop":
             raise InputError(
-                f"{harness.config.task}: question {number} takes {longest:,} tokens with its answer, and the model "
-                f"reads {max_length:,}; leave that length out, or drop and count what does not fit with --too-long drop"
+                f"{name}: question {number} takes {longest:,} tokens with its answer, and the model reads "
+                f"{max_length:,}; leave that length out, or drop and count what does not fit with --too-long drop"
             )
-    if not requests:
+        if longest > max_length:
+            dropped += 1
+            continue
+        asked[number] = [one for one, _ in found]
+        if count_computed:
+            missing |= {one.key: (ids, one.shareable) for one, ids in found if one.key not in model.answers}
+        holding = holding and (again is None or held is None or held.take(own))
+        if holding:
+            texts[number] = own
+        else:
+            texts.clear()
+    if not asked:
         raise InputError(
-            f"{harness.config.task}: none of {dropped:,} questions fits the {max_length:,} tokens that the model reads;"
-            " leave this benchmark out"
+            f"{name}: none of {dropped:,} questions fits the {max_length:,} tokens that the model reads; leave this "
+            "benchmark out"
         )
+    held_task = (task, texts) if texts or again is None else None  # else `make` must not hold the documents either
+
+    def make() -> tuple[EvalTask, Requests]:
+        if held_task is not None:
+            return held_task
+        assert again is not None
+        made = again()
+        return made, {number: own for number, own in form.requests(made) if number in asked}
+
     return TaskPrompts(
-        task=task,
-        requests=requests,
+        task=task if held_task else replace(task, task=None),
+        name=name,
+        asked=asked,
         dropped=dropped,
-        longest_prompt=max(read for read, _ in lengths),
-        prompt_tokens=sum(read for read, _ in lengths),
-        most_new_tokens=sum(written for _, written in lengths),
+        computed=prefixes.segments(*zip(*missing.values(), strict=True)) if missing else [],
+        make=make,
     )
 
 
 def answer(prompts: TaskPrompts, model: EngineLM) -> list[Sample]:
     """Ask the model, and score what it answers by the harness's own metric."""
-    requests = [request for own in prompts.requests.values() for request in own]
-    by_kind: dict[str, list[Instance]] = defaultdict(list)
-    for request in requests:
-        by_kind[request.request_type].append(request)
+    task, texts = prompts.make()
+    by_kind: dict[str, list[tuple[Instance, Asked]]] = defaultdict(list)
+    for number, own in texts.items():
+        for request, one in zip(own, prompts.asked[number], strict=True):
+            by_kind[request.request_type].append((request, one))
     for kind, chosen in by_kind.items():
         ask: Any = {"generate_until": model.generate_until, "loglikelihood": model.loglikelihood}[kind]
-        for request, found in zip(chosen, ask(chosen, disable_tqdm=True), strict=True):
-            request.resps = [found]
-    return [_score(prompts, number, own) for number, own in prompts.requests.items()]
+        if any(one.key not in model.answers for _, one in chosen):
+            ask([request for request, _ in chosen], disable_tqdm=True)
+        for request, one in chosen:
+            request.resps = [model.recall(request, one.key)]
+    return [_score(prompts, task.task, number, own) for number, own in texts.items()]
 
 
-def _score(prompts: TaskPrompts, number: int, requests: list[Instance]) -> Sample:
-    harness, document = prompts.task.task, requests[0].doc
+def _texts(request: Instance) -> list[str]:
+    return [part for part in request.args if isinstance(part, str)]
+
+
+def _score(prompts: TaskPrompts, harness: Any, number: int, requests: list[Instance]) -> Sample:
+    document = requests[0].doc
     found = [request.resps[0] for request in requests]
     metrics = harness.process_results(document, found)
     name = str(document.get("id", f"{prompts.name}:{number}"))
-    text = "\0".join(part for request in requests for part in request.args if isinstance(part, str))
+    text = "\0".join(part for request in requests for part in _texts(request))
     return Sample(
         id=name,
         score=float(metrics[prompts.task.benchmark.metric]),

@@ -11,7 +11,7 @@ from lm_eval.api.instance import Instance
 from nemo_longpo.errors import InputError
 
 from ..benchmarks import Benchmark
-from ..language_model import EngineLM
+from ..language_model import Asked, EngineLM
 from .client import Messages
 
 Rating = float | None
@@ -50,6 +50,7 @@ class JudgedTask:
     rating: Callable[[str], Rating]
     rules: str
     shortened: int = 0
+    length: None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,24 @@ class DialoguePrompts:
     @property
     def name(self) -> str:
         return self.task.benchmark.name
+
+    @property
+    def questions(self) -> int:
+        return len(self.task.dialogues)
+
+    @property
+    def distinct(self) -> dict[str, Asked]:
+        """A request per turn, each of the mean length, under names of their own: a prompt is not known before the
+        answers to earlier turns."""
+        most = self.task.benchmark.max_new_tokens
+        turns = self.most_new_tokens // most
+        one = self.prompt_tokens // turns
+        return {f"{self.name}:{turn}": Asked(f"{self.name}:{turn}", one, most, one - 1) for turn in range(turns)}
+
+    @property
+    def computed(self) -> list[tuple[int, int]]:
+        """The ranges of positions to compute, as if every prompt had the mean length and shared nothing."""
+        return [(0, one.prompt_tokens) for one in self.distinct.values()]
 
     def answer(self, model: EngineLM) -> list["Transcript"]:
         """Ask every turn of every dialogue, and return the answers, in order; those of one turn are asked together."""
@@ -144,8 +163,8 @@ def _request(
 
 def _longest(model: EngineLM, system_prompt: str | None, task: JudgedTask, dialogue: Dialogue, turn: int) -> int:
     request = _request(model, system_prompt, task, dialogue, [_PLACEHOLDER] * turn)
-    tokens, _ = model.request_tokens(request)
-    return tokens + turn * task.benchmark.max_new_tokens
+    asked, _ = model.read(request)
+    return asked.prompt_tokens + turn * task.benchmark.max_new_tokens
 
 
 def fill(template: str, where: str, **values: str) -> str:

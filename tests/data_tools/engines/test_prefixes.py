@@ -49,8 +49,10 @@ def test_questions_on_one_document_are_one_branch():
     book, other = tree.inner
     assert (book.length, book.own, other.length, other.own) == (900, [0, 4, 8], 700, [3, 5, 9])
     assert [(inner.length, inner.own) for inner in book.inner] == [(1500, [2, 6])]
-    whole = sum(map(len, SEQUENCES))
-    assert prefixes.computed_tokens(SEQUENCES, tree) == whole - 4 * 900 - 600 - 2 * 700
+    segments = prefixes.segments(SEQUENCES, LIMITS)
+    assert len(segments) == 13
+    assert {(0, 900), (900, 1500), (0, 700), (0, 300)} <= set(segments)
+    assert sum(end - start for start, end in segments) == sum(map(len, SEQUENCES)) - 4 * 900 - 600 - 2 * 700
 
 
 def test_what_is_not_worth_a_pass_is_not_shared():
