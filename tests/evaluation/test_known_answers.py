@@ -23,6 +23,7 @@ FAMILIES = {
     "short": ["mmlu", "arc_challenge", "hellaswag", "winogrande"],
     "infinitebench": ["infinitebench_sum", "infinitebench_qa", "infinitebench_mc"],
     "longbench": ["longbench_v2"],
+    "ruler": list(suites.SUITES["smoke"]),
 }
 
 
@@ -73,9 +74,11 @@ def run(asked, script, monkeypatch, tmp_path, text_of=None):
 @pytest.mark.parametrize("family", [pytest.param("short", marks=pytest.mark.slow), *list(FAMILIES)[1:], "questions"])
 def test_score_of_known_answers(model, data, tmp_path, monkeypatch, family, script, percent):
     names = FAMILIES.get(family) or [str(data / "own.jsonl")]
-    asked = evaluation(model, data, tmp_path / "output", names, samples=2)
+    asked = evaluation(
+        model, data, tmp_path / "output", names, samples=2, lengths=(2048, 3000) if family == "ruler" else ()
+    )
     tasks, _ = run(asked, script, monkeypatch, tmp_path)
-    assert len(tasks) == (2 if family == "questions" else len(names))
+    assert len(tasks) == len(names) * (2 if family in ("ruler", "questions") else 1)
     for task in tasks:
         assert len(task.samples) == (57 * 2 if task.benchmark == "mmlu" else 2)
         assert 100 * sum(sample.score for sample in task.samples) / len(task.samples) == pytest.approx(percent)

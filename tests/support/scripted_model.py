@@ -114,7 +114,7 @@ def text_for(benchmark: str, answers: list[str], right: bool) -> str:
         return answers[1] if right else other_letter(answers[1])
     if not right:
         return "zzz"
-    return answers[0] if benchmark.startswith("infinitebench") else " and ".join(answers)
+    return answers[0] if benchmark.startswith("infinitebench") else " ".join(answers)
 
 
 def other_letter(letter: str) -> str:
