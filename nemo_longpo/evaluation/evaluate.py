@@ -35,7 +35,7 @@ class Evaluation:
     data: Path | None = None
     lengths: tuple[int, ...] = ()
     samples: int | None = None
-    seed: int = 0
+    seed: int = 1234  # the harness's own, for the same examples
     chat_template: ChatTemplateUse = "auto"
     system_prompt: str | None = None
     too_long: prompts.TooLong = "official"

@@ -1,5 +1,6 @@
 """The short benchmarks against the harness's own run of its own tasks on the same files, and what is refused."""
 
+import argparse
 import json
 import random
 import shutil
@@ -189,6 +190,17 @@ def test_too_few_examples_and_missing_files_are_refused(model, data, tmp_path):
     path.unlink()
     with pytest.raises(InputError, match=r"has no train\.parquet and no train\.jsonl"):
         short.build(BENCHMARKS["arc_challenge"], preparation(model, tmp_path))
+
+
+def test_default_seed_draws_the_examples_that_the_harness_draws():
+    from lm_eval import defaults
+
+    from nemo_longpo.evaluation import cli, evaluate
+
+    parser = argparse.ArgumentParser()
+    cli.register(parser.add_subparsers())
+    arguments = parser.parse_args(["eval", "MODEL", "--suite", "short"])
+    assert arguments.seed == evaluate.Evaluation.seed == defaults.DEFAULT_OTHER_SEED
 
 
 def test_a_seed_draws_the_same_examples_again(model, data):
