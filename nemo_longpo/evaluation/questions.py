@@ -96,11 +96,12 @@ def shorten(prompt: str, benchmark: Benchmark, preparation: Preparation) -> tupl
     Raises InputError if nothing of the prompt would stay.
     """
     most = preparation.max_length - benchmark.max_new_tokens
-    excess = preparation.count_tokens(prompt, "") - most
-    if excess <= 0 or not preparation.shorten:
+    if not preparation.shorten:
         return prompt, 0
     ids = preparation.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    kept = len(ids)
+    if len(ids) <= most and preparation.count_tokens(prompt, "") <= most:
+        return prompt, 0
+    kept, excess = len(ids), max(len(ids) + preparation.count_tokens("", "") - most, 1)
     while excess > 0:  # again, if the text of what stays has more tokens than stayed
         kept -= excess
         half = kept // 2

@@ -1,7 +1,7 @@
 """Everything that the result files say, computed from the scores once. All numbers are points of 100."""
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -205,7 +205,18 @@ def _task_means(summary: Summary, task: Measured) -> dict[str, Any]:
             "judge": None if scores.judge is None else asdict(scores.judge),
             "prompts_sha256": hashlib.sha256(prompts.encode()).hexdigest(),
         }
+        if categories := _by_category(scores):
+            found[label]["categories"] = categories
     return found
+
+
+def _by_category(scores: TaskScores) -> dict[str, Any]:
+    """The mean of each category of questions, also of each part of one such as "hard, long"."""
+    points = defaultdict(list)
+    for sample in scores.samples:
+        for part in dict.fromkeys([sample.category, *sample.category.split(", ")]) if sample.category else ():
+            points[part].append(100 * sample.score)
+    return {name: _numbers(estimate(own)) for name, own in sorted(points.items())}
 
 
 def _numbers(own: Estimate) -> dict[str, Any]:

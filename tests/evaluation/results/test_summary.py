@@ -1,6 +1,7 @@
 """Groups as the paper computes them, what two models have in common, and what results.json says of it."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -108,3 +109,23 @@ def test_results_say_everything_by_name():
     assert content["groups"][0]["name"] == "long"
     assert content["models"][0]["identity"]["model"]["weights_sha256"] == "ab" * 32
     assert content["settings"] == SETTINGS
+
+
+def test_categories_have_means_of_their_own_and_of_their_parts():
+    (task,) = model_scores("m", {("longbench_v2", None): [1.0, 0.0, 1.0, 1.0]}).tasks
+    categories = ["easy, short", "hard, short", "hard, long", ""]
+    samples = tuple(replace(own, category=name) for own, name in zip(task.samples, categories, strict=True))
+    model = replace(model_scores("m", {}), tasks=(replace(task, samples=samples),))
+    (described,) = as_json(summary(model), "")["tasks"]
+    found = described["models"]["m"]["categories"]
+    assert {name: (own["mean"], own["n"]) for name, own in found.items()} == {
+        "easy": (100.0, 1),
+        "easy, short": (100.0, 1),
+        "hard": (50.0, 2),
+        "hard, long": (100.0, 1),
+        "hard, short": (0.0, 1),
+        "long": (100.0, 1),
+        "short": (50.0, 2),
+    }
+    plain = as_json(summary(model_scores("m", {("facts", 64): [1.0]})), "")["tasks"][0]["models"]["m"]
+    assert "categories" not in plain
