@@ -1,7 +1,7 @@
 """The models to compare: which directory, which tokenizer, how long they read, what makes two of them the same."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,9 @@ from nemo_longpo.data_tools.stages.model_stage import EngineOptions
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.model_config import ModelConfig
 from nemo_longpo.shards import fingerprint
+
+_FIRST_RETRIES = 2
+"""Whether a server is there, is known within seconds; once it answers, more patience may help."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,34 +33,60 @@ class EvalModel:
     def load_engine(self) -> ReportingEngine:
         return self.engine.load(self.directory, share_prefixes=True)
 
+    def length_served(self) -> int:
+        """Return `max_length`, or what its servers say where that is less.
+
+        Raises InputError if a server does not answer after a few tries, or is not as needed.
+        """
+        if self.engine.common.engine == "server":
+            few = replace(self.engine.server, retries=min(self.engine.server.retries, _FIRST_RETRIES))
+            served = replace(self.engine, server=few).load(self.directory).max_length
+            return min(self.max_length, served or self.max_length)
+        return self.max_length
+
 
 def open_models(
     named: Sequence[str], engine: EngineOptions, *, day: date, chat_template: bool, max_length: int | None
 ) -> list[EvalModel]:
-    """Open every `DIR` or `NAME=DIR` without its weights.
+    """Open every `[NAME=]DIR[@URL,…]` without its weights; the addresses are of the servers of this model alone.
 
     Raises InputError if two have one name, if a directory is no model, if one has no chat template where a question
-    needs it, or if it has fewer positions than `max_length`.
+    needs it, if it has fewer positions than `max_length`, or if a server does not answer.
     """
-    pairs = [_label(text) for text in named]
-    labels = [label for label, _ in pairs]
+    given = [_parse(text, engine) for text in named]
+    labels = [label for label, _, _ in given]
     if repeated := sorted({label for label in labels if labels.count(label) > 1}):
-        raise InputError(f"two models are called {repeated[0]!r}; name them, as in before={pairs[0][1]}")
-    return [_open(label, directory, engine, day, chat_template, max_length) for label, directory in pairs]
+        raise InputError(f"two models are called {repeated[0]!r}; name them, as in before={given[0][1]}")
+    if engine.common.engine == "server" and len({own.server.base_url for _, _, own in given}) < len(given):
+        raise InputError(
+            "a server holds one model; say which servers are whose, as in before=MODEL@http://127.0.0.1:8000/v1 "
+            "after=MODEL@http://127.0.0.1:8001/v1"
+        )
+    opened = [_open(label, directory, own, day, chat_template, max_length) for label, directory, own in given]
+    return [replace(model, max_length=model.length_served()) for model in opened]
 
 
-def _label(text: str) -> tuple[str, Path]:
-    label, given, path = text.partition("=")
-    if given and label and "/" not in label:
-        return label, Path(path)
-    return Path(text).resolve().name, Path(text)
+def _parse(text: str, engine: EngineOptions) -> tuple[str, Path, EngineOptions]:
+    """Return name, directory and engine of a model as it is named on the command line."""
+    label, given, rest = text.partition("=")
+    if not given or not label or "/" in label:
+        label, rest = "", text
+    path, at, addresses = rest.partition("@http")
+    if at:
+        urls = tuple(f"http{addresses}".split(","))
+        engine = replace(engine, server=replace(engine.server, base_url=urls))
+    return label or Path(path).resolve().name, Path(path), engine
 
 
 def _open(
     label: str, directory: Path, engine: EngineOptions, day: date, chat_template: bool, max_length: int | None
 ) -> EvalModel:
+    if not directory.is_dir():
+        raise InputError(f"{directory} does not exist; give a Hugging Face model directory")
     config = ModelConfig.read(directory)
     (positions,) = config.require("max_position_embeddings")
+    if engine.common.engine == "vllm" and engine.vllm.max_model_len is not None:
+        positions = engine.vllm.max_model_len
     if max_length is not None and max_length > positions:
         raise InputError(
             f"{directory} has {positions:,} positions, fewer than the {max_length:,} tokens asked for; leave out "
@@ -81,7 +110,7 @@ def _open(
         config=config,
         tokenizer=tokenizer,
         stop_ids=stop_ids,
-        max_length=max_length or positions,
+        max_length=positions,
         identity={
             "model": model_directory.model_identity(directory, engine.common),
             "engine": engine.common.recorded(),

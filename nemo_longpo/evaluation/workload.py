@@ -213,7 +213,7 @@ class Progress:
     def __call__(self, usage: Usage) -> None:
         self._used.update(asdict(usage))
         shared, read = self._used["cached_prompt_tokens"], self._used["prompt_tokens"]
-        if shared:
+        if shared > 0.01 * read:
             self.bar.set_postfix_str(f"{shared / read:.0%} of prompts shared", refresh=False)
 
     def answered(self, key: str) -> None:
