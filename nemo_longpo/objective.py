@@ -4,8 +4,10 @@ Shape legend: B pairs. Every field of `PairSums` is [B]; a sum over tokens is al
 context-parallel ranks).
 """
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+import math
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass, fields
+from typing import Literal, Optional, get_args
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,7 @@ from torch import Tensor
 from nemo_longpo.errors import InputError
 
 LossType = Literal["longpo", "longpo_no_nll", "dpo", "sft_chosen", "sft_rejected", "sft_chosen_constraint"]
+Preference = Literal["sigmoid", "ipo", "hinge"]
 RefContext = Literal["short", "long"]
 
 REF_CONTEXT_OF_LOSS: dict[LossType, RefContext | None] = {
@@ -25,6 +28,9 @@ REF_CONTEXT_OF_LOSS: dict[LossType, RefContext | None] = {
     "sft_chosen_constraint": "short",
 }
 """What the reference model must have read for each loss: the chunk, πS(·|Ci), or the whole document; None: unused."""
+
+WITH_PREFERENCE: tuple[LossType, ...] = ("longpo", "longpo_no_nll", "dpo")
+WITH_BETA: tuple[LossType, ...] = (*WITH_PREFERENCE, "sft_chosen_constraint")
 
 METRICS = (
     "loss",
@@ -55,21 +61,91 @@ class Objective:
 
     `preference = −log σ(beta·(S_w − R_w) − beta·(S_l − R_l))`, arXiv 2502.13922. Its eq. 13 prints the log of a sum of
     probabilities; the released code sums log-probs over turns and tokens, and so do we.
+
+    The other settings change this term, and compose. With the reward `r = beta·(S − R)` of an answer and the margin
+    `m = r_w − r_l`, `preference = f(m)`:
+
+    | setting                        | what it changes                                              | source           |
+    |--------------------------------|--------------------------------------------------------------|------------------|
+    | `preference="sigmoid"`         | `f(m) = −log σ(m − target_margin)`                           | arXiv 2305.18290 |
+    | `preference="ipo"`             | `f(m) = (m/beta − 1/(2·beta))²`                              | arXiv 2310.12036 |
+    | `preference="hinge"`           | `f(m) = max(0, 1 − m)`                                       | arXiv 2305.10425 |
+    | `label_smoothing` ε            | `preference = (1 − ε)·f(m) + ε·f(−m)`                        | see below        |
+    | `average_logprobs`             | `r = beta·(S − R) / response tokens of the answer`           | arXiv 2405.14734 |
+    | `reference_free`               | `R = 0`, nothing of the reference is read                    | arXiv 2405.14734 |
+    | `target_margin` γ              | the margin that rewards are pushed to, as above              | arXiv 2405.14734 |
+    | `beta_exponent`, `beta_tokens` | β is `beta · (trunk tokens / beta_tokens) ** beta_exponent`  | this project     |
+
+    IPO is its eq. 17, with sums over tokens; with `average_logprobs` it is what TRL computes. SLiC-HF has no reference
+    and asks for δ more of log-prob: `hinge` with `reference_free` and `beta = 1/δ` is its loss divided by δ. SimPO is
+    `longpo_no_nll` with `average_logprobs`, `reference_free` and `target_margin`. Label smoothing is the expected loss
+    if a share ε of the pairs has its answers exchanged (https://ericmitchell.ai/cdpo.pdf); an exchanged pair misses
+    `target_margin` too, while TRL's SimPO takes `−log σ(γ − m)` for it.
+
+    β by length: the more document stands before an answer, the further πθ is from a πS that read only the chunk, and
+    the sooner the sigmoid is flat. A negative exponent holds a long document to πS less. As a power law it is one
+    curve through `beta` at `beta_tokens`, without a jump between two documents of nearly the same length. The trunk
+    (document and first instruction) is common to both answers; their own lengths are what `average_logprobs` is for.
     """
 
     loss_type: LossType = "longpo"
     beta: float = 0.1
     preference_weight: float = 0.01
+    _: KW_ONLY
+    preference: Preference = "sigmoid"
+    label_smoothing: float = 0.0
+    average_logprobs: bool = False
+    reference_free: bool = False
+    target_margin: float = 0.0
+    beta_exponent: float = 0.0
+    beta_tokens: Optional[int] = None  # noqa: UP045 (NeMo-Run's parser)
 
     def __post_init__(self) -> None:
-        if self.loss_type not in get_args(LossType):
-            raise InputError(
-                f"objective.loss_type is {self.loss_type!r}; choose one of {', '.join(get_args(LossType))}."
-            )
+        for name, choices in (("loss_type", get_args(LossType)), ("preference", get_args(Preference))):
+            if getattr(self, name) not in choices:
+                raise InputError(f"objective.{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}.")
         if not (self.beta > 0 and self.preference_weight >= 0):
             raise InputError(
                 f"objective.beta must be > 0 and preference_weight >= 0; got {self.beta} and {self.preference_weight}."
             )
+        for fault in (*self._faults_of_values(), *self._without_effect()):
+            raise InputError(f"objective.{fault}.")
+
+    def _faults_of_values(self) -> Iterator[str]:
+        if not 0 <= self.label_smoothing < 0.5:
+            yield f"label_smoothing is {self.label_smoothing}; give a share of exchanged pairs, from 0 to below 0.5"
+        if not 0 <= self.target_margin < math.inf:
+            yield f"target_margin is {self.target_margin}; give a finite margin of rewards, 0 or more"
+        if not math.isfinite(self.beta_exponent):
+            yield f"beta_exponent is {self.beta_exponent}; give a finite number"
+        if (self.beta_exponent == 0) != (self.beta_tokens is None):
+            yield (
+                f"beta_exponent is {self.beta_exponent} and beta_tokens is {self.beta_tokens}; set both, for β by the "
+                "document's length, or neither"
+            )
+        if self.beta_tokens is not None and self.beta_tokens < 1:
+            yield f"beta_tokens is {self.beta_tokens}; give the length of document that beta is for, 1 token or more"
+
+    def _without_effect(self) -> Iterator[str]:
+        """Yield the settings that this loss would not use, if they are not at their defaults."""
+        by_length = ("beta_exponent", "beta_tokens")
+        for field in list(fields(self))[3:]:
+            value, fitting = getattr(self, field.name), WITH_BETA if field.name in by_length else WITH_PREFERENCE
+            if value != field.default and self.loss_type not in fitting:
+                yield (
+                    f"{field.name} is {value}, which loss_type={self.loss_type} does not use; leave it at "
+                    f"{field.default}, or choose one of {', '.join(fitting)}"
+                )
+        if self.target_margin and self.preference != "sigmoid":
+            yield (
+                f"target_margin is {self.target_margin}, but preference={self.preference} has a target of its own, "
+                f"{'1/2' if self.preference == 'ipo' else '1'}; leave it at 0.0, or choose sigmoid"
+            )
+
+    @property
+    def ref_context(self) -> RefContext | None:
+        """What the reference model must have read; None if the loss reads no reference."""
+        return None if self.reference_free else REF_CONTEXT_OF_LOSS[self.loss_type]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +154,8 @@ class PairSums:
 
     `chosen` and `rejected` are S_w and S_l (policy, whole document in context); `ref_chosen` and `ref_rejected` are R_w
     and R_l (reference, the same tokens). `sequence` is Σ log πθ over the chosen sequence's `sequence_tokens` trained
-    positions. `chosen_divergence` is Σ over chosen tokens of the KL estimate of `token_divergence`.
+    positions. `chosen_divergence` is Σ over chosen tokens of the KL estimate of `token_divergence`; only
+    `sft_chosen_constraint` reads it. `trunk_tokens`, the tokens before the answers, are needed for β by length.
     """
 
     chosen: Tensor
@@ -90,6 +167,7 @@ class PairSums:
     chosen_tokens: Tensor
     rejected_tokens: Tensor
     sequence_tokens: Tensor
+    trunk_tokens: Tensor | None = None
 
 
 def token_divergence(logps: Tensor, ref_logps: Tensor) -> Tensor:
@@ -101,19 +179,49 @@ def token_divergence(logps: Tensor, ref_logps: Tensor) -> Tensor:
     return torch.expm1(difference) - difference
 
 
+def beta_of_pairs(sums: PairSums, objective: Objective) -> Tensor | float:
+    """Return β of every pair. Raises InputError if it depends on the trunk's tokens and they are not given."""
+    if objective.beta_tokens is None:
+        return objective.beta
+    if sums.trunk_tokens is None:
+        raise InputError("objective.beta_exponent makes β depend on the document; give PairSums its trunk_tokens.")
+    return objective.beta * (sums.trunk_tokens / objective.beta_tokens) ** objective.beta_exponent
+
+
+def preference_loss(margins: Tensor, beta: Tensor | float, objective: Objective) -> Tensor:
+    """Return the preference term of every pair from its margin of rewards, [B]; the docstring of `Objective` has it."""
+
+    def of(margins: Tensor) -> Tensor:
+        if objective.preference == "ipo":
+            return ((margins - 0.5) / beta) ** 2
+        if objective.preference == "hinge":
+            return F.relu(1 - margins)
+        return -F.logsigmoid(margins - objective.target_margin)
+
+    exchanged = objective.label_smoothing
+    return (1 - exchanged) * of(margins) + exchanged * of(-margins) if exchanged else of(margins)
+
+
 def longpo_loss(sums: PairSums, objective: Objective) -> tuple[Tensor, dict[str, Tensor]]:
     """The mean loss over B pairs, and metrics under TRL's names, each the mean over B pairs, detached.
 
     Returns:
         `(loss, metrics)`; `loss` is a scalar, `metrics` holds a scalar for every name of `METRICS`: `loss/nll` is per
-        token of what the NLL covers, `loss/longpo` is the preference term before its weight.
+        token of what the NLL covers, `loss/longpo` is the preference term before its weight. Rewards are what the
+        preference term compares, with β of the pair; log-probs are sums over tokens. Of a `reference_free` objective
+        the reference's are 0: it reads none.
     """
-    rewards_chosen = objective.beta * (sums.chosen - sums.ref_chosen)
-    rewards_rejected = objective.beta * (sums.rejected - sums.ref_rejected)
+    none = torch.zeros_like(sums.chosen)
+    ref_chosen, ref_rejected = (none, none) if objective.reference_free else (sums.ref_chosen, sums.ref_rejected)
+    beta = beta_of_pairs(sums, objective)
+    rewards_chosen = beta * (sums.chosen - ref_chosen)
+    rewards_rejected = beta * (sums.rejected - ref_rejected)
+    if objective.average_logprobs:
+        rewards_chosen, rewards_rejected = rewards_chosen / sums.chosen_tokens, rewards_rejected / sums.rejected_tokens
     margins = rewards_chosen - rewards_rejected
-    preference = -F.logsigmoid(margins)
+    preference = preference_loss(margins, beta, objective)
 
-    if objective.loss_type in ("longpo", "longpo_no_nll", "dpo"):
+    if objective.loss_type in WITH_PREFERENCE:
         nll = -sums.sequence / sums.sequence_tokens
     elif objective.loss_type == "sft_rejected":
         nll = -sums.rejected / sums.rejected_tokens
@@ -125,7 +233,7 @@ def longpo_loss(sums: PairSums, objective: Objective) -> tuple[Tensor, dict[str,
     elif objective.loss_type in ("longpo_no_nll", "dpo"):
         loss = preference
     elif objective.loss_type == "sft_chosen_constraint":
-        loss = nll + objective.beta * sums.chosen_divergence / sums.chosen_tokens
+        loss = nll + beta * sums.chosen_divergence / sums.chosen_tokens
     else:
         loss = nll
 
@@ -139,7 +247,7 @@ def longpo_loss(sums: PairSums, objective: Objective) -> tuple[Tensor, dict[str,
         "rewards/accuracies": (margins > 0).float(),
         "logps/chosen": sums.chosen,
         "logps/rejected": sums.rejected,
-        "ref_logps/chosen": sums.ref_chosen,
-        "ref_logps/rejected": sums.ref_rejected,
+        "ref_logps/chosen": ref_chosen,
+        "ref_logps/rejected": ref_rejected,
     }
     return loss.mean(), {name: value.detach().mean() for name, value in metrics.items()}

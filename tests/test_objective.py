@@ -1,5 +1,6 @@
 """Compare the objective with explicit formulas on literal numbers."""
 
+import json
 import math
 from dataclasses import fields, replace
 
@@ -19,6 +20,7 @@ NUMBERS = {
     "chosen_tokens": 4.0,
     "rejected_tokens": 6.0,
     "sequence_tokens": 20.0,
+    "trunk_tokens": 16000.0,
 }
 OTHER_NUMBERS = {
     "chosen": -9.0,
@@ -30,6 +32,7 @@ OTHER_NUMBERS = {
     "chosen_tokens": 3.0,
     "rejected_tokens": 2.0,
     "sequence_tokens": 11.0,
+    "trunk_tokens": 500.0,
 }
 PREFERENCE = math.log(1 + math.exp(-0.2))
 LOSSES = {
@@ -41,6 +44,52 @@ LOSSES = {
     "sft_chosen_constraint": 12 / 4 + 0.1 * 0.8 / 4,
 }
 NLLS = {"sft_chosen": 12 / 4, "sft_rejected": 15 / 6, "sft_chosen_constraint": 12 / 4}
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+# Settings, then of NUMBERS by hand: rewards of chosen and rejected, and the preference term. The log-ratios of chosen
+# and rejected are −2 and −4, per token −1/2 and −2/3; without a reference −12 and −15, per token −3 and −5/2.
+PREFERENCES: dict[str, tuple[dict, float, float, float]] = {
+    "ipo": ({"preference": "ipo"}, -0.2, -0.4, (2 - 5) ** 2),
+    "hinge": ({"preference": "hinge"}, -0.2, -0.4, 1 - 0.2),
+    "hinge, satisfied": ({"preference": "hinge", "beta": 0.75}, -1.5, -3.0, 0.0),
+    "smoothed": (
+        {"label_smoothing": 0.1},
+        -0.2,
+        -0.4,
+        -0.9 * math.log(sigmoid(0.2)) - 0.1 * math.log(1 - sigmoid(0.2)),
+    ),
+    "target": ({"target_margin": 0.5}, -0.2, -0.4, -math.log(sigmoid(0.2 - 0.5))),
+    "per token": ({"average_logprobs": True, "beta": 2.0}, -1.0, -4 / 3, -math.log(sigmoid(1 / 3))),
+    "no reference": ({"reference_free": True}, -1.2, -1.5, -math.log(sigmoid(0.3))),
+    "SimPO": (
+        {"average_logprobs": True, "reference_free": True, "target_margin": 0.5, "beta": 2.0},
+        -6.0,
+        -5.0,
+        -math.log(sigmoid(-1 - 0.5)),
+    ),
+    "SimPO, smoothed": (
+        {"average_logprobs": True, "reference_free": True, "target_margin": 0.5, "beta": 2.0, "label_smoothing": 0.2},
+        -6.0,
+        -5.0,
+        -0.8 * math.log(sigmoid(-1 - 0.5)) - 0.2 * math.log(sigmoid(1 - 0.5)),
+    ),
+    "SLiC": ({"preference": "hinge", "reference_free": True, "beta": 0.25}, -3.0, -3.75, (4 - (-12 + 15)) / 4),
+    "by length": ({"beta_exponent": -0.5, "beta_tokens": 4000}, -0.1, -0.2, -math.log(sigmoid(0.1))),
+    "by length, growing": ({"beta_exponent": 1.0, "beta_tokens": 8000}, -0.4, -0.8, -math.log(sigmoid(0.4))),
+    "ipo per token": ({"preference": "ipo", "average_logprobs": True}, -0.05, -2 / 30, (1 / 6 - 5) ** 2),
+    "ipo, smoothed": ({"preference": "ipo", "label_smoothing": 0.1}, -0.2, -0.4, 0.9 * 3**2 + 0.1 * 7**2),
+    "ipo by length": (
+        {"preference": "ipo", "beta_exponent": -0.5, "beta_tokens": 4000},
+        -0.1,
+        -0.2,
+        (2 - 1 / (2 * 0.05)) ** 2,
+    ),
+    "hinge, smoothed": ({"preference": "hinge", "label_smoothing": 0.1}, -0.2, -0.4, 0.9 * 0.8 + 0.1 * 1.2),
+}
 SUMS_WITH_GRADIENT = ("chosen", "rejected", "sequence", "chosen_divergence")
 
 
@@ -93,10 +142,63 @@ def test_accuracy_counts_only_positive_margins():
     assert metrics["rewards/accuracies"].item() == 0.25
 
 
-@pytest.mark.parametrize("loss_type", LOSSES)
-def test_several_pairs_give_their_mean(loss_type):
+@pytest.mark.parametrize("name", PREFERENCES)
+@pytest.mark.parametrize("loss_type", ["longpo", "longpo_no_nll", "dpo"])
+def test_preference_is_the_formula(name, loss_type):
+    settings, chosen, rejected, preference = PREFERENCES[name]
+    loss, metrics = longpo_loss(pair_sums(NUMBERS), Objective(loss_type, preference_weight=0.5, **settings))
+    expected = 70 / 20 + 0.5 * preference if loss_type == "longpo" else preference
+    assert loss.item() == pytest.approx(expected, rel=1e-12, abs=1e-12)
+    assert metrics["loss/longpo"].item() == pytest.approx(preference, rel=1e-12, abs=1e-12)
+    assert metrics["rewards/chosen"].item() == pytest.approx(chosen, rel=1e-12)
+    assert metrics["rewards/rejected"].item() == pytest.approx(rejected, rel=1e-12)
+    assert metrics["rewards/margins"].item() == pytest.approx(chosen - rejected, rel=1e-12)
+    assert metrics["rewards/accuracies"].item() == (chosen > rejected)
+    for side in ("chosen", "rejected"):
+        assert metrics[f"logps/{side}"].item() == NUMBERS[side], "a sum over tokens, whatever the reward is"
+        used = 0.0 if settings.get("reference_free") else NUMBERS[f"ref_{side}"]
+        assert metrics[f"ref_logps/{side}"].item() == used
+
+
+def test_constraint_takes_beta_by_length():
+    objective = Objective("sft_chosen_constraint", beta_exponent=-0.5, beta_tokens=4000)
+    assert longpo_loss(pair_sums(NUMBERS), objective)[0].item() == pytest.approx(12 / 4 + 0.05 * 0.8 / 4, rel=1e-12)
+
+
+def test_beta_by_length_needs_the_length():
+    sums = replace(pair_sums(NUMBERS), trunk_tokens=None)
+    assert longpo_loss(sums, Objective())[0].item() == pytest.approx(LOSSES["longpo"], rel=1e-12)
+    with pytest.raises(
+        ValueError, match="beta_exponent makes β depend on the document; give PairSums its trunk_tokens"
+    ):
+        longpo_loss(sums, Objective(beta_exponent=-0.5, beta_tokens=4000))
+
+
+@pytest.mark.parametrize("settings", [{}, {"preference": "ipo", "average_logprobs": True}, {"preference": "hinge"}])
+def test_without_a_reference_none_is_read(settings):
+    """Neither by the loss nor by its gradient or a metric: one that is not a number leaves no trace."""
+    nothing = torch.full((1,), math.nan, dtype=torch.float64)
+    sums = replace(
+        pair_sums(NUMBERS), ref_chosen=nothing, ref_rejected=nothing, chosen_divergence=nothing.clone().requires_grad_()
+    )
+    trained = sums.chosen.requires_grad_()
+    loss, metrics = longpo_loss(sums, Objective(reference_free=True, **settings))
+    loss.backward()
+    assert trained.grad is not None
+    assert torch.isfinite(torch.stack([loss, trained.grad[0], *metrics.values()])).all()
+
+
+OBJECTIVES: dict[str, dict] = {
+    **{name: {"loss_type": name} for name in LOSSES},
+    **{name: settings for name, (settings, *_) in PREFERENCES.items()},
+    "constraint by length": {"loss_type": "sft_chosen_constraint", "beta_exponent": -0.5, "beta_tokens": 4000},
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_several_pairs_give_their_mean(name):
     """Each pair is divided by its own token count before the mean: a long document does not outweigh a short one."""
-    objective = Objective(loss_type=loss_type)
+    objective = Objective(**OBJECTIVES[name])
     both_loss, both = longpo_loss(pair_sums(NUMBERS, OTHER_NUMBERS), objective)
     alone = [longpo_loss(pair_sums(numbers), objective) for numbers in (NUMBERS, OTHER_NUMBERS)]
     assert both_loss.item() == pytest.approx(sum(loss.item() for loss, _ in alone) / 2, rel=1e-12)
@@ -104,25 +206,25 @@ def test_several_pairs_give_their_mean(loss_type):
         assert both[name].item() == pytest.approx(sum(m[name].item() for _, m in alone) / 2, rel=1e-12), name
 
 
-@pytest.mark.parametrize("loss_type", LOSSES)
-def test_gradients_equal_finite_differences(loss_type):
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_gradients_equal_finite_differences(name):
+    objective = Objective(preference_weight=0.5, **OBJECTIVES[name])
     sums = pair_sums(NUMBERS, OTHER_NUMBERS)
     trained = {name: getattr(sums, name).requires_grad_() for name in SUMS_WITH_GRADIENT}
-    loss, metrics = longpo_loss(sums, Objective(loss_type=loss_type, preference_weight=0.5))
+    loss, metrics = longpo_loss(sums, objective)
     gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True, materialize_grads=True)
     assert not any(value.requires_grad for value in metrics.values())
 
     step = 1e-6
-    for (name, values), gradient in zip(trained.items(), gradients, strict=True):
+    for (summed, values), gradient in zip(trained.items(), gradients, strict=True):
         for pair in range(2):
             nudge = torch.zeros(2, dtype=torch.float64)
             nudge[pair] = step
             up, down = (
-                longpo_loss(replace(sums, **{name: values.detach() + sign * nudge}), Objective(loss_type, 0.1, 0.5))[0]
-                for sign in (1, -1)
+                longpo_loss(replace(sums, **{summed: values.detach() + sign * nudge}), objective)[0] for sign in (1, -1)
             )
             expected = (up - down).item() / (2 * step)
-            assert gradient[pair].item() == pytest.approx(expected, rel=1e-6, abs=1e-9), (name, pair)
+            assert gradient[pair].item() == pytest.approx(expected, rel=1e-6, abs=1e-9), (summed, pair)
 
 
 @pytest.mark.parametrize("margin", [1e4, -1e4])
@@ -168,6 +270,38 @@ def test_token_divergence_averages_to_the_kl():
         ({"beta": 0.0}, "beta must be > 0"),
         ({"beta": -0.1}, "beta must be > 0"),
         ({"preference_weight": -1.0}, "preference_weight >= 0; got 0.1 and -1.0"),
+        ({"preference": "kto"}, "objective.preference is 'kto'; choose one of sigmoid, ipo, hinge"),
+        ({"label_smoothing": 0.5}, "label_smoothing is 0.5; give a share of exchanged pairs, from 0 to below 0.5"),
+        ({"label_smoothing": -0.1}, "label_smoothing is -0.1"),
+        ({"label_smoothing": math.nan}, "label_smoothing is nan"),
+        ({"target_margin": -0.5}, "target_margin is -0.5; give a finite margin of rewards, 0 or more"),
+        ({"target_margin": math.inf}, "target_margin is inf"),
+        ({"beta_exponent": -0.5}, "beta_exponent is -0.5 and beta_tokens is None; set both"),
+        ({"beta_tokens": 4000}, "beta_exponent is 0.0 and beta_tokens is 4000; set both"),
+        ({"beta_exponent": -0.5, "beta_tokens": 0}, "beta_tokens is 0; give the length"),
+        ({"beta_exponent": math.nan, "beta_tokens": 4000}, "beta_exponent is nan; give a finite number"),
+        ({"preference": "ipo", "target_margin": 1.0}, "preference=ipo has a target of its own, 1/2; leave it at 0.0"),
+        ({"preference": "hinge", "target_margin": 1.0}, "preference=hinge has a target of its own, 1; leave it at 0.0"),
+        *(
+            (
+                {"loss_type": loss_type, name: value},
+                f"objective.{name} is {value}, which loss_type={loss_type} does not use; leave it at "
+                f"{default}, or choose one of longpo, longpo_no_nll, dpo",
+            )
+            for loss_type in ("sft_chosen", "sft_rejected", "sft_chosen_constraint")
+            for name, value, default in (
+                ("preference", "ipo", "sigmoid"),
+                ("label_smoothing", 0.1, 0.0),
+                ("average_logprobs", True, False),
+                ("reference_free", True, False),
+                ("target_margin", 0.5, 0.0),
+            )
+        ),
+        (
+            {"loss_type": "sft_chosen", "beta_exponent": -0.5, "beta_tokens": 4000},
+            "beta_exponent is -0.5, which loss_type=sft_chosen does not use; leave it at 0.0, or choose one of longpo, "
+            "longpo_no_nll, dpo, sft_chosen_constraint",
+        ),
     ],
 )
 def test_bad_settings_are_refused(settings, message):
@@ -177,3 +311,59 @@ def test_bad_settings_are_refused(settings, message):
 
 def test_defaults_are_the_papers():
     assert Objective() == Objective(loss_type="longpo", beta=0.1, preference_weight=0.01)
+    assert Objective() == Objective("longpo", 0.1, 0.01)
+
+
+# What NeMo wrote to `context/io.json` while the objective had three settings.
+OLD_RECORD: dict = {
+    "root": {"type": "ref", "key": "objective_1"},
+    "objects": {
+        "names": {
+            "type": {"type": "pyref", "module": "builtins", "name": "tuple"},
+            "items": [
+                ["Index(index=0)", "loss_type"],
+                ["Index(index=1)", "beta"],
+                ["Index(index=2)", "preference_weight"],
+            ],
+            "metadata": None,
+        },
+        "none": {
+            "type": {"type": "pyref", "module": "builtins", "name": "dict"},
+            "items": [],
+            "metadata": {
+                "type": {"type": "pyref", "module": "builtins", "name": "tuple"},
+                "items": [],
+                "metadata": None,
+            },
+        },
+        "metadata": {
+            "type": {"type": "pyref", "module": "fiddle._src.config", "name": "BuildableTraverserMetadata"},
+            "items": [
+                ["Attr(name='fn_or_cls')", {"type": "pyref", "module": "nemo_longpo.objective", "name": "Objective"}],
+                ["Attr(name='argument_names')", {"type": "ref", "key": "names"}],
+                ["Attr(name='argument_tags')", {"type": "ref", "key": "none"}],
+                ["Attr(name='argument_history')", {"type": "ref", "key": "none"}],
+            ],
+            "metadata": {"type": "pyref", "module": "fiddle._src.config", "name": "BuildableTraverserMetadata"},
+        },
+        "objective_1": {
+            "type": {"type": "pyref", "module": "fiddle._src.config", "name": "Config"},
+            "items": [
+                ["Attr(name='loss_type')", {"type": "leaf", "value": "dpo", "paths": ["<root>.loss_type"]}],
+                ["Attr(name='beta')", {"type": "leaf", "value": 0.2, "paths": ["<root>.beta"]}],
+                ["Attr(name='preference_weight')", {"type": "leaf", "value": 0.5, "paths": ["<root>.x"]}],
+            ],
+            "metadata": {"type": "ref", "key": "metadata"},
+            "paths": ["<root>"],
+        },
+    },
+    "refcounts": {},
+    "version": "0.0.1",
+}
+
+
+def test_records_of_older_checkpoints_build():
+    import fiddle as fdl
+    from fiddle.experimental import serialization
+
+    assert fdl.build(serialization.load_json(json.dumps(OLD_RECORD))) == Objective("dpo", 0.2, 0.5)

@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import itertools
 import re
 from collections import Counter
 
@@ -73,14 +74,13 @@ def test_dataclasses_of_many_fields_are_keyword_only():
         return next((text for text in map(ast.unparse, node.decorator_list) if "dataclass" in text), "")
 
     def fields(name: str) -> set[str]:
+        """Those before a `KW_ONLY`."""
         if name not in classes:
             return set()
         file, node = classes[name]
-        own = {
-            ast.unparse(item.target)
-            for item in node.body
-            if isinstance(item, ast.AnnAssign) and "ClassVar" not in ast.unparse(item.annotation) and decorator(node)
-        }
+        items = [item for item in node.body if isinstance(item, ast.AnnAssign) and decorator(node)]
+        by_position = itertools.takewhile(lambda item: ast.unparse(item.annotation) != "KW_ONLY", items)
+        own = {ast.unparse(item.target) for item in by_position if "ClassVar" not in ast.unparse(item.annotation)}
         for base in node.bases:
             first, dot, rest = ast.unparse(base).partition("[")[0].partition(".")
             own |= fields(imported[file].get(first, f"{module_name(file)}.{first}") + dot + rest)

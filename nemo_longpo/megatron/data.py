@@ -144,9 +144,7 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
         lengths = [reader.lengths() for reader in self.readers]
         model: Any = self.trainer.lightning_module
         positions = usable_positions(model.config.seq_length, parse_scaling(model.rope_scaling, "model.rope_scaling"))
-        asked = requirements.Requirements(
-            model.config.vocab_size, self.seq_length, positions, model.objective.loss_type
-        )
+        asked = requirements.Requirements(model.config.vocab_size, self.seq_length, positions, model.objective)
         for reader, trunk_chosen_rejected in zip(self.readers, lengths, strict=True):
             asked.check(reader, trunk_chosen_rejected)
         self.lengths = np.concatenate(lengths)

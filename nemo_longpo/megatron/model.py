@@ -31,9 +31,15 @@ from . import backend, data, gpt, topology
 WORK = ("tokens", "flops")
 
 
-def sum_pair(logprobs: Tensor, rows: layout.PairRows, cp_group: dist.ProcessGroup) -> PairSums:
-    """Reduce log-probs [B, R] of this rank's rows to the sums of one pair (each [1]), complete over the CP group."""
-    divergence = token_divergence(logprobs, rows.ref_logps)
+def sum_pair(logprobs: Tensor, rows: layout.PairRows, objective: Objective, cp_group: dist.ProcessGroup) -> PairSums:
+    """Reduce log-probs [B, R] of this rank's rows to the sums of one pair (each [1]), complete over the CP group.
+
+    Only a loss that trains the divergence gets it, of the chosen rows alone: elsewhere a reference far below the policy
+    makes exp(d) infinite, and a gradient of 0 through it is not a number.
+    """
+    divergence = torch.zeros_like(logprobs)
+    if objective.loss_type == "sft_chosen_constraint":
+        divergence = token_divergence(logprobs, torch.where(rows.chosen_mask > 0, rows.ref_logps, logprobs.detach()))
     partial = {
         "chosen": (logprobs * rows.chosen_mask).sum(),
         "rejected": (logprobs * rows.rejected_mask).sum(),
@@ -48,6 +54,7 @@ def sum_pair(logprobs: Tensor, rows: layout.PairRows, cp_group: dist.ProcessGrou
         chosen_tokens=rows.chosen_tokens.view(1),
         rejected_tokens=rows.rejected_tokens.view(1),
         sequence_tokens=rows.sequence_tokens.view(1),
+        trunk_tokens=logprobs.new_full((1,), rows.lengths[0]),
     )
 
 
@@ -64,7 +71,8 @@ class LongPOLossReduction(megatron_parallel.MegatronLossReduction):
         self.training_flops = training_flops
 
     def forward(self, batch: layout.PairRows, forward_out: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, metrics = longpo_loss(sum_pair(forward_out, batch, topology.current_topology().cp_group), self.objective)
+        sums = sum_pair(forward_out, batch, self.objective, topology.current_topology().cp_group)
+        loss, metrics = longpo_loss(sums, self.objective)
         work = {"tokens": batch.pair_tokens, "flops": self.training_flops(*batch.lengths)}
         return loss, metrics | {name: loss.new_tensor(work[name]) for name in WORK}
 

@@ -6,6 +6,7 @@ its start whether the weights that it starts from scored its shards.
 
 import socket
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,16 @@ from tqdm import tqdm
 from nemo_longpo.checkpoints import completeness, integrity, run_directory
 from nemo_longpo.checkpoints.run_inputs import Given, RunInputs, read_inputs, read_origin, write_inputs
 from nemo_longpo.errors import InputError, one_line
-from nemo_longpo.objective import REF_CONTEXT_OF_LOSS
+from nemo_longpo.objective import Objective
 from nemo_longpo.shards.manifest import Known, ShardFile, State, is_known, read_known, state_of, write_known
 from nemo_longpo.shards.reader import ShardReader
 
 from .topology import gather_from_all, raise_first, raise_on_all
 
-_LOSS = ("loss_type", "beta", "preference_weight")
+
+def loss_settings(objective: Objective) -> dict[str, Any]:
+    """Return every setting of the loss under the name by which it is set."""
+    return {f"model.objective.{name}": value for name, value in asdict(objective).items()}
 
 
 def inputs_directory() -> Path | None:
@@ -58,14 +62,16 @@ class KeepInputs(pl.Callback):
         found = RunInputs(
             None if self.start is None else Given(str(self.start), integrity.fingerprint(self.start)),
             tuple(Given(str(reader.directory), reader.manifest.fingerprint) for reader in readers),
-            {f"model.objective.{name}": getattr(model.objective, name) for name in _LOSS},
+            loss_settings(model.objective),
         )
         begun = read_inputs(directory) if trainer.ckpt_path else None
         if begun is not None:
+            # A run that began before a setting existed began with its default.
+            begun = replace(begun, loss=loss_settings(Objective()) | begun.loss)
             for change in found.loss_changes_from(begun):
                 logging.warning(f"This run continues with {change}")
             self._refuse(list(found.changes_from(begun)))
-        elif not trainer.ckpt_path and self.start and REF_CONTEXT_OF_LOSS[model.objective.loss_type]:
+        elif not trainer.ckpt_path and self.start and model.objective.ref_context:
             warn_of_other_reference(self.start, readers)
         write_inputs(directory, found)
 

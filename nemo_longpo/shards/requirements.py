@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemo_longpo.errors import InputError
-from nemo_longpo.objective import REF_CONTEXT_OF_LOSS, LossType
+from nemo_longpo.objective import REF_CONTEXT_OF_LOSS, Objective
 
 from .reader import ShardReader
 
@@ -21,7 +21,7 @@ class Requirements:
     vocabulary_rows: int
     seq_length: int
     positions: int | None
-    loss_type: LossType
+    objective: Objective
 
     def check(self, reader: ShardReader, lengths: NDArray[np.int64]) -> None:
         """Raises InputError if this run cannot train on the shards; `lengths` are the reader's."""
@@ -38,12 +38,12 @@ class Requirements:
             )
 
     def _check_reference(self, reader: ShardReader) -> None:
-        found, needed = reader.manifest.ref_context, REF_CONTEXT_OF_LOSS[self.loss_type]
+        found, needed = reader.manifest.ref_context, self.objective.ref_context
         if needed is None or found == needed:
             return
         fitting = [name for name, context in REF_CONTEXT_OF_LOSS.items() if context in (found, None)]
         raise InputError(
-            f"model.objective.loss_type={self.loss_type} compares with a reference that read {_READ[needed]} "
+            f"model.objective.loss_type={self.objective.loss_type} compares with a reference that read {_READ[needed]} "
             f"({needed!r}), but in {reader.directory} it read {_READ[found]} ({found!r}); score the pairs with "
             f"`--ref-context {needed}`, or choose one of {', '.join(fitting)}."
         )

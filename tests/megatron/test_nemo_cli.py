@@ -55,6 +55,10 @@ def test_dryrun_prints_the_configuration(tmp_path):
         "data.paths": "my_shards",
         "resume.restore_config.path": "my_checkpoint",
         "model.objective.beta": "0.2",
+        "model.objective.preference": "ipo",
+        "model.objective.average_logprobs": "True",
+        "model.objective.beta_exponent": "-0.5",
+        "model.objective.beta_tokens": "65536",
         "model.pair_layout": "concatenated",
         "trainer.max_steps": "7",
         "trainer.strategy.context_parallel_size": "1",
@@ -70,7 +74,18 @@ def test_dryrun_prints_the_configuration(tmp_path):
     result = _nemo(tmp_path, "--factory", "mistral_7b_longpo_128k", "--dryrun", *settings)
     assert result.returncode == 0, result.stdout
     for shown in (
-        *("my_shards", "my_checkpoint", "beta=0.2", "pair_layout='concatenated'", "max_steps=7", "my_run", "lr=0.0001"),
+        *(
+            "my_shards",
+            "my_checkpoint",
+            "beta=0.2",
+            "preference='ipo'",
+            "average_logprobs=True",
+            "beta_tokens=65536",
+            "pair_layout='concatenated'",
+            "max_steps=7",
+            "my_run",
+            "lr=0.0001",
+        ),
         *("context_parallel_size=1", "sequence_parallel=False", "recompute_granularity=None", "LoRA(", "dim=16"),
         *("grad_reduce_in_fp32=False", "preference_weight=0.01", "seq_length=139264", "tensor_model_parallel_size=4"),
     ):

@@ -1,5 +1,6 @@
 """A run compares shards and start checkpoint by content with those that it began with, and names changes."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -59,10 +60,16 @@ def test_changed_inputs_are_refused_at_resume(workers, workbench, tmp_path):
     }
     log = _train(workers, workbench, run, **moved, model__objective__beta=0.2, trainer__max_steps=2)
     assert "This run continues with model.objective.beta=0.2 instead of 0.1" in log
+    assert "label_smoothing" not in log
+    (given,) = run.rglob("given.json")
+    begun = json.loads(given.read_text())
+    assert begun["loss"].pop("model.objective.label_smoothing") == 0.0
+    given.write_text(json.dumps(begun))  # as if the run had begun before this setting was
     log = _train(
         workers, workbench, run, **{setting: str(path) for setting, path in others.items()},
-        resume__accept_changes=True, trainer__max_steps=3,
+        resume__accept_changes=True, trainer__max_steps=3, model__objective__label_smoothing=0.1,
     )  # fmt: skip
+    assert "This run continues with model.objective.label_smoothing=0.1 instead of 0.0" in log
     assert "other-shards; accepted because of resume.accept_changes=True" in log
     assert len(read_metrics(run)) == 3
 

@@ -8,12 +8,12 @@ import pytest
 from support.small_shards import PROVENANCE, make_record
 
 from nemo_longpo.errors import InputError
-from nemo_longpo.objective import LossType
+from nemo_longpo.objective import WITH_PREFERENCE, LossType, Objective
 from nemo_longpo.shards.reader import ShardReader
 from nemo_longpo.shards.requirements import Requirements
 from nemo_longpo.shards.writer import ShardWriter
 
-REQUIREMENTS = Requirements(vocabulary_rows=100, seq_length=16, positions=16, loss_type="longpo")
+REQUIREMENTS = Requirements(vocabulary_rows=100, seq_length=16, positions=16, objective=Objective())
 
 
 def check(directory, requirements: Requirements) -> None:
@@ -39,13 +39,26 @@ def test_loss_and_reference_fit(shards_of, loss_type, ref_context):
     directory = shards_of(ref_context)
     needs_short = loss_type in ("longpo", "longpo_no_nll", "sft_chosen_constraint")
     refused = needs_short if ref_context == "long" else loss_type == "dpo"
-    requirements = replace(REQUIREMENTS, loss_type=loss_type)
+    requirements = replace(REQUIREMENTS, objective=Objective(loss_type))
     if not refused:
         check(directory, requirements)
         return
     other = {"short": "long", "long": "short"}[ref_context]
     with pytest.raises(InputError, match=rf"loss_type={loss_type} .*{directory}.*--ref-context {other}.*sft_chosen"):
         check(directory, requirements)
+
+
+@pytest.mark.parametrize("loss_type", WITH_PREFERENCE)
+@pytest.mark.parametrize("ref_context", ["short", "long"])
+def test_without_a_reference_any_shards_fit(shards_of, loss_type, ref_context):
+    check(shards_of(ref_context), replace(REQUIREMENTS, objective=Objective(loss_type, reference_free=True)))
+
+
+@pytest.mark.parametrize("preference", ["ipo", "hinge"])
+def test_other_preferences_need_the_same_reference(shards_of, preference):
+    check(shards_of("long"), replace(REQUIREMENTS, objective=Objective("dpo", preference=preference)))
+    with pytest.raises(InputError, match=r"loss_type=longpo .*--ref-context short"):
+        check(shards_of("long"), replace(REQUIREMENTS, objective=Objective(preference=preference)))
 
 
 def test_vocabulary_larger_than_the_model(shards_of):

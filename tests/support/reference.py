@@ -14,9 +14,26 @@ def _logprobs(model, ids):
     return torch.log_softmax(logits.float(), -1)[torch.arange(len(ids) - 1), torch.tensor(ids[1:])]
 
 
-def longpo_step(model, records, beta, weight):
+def _preference(ratios, beta, shape, target, exchanged):
+    """How much the two answers' log-ratios (chosen, rejected) are not what the shape wants; the mean over exchanges."""
+    if exchanged:
+        right, wrong = (_preference(pair, beta, shape, target, 0) for pair in (ratios, ratios[::-1]))
+        return right + exchanged * (wrong - right)
+    h = ratios[0] - ratios[1]
+    if shape == "ipo":
+        return (h - 1 / (2 * beta)).square()
+    if shape == "hinge":
+        return torch.clamp(1 - beta * h, min=0.0)
+    return torch.log1p(torch.exp(target - beta * h))
+
+
+def longpo_step(
+    model, records, beta, weight, *, shape="sigmoid", exchanged=0, mean=False, free=False, target=0, exponent=0, at=1
+):
     """Loss and metrics of one global batch (means over its records); gradients are left in `model`'s parameters.
 
+    `shape` is sigmoid, ipo or hinge, `exchanged` the label smoothing, `target` the margin that rewards should have;
+    `mean` takes log-probs per token, `free` no reference; beta is for `at` trunk tokens, and a power of them elsewhere.
     `records` are dicts of plain lists: trunk, chosen, rejected (token ids), chosen_spans, rejected_spans, ignore_spans,
     ref_chosen, ref_rejected (one list of log-probs per turn).
     """
@@ -31,15 +48,19 @@ def longpo_step(model, records, beta, weight):
                 for place in range(start, end):
                     policy = policy + logprobs[len(record["trunk"]) + place - 1]
             sums[side] = policy
-            sums[f"ref_{side}"] = math.fsum(value for turn in record[f"ref_{side}"] for value in turn)
+            read = [] if free else record[f"ref_{side}"]
+            sums[f"ref_{side}"] = math.fsum(value for turn in read for value in turn)
+            scored = sum(end - start for start, end in record[f"{side}_spans"]) if mean else 1
+            sums[f"ratio_{side}"] = (policy - sums[f"ref_{side}"]) / scored
             if side == "chosen":
                 ignored = {p for start, end in record["ignore_spans"] for p in range(start, end)}
                 kept = [p for p in range(1, len(ids)) if p not in ignored]
                 nll = -sum(logprobs[p - 1] for p in kept) / len(kept)
-        reward_chosen = beta * (sums["chosen"] - sums["ref_chosen"])
-        reward_rejected = beta * (sums["rejected"] - sums["ref_rejected"])
+        ratios = sums["ratio_chosen"], sums["ratio_rejected"]
+        here = beta * (len(record["trunk"]) / at) ** exponent
+        reward_chosen, reward_rejected = (here * ratio for ratio in ratios)
         margin = reward_chosen - reward_rejected
-        preference = torch.log1p(torch.exp(-margin))
+        preference = _preference(ratios, here, shape, target, exchanged)
         loss = nll + weight * preference
         (loss / len(records)).backward()
         values = {
