@@ -72,7 +72,11 @@ class Evaluation:
                 }
                 for benchmark in self.benchmarks
             },
-        }
+        } | ({"judge": self.judge.recorded()} if self.is_judged else {})
+
+    @property
+    def is_judged(self) -> bool:
+        return any(benchmark.ability == "chat" for benchmark in self.benchmarks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +110,7 @@ def evaluate(evaluation: Evaluation) -> list[ModelScores]:
     Raises InputError as `prepare` does, and if the judge that some benchmark needs is at fault, before any work.
     """
     judge = None
-    if any(benchmark.ability == "chat" for benchmark in evaluation.benchmarks):
+    if evaluation.is_judged:
         judge = client.Judge(evaluation.judge)
         judge.check()
     return [_run_model(evaluation, model, judge) for model in prepare(evaluation)]

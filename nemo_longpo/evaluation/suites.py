@@ -159,7 +159,7 @@ _ROWS = (
             scale=10.0,
         )
         for name, title, column in (
-            ("longbench_chat_en", "LongBench-Chat (EN)", "LongBench-Chat (EN)"),
+            ("longbench_chat_en", "LongBench-Chat (EN)", "LongBench-Chat"),
             ("longbench_chat", "LongBench-Chat, English and Chinese", ""),
         )
     ),

@@ -17,7 +17,7 @@ from nemo_longpo import json_input, typed_fields
 from nemo_longpo.data_tools.readers.files import unreadable
 from nemo_longpo.errors import InputError
 
-from .. import data_files, language_model
+from .. import data_files, language_model, questions
 from ..benchmarks import Benchmark, Preparation
 from .client import Messages
 from .dialogues import Dialogue, JudgedTask, Rating, places, within_limits
@@ -58,13 +58,13 @@ def build(benchmark: Benchmark, preparation: Preparation) -> list[JudgedTask]:
             continue
         own = rated[case.idx - 1]
         _check_template(text, template, 3 + 2 * len(own))
-        prompt = _shortened(case.prompt, benchmark, preparation)
+        prompt, cut = questions.shorten(case.prompt, benchmark, preparation)
         dialogues.append(
             Dialogue(
                 id=str(case.idx),
                 turns=(prompt,),
                 shown=(case.query,),
-                extra={"answer": case.answer, "shots": own, "shortened": prompt != case.prompt},
+                extra={"answer": case.answer, "shots": own, "shortened": cut > 0},
             )
         )
     if not dialogues:
@@ -93,25 +93,6 @@ def rating(reply: str) -> Rating:
     """The first number in the last double brackets."""
     found = re.findall(r"\[\[([^\]]+)\]\]", reply)
     return within_limits(found[-1]) if found else None
-
-
-def _shortened(prompt: str, benchmark: Benchmark, preparation: Preparation) -> str:
-    """The prompt, or its first and its last tokens, as many of both as leave room for the answer."""
-    room = preparation.max_length - benchmark.max_new_tokens
-    size = preparation.count_tokens(prompt, "")
-    if size <= room:
-        return prompt
-    ids = preparation.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-
-    def cut(kept: int) -> str:
-        half = kept // 2
-        parts = (ids[:half], ids[len(ids) - half :])
-        return "".join(preparation.tokenizer.decode(part, skip_special_tokens=True) for part in parts)
-
-    kept = room - (size - len(ids))
-    while kept >= 2 and (excess := preparation.count_tokens(cut(kept), "") - room) > 0:
-        kept -= excess  # text around the cut may fall into more tokens than before
-    return cut(kept) if kept >= 2 else prompt
 
 
 def _read(path: Path) -> str:

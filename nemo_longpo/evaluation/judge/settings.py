@@ -12,15 +12,23 @@ class JudgeSettings(Settings):
     """The model that rates answers, for the suite `chat`: any server with POST /chat/completions."""
 
     judge_model: str | None = setting(None, "the judge's name, as its server knows it")
-    judge_url: str | None = setting(None, "its server, such as https://api.openai.com/v1")
-    judge_key_env: str | None = setting(None, "environment variable with the server's key; without it none is sent")
+    judge_url: str | None = setting(None, "its server, such as https://api.openai.com/v1", recorded=False)
+    judge_key_env: str | None = setting(
+        None, "environment variable with the server's key; without it none is sent", recorded=False
+    )
     judge_price: tuple[float, ...] = setting(
-        (), "for --dry-run: price of a million tokens that the judge reads, and of a million that it writes"
+        (),
+        "for --dry-run: price of a million tokens that the judge reads, and of a million that it writes",
+        recorded=False,
     )
     judge_max_tokens: int = setting(2048, "longest reply of the judge", minimum=1)
-    judge_concurrency: int = setting(8, "most requests to the judge at once", minimum=1)
-    judge_timeout: float = setting(300.0, "seconds until a request to the judge counts as lost", above=0)
-    judge_retries: int = setting(10, "tries after a failed request to the judge, with growing pauses", minimum=0)
+    judge_concurrency: int = setting(8, "most requests to the judge at once", minimum=1, recorded=False)
+    judge_timeout: float = setting(
+        300.0, "seconds until a request to the judge counts as lost", above=0, recorded=False
+    )
+    judge_retries: int = setting(
+        10, "tries after a failed request to the judge, with growing pauses", minimum=0, recorded=False
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -120,7 +120,7 @@ def test_longbench_chat_by_the_published_rules(evaluated, server):
     evaluated.engine.answer = lambda prompt: "at\nthe gate"
     server.says = lambda prompt: "not [[3]] but [[8.0/10]]"
     scores = evaluated.scores("longbench_chat")
-    assert server.judged[2] == "Where is the lamp? = at gate 3 | shot 20 -> 4 | shot 21 -> 5 | at the gate"
+    assert sorted(server.judged)[1] == "Where is the lamp? = at gate 3 | shot 20 -> 4 | shot 21 -> 5 | at the gate"
     assert server.bodies[0]["messages"][0]["content"] == SYSTEM
     assert [sample.score for sample in scores.samples] == [0.8, 0.8, 0.8]
     english = evaluated.scores("longbench_chat_en")
