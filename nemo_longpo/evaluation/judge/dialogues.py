@@ -65,10 +65,13 @@ class Transcript:
 @dataclass(frozen=True, kw_only=True)
 class DialoguePrompts:
     """What a benchmark of dialogues asks a model. Tokens are those of dialogues with answers at their longest, except
-    that the answers to earlier turns count as read and not as written again. `dropped` dialogues did not fit."""
+    that the answers to earlier turns count as read and not as written again. `dropped` dialogues did not fit in
+    `max_length` tokens; with `drop` those of `task` that turn out not to fit are left out of the transcripts."""
 
     task: JudgedTask
     system_prompt: str | None
+    max_length: int
+    drop: bool
     dropped: int
     longest_prompt: int
     prompt_tokens: int
@@ -97,16 +100,38 @@ class DialoguePrompts:
         return [(0, one.prompt_tokens) for one in self.distinct.values()]
 
     def answer(self, model: EngineLM) -> list["Transcript"]:
-        """Ask every turn of every dialogue, and return the answers, in order; those of one turn are asked together."""
+        """Ask every turn of every dialogue, and return the answers, in order; those of one turn are asked together.
+
+        Raises InputError if an answer has more tokens when it is read than when it was written, and does not fit.
+        """
         transcripts = [Transcript(dialogue, [], []) for dialogue in self.task.dialogues]
         for turn in range(max(len(dialogue.turns) for dialogue in self.task.dialogues)):
-            going_on = [transcript for transcript in transcripts if turn < len(transcript.dialogue.turns)]
-            asked = [_request(model, self.system_prompt, self.task, own.dialogue, own.answers) for own in going_on]
-            answers = model.generate_until(asked, disable_tqdm=True)
-            for transcript, request, answer in zip(going_on, asked, answers, strict=True):
+            asked = {
+                index: _request(model, self.system_prompt, self.task, own.dialogue, own.answers)
+                for index, own in enumerate(transcripts)
+                if turn < len(own.dialogue.turns)
+            }
+            too_long = {index for index, request in asked.items() if not self._fits(model, request)}
+            transcripts = [own for index, own in enumerate(transcripts) if index not in too_long]
+            if not transcripts:
+                raise InputError(f"{self.task.benchmark.name}: no question fits with the model's answers; leave it out")
+            requests = [request for index, request in asked.items() if index not in too_long]
+            going_on = [own for own in transcripts if turn < len(own.dialogue.turns)]
+            answers = model.generate_until(requests, disable_tqdm=True)
+            for transcript, request, answer in zip(going_on, requests, answers, strict=True):
                 transcript.prompts.append(request.args[0])
                 transcript.answers.append(answer)
         return transcripts
+
+    def _fits(self, model: EngineLM, request: Instance) -> bool:
+        tokens = sum(model.request_tokens(request))
+        if tokens > self.max_length and not self.drop:
+            raise InputError(
+                f"{self.task.benchmark.name}: question {request.doc['id']} takes {tokens:,} tokens with the answers so "
+                f"far, and the model reads {self.max_length:,}; drop and count what does not fit with --too-long drop "
+                "(answers are kept)"
+            )
+        return tokens <= self.max_length
 
 
 def dialogue_prompts(
@@ -138,6 +163,8 @@ def dialogue_prompts(
     return DialoguePrompts(
         task=JudgedTask(**vars(task) | {"dialogues": tuple(kept)}),
         system_prompt=system_prompt,
+        max_length=max_length,
+        drop=drop,
         dropped=len(task.dialogues) - len(kept),
         longest_prompt=max(read),
         prompt_tokens=sum(read),

@@ -99,7 +99,7 @@ def _scores(
         samples=tuple(
             _sample(own, parts[own.dialogue.id]) for own, turn in turns if not turn and parts[own.dialogue.id]
         ),
-        dropped=asked.dropped,
+        dropped=asked.dropped + len(task.dialogues) - len(parts),
         shortened=task.shortened,
         scale=row.scale,
         unscored=len(unscored),
@@ -162,12 +162,12 @@ class Price:
         return f"{text}: {self.least_read * into:,.2f} to {most:,.2f} at --judge-price"
 
 
-def price(asked: DialoguePrompts, settings: JudgeSettings, count_tokens: Callable[[str], int]) -> Price:
-    """Price the judgements of one model's answers."""
+def price(asked: DialoguePrompts, settings: JudgeSettings, tokenize: Callable[[str], Sequence[Any]]) -> Price:
+    """Price the judgements of one model's answers, none of which may be there yet."""
     task = asked.task
     judged = [(dialogue, turns) for dialogue in task.dialogues for turns in range(1, len(dialogue.turns) + 1)]
     empty = [task.judge_messages(dialogue, [""] * turns) for dialogue, turns in judged]
-    least = sum(count_tokens(message["content"]) for messages in empty for message in messages)
+    least = sum(len(tokenize(message["content"])) for messages in empty for message in messages)
     return Price(
         title=task.benchmark.title,
         judgements=len(judged),

@@ -262,6 +262,21 @@ def test_what_does_not_fit_is_refused_or_dropped(evaluated, data):
         evaluated.prompts("mt_bench", max_length=30, drop=True)
 
 
+def test_answers_that_grow_when_they_are_read_are_refused_or_dropped(evaluated, engine):
+    """Text of a weak model may have more tokens than it was written with: here 60 instead of at most 20."""
+    room = evaluated.prompts("mt_bench").longest_prompt + 20
+    engine.answer = lambda prompt: "the " * 60 if "boat 81." in prompt else "the"
+    with pytest.raises(InputError, match=r"question 81 takes \d+ tokens with the answers so far.*--too-long drop"):
+        evaluated.scores("mt_bench", max_length=room)
+    scores = evaluated.scores("mt_bench", max_length=room, drop=True)
+    assert (scores.dropped, {own.id for own in scores.samples}) == (1, {"82", "101", "111", "121"})
+    engine.answer = lambda prompt: "the " * 60
+    with pytest.raises(InputError, match="no question fits"):
+        Evaluated(evaluated.output / "2", evaluated.data, evaluated.judge, engine).scores(
+            "mt_bench", max_length=room, drop=True
+        )
+
+
 def test_system_prompt_is_in_front_of_every_turn(evaluated, engine):
     evaluated.scores("mt_bench", system_prompt="Speak of boats only.")
     assert all("Speak of boats only." in text for batch in engine.asked for text in batch)
@@ -271,17 +286,16 @@ def test_price_is_that_of_what_is_sent(evaluated, server):
     """With empty answers, and with answers of as many tokens as they may have."""
     settings = JudgeSettings(judge_model="strict", judge_price=(2.0, 10.0), judge_max_tokens=100)
 
-    def size(text):
-        return len(TOKENIZER(text).input_ids)
-
     asked = evaluated.prompts("mt_bench")
-    price = judgements.price(asked, settings, size)
+    price = judgements.price(asked, settings, TOKENIZER.tokenize)
     for words, expected in (("", price.least_read), ("the " * 20, price.most_read)):
         server.bodies.clear()
         own = Evaluated(evaluated.output / f"{len(words)}", evaluated.data, evaluated.judge, None)
         transcripts = [dialogues.Transcript(dialogue, [], [words.strip()] * 2) for dialogue in asked.task.dialogues]
         judgements.judge_answers(asked, transcripts, own.judge, own.output, "x")
-        sent = sum(size(message["content"]) for body in server.bodies for message in body["messages"])
+        sent = sum(
+            len(TOKENIZER.tokenize(message["content"])) for body in server.bodies for message in body["messages"]
+        )
         assert expected == pytest.approx(sent, rel=0.02)
     assert (price.judgements, price.most_written) == (10, 1000)
     low, high = price.least_read * 2e-6, price.most_read * 2e-6 + 0.01
