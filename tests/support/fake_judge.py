@@ -10,7 +10,7 @@ from support.fake_vllm import FakeVllm
 from nemo_longpo.data_tools.engines.engine import Completion, Sampling
 from nemo_longpo.data_tools.runner import Usage
 
-CATEGORIES = {81: "writing", 101: "reasoning", 111: "math", 121: "coding", 82: "writing"}
+CATEGORIES = {81: "writing", 82: "writing", 101: "reasoning", 111: "math", 121: "coding"}
 SYSTEM = "You rate a great many answers."
 
 

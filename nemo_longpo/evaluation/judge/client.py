@@ -52,7 +52,8 @@ class Judge:
 
     def check(self) -> None:
         """Ask for one word. Raises InputError if the judge cannot be reached, refuses the key, or has another name."""
-        asyncio.run(self._all([_GREETING], lambda index, reply: None, _GREETING_TOKENS, _GREETING_RETRIES))
+        retries = min(_GREETING_RETRIES, self._settings.judge_retries)
+        asyncio.run(self._all([_GREETING], lambda index, reply: None, _GREETING_TOKENS, retries))
 
     def ask(self, conversations: Sequence[Messages], keep: Callable[[int, Reply], None]) -> None:
         """Ask all, and call `keep` with index and reply of each as soon as it is there.
@@ -91,8 +92,9 @@ class Judge:
             except server_http.ServerFailure as failure:
                 failures += 1
                 if failures > retries:
+                    times = "once" if failures == 1 else f"{failures} times, the last time"
                     raise InputError(
-                        f"the judge at {self._address.url} failed {failures} times, the last time with: {failure}; "
+                        f"the judge at {self._address.url} failed {times} with: {failure}; "
                         "start its server or correct --judge-url, then run the same command again (what it has rated "
                         "is kept)"
                     ) from failure

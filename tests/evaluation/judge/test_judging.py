@@ -333,7 +333,7 @@ MT_FAULTS = {
     "reference of one turn": (
         R,
         lambda path: change_row(path, 0, choices=[{"turns": ["a"]}]),
-        "question.jsonl: row 2: .* reference, and the reference answers have 1 of 2 turns for question_id 101",
+        "question.jsonl: row 3: .* reference, and the reference answers have 1 of 2 turns for question_id 101",
     ),
     "no choice": (R, lambda path: change_row(path, 0, choices=[]), "gpt-4.jsonl: row 1: field 'choices'"),
     "a prompt missing": (P, lambda path: change_row(path, 3, name="other"), "no prompt 'single-math-v1-multi-turn'"),
