@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import partial
@@ -114,17 +114,6 @@ def evaluate(evaluation: Evaluation) -> list[ModelScores]:
         judge = client.Judge(evaluation.judge)
         judge.check()
     return [_run_model(evaluation, model, judge) for model in prepare(evaluation)]
-
-
-def judge_prices(evaluation: Evaluation, prepared: Sequence[ModelPrompts]) -> list[str]:
-    """Say in one sentence per model and benchmark what its judge will read and write, and what that costs."""
-    settings = evaluation.judge
-    return [
-        f"{own.model.label}, {judgements.price(task, settings, own.model.tokenizer.tokenize).describe(settings)}"
-        for own in prepared
-        for task in own.tasks
-        if isinstance(task, dialogues.DialoguePrompts)
-    ]
 
 
 def _prepare_model(evaluation: Evaluation, model: models.EvalModel, count_computed: bool) -> ModelPrompts:

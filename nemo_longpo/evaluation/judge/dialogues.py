@@ -1,9 +1,7 @@
 """Questions of one or more turns, each asked after the model's own answers to those before."""
 
-import re
-import string
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -13,10 +11,8 @@ from nemo_longpo.errors import InputError
 from ..benchmarks import Benchmark
 from ..language_model import Asked, EngineLM
 from .client import Messages
+from .rules import Rating
 
-Rating = float | None
-LOWEST, HIGHEST = 1, 10
-"""Of the ratings of both benchmarks."""
 _PLACEHOLDER = "."  # for an answer that is not there yet; some templates refuse an empty one
 
 
@@ -64,18 +60,20 @@ class Transcript:
 
 @dataclass(frozen=True, kw_only=True)
 class DialoguePrompts:
-    """What a benchmark of dialogues asks a model. Tokens are those of dialogues with answers at their longest, except
-    that the answers to earlier turns count as read and not as written again. `dropped` dialogues did not fit in
-    `max_length` tokens; with `drop` those of `task` that turn out not to fit are left out of the transcripts."""
+    """What a benchmark of dialogues asks a model: `asked` by name and length, turn by turn.
+
+    A turn after an answer that is not there yet has a name of its own, and the length that it has if that answer is as
+    long as it may get. `computed` are the positions to compute for what is not answered. `dropped` dialogues did not
+    fit in `max_length` tokens; with `drop` those of `task` that turn out not to fit are left out of the transcripts.
+    """
 
     task: JudgedTask
     system_prompt: str | None
     max_length: int
     drop: bool
     dropped: int
-    longest_prompt: int
-    prompt_tokens: int
-    most_new_tokens: int
+    asked: tuple[Asked, ...]
+    computed: list[tuple[int, int]]
 
     @property
     def name(self) -> str:
@@ -87,17 +85,7 @@ class DialoguePrompts:
 
     @property
     def distinct(self) -> dict[str, Asked]:
-        """A request per turn, each of the mean length, under names of their own: a prompt is not known before the
-        answers to earlier turns."""
-        most = self.task.benchmark.max_new_tokens
-        turns = self.most_new_tokens // most
-        one = self.prompt_tokens // turns
-        return {f"{self.name}:{turn}": Asked(f"{self.name}:{turn}", one, most, one - 1) for turn in range(turns)}
-
-    @property
-    def computed(self) -> list[tuple[int, int]]:
-        """The ranges of positions to compute, as if every prompt had the mean length and shared nothing."""
-        return [(0, one.prompt_tokens) for one in self.distinct.values()]
+        return {one.key: one for one in self.asked}
 
     def answer(self, model: EngineLM) -> list["Transcript"]:
         """Ask every turn of every dialogue, and return the answers, in order; those of one turn are asked together.
@@ -124,7 +112,8 @@ class DialoguePrompts:
         return transcripts
 
     def _fits(self, model: EngineLM, request: Instance) -> bool:
-        tokens = sum(model.request_tokens(request))
+        asked, _ = model.read(request)
+        tokens = asked.prompt_tokens + asked.new_tokens
         if tokens > self.max_length and not self.drop:
             raise InputError(
                 f"{self.task.benchmark.name}: question {request.doc['id']} takes {tokens:,} tokens with the answers so "
@@ -142,13 +131,13 @@ def dialogue_prompts(
     Raises InputError if a dialogue does not fit `max_length` tokens so, unless those are to be dropped, and if all are.
     """
     kept: list[Dialogue] = []
-    read: list[int] = []
+    asked: list[Asked] = []
     for dialogue in task.dialogues:
         sizes = [_longest(model, system_prompt, task, dialogue, turn) for turn in range(len(dialogue.turns))]
         most = max(sizes) + task.benchmark.max_new_tokens
         if most <= max_length:
             kept.append(dialogue)
-            read += sizes
+            asked += _asked(model, system_prompt, task, dialogue, sizes)
         elif not drop:
             raise InputError(
                 f"{task.benchmark.name}: question {dialogue.id} takes up to {most:,} tokens with answers of "
@@ -161,15 +150,33 @@ def dialogue_prompts(
             "model reads; leave this benchmark out"
         )
     return DialoguePrompts(
-        task=JudgedTask(**vars(task) | {"dialogues": tuple(kept)}),
+        task=replace(task, dialogues=tuple(kept)),
         system_prompt=system_prompt,
         max_length=max_length,
         drop=drop,
         dropped=len(task.dialogues) - len(kept),
-        longest_prompt=max(read),
-        prompt_tokens=sum(read),
-        most_new_tokens=len(read) * task.benchmark.max_new_tokens,
+        asked=tuple(asked),
+        computed=[(0, one.prompt_tokens) for one in asked if one.key not in model.answers],
     )
+
+
+def _asked(
+    model: EngineLM, system_prompt: str | None, task: JudgedTask, dialogue: Dialogue, longest: Sequence[int]
+) -> list[Asked]:
+    """Every turn as it is asked, as far as the answers before it are known."""
+    found: list[Asked] = []
+    answers: list[str] = []
+    for turn, tokens in enumerate(longest):
+        if len(answers) < turn:
+            name = f"{task.benchmark.name}:{dialogue.id}:{turn}"
+            found.append(Asked(name, tokens, task.benchmark.max_new_tokens, tokens - 1))
+            continue
+        request = _request(model, system_prompt, task, dialogue, answers)
+        own, _ = model.read(request)
+        found.append(own)
+        if own.key in model.answers:
+            answers.append(model.recall(request, own.key))
+    return found
 
 
 def _request(
@@ -192,34 +199,3 @@ def _longest(model: EngineLM, system_prompt: str | None, task: JudgedTask, dialo
     request = _request(model, system_prompt, task, dialogue, [_PLACEHOLDER] * turn)
     asked, _ = model.read(request)
     return asked.prompt_tokens + turn * task.benchmark.max_new_tokens
-
-
-def fill(template: str, where: str, **values: str) -> str:
-    """Put values into the `{name}` places of a judge's prompt. Raises InputError if the names are others than these."""
-    check_places(template, where, set(values))
-    return template.format(**values)
-
-
-def check_places(template: str, where: str, names: set[str]) -> None:
-    """Raises InputError if the template's `{name}` places are others than these."""
-    found = set(places(template, where))
-    if found != names:
-        raise InputError(
-            f"{where} has places for {', '.join(sorted(found)) or 'nothing'}, where {', '.join(sorted(names))} are "
-            "filled in; fetch the file again, or correct it"
-        )
-
-
-def places(template: str, where: str) -> list[str]:
-    """The names in braces of a judge's prompt, "" for those without one. Raises InputError if braces do not match."""
-    try:
-        return [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-    except ValueError as error:
-        raise InputError(f"{where} is no template ({error}); fetch the file again, or correct it") from error
-
-
-def within_limits(text: str) -> Rating:
-    """The first number in a text, if it is a rating."""
-    found = re.search(r"\d+(?:\.\d+)?", text)
-    value = float(found[0]) if found else None
-    return value if value is not None and LOWEST <= value <= HIGHEST else None

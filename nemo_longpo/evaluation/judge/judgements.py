@@ -14,7 +14,8 @@ from nemo_longpo.terminal import note, shortened
 from ..benchmarks import JudgedBy, Sample, TaskScores
 from ..language_model import Answers, key_of
 from .client import Judge, Messages, Reply
-from .dialogues import HIGHEST, DialoguePrompts, JudgedTask, Transcript
+from .dialogues import DialoguePrompts, JudgedTask, Transcript
+from .rules import HIGHEST
 from .settings import JudgeSettings
 
 _SHOWN = 80  # characters of a reply in a message
@@ -162,12 +163,12 @@ class Price:
         return f"{text}: {self.least_read * into:,.2f} to {most:,.2f} at --judge-price"
 
 
-def price(asked: DialoguePrompts, settings: JudgeSettings, tokenize: Callable[[str], Sequence[Any]]) -> Price:
+def price(asked: DialoguePrompts, settings: JudgeSettings, count_tokens: Callable[[str], int]) -> Price:
     """Price the judgements of one model's answers, none of which may be there yet."""
     task = asked.task
     judged = [(dialogue, turns) for dialogue in task.dialogues for turns in range(1, len(dialogue.turns) + 1)]
     empty = [task.judge_messages(dialogue, [""] * turns) for dialogue, turns in judged]
-    least = sum(len(tokenize(message["content"])) for messages in empty for message in messages)
+    least = sum(count_tokens(message["content"]) for messages in empty for message in messages)
     return Price(
         title=task.benchmark.title,
         judgements=len(judged),

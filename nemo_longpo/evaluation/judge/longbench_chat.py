@@ -20,7 +20,8 @@ from nemo_longpo.errors import InputError
 from .. import data_files, language_model, questions
 from ..benchmarks import Benchmark, Preparation
 from .client import Messages
-from .dialogues import Dialogue, JudgedTask, Rating, places, within_limits
+from .dialogues import Dialogue, JudgedTask
+from .rules import Rating, places, within_limits
 
 # Han, kana and Hangul. The published rows do not name their language.
 _NOT_ENGLISH = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")

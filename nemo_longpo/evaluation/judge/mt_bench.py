@@ -18,7 +18,8 @@ from nemo_longpo.typed_fields import Names
 from .. import data_files, language_model
 from ..benchmarks import Benchmark, Preparation
 from .client import Messages
-from .dialogues import Dialogue, JudgedTask, Rating, check_places, fill, within_limits
+from .dialogues import Dialogue, JudgedTask
+from .rules import Rating, check_places, fill, within_limits
 
 WITH_REFERENCE = frozenset({"math", "reasoning", "coding"})
 _PUBLISHED_REFERENCE = "gpt-4.jsonl"

@@ -8,10 +8,11 @@ from support.fake_judge import CATEGORIES
 from support.tiny_models import save_tiny
 
 from nemo_longpo.cli import main
+from nemo_longpo.costs import devices
 from nemo_longpo.data_tools.settings import EngineSettings, TransformersSettings
 from nemo_longpo.data_tools.stages.model_stage import EngineOptions
 from nemo_longpo.errors import InputError
-from nemo_longpo.evaluation import evaluate, suites
+from nemo_longpo.evaluation import evaluate, suites, workload
 from nemo_longpo.evaluation.judge.settings import JudgeSettings
 from nemo_longpo.evaluation.results import report
 
@@ -80,9 +81,11 @@ def test_conversations_need_the_chat_template(chat):
 
 def test_prices_need_no_judge(chat):
     evaluation = chat(judge=JudgeSettings(judge_price=(3.0, 15.0)))
-    first, second = evaluate.judge_prices(evaluation, evaluate.prepare(evaluation))
-    assert first.startswith("before, MT-Bench: 10 judgements by the judge, which reads ")
-    assert second.startswith("before, LongBench-Chat (EN): 2 judgements")
+    machine = workload.Machine(gpu=devices.find_gpu("h100-80gb"), gpus=1)
+    works, (first, second) = evaluate.estimate(evaluation, machine)
+    assert [work.questions for work in works] == [len(CATEGORIES), 2]
+    assert first.startswith("before: MT-Bench: 10 judgements by the judge, which reads ")
+    assert second.startswith("before: LongBench-Chat (EN): 2 judgements")
     assert second.endswith("at --judge-price")
 
 

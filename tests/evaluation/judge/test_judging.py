@@ -64,6 +64,10 @@ def evaluated(tmp_path, data, judge, engine):
     return Evaluated(tmp_path / "output", data, judge(), engine)
 
 
+def most_tokens(prompts):
+    return max(one.prompt_tokens + one.new_tokens for one in prompts.asked)
+
+
 def lines(directory):
     (path,) = directory.glob("*.jsonl")
     return [json.loads(line) for line in path.read_text().splitlines() if line]
@@ -239,12 +243,12 @@ def test_few_questions_are_of_all_categories(evaluated):
 def test_a_long_document_is_cut_in_the_middle_and_counted(evaluated):
     whole = evaluated.task("longbench_chat")
     assert whole.shortened == 0
-    size = evaluated.prompts("longbench_chat").longest_prompt + 20
+    size = most_tokens(evaluated.prompts("longbench_chat"))
     for room in (size - 1, size - 30, size - 60):
         task = evaluated.task("longbench_chat", max_length=room)
         prompts = evaluated.prompts("longbench_chat", max_length=room)
         assert task.shortened >= 1
-        assert room - 8 <= prompts.longest_prompt + 20 <= room
+        assert room - 8 <= most_tokens(prompts) <= room
         ends = [own.turns[0] for own in task.dialogues]
         assert all(text.startswith("the river") for text in ends)
         assert ends[0].endswith("Where is the boat?")
@@ -252,7 +256,7 @@ def test_a_long_document_is_cut_in_the_middle_and_counted(evaluated):
 
 def test_what_does_not_fit_is_refused_or_dropped(evaluated, data):
     """With answers at their longest: the second turn reads the first answer."""
-    longest = evaluated.prompts("mt_bench").longest_prompt + 20
+    longest = most_tokens(evaluated.prompts("mt_bench"))
     evaluated.prompts("mt_bench", max_length=longest)
     with pytest.raises(InputError, match=rf"question 101 takes up to {longest} tokens .*reads {longest - 1}"):
         evaluated.prompts("mt_bench", max_length=longest - 1)
@@ -264,7 +268,7 @@ def test_what_does_not_fit_is_refused_or_dropped(evaluated, data):
 
 def test_answers_that_grow_when_they_are_read_are_refused_or_dropped(evaluated, engine):
     """Text of a weak model may have more tokens than it was written with: here 60 instead of at most 20."""
-    room = evaluated.prompts("mt_bench").longest_prompt + 20
+    room = most_tokens(evaluated.prompts("mt_bench"))
     engine.answer = lambda prompt: "the " * 60 if "boat 81." in prompt else "the"
     with pytest.raises(InputError, match=r"question 81 takes \d+ tokens with the answers so far.*--too-long drop"):
         evaluated.scores("mt_bench", max_length=room)
@@ -277,6 +281,19 @@ def test_answers_that_grow_when_they_are_read_are_refused_or_dropped(evaluated, 
         )
 
 
+def test_what_is_left_to_ask_follows_the_answers(evaluated, engine):
+    """Before, second turns count with first answers at their longest; after, all turns are as they were asked."""
+    before = evaluated.prompts("mt_bench")
+    assert len(before.distinct) == len(before.computed) == 10
+    evaluated.scores("mt_bench")
+    after = evaluated.prompts("mt_bench")
+    assert after.computed == []
+    assert all(key in evaluated.model().answers for key in after.distinct)
+    saved = [sum(one.prompt_tokens for one in prompts.asked) for prompts in (before, after)]
+    read = sum(len(TOKENIZER(own.answers[0]).input_ids) for own in after.answer(evaluated.model()))
+    assert saved[0] - saved[1] == pytest.approx(5 * 20 - read, abs=10)
+
+
 def test_system_prompt_is_in_front_of_every_turn(evaluated, engine):
     evaluated.scores("mt_bench", system_prompt="Speak of boats only.")
     assert all("Speak of boats only." in text for batch in engine.asked for text in batch)
@@ -287,7 +304,7 @@ def test_price_is_that_of_what_is_sent(evaluated, server):
     settings = JudgeSettings(judge_model="strict", judge_price=(2.0, 10.0), judge_max_tokens=100)
 
     asked = evaluated.prompts("mt_bench")
-    price = judgements.price(asked, settings, TOKENIZER.tokenize)
+    price = judgements.price(asked, settings, lambda text: len(TOKENIZER.tokenize(text)))
     for words, expected in (("", price.least_read), ("the " * 20, price.most_read)):
         server.bodies.clear()
         own = Evaluated(evaluated.output / f"{len(words)}", evaluated.data, evaluated.judge, None)
