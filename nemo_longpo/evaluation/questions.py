@@ -4,7 +4,7 @@ import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,7 @@ class Question:
 
     `prompt` is the user's message; `answer_prefix` are the first words of the answer, which the model continues.
     `document` names the text that several questions share. `category` is the part of a benchmark that it belongs to.
-    `shortened_tokens` were cut from the middle, as the official evaluation does. `extra` is what a scorer needs beside
-    `answers`.
+    `shortened_tokens` were cut from the middle, as the official evaluation does.
     """
 
     id: str
@@ -35,7 +34,6 @@ class Question:
     document: str = ""
     category: str = ""
     shortened_tokens: int = 0
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 Scorer = Callable[[str, Question], float]
@@ -52,10 +50,8 @@ def question_task(
         raise InputError(f"{benchmark.name}: there is no question in {', '.join(benchmark.files)}; {ADVICE}")
     if repeated := [name for name, count in Counter(question.id for question in questions).items() if count > 1]:
         raise InputError(f"{benchmark.name}: two questions have the id {repeated[0]!r}; give each its own")
-    rows = [asdict(question) | {"answers": list(question.answers), "extra": [question.extra]} for question in questions]
     by_id = {question.id: question for question in questions}
-    # `extra` differs from row to row, which columns of one type cannot hold.
-    documents = Dataset.from_list([{name: row[name] for name in row if name != "extra"} for row in rows])
+    documents = Dataset.from_list([asdict(question) | {"answers": list(question.answers)} for question in questions])
     task = harness_task(
         {
             "task": benchmark.name if length is None else f"{benchmark.name}_{length}",
