@@ -1,7 +1,7 @@
 """The prompts of a task as a model will read them, their lengths, and what does not fit."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -76,9 +76,15 @@ class HeldTexts:
     room: int = 128 << 20
 
     def take(self, requests: list[Instance]) -> bool:
-        """Return whether these texts still fit."""
-        self.room -= sum(len(text) for request in requests for text in _texts(request))
-        return self.room >= 0
+        """Return whether these texts still fit; if not, they take no room."""
+        size = _characters(requests)
+        fits = size <= self.room
+        self.room -= size if fits else 0
+        return fits
+
+    def give_back(self, taken: Iterable[list[Instance]]) -> None:
+        """What a task held that is made again after all; others may hold theirs."""
+        self.room += sum(map(_characters, taken))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,10 +164,11 @@ def prompts_of(
         asked[number] = [one for one, _ in found]
         if count_computed:
             missing |= {one.key: (ids, one.shareable) for one, ids in found if one.key not in model.answers}
-        holding = holding and (again is None or held is None or held.take(own))
-        if holding:
+        if holding and (again is None or held is None or held.take(own)):
             texts[number] = own
-        else:
+        elif holding and held is not None:
+            holding = False
+            held.give_back(texts.values())
             texts.clear()
     if not asked:
         raise InputError(
@@ -205,6 +212,11 @@ def answer(prompts: TaskPrompts, model: EngineLM) -> list[Sample]:
 
 def _texts(request: Instance) -> list[str]:
     return [part for part in request.args if isinstance(part, str)]
+
+
+def _characters(requests: list[Instance]) -> int:
+    """Of all texts of a question, in memory: its choices share one context."""
+    return sum({id(text): len(text) for request in requests for text in _texts(request)}.values())
 
 
 def _score(prompts: TaskPrompts, harness: Any, number: int, requests: list[Instance]) -> Sample:

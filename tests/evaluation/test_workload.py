@@ -3,9 +3,11 @@
 import gc
 import json
 import weakref
+from dataclasses import replace
 from datetime import date
 
 import pytest
+from lm_eval.api import instance
 from support.tiny_models import save_tiny, sentences
 
 from nemo_longpo.costs import devices, model_shape
@@ -98,6 +100,34 @@ def test_texts_beyond_the_room_are_let_go(evaluation, monkeypatch):
     gc.collect()
     assert [found() for found in alive] == [None]
     assert len(asked[0].tasks[0].requests) == 8
+
+
+def test_choices_share_their_context_and_what_does_not_fit_takes_no_room():
+    context = "Where is the boat?"
+    question = [instance.Instance("loglikelihood", {}, (context, choice), 0) for choice in (" in Oslo", " in Lima")]
+    size = len(context) + 2 * 8
+    held = prompts.HeldTexts(2 * size)
+    assert held.take(question)
+    assert held.room == size
+    assert not held.take(question * 2 + [instance.Instance("loglikelihood", {}, ("x" * size, ""), 0)])
+    assert held.take(question)
+    assert not held.take(question)
+    held.give_back([question, question])
+    assert held.room == 2 * size
+
+
+def test_room_of_a_task_that_is_let_go_is_free_for_the_next(evaluation, tmp_path):
+    """The first file has more text than there is room for, the second has little."""
+    (tmp_path / "few.jsonl").write_text('{"prompt": "Where is the boat?", "answers": ["Oslo"]}\n')
+    few = suites.choose([str(tmp_path / "few.jsonl")])
+    both = replace(evaluation, benchmarks=(*evaluation.benchmarks, *few), output=tmp_path / "out")
+    room = prompts.HeldTexts.__init__.__defaults__
+    prompts.HeldTexts.__init__.__defaults__ = (5000,)
+    try:
+        (asked,) = evaluate.prepare(both)
+    finally:
+        prompts.HeldTexts.__init__.__defaults__ = room
+    assert [task.task.task is None for task in asked.tasks] == [True, False]
 
 
 def test_operations_of_shared_prompts_equal_a_sum_over_rows():
