@@ -47,7 +47,7 @@ def largest_fitting(count: Callable[[int], int], budget: int, smallest: int, gue
 
     `count(size)` is slow, and nearly proportional to the size. So the next size to try follows from the tokens per size
     so far, from `guess` on, which is the result for another question of this length: three counts or so, where halving
-    takes twenty. After eight counts the interval is halved all the same, so that no text can make it slow.
+    takes twenty. After eight counts steps are doubled, or the interval is halved, so that no text can make it slow.
 
     Raises InputError if the tokens do not grow with the size.
     """
@@ -55,9 +55,8 @@ def largest_fitting(count: Callable[[int], int], budget: int, smallest: int, gue
     if base > budget:
         return None
     best, over = Fitted(smallest, base), None
-    probe, probes = max(guess, smallest + 1), 0
-    if not guess:
-        probe = smallest + _FIRST_STEP
+    probe, probes = max(guess, smallest + 1) if guess else smallest + _FIRST_STEP, 0
+    last = (smallest, base)
     while best.tokens < budget and (over is None or over - best.size > 1):
         if probe > smallest + _FIRST_STEP + 16 * budget:
             raise InputError(
@@ -68,12 +67,15 @@ def largest_fitting(count: Callable[[int], int], budget: int, smallest: int, gue
             best = Fitted(probe, tokens)
         else:
             over = probe
-        rate = (tokens - base) / (probe - smallest)
-        if over is not None and probes > _PROBES_BY_RATE:
+        # Between the last two sizes, if they are not neighbours: a text may change its nature on the way.
+        since = last if abs(probe - last[0]) >= _FIRST_STEP else (smallest, base)
+        rate = (tokens - since[1]) / (probe - since[0])
+        last = (probe, tokens)
+        estimate = probe + floor((budget - tokens) / rate) if rate > 0 else 2 * probe
+        if over is None:
+            probe = max(estimate, best.size + 2 ** max(0, probes - _PROBES_BY_RATE))
+        elif probes > _PROBES_BY_RATE:
             probe = (best.size + over) // 2
         else:
-            probe = probe + floor((budget - tokens) / rate) if rate > 0 else 2 * probe
-        probe = max(probe, best.size + 1)
-        if over is not None:
-            probe = min(probe, max(over - 1, best.size + 1))
+            probe = max(best.size + 1, min(estimate, over - 1))
     return best

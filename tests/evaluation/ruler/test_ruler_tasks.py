@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, strategies as st
 from support.tiny_models import tiny_tokenizer
 from transformers import AutoTokenizer
 
@@ -270,6 +271,32 @@ def test_common_words_beyond_the_list():
         assert {word for word, _ in count.most_common(10)} == set(made.answers)
         rest = [number for word, number in count.items() if word not in made.answers]
         assert min(count[word] for word in made.answers) >= 5 * max(rest)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 3000), st.integers(1, 500)), min_size=1, max_size=6),
+    st.integers(1, 200_000),
+    st.integers(0, 3000),
+)
+def test_search_finds_the_largest(pieces, budget, guess):
+    """In texts of pieces, each so many units of so many tokens; what follows has one token each."""
+    calls = []
+
+    def count(size):
+        calls.append(size)
+        tokens = 0
+        for units, each in pieces:
+            taken = min(size, units)
+            tokens, size = tokens + taken * each, size - taken
+        return tokens + size
+
+    found = recipe.largest_fitting(count, budget, 1, guess)
+    assert len(calls) < 50
+    if count(1) > budget:
+        assert found is None
+    else:
+        assert found.tokens == count(found.size)
+        assert found.tokens == budget or (found.tokens < budget < count(found.size + 1))
 
 
 def test_search_by_the_worst_text():
