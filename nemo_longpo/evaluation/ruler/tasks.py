@@ -14,6 +14,7 @@ from tqdm import tqdm
 from nemo_longpo import json_input
 from nemo_longpo.errors import InputError
 from nemo_longpo.shards.fingerprint import tokenizer_fingerprint
+from nemo_longpo.terminal import note
 
 from .. import questions
 from ..benchmarks import Benchmark, EvalTask, Preparation
@@ -25,6 +26,8 @@ _EXAMPLE_TOKENS = 500
 _EXAMPLE_STEP = 5
 _SHORT_LENGTH = 1024
 _MOST_UNKNOWN = 0.1
+_MOST_PASSED_OVER = 0.05
+"""The share of questions about documents that may be too long for a length; each gives its place to a later one."""
 _QUESTION_SETS = {"qa_squad": documents.read_squad, "qa_hotpot": documents.read_hotpotqa}
 
 
@@ -65,6 +68,12 @@ class _Builder:
             self._manifest(length, samples, task),
             lambda: self._make(length, samples, task),
         )
+        if passed_over := int(made[-1].id.rpartition(":")[2]) + 1 - len(made):
+            note(
+                f"longpo: {benchmark.name} at {length:,} tokens: {passed_over} of the first "
+                f"{len(made) + passed_over:,} questions take more for the documents that they need; the next "
+                "ones take their places"
+            )
         scorer = questions.string_match_any if self._name in _QUESTION_SETS else questions.string_match
         return questions.question_task(benchmark, made, scorer, max_new_tokens=task.max_new_tokens, length=length)
 
@@ -130,8 +139,9 @@ class _Builder:
 
     def _make(self, length: int, samples: int, task: _Task) -> list[questions.Question]:
         made: list[questions.Question] = []
-        guess = 0
-        for number in tqdm(range(samples), desc=f"{self._benchmark.name} {length}", leave=False, disable=None):
+        guess = number = 0
+        bar = tqdm(total=samples, desc=f"{self._benchmark.name} {length}", leave=False, disable=None)
+        while len(made) < samples and number != task.most:
             maker = task.maker(number)
             seed = f"{self._preparation.seed} {self._name} {length} {number}"
 
@@ -140,20 +150,26 @@ class _Builder:
                 return self._preparation.count_tokens(own.prompt, own.answer_prefix)
 
             found = recipe.largest_fitting(count, length - task.max_new_tokens, maker.smallest, guess)
+            number += 1
             if found is None:
-                raise self._too_short(length, samples)
+                passed_over = number - len(made)
+                if passed_over > _MOST_PASSED_OVER * samples:
+                    raise self._too_short(length, samples)
+                continue
             guess = found.size
             own = maker(found.size, Random(seed))
-            if not number:
+            if not made:
                 self._check_known(own.prompt)
             made.append(
                 questions.Question(
-                    id=f"{self._benchmark.name}:{length}:{number}",
+                    id=f"{self._benchmark.name}:{length}:{number - 1}",
                     prompt=own.prompt,
                     answers=own.answers,
                     answer_prefix=own.answer_prefix,
                 )
             )
+            bar.update()
+        bar.close()
         return made
 
     def _too_short(self, length: int, samples: int) -> InputError:

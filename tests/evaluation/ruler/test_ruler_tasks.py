@@ -167,6 +167,30 @@ def test_made_once(data, tmp_path):
     assert len(list((tmp_path / "questions" / "ruler_niah_single_2").iterdir())) == 5
 
 
+def test_other_tokenizer_makes_new_ones(data, tmp_path):
+    """Also one that counts the same, as far as the manifest's example goes."""
+    build("niah_single_1", preparation(data, tmp_path))
+    other = replace(preparation(data, tmp_path), tokenizer=tiny_tokenizer("llama-3"))
+    build("niah_single_1", other)
+    assert other.count_tokens.calls > 4
+
+
+def test_few_long_questions_give_their_place(data, tmp_path, capsys):
+    """One question of forty that needs a document beyond the length is passed over, and said; of four, it is not."""
+    content = json.loads((data / "squad.json").read_text())
+    paragraphs = [paragraph for article in content["data"] for paragraph in article["paragraphs"]] * 2
+    long = {"context": "Rain. " * 2000, "qas": [{"question": "What falls?", "answers": [{"text": "Rain"}]}]}
+    (tmp_path / "squad.json").write_text(json.dumps({"data": [{"paragraphs": [paragraphs[0], long, *paragraphs]}]}))
+    for _ in range(2):  # made, and read
+        (task,) = build("qa_squad", preparation(tmp_path, tmp_path, samples=40, lengths=(1500,)))
+        assert "1 of the first 41 questions take more" in capsys.readouterr().err
+    assert [row["id"] for row in rows_of(task)][:2] == ["ruler_qa_squad:1500:0", "ruler_qa_squad:1500:2"]
+    (task,) = build("qa_squad", preparation(tmp_path, tmp_path, samples=500, lengths=(1500,)))
+    assert len(rows_of(task)) == 61
+    with pytest.raises(InputError, match="ruler_qa_squad does not fit 1,500 tokens"):
+        build("qa_squad", preparation(tmp_path, tmp_path, samples=4, lengths=(1500,)))
+
+
 def test_changed_questions(data, tmp_path):
     build("niah_single_1", preparation(data, tmp_path))
     (path,) = (tmp_path / "questions").rglob("questions.jsonl")
