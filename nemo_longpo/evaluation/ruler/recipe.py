@@ -58,13 +58,13 @@ def largest_fitting(count: Callable[[int], int], budget: int, smallest: int, gue
     probe, probes = max(guess, smallest + 1) if guess else smallest + _FIRST_STEP, 0
     last = (smallest, base)
     while best.tokens < budget and (over is None or over - best.size > 1):
-        if probe > smallest + _FIRST_STEP + 16 * budget:
-            raise InputError(
-                f"the tokenizer counts {best.tokens:,} tokens for {best.size:,} units of text; it is not one of text"
-            )
         tokens, probes = count(probe), probes + 1
         if tokens <= budget:
             best = Fitted(probe, tokens)
+            if probe > smallest + _FIRST_STEP + 16 * budget:
+                raise InputError(
+                    f"the tokenizer counts {best.tokens:,} tokens for {best.size:,} units of text; it is none for text"
+                )
         else:
             over = probe
         # Between the last two sizes, if they are not neighbours: a text may change its nature on the way.

@@ -333,6 +333,6 @@ def test_search_by_the_worst_text():
 
     assert recipe.largest_fitting(steps, 1000_000, 1) == recipe.Fitted(777_776, 10)
     assert len(calls) < 45
-    with pytest.raises(InputError, match="it is not one of text"):
+    with pytest.raises(InputError, match="it is none for text"):
         recipe.largest_fitting(lambda size: 5, 1000, 1)
     assert recipe.largest_fitting(lambda size: size, 0, 1) is None
