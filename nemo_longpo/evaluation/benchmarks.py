@@ -101,7 +101,7 @@ class Sample:
 
     `prompt_hash` is the SHA-256 of the text that the model read. `answer` is the text written, or the log-likelihoods
     of the choices. `parts` are the scores whose mean is `score`, where there are several, such as those of the turns
-    of a conversation.
+    of a conversation. `document` names the text that several questions share.
     """
 
     id: str
@@ -111,6 +111,7 @@ class Sample:
     expected: Any
     category: str = ""
     parts: dict[str, float] = field(default_factory=dict)
+    document: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -233,4 +233,5 @@ def _score(prompts: TaskPrompts, harness: Any, number: int, requests: list[Insta
         # Where the choices are in the prompt, the harness calls the right one the text.
         expected=harness.doc_to_text(document) if harness.multiple_input else harness.doc_to_target(document),
         category=prompts.task.categories.get(name, ""),
+        document=str(document.get("document", "")),
     )

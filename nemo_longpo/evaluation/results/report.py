@@ -97,7 +97,8 @@ def _lines(task: TaskScores) -> str:
             {"id": sample.id, "prompt_sha256": sample.prompt_hash, "answer": sample.answer, "expected": sample.expected}
             | {"score": sample.score}
             | ({"category": sample.category} if sample.category else {})
-            | ({"parts": sample.parts} if sample.parts else {}),
+            | ({"parts": sample.parts} if sample.parts else {})
+            | ({"document": sample.document} if sample.document else {}),
             ensure_ascii=False,
         )
         + "\n"

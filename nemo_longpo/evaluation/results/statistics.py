@@ -1,9 +1,10 @@
 """Means of scores, means of such means, and differences of two models on the same questions, with their uncertainty.
 
-Questions count as independent draws, also several about one book. Intervals are those of the normal distribution.
+Questions count as independent draws, but for those about one text. Intervals are those of the normal distribution.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ Z = 1.959963984540054
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `n` questions. One question alone says nothing about its own spread: then there is no error."""
+    """A mean over `n` questions. One question, or one text, says nothing about the spread: then there is no error."""
 
     mean: float
     standard_error: float | None
@@ -33,24 +34,34 @@ class Estimate:
         return None if self.half_width is None else self.mean + self.half_width
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """Mean, and s / √n with s² = Σ(x - mean)² / (n - 1); at least one value."""
+def estimate(values: Sequence[float], texts: Sequence[Hashable] | None = None) -> Estimate:
+    """Mean of at least one value, and s / √n with s² = Σ(x - mean)² / (n - 1).
+
+    `texts` names for each question the text that it is about. Questions about one text are no independent draws: then
+    the G texts are, and the error is √(Σ_texts (Σ(x - mean))² · G / (G - 1)) / n, the same where each has its own.
+    """
     n = len(values)
     mean = math.fsum(values) / n
-    if n < 2:
+    off: dict[Hashable, list[float]] = defaultdict(list)
+    for value, text in zip(values, texts or range(n), strict=True):
+        off[text].append(value - mean)
+    if len(off) < 2:
         return Estimate(mean, None, n)
-    variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
-    return Estimate(mean, math.sqrt(variance / n), n)
+    squares = math.fsum(math.fsum(own) ** 2 for own in off.values())
+    return Estimate(mean, math.sqrt(squares * len(off) / (len(off) - 1)) / n, n)
 
 
-def paired(before: Mapping[Hashable, float], after: Mapping[Hashable, float]) -> Estimate | None:
+def paired(
+    before: Mapping[Hashable, float], after: Mapping[Hashable, float], texts: Mapping[Hashable, Hashable] | None = None
+) -> Estimate | None:
     """The mean of after - before over the questions that both have, None without any.
 
     A question that both answer alike adds nothing to the spread, so this interval is narrower than that of two
     independent means.
     """
-    both = [after[key] - before[key] for key in before if key in after]
-    return estimate(both) if both else None
+    both = [key for key in before if key in after]
+    changes = [after[key] - before[key] for key in both]
+    return estimate(changes, [texts[key] for key in both] if texts else None) if both else None
 
 
 def combine(parts: Iterable[tuple[float, Estimate]]) -> Estimate | None:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -77,22 +77,9 @@ class Summary:
 
 def summarise(models: Sequence[ModelScores], settings: Mapping[str, Any], versions: Mapping[str, str]) -> Summary:
     """Compute means, groups and the differences between the first model and each other one."""
-    first, *others = models
     rows = {Cell(task.benchmark, task.length): task for model in reversed(models) for task in model.tasks}
     order = {Cell(task.benchmark, task.length): None for model in models for task in model.tasks}
-    points = {model.label: {Cell(t.benchmark, t.length): _points(t) for t in model.tasks} for model in models}
-    means = {
-        label: {cell: estimate(list(values.values())) for cell, values in own.items() if values}
-        for label, own in points.items()
-    }
-    differences = {
-        model.label: {
-            cell: found
-            for cell, before in points[first.label].items()
-            if (found := paired(before, points[model.label].get(cell, {})))
-        }
-        for model in others
-    }
+    means, differences = _means(models), _differences(models)
     groups = groups_of([rows[cell] for cell in order])
 
     def measured(group: Group, cells: Sequence[Cell], length: int | None) -> Measured:
@@ -131,14 +118,47 @@ def summarise(models: Sequence[ModelScores], settings: Mapping[str, Any], versio
     )
 
 
-def _points(task: TaskScores) -> dict[Hashable, float]:
-    """Scores by question; of questions with one id the first pairs with the first, the second with the second."""
+def _means(models: Sequence[ModelScores]) -> dict[str, dict[Cell, Estimate]]:
+    return {
+        model.label: {
+            Cell(task.benchmark, task.length): estimate(list(_points(task).values()), list(_texts(task).values()))
+            for task in model.tasks
+            if task.samples
+        }
+        for model in models
+    }
+
+
+def _differences(models: Sequence[ModelScores]) -> dict[str, dict[Cell, Estimate]]:
+    """Of each model but the first, what it scored more than the first on what both were asked."""
+    first, *others = ({Cell(task.benchmark, task.length): task for task in model.tasks} for model in models)
+    return {
+        model.label: {
+            cell: found
+            for cell, task in first.items()
+            if cell in own and (found := paired(_points(task), _points(own[cell]), _texts(task)))
+        }
+        for model, own in zip(models[1:], others, strict=True)
+    }
+
+
+def _keys(task: TaskScores) -> list[Hashable]:
+    """A key for each question; of questions with one id the first pairs with the first, the second with the second."""
     seen: Counter[str] = Counter()
-    found: dict[Hashable, float] = {}
+    keys: list[Hashable] = []
     for sample in task.samples:
-        found[sample.id, seen[sample.id]] = 100 * sample.score
+        keys.append((sample.id, seen[sample.id]))
         seen[sample.id] += 1
-    return found
+    return keys
+
+
+def _points(task: TaskScores) -> dict[Hashable, float]:
+    return {key: 100 * sample.score for key, sample in zip(_keys(task), task.samples, strict=True)}
+
+
+def _texts(task: TaskScores) -> dict[Hashable, Hashable]:
+    """The text that each question shares with others, or itself."""
+    return {key: sample.document or key for key, sample in zip(_keys(task), task.samples, strict=True)}
 
 
 def _combined(group: Group, own: Mapping[str, Mapping[Cell, Estimate]], cells: Sequence[Cell]) -> dict[str, Estimate]:
@@ -207,15 +227,25 @@ def _task_means(summary: Summary, task: Measured) -> dict[str, Any]:
         }
         if categories := _by_category(scores):
             found[label]["categories"] = categories
+        if turns := _by_name((name, value) for sample in scores.samples for name, value in sample.parts.items()):
+            found[label]["parts"] = turns
     return found
 
 
 def _by_category(scores: TaskScores) -> dict[str, Any]:
     """The mean of each category of questions, also of each part of one such as "hard, long"."""
-    points = defaultdict(list)
-    for sample in scores.samples:
-        for part in dict.fromkeys([sample.category, *sample.category.split(", ")]) if sample.category else ():
-            points[part].append(100 * sample.score)
+    return _by_name(
+        (part, sample.score)
+        for sample in scores.samples
+        if sample.category
+        for part in dict.fromkeys([sample.category, *sample.category.split(", ")])
+    )
+
+
+def _by_name(scores: Iterable[tuple[str, float]]) -> dict[str, Any]:
+    points: dict[str, list[float]] = defaultdict(list)
+    for name, score in scores:
+        points[name].append(100 * score)
     return {name: _numbers(estimate(own)) for name, own in sorted(points.items())}
 
 

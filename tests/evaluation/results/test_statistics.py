@@ -76,6 +76,29 @@ def test_a_part_without_error_leaves_the_whole_without():
     assert combine([]) is None
 
 
+def test_questions_about_one_text_count_as_one_draw():
+    """With as many questions on each text, the error is that of the texts' means."""
+    values = np.random.default_rng(6).random((12, 5)) + np.random.default_rng(7).random((12, 1))
+    texts = np.repeat(np.arange(12), 5).tolist()
+    found = estimate(values.ravel().tolist(), texts)
+    assert found.mean == pytest.approx(values.mean())
+    assert (found.standard_error, found.n) == (pytest.approx(stats.sem(values.mean(axis=1))), 60)
+    changed = paired(dict(enumerate(values.ravel())), dict(enumerate(2 * values.ravel())), dict(enumerate(texts)))
+    assert changed == Estimate(found.mean, pytest.approx(found.standard_error), 60)
+    assert estimate([0.0, 1.0, 1.0], ["book", "book", "book"]).standard_error is None
+
+
+def test_intervals_of_uneven_texts_hold_the_truth():
+    rng = np.random.default_rng(8)
+    held = 0
+    for _ in range(1000):
+        sizes = rng.integers(1, 9, 60)
+        values = rng.random(sizes.sum()) + np.repeat(rng.random(60), sizes)
+        found = estimate(values.tolist(), np.repeat(np.arange(60), sizes).tolist())
+        held += found.low <= 1.0 <= found.high
+    assert 0.92 <= held / 1000 <= 0.97
+
+
 def test_intervals_hold_the_truth_as_often_as_they_say():
     """The difference of two models on the same questions, 2,000 times: 95 % of intervals hold the true one."""
     rng = np.random.default_rng(5)

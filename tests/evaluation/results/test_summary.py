@@ -8,6 +8,8 @@ import pytest
 from scipy import stats
 from support.eval_scores import SETTINGS, model_scores
 
+from nemo_longpo.evaluation.benchmarks import JudgedBy
+from nemo_longpo.evaluation.results.paper_layout import paper_tables
 from nemo_longpo.evaluation.results.summary import as_json, summarise
 from nemo_longpo.evaluation.suites import SUITES
 
@@ -81,6 +83,36 @@ def test_coverage_says_what_a_group_lacks():
     assert (found.group("ruler").complete, found.group("ruler").coverage) == (False, "4 of 13 tasks")
     assert found.group("RULER VT").complete
     assert summary(model_scores("m", {("mmlu", None): [1.0]})).group("short").coverage == "1 of 4 tasks"
+
+
+def test_texts_turns_and_categories_of_questions():
+    model = model_scores("m", {("rated", None): [0.2, 0.4, 0.9]})
+    for sample, document, category in zip(model.tasks[0].samples, "aab", ("math", "math", "prose"), strict=True):
+        object.__setattr__(sample, "document", document)
+        object.__setattr__(sample, "category", category)
+        object.__setattr__(sample, "parts", {"turn 1": 0.5, "turn 2": 2 * sample.score - 0.5})
+    object.__setattr__(
+        model.tasks[0], "judge", JudgedBy(name="judge", first_day="2026-01-01", last_day="2026-01-02", rules="ab")
+    )
+    found = summary(model, model)
+    own = as_json(found, "")["tasks"][0]["models"]["m"]
+    assert own["standard_error"] == pytest.approx(100 * np.sqrt(2 * (0.4**2 + 0.4**2)) / 3, abs=1e-6)
+    assert {name: (row["mean"], row["n"]) for name, row in own["categories"].items()} == {
+        "math": (30, 2),
+        "prose": (90, 1),
+    }
+    assert {name: (row["mean"], row["n"]) for name, row in own["parts"].items()} == {
+        "turn 1": (50, 3),
+        "turn 2": (50, 3),
+    }
+    assert own["judge"]["name"] == "judge"
+    (table,) = paper_tables(found)
+    assert table.notes[-1] == "Rated was judged by judge, from 2026-01-01 to 2026-01-02."
+
+
+def test_results_have_no_minus_zero():
+    close = [model_scores("a", {("facts", 64): [0.5 + 1e-12] * 2}), model_scores("b", {("facts", 64): [0.5] * 2})]
+    assert "-0.0" not in json.dumps(as_json(summary(*close), ""))
 
 
 def test_results_say_everything_by_name():
