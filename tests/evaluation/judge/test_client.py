@@ -52,7 +52,7 @@ def test_faults_that_pass_are_tried_again(server, judge, fault):
 
 def test_a_server_that_stays_busy_is_one_sentence(server, judge):
     server.faults.extend([Fault(status=429)] * 99)
-    with pytest.raises(InputError, match=r"failed 3 times.*status 429: the server's own words.*what it has rated is k"):
+    with pytest.raises(InputError, match=r"failed 3 times.*status 429: the server's own words.*what was answered is k"):
         ask(judge(judge_retries=2, judge_concurrency=1))
     assert len(server.bodies) == 3
 
