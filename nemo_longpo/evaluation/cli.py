@@ -24,7 +24,9 @@ def register(subparsers: Any) -> None:
         epilog="example:\n  longpo eval before=MODEL after=work/model --suite paper --data DATA --output work/eval",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("models", nargs="*", metavar="[NAME=]MODEL", help="Hugging Face model directory")
+    parser.add_argument(
+        "models", nargs="*", metavar="[NAME=]MODEL[@URL]", help="Hugging Face model directory, and its servers"
+    )
     parser.add_argument(
         "--suite", required=True, metavar="NAME,…", help="suites, benchmarks, or files of questions (NAME.jsonl)"
     )
@@ -56,6 +58,13 @@ def register(subparsers: Any) -> None:
         "(default: official)",
     )
     parser.add_argument("--wording", type=Path, metavar="FILE", help="RULER in other words, for a small vocabulary")
+    parser.add_argument(
+        "--chat-completions",
+        action="store_true",
+        help="MODEL@URL is a model by its name on any OpenAI-compatible server, which gets messages as text; for "
+        "benchmarks whose answers are written",
+    )
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="for that: counts the tokens of its prompts")
     parser.add_argument("--dry-run", action="store_true", help="count what would be asked, and say how long it takes")
     parser.add_argument(
         "--gpu", default="h100-80gb", metavar="NAME", help="for --dry-run, as in longpo plan (default: %(default)s)"
@@ -86,6 +95,8 @@ def _run(arguments: argparse.Namespace) -> int:
         sources.fetch(benchmarks, arguments.data)
         if not arguments.models:
             return 0
+    if arguments.chat_completions and arguments.engine == settings.EngineSettings.engine:
+        arguments.engine = "server"
     if not arguments.models or arguments.output is None:
         arguments.refuse("the following arguments are required: MODEL, --output")
     sources.require_packages()
@@ -100,6 +111,8 @@ def _run(arguments: argparse.Namespace) -> int:
         benchmarks=benchmarks,
         output=arguments.output,
         engine=EngineOptions.from_mapping(vars(arguments)),
+        chat_completions=arguments.chat_completions,
+        tokenizer=arguments.tokenizer,
         data=arguments.data,
         lengths=tuple(sorted(set(arguments.lengths))),
         samples=arguments.samples,

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import partial
@@ -12,11 +12,13 @@ from typing import Any, Literal
 
 from nemo_longpo.costs import model_shape
 from nemo_longpo.data_tools.engines.engine import ReportingEngine
+from nemo_longpo.data_tools.runner import Usage
 from nemo_longpo.data_tools.stages.model_stage import EngineOptions
 from nemo_longpo.errors import InputError
 
 from . import models, prompts, sources, suites, workload
 from .benchmarks import Benchmark, EvalTask, ModelScores, Preparation, Sample, TaskScores
+from .chat_completions import ChatLM
 from .judge import client, dialogues, judgements
 from .judge.settings import JudgeSettings
 from .language_model import Answers, EngineLM
@@ -42,6 +44,8 @@ class Evaluation:
     wording: Path | None = None
     judge: JudgeSettings = field(default_factory=JudgeSettings)
     day: date = field(default_factory=date.today)
+    chat_completions: bool = False
+    tokenizer: Path | None = None
 
     def uses_chat_template(self, benchmark: Benchmark) -> bool:
         return benchmark.chat_template if self.chat_template == "auto" else self.chat_template == "always"
@@ -94,13 +98,16 @@ def prepare(evaluation: Evaluation, *, count_computed: bool = False) -> list[Mod
     """
     own_words = suites.ESSAYS if evaluation.wording else ()
     sources.require(evaluation.benchmarks, evaluation.data, may_lack=own_words)
-    opened = models.open_models(
-        evaluation.models,
-        evaluation.engine,
-        day=evaluation.day,
-        chat_template=any(map(evaluation.uses_chat_template, evaluation.benchmarks)),
-        max_length=max(evaluation.lengths, default=None),
-    )
+    if evaluation.chat_completions:
+        opened = models.open_chat_models(evaluation.models, evaluation.engine, tokenizer=evaluation.tokenizer)
+    else:
+        opened = models.open_models(
+            evaluation.models,
+            evaluation.engine,
+            day=evaluation.day,
+            chat_template=any(map(evaluation.uses_chat_template, evaluation.benchmarks)),
+            max_length=max(evaluation.lengths, default=None),
+        )
     return [_prepare_model(evaluation, model, count_computed) for model in opened]
 
 
@@ -123,6 +130,10 @@ def _prepare_model(evaluation: Evaluation, model: models.EvalModel, count_comput
     for benchmark in evaluation.benchmarks:
         templated = evaluation.uses_chat_template(benchmark)
         preparation = _preparation(evaluation, model, reader, templated)
+        if benchmark.lengths and model.tokenizer is None:
+            raise InputError(
+                f"{benchmark.name} is made to a length in tokens; give the model's tokenizer with --tokenizer DIR"
+            )
         if benchmark.lengths and not preparation.lengths_of(benchmark):
             raise InputError(
                 f"{benchmark.name} begins at {min(benchmark.lengths):,} tokens, and {model.directory} reads "
@@ -217,15 +228,7 @@ def _run_model(evaluation: Evaluation, asked: ModelPrompts, judge: client.Judge 
             progress.begin()
             return engine
 
-        model = EngineLM(
-            asked.model.tokenizer,
-            asked.model.stop_ids,
-            answers,
-            load_engine,
-            progress,
-            evaluation.day,
-            progress.answered,
-        )
+        model = _language_model(evaluation, asked.model, answers, load_engine, progress, progress.answered)
         try:
             scores: list[TaskScores] = []
             for task in asked.tasks:
@@ -251,8 +254,21 @@ def _reader(evaluation: Evaluation, model: models.EvalModel) -> EngineLM:
     def no_engine() -> ReportingEngine:
         raise AssertionError("nothing is asked while prompts are made")
 
-    answers = _answers(evaluation, model)
-    return EngineLM(model.tokenizer, model.stop_ids, answers, no_engine, lambda _: None, evaluation.day)
+    return _language_model(evaluation, model, _answers(evaluation, model), no_engine, lambda _: None, lambda _: None)
+
+
+def _language_model(
+    evaluation: Evaluation,
+    model: models.EvalModel,
+    answers: Answers,
+    load_engine: Callable[[], ReportingEngine],
+    tick: Callable[[Usage], None],
+    answered: Callable[[str], None],
+) -> EngineLM:
+    if model.chat is not None:
+        retries = evaluation.engine.server.retries
+        return ChatLM(model.tokenizer, answers, model.chat, retries, tick, evaluation.day, answered)
+    return EngineLM(model.tokenizer, model.stop_ids, answers, load_engine, tick, evaluation.day, answered)
 
 
 def estimate(evaluation: Evaluation, machine: workload.Machine) -> tuple[list[workload.Work], list[str]]:
@@ -263,7 +279,8 @@ def estimate(evaluation: Evaluation, machine: workload.Machine) -> tuple[list[wo
     """
     works, prices = [], []
     for asked in prepare(evaluation, count_computed=True):
-        reader, shape = _reader(evaluation, asked.model), model_shape.ModelShape.of(asked.model.config)
+        reader, config = _reader(evaluation, asked.model), asked.model.config
+        shape = None if config is None else model_shape.ModelShape.of(config)
         parts: dict[tuple[str, int | None], list[prompts.TaskPrompts | dialogues.DialoguePrompts]] = defaultdict(list)
         for task in asked.tasks:
             parts[task.task.benchmark.name, task.task.length].append(task)

@@ -181,7 +181,7 @@ class EngineLM(model.TemplateLM):
         """Return the kept answer to a request, in the form in which `generate_until` or `loglikelihood` returns it."""
         found = self.answers[key]
         if request.request_type == "generate_until":
-            return _before_stop(self._text(found), request.args[1].get("until") or ()).strip()
+            return before_stop(self._text(found), request.args[1].get("until") or ()).strip()
         return float(found), False
 
     def generate_until(self, requests: list[instance.Instance], disable_tqdm: bool = False) -> list[str]:
@@ -258,7 +258,7 @@ class EngineLM(model.TemplateLM):
         )
 
 
-def _before_stop(text: str, stops: str | Sequence[str]) -> str:
+def before_stop(text: str, stops: str | Sequence[str]) -> str:
     for stop in [stops] if isinstance(stops, str) else stops:
         if stop:
             text = text.split(stop)[0]

@@ -13,22 +13,31 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.model_config import ModelConfig
 from nemo_longpo.shards import fingerprint
 
+from . import chat_completions
+from .judge.client import ChatServer
+
 _FIRST_RETRIES = 2
 """Whether a server is there, is known within seconds; once it answers, more patience may help."""
+
+_UNKNOWN_LENGTH = 1 << 40
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalModel:
-    """A model directory under a name for tables. `max_length` is the most tokens that it reads and writes."""
+    """A model directory under a name for tables. `max_length` is the most tokens that it reads and writes.
+
+    With `chat` it is one that answers there, under the name `directory`; `tokenizer` and `config` may then be None.
+    """
 
     label: str
     directory: Path
-    config: ModelConfig
+    config: ModelConfig | None
     tokenizer: Any
     stop_ids: frozenset[int]
     max_length: int
     identity: Mapping[str, Any]
     engine: EngineOptions
+    chat: ChatServer | None = None
 
     def load_engine(self) -> ReportingEngine:
         return self.engine.load(self.directory, share_prefixes=True)
@@ -45,6 +54,36 @@ class EvalModel:
         return self.max_length
 
 
+def open_chat_models(named: Sequence[str], engine: EngineOptions, *, tokenizer: Path | None) -> list[EvalModel]:
+    """Open every `[NAME=]MODEL@URL` behind an OpenAI-compatible server; MODEL is its name there.
+
+    Lengths are by the tokenizer in a directory of the same name, else by the one in `tokenizer`, else unknown.
+
+    Raises InputError if two have one name, if a server does not answer, or if a tokenizer cannot be loaded.
+    """
+    if engine.common.engine != "server":
+        raise InputError(f"chat completions come from servers; leave out --engine {engine.common.engine}")
+    return [_open_chat(*given, tokenizer) for given in _named(named, engine)]
+
+
+def _open_chat(label: str, path: Path, engine: EngineOptions, tokenizer: Path | None) -> EvalModel:
+    directory = path if path.is_dir() else tokenizer
+    config = None if directory is None else ModelConfig.read(directory)
+    positions = None if config is None else config.max_position_embeddings
+    server = chat_completions.open_server(str(path), engine.server)
+    return EvalModel(
+        label=label,
+        directory=path,
+        config=config,
+        tokenizer=None if directory is None else model_directory.load_tokenizer(directory)[0],
+        stop_ids=frozenset(),
+        max_length=positions or _UNKNOWN_LENGTH,
+        identity={"chat_completions": server.name, "server": server.address.url},
+        engine=engine,
+        chat=server,
+    )
+
+
 def open_models(
     named: Sequence[str], engine: EngineOptions, *, day: date, chat_template: bool, max_length: int | None
 ) -> list[EvalModel]:
@@ -53,10 +92,7 @@ def open_models(
     Raises InputError if two have one name, if a directory is no model, if one has no chat template where a question
     needs it, if it has fewer positions than `max_length`, or if a server does not answer.
     """
-    given = [_parse(text, engine) for text in named]
-    labels = [label for label, _, _ in given]
-    if repeated := sorted({label for label in labels if labels.count(label) > 1}):
-        raise InputError(f"two models are called {repeated[0]!r}; name them, as in before={given[0][1]}")
+    given = _named(named, engine)
     if engine.common.engine == "server" and len({own.server.base_url for _, _, own in given}) < len(given):
         raise InputError(
             "a server holds one model; say which servers are whose, as in before=MODEL@http://127.0.0.1:8000/v1 "
@@ -64,6 +100,14 @@ def open_models(
         )
     opened = [_open(label, directory, own, day, chat_template, max_length) for label, directory, own in given]
     return [replace(model, max_length=model.length_served()) for model in opened]
+
+
+def _named(named: Sequence[str], engine: EngineOptions) -> list[tuple[str, Path, EngineOptions]]:
+    given = [_parse(text, engine) for text in named]
+    labels = [label for label, _, _ in given]
+    if repeated := sorted({label for label in labels if labels.count(label) > 1}):
+        raise InputError(f"two models are called {repeated[0]!r}; name them, as in before={given[0][1]}")
+    return given
 
 
 def _parse(text: str, engine: EngineOptions) -> tuple[str, Path, EngineOptions]:

@@ -34,7 +34,7 @@ class Work:
     """A task of a model before it is run. `requests` are distinct ones: several for a question with choices.
 
     `prompt_tokens` are read for those that are not `answered`; `computed_tokens` count what they share once. At most
-    `most_new_tokens` are written.
+    `most_new_tokens` are written. Without the sizes of a model there is no time.
     """
 
     model: str
@@ -48,8 +48,8 @@ class Work:
     prompt_tokens: int
     computed_tokens: int
     most_new_tokens: int
-    flops: float
-    seconds: float
+    flops: float | None
+    seconds: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,14 +105,17 @@ def work_of(
     model: str,
     tasks: Sequence[TaskPrompts | DialoguePrompts],
     answers: Answers,
-    shape: model_shape.ModelShape,
+    shape: model_shape.ModelShape | None,
     machine: Machine,
 ) -> Work:
     """Count what a model would still be asked by the tasks of one benchmark and length."""
     distinct = {key: one for task in tasks for key, one in task.distinct.items()}
     missing = [one for key, one in distinct.items() if key not in answers]
     segments = [segment for task in tasks for segment in task.computed]
-    operations = machine.reading_flops(shape, segments)
+    operations = seconds = None
+    if shape is not None:
+        operations = machine.reading_flops(shape, segments)
+        seconds = machine.reading_seconds(operations) + machine.writing_seconds(shape, missing)
     return Work(
         model=model,
         benchmark=tasks[0].task.benchmark.name,
@@ -126,7 +129,7 @@ def work_of(
         computed_tokens=sum(end - start for start, end in segments),
         most_new_tokens=sum(one.new_tokens for one in missing),
         flops=operations,
-        seconds=machine.reading_seconds(operations) + machine.writing_seconds(shape, missing),
+        seconds=seconds,
     )
 
 
@@ -165,6 +168,7 @@ def _cells(label: str, benchmark: str, length: int | None, own: Sequence[Work]) 
     def total(name: str) -> int:
         return sum(asdict(work)[name] for work in own)
 
+    seconds = [work.seconds for work in own if work.seconds is not None]
     return (
         label,
         benchmark,
@@ -172,7 +176,7 @@ def _cells(label: str, benchmark: str, length: int | None, own: Sequence[Work]) 
         *(f"{total(name):,}" for name in ("questions", "dropped", "shortened")),
         f"{total('answered') / max(total('requests'), 1):.0%}",
         *(f"{total(name):,}" for name in ("prompt_tokens", "computed_tokens", "most_new_tokens")),
-        duration(sum(work.seconds for work in own)),
+        duration(sum(seconds)) if len(seconds) == len(own) else "?",
     )
 
 

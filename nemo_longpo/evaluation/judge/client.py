@@ -94,8 +94,8 @@ class ChatServer:
                     times = "once" if failures == 1 else f"{failures} times, the last time"
                     raise InputError(
                         f"{self.called} at {self.address.url} failed {times} with: {failure}; "
-                        f"start its server or correct {self.option}, then run the same command again (what was answered "
-                        "is kept)"
+                        f"start its server or correct {self.option}, then run the same command again (what was "
+                        "answered is kept)"
                     ) from failure
                 asked = min(failure.wait, self.pauses.longest_asked_for)
                 await asyncio.sleep(max(self.pauses.after(failures), asked))
