@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.internal.conjecture import providers
 from hypothesis.internal.constants_ast import Constants
 from support.fuzz_checkpoints import CHECKPOINT_READERS
+from support.fuzz_judge import JUDGE_READERS
 from support.fuzz_readers import READERS, Workshop
 
 from nemo_longpo.errors import InputError
@@ -48,7 +49,7 @@ def nothing_of_the_project_in_the_inputs(monkeypatch):
     monkeypatch.setattr(providers, "_get_local_constants", Constants)
 
 
-@pytest.mark.parametrize("reader", [*READERS, *CHECKPOINT_READERS], ids=lambda reader: reader.name)
+@pytest.mark.parametrize("reader", [*READERS, *CHECKPOINT_READERS, *JUDGE_READERS], ids=lambda reader: reader.name)
 def test_undocumented_errors_are_faults(reader, workshop):
     contents, read = reader.prepare(workshop)
     cases = max(10, int(FACTOR * CHEAP_CASES / max(1, reader.cost / 3)))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from nemo_longpo import json_input, typed_fields
 from nemo_longpo.data_tools.readers.files import unreadable
-from nemo_longpo.errors import InputError
+from nemo_longpo.errors import InputError, one_line
 
 from .. import data_files, language_model, questions
 from ..benchmarks import Benchmark, Preparation
@@ -107,8 +107,8 @@ def _system_prompt(program: Path) -> str:
     """The text that the published program gives the judge as system prompt."""
     try:
         statements = ast.parse(_read(program)).body
-    except (SyntaxError, ValueError) as error:
-        raise InputError(f"{program} is no Python program ({error}); {data_files.ADVICE}") from error
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise InputError(f"{program} is no Python program ({one_line(error)}); {data_files.ADVICE}") from error
     for node in statements:
         match node:
             case ast.Assign(targets=[ast.Name(id="system_prompt")], value=ast.Constant(value=str(text))):

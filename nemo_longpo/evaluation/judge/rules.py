@@ -27,11 +27,20 @@ def check_places(template: str, where: str, names: set[str]) -> None:
 
 
 def places(template: str, where: str) -> list[str]:
-    """The names in braces of a judge's prompt, "" for those without one. Raises InputError if braces do not match."""
+    """The names in braces of a judge's prompt, "" for those without one.
+
+    Raises InputError if braces do not match, or hold more than a name.
+    """
     try:
-        return [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        found = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
     except ValueError as error:
         raise InputError(f"{where} is no template ({error}); fetch the file again, or correct it") from error
+    for name, form, conversion in found:
+        if form or conversion:
+            raise InputError(
+                f"{where} says how to write {name or 'a value'}, not only where; fetch the file again, or correct it"
+            )
+    return [str(name) for name, _, _ in found]
 
 
 def within_limits(text: str) -> Rating:

@@ -360,6 +360,7 @@ MT_FAULTS = {
         "the template of single-v1 has places for question, where answer, question are filled in",
     ),
     "a place unknown": (P, lambda path: change_row(path, 0, prompt_template="{question.x} {answer}"), "question.x"),
+    "a form": (P, lambda path: change_row(path, 0, prompt_template="{question:>9} {answer}"), "how to write question"),
     "braces": (P, lambda path: change_row(path, 0, prompt_template="{question"), "single-v1 is no template"),
 }
 DIRECTORY = "LongBench_Chat/"
@@ -380,6 +381,7 @@ CHAT_FAULTS = {
     "not UTF-8": ("prompt_fs.txt", lambda path: path.write_bytes(b"\xff"), "prompt_fs.txt cannot be read"),
     "no system prompt": ("eval.py", lambda path: path.write_text("system_prompt = f()"), "sets no system_prompt"),
     "no Python": ("eval.py", lambda path: path.write_text("def"), "eval.py is no Python program"),
+    "too deep": ("eval.py", lambda path: path.write_text("(" * 9999), "eval.py is no Python program"),
 }
 FAULTS = [("mt_bench", *fault) for fault in MT_FAULTS.values()] + [
     ("longbench_chat", DIRECTORY + name, *fault) for name, *fault in CHAT_FAULTS.values()
