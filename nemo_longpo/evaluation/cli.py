@@ -128,10 +128,10 @@ def _run(arguments: argparse.Namespace) -> int:
             else {"day": day}
         ),
     )
-    if arguments.dry_run:
-        return _dry_run(evaluation, arguments)
     report.check_output(evaluation.output)
     conditions = verdict.parse_conditions(arguments.fail_if, evaluation.benchmarks, len(evaluation.models))
+    if arguments.dry_run:
+        return _dry_run(evaluation, arguments)
     recorded = evaluation.recorded()
     summary, content = report.write(evaluation.output, evaluate.evaluate(evaluation), recorded)
     if arguments.json:

@@ -181,12 +181,16 @@ SUITES["paper"] = (*SUITES["infinitebench"], *SUITES["ruler"], *SUITES["short"])
 def choose(names: Sequence[str]) -> list[Benchmark]:
     """Return the rows that suites, benchmarks and files of questions (`*.jsonl`) name, each once, in that order.
 
-    Raises InputError if a name is none of them.
+    Raises InputError if a name is none of them, or if a file has the name of something else.
     """
     chosen: dict[str, Benchmark] = {}
     for name in names:
         if name.endswith(".jsonl"):
             row = own_questions(Path(name))
+            if row.name in chosen or row.name in SUITES or row.name in BENCHMARKS:
+                raise InputError(
+                    f"--suite {name}: something else is called {row.name} here; give the file another name"
+                )
             chosen[row.name] = row
             continue
         if name not in SUITES and name not in BENCHMARKS:

@@ -62,6 +62,15 @@ def test_refused_before_any_work(arguments, tmp_path, capsys, condition):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["ruler", "mmlu", "chat", "facts"])
+def test_a_file_of_questions_has_a_name_of_its_own(arguments, tmp_path, capsys, name):
+    *models, own = arguments
+    (tmp_path / f"{name}.jsonl").write_text('{"prompt": "Who?", "answers": ["a"]}\n')
+    command = [*models, f"{own},{tmp_path / name}.jsonl", "--output", str(tmp_path / "out")]
+    assert main(command) == 2
+    assert f"something else is called {name} here" in capsys.readouterr().err
+
+
 def test_another_model_in_the_same_directory_asks_only_what_is_new(arguments, tmp_path, capsys, monkeypatch):
     from nemo_longpo.data_tools.stages.model_stage import EngineOptions
 
