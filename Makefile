@@ -8,7 +8,7 @@
 #   make env     only the environment
 #   make nemo26  NeMo 2.6 beside it, for the tests of what must work there too
 #   make vllm-env, make test-vllm   the second environment (vLLM cannot live beside NeMo), and the tests that need it
-#   make eval-env   `longpo eval` in an environment of its own, without NeMo
+#   make eval-env, make test-eval   `longpo eval` in an environment of its own, without NeMo, and a run of it there
 #   make docs    the documentation site in site/, in its own environment, every warning an error
 #   make trl-env   a third one, for benchmarks/engine/compare_trl.py
 #   make clean   removes the environments and everything else that these commands wrote
@@ -32,7 +32,7 @@ DOCS_VENV := .venv-docs
 TRL_PIP := $(TRL_VENV)/bin/python -m pip --disable-pip-version-check -qq
 SOURCES := nemo_longpo recipes conversion data_tools
 
-.PHONY: demo test test-fast test-slow test-distributed test-gpu test-vllm fuzz lint docs env nemo26 vllm-env eval-env trl-env clean
+.PHONY: demo test test-fast test-slow test-distributed test-gpu test-vllm fuzz lint docs env nemo26 vllm-env eval-env test-eval trl-env clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/project.stamp $(VENV)/eval.stamp
@@ -55,6 +55,10 @@ test-gpu: env
 
 test-vllm: vllm-env $(VLLM_VENV)/models.stamp
 	$(VLLM_BIN)/python -m pytest tests/vllm
+
+test-eval: eval-env
+	! $(EVAL_VENV)/bin/python -c 'import nemo' 2>/dev/null
+	$(EVAL_VENV)/bin/longpo eval recipes/demo/model --suite examples/questions.jsonl --output $(EVAL_VENV)/example
 
 fuzz: env
 	FUZZ_FACTOR=$(or $(FUZZ_FACTOR),40) $(BIN)/python -m pytest tests/fuzz
