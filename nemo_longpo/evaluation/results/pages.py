@@ -50,7 +50,8 @@ def _identity(identity: dict[str, Any]) -> str:
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, str]:
     """Every leaf by its dotted name; lists as words, what is not set as "none"."""
-    return drawings.flatten(_said(settings))
+    leaves: dict[str, str] = drawings.flatten(_said(settings))
+    return leaves
 
 
 def _said(value: Any) -> Any:
@@ -89,32 +90,30 @@ def svg(summary: Summary) -> str | None:
     if drawn is None:
         return None
     template = inspect_shards.environment(_FOLDER).get_template("accuracy.svg")
-    return template.render(plot=drawn, width=plot.WIDTH, left=plot.LEFT) + "\n"
+    text: str = template.render(plot=drawn, width=plot.WIDTH, left=plot.LEFT)
+    return f"{text}\n"
 
 
 def page(summary: Summary, verdict: str) -> str:
     """Return the HTML page. What models wrote stands in it as text, hidden characters spelled out."""
     drawn = plot.draw(summary)
     own = (_FOLDER / "results.css").read_text(encoding="utf-8")
-    return (
-        inspect_shards.environment(_FOLDER)
-        .get_template("results.html")
-        .render(
-            style=Markup(inspect_shards.style() + own),
-            labels=summary.labels,
-            verdict=verdict,
-            summary=summary,
-            parts=["Lengths"] * (drawn is not None) + ["Tables", "Answers", "Provenance"],
-            plot=drawn,
-            width=plot.WIDTH,
-            left=plot.LEFT,
-            tables=_tables(summary),
-            nothing=tables.NOTHING,
-            questions=_questions(summary),
-            flatten=_flat,
-        )
-        + "\n"
+    template = inspect_shards.environment(_FOLDER).get_template("results.html")
+    text: str = template.render(
+        style=Markup(inspect_shards.style() + own),
+        labels=summary.labels,
+        verdict=verdict,
+        summary=summary,
+        parts=["Lengths"] * (drawn is not None) + ["Tables", "Answers", "Provenance"],
+        plot=drawn,
+        width=plot.WIDTH,
+        left=plot.LEFT,
+        tables=_tables(summary),
+        nothing=tables.NOTHING,
+        questions=_questions(summary),
+        flatten=_flat,
     )
+    return f"{text}\n"
 
 
 def _questions(summary: Summary) -> list[Asked]:

@@ -18,7 +18,8 @@ from nemo_longpo.errors import InputError
 
 from ..benchmarks import ModelScores, TaskScores
 from . import pages
-from .summary import FORMAT, Summary, as_json, summarise
+from .results_json import FORMAT, as_json
+from .summary import Summary, summarise
 from .verdict import verdict
 
 RESULTS = "results.json"

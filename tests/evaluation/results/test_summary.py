@@ -10,7 +10,8 @@ from support.eval_scores import SETTINGS, model_scores
 
 from nemo_longpo.evaluation.benchmarks import JudgedBy
 from nemo_longpo.evaluation.results.paper_layout import paper_tables
-from nemo_longpo.evaluation.results.summary import as_json, summarise
+from nemo_longpo.evaluation.results.results_json import as_json
+from nemo_longpo.evaluation.results.summary import summarise
 from nemo_longpo.evaluation.suites import SUITES
 
 
