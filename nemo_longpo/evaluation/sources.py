@@ -99,7 +99,8 @@ def require(benchmarks: Iterable[Benchmark], data: Path | None, may_lack: Sequen
 def fetch(benchmarks: Iterable[Benchmark], data: Path | None) -> None:
     """Fetch what is missing into `data`, each file whole or not at all, with its hash in the manifest.
 
-    Raises InputError if a file that is there has changed, and, when all others are there, if some cannot be fetched.
+    Raises InputError if a file that is there has changed, if `data` cannot be written to, and, when all others are
+    there, if some cannot be fetched.
     """
     if data is None:
         raise InputError("--fetch needs a directory for the files; name one with --data DIR")
@@ -112,6 +113,10 @@ def fetch(benchmarks: Iterable[Benchmark], data: Path | None) -> None:
             note(f"longpo eval: fetching {name} ({number} of {len(missing)}), {_described(name)}")
             try:
                 _fetch_one(fetcher, name, data)
+            except OSError as error:
+                raise InputError(
+                    f"{data / name} cannot be written ({error.strerror}); give --data another directory"
+                ) from error
             except places.UnavailableError as error:
                 problems.append(f"{name} ({error}; its page is {known()[name].page})")
     if problems:

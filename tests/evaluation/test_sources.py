@@ -205,6 +205,24 @@ def test_what_cannot_be_fetched_is_named_and_leaves_nothing(path, reason, tmp_pa
     assert sorted(path.name for path in data.iterdir()) == ["manifest.json", "text.json"], "the others are fetched"
 
 
+def test_a_directory_that_cannot_be_written_to_is_named(tmp_path, known, site):
+    address, pages, _ = site
+    pages["/text.json"] = ESSAYS
+    known["text.json"] = source(f"{address}/text.json")
+    (tmp_path / "data").write_text("no directory")
+    with pytest.raises(InputError, match=r"data/text\.json cannot be written \(.+\); give --data another directory"):
+        sources.fetch(reading("text.json"), tmp_path / "data")
+
+
+def test_a_damaged_manifest_is_refused(tmp_path, known):
+    known["text.json"] = source("https://example.org/text.json")
+    (tmp_path / "text.json").write_bytes(ESSAYS)
+    for content in ("{", '{"version": 2, "files": {}}', '{"version": 1, "files": {"text.json": {"sha256": 3}}}'):
+        (tmp_path / "manifest.json").write_text(content)
+        with pytest.raises(InputError, match=r"manifest\.json.*remove it to use the files as they are"):
+            sources.require(reading("text.json"), tmp_path)
+
+
 def test_the_next_place_is_tried(tmp_path, known, wheels, site):
     address, pages, _ = site
     pages["/text.json"] = ESSAYS
