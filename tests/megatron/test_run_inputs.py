@@ -86,6 +86,8 @@ def test_other_reference_weights_are_logged(workers, workbench, tmp_path):
     (line,) = (line for line in log.splitlines() if warning in line)
     assert f"{other} by 222222222222" in line
     assert str(same) not in line
+    alone = {"data__paths": [str(other)], "model__objective__reference_free": True}
+    assert warning not in _train(workers, workbench, tmp_path / "third", **alone), "it reads no reference"
 
 
 def test_changed_shard_stops_all_ranks(workers, workbench, tmp_path):
