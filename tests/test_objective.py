@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -367,3 +369,22 @@ def test_records_of_older_checkpoints_build():
     from fiddle.experimental import serialization
 
     assert fdl.build(serialization.load_json(json.dumps(OLD_RECORD))) == Objective("dpo", 0.2, 0.5)
+
+
+def test_table_in_the_docs_is_true():
+    """Each row's settings build, need the reference that it says, and every setting stands there."""
+    page = (Path(__file__).resolve().parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+    table = page.partition("\n## Objectives\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| .* \| (.*?) ?\| .* \| (short|long|none|as `loss_type`) \|$", table, re.MULTILINE)
+    assert len(rows) == 14
+    numbers = {"ε": 0.1, "γ": 0.5, "1/δ": 0.25, "65536": 65536, "-0.5": -0.5, "True": True}
+    named = set()
+    for spelt, reference in rows:
+        settings: dict = {name: numbers.get(value, value) for name, value in re.findall(r"(\w+)=([^ `]+)", spelt)}
+        named |= set(settings)
+        if reference == "as `loss_type`":
+            assert Objective("dpo", **settings).ref_context == "long"
+            assert Objective("longpo", **settings).ref_context == "short"
+        else:
+            assert (Objective(**settings).ref_context or "none") == reference, spelt
+    assert named | {"preference_weight"} == {field.name for field in fields(Objective)}
