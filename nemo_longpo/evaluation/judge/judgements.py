@@ -19,6 +19,7 @@ from .rules import HIGHEST
 from .settings import JudgeSettings
 
 _SHOWN = 80  # characters of a reply in a message
+_CHARACTERS_PER_TOKEN = 4  # of English text, roughly
 
 
 def judge_answers(
@@ -137,13 +138,14 @@ def _write_transcripts(path: Path, transcripts: Sequence[Transcript], label: str
 
 @dataclass(frozen=True, kw_only=True)
 class Price:
-    """Of one model's answers to one benchmark. Tokens are counted by the tokenizer of the model that is judged.
+    """Of one model's answers to one benchmark. `counted` says by what tokens are counted.
 
     `least_read` is with empty answers, `most_read` with answers at their longest. `most_written` is with every reply at
     its limit; a reply is usually a tenth of that.
     """
 
     title: str
+    counted: str
     judgements: int
     least_read: int
     most_read: int
@@ -153,7 +155,7 @@ class Price:
         """One sentence, with the cost if the price is known."""
         text = (
             f"{self.title}: {self.judgements:,} judgements by {settings.judge_model or 'the judge'}, which reads "
-            f"{self.least_read:,} to {self.most_read:,} tokens (by the tokenizer of the judged model, answers empty or "
+            f"{self.least_read:,} to {self.most_read:,} tokens ({self.counted}, answers empty or "
             f"at their longest) and writes at most {self.most_written:,}"
         )
         if not settings.judge_price:
@@ -167,10 +169,16 @@ def price(asked: DialoguePrompts, settings: JudgeSettings, count_tokens: Callabl
     """Price the judgements of one model's answers, none of which may be there yet."""
     task = asked.task
     judged = [(dialogue, turns) for dialogue in task.dialogues for turns in range(1, len(dialogue.turns) + 1)]
-    empty = [task.judge_messages(dialogue, [""] * turns) for dialogue, turns in judged]
-    least = sum(count_tokens(message["content"]) for messages in empty for message in messages)
+    texts = [
+        message["content"] for dialogue, turns in judged for message in task.judge_messages(dialogue, [""] * turns)
+    ]
+    counted, least = "by the tokenizer of the judged model", sum(map(count_tokens, texts))
+    if not least:  # the judged model has none here
+        counted = f"at {_CHARACTERS_PER_TOKEN} characters each"
+        least = sum(map(len, texts)) // _CHARACTERS_PER_TOKEN
     return Price(
         title=task.benchmark.title,
+        counted=counted,
         judgements=len(judged),
         least_read=least,
         most_read=least + sum(turns for _, turns in judged) * task.benchmark.max_new_tokens,

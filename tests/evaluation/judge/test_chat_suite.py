@@ -89,6 +89,24 @@ def test_prices_need_no_judge(chat):
     assert second.endswith("at --judge-price")
 
 
+def test_a_model_behind_chat_completions_takes_turns(chat, server, tmp_path):
+    """The server is model and judge. Without a tokenizer, the price is by characters."""
+    server.says = lambda prompt: "[[8]]" if prompt.startswith("Rate") else f"so much for {prompt.split()[-1]}"
+    evaluation = chat(
+        models=(f"big@{server.url}",),
+        benchmarks=tuple(suites.choose(["mt_bench"])),
+        engine=EngineOptions(EngineSettings(engine="server")),
+        chat_completions=True,
+    )
+    (price,) = evaluate.estimate(evaluation, workload.Machine(gpu=devices.find_gpu("h100-80gb"), gpus=1))[1]
+    assert "tokens (at 4 characters each, answers empty" in price
+    (scores,) = evaluate.evaluate(evaluation)
+    assert {sample.score for sample in scores.tasks[0].samples} == {0.8}
+    talks = [[said["content"] for said in body["messages"]] for body in server.bodies if len(body["messages"]) == 3]
+    assert len(talks) == len(CATEGORIES)
+    assert ["Tell of boat 81.", "so much for 81.", "And of lamp 81?"] in talks
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
