@@ -143,7 +143,8 @@ class VllmEngine:
         """Yield (index, vLLM's output) of every chosen prompt as soon as it is finished."""
         from vllm.inputs import tokens_input
 
-        for index in sorted(chosen, key=lambda index: list(prompts[index])):
+        # As lists of numbers sort; their bytes are much smaller.
+        for index in sorted(chosen, key=lambda index: np.asarray(prompts[index], dtype=">u4").tobytes()):
             self._engine.add_request(str(index), tokens_input(list(prompts[index])), parameters[index])
         while self._engine.has_unfinished_requests():
             for output in self._engine.step():

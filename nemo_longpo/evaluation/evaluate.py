@@ -1,8 +1,10 @@
 """The whole of `longpo eval`: check everything, build the tasks, ask what was not asked yet, score, compare."""
 
+import fcntl
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import partial
@@ -10,6 +12,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal
 
+from nemo_longpo import atomic
 from nemo_longpo.costs import model_shape
 from nemo_longpo.data_tools.engines.engine import ReportingEngine
 from nemo_longpo.data_tools.runner import Usage
@@ -120,7 +123,18 @@ def evaluate(evaluation: Evaluation) -> list[ModelScores]:
     if evaluation.is_judged:
         judge = client.Judge(evaluation.judge)
         judge.check()
-    return [_run_model(evaluation, model, judge) for model in prepare(evaluation)]
+    asked = prepare(evaluation)
+    evaluation.output.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(atomic.locked(evaluation.output, fcntl.LOCK_EX | fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise InputError(
+                f"another longpo eval writes to {evaluation.output}; wait for it, or give another --output"
+            ) from None
+        except OSError:
+            pass  # the file system has no locks
+        return [_run_model(evaluation, model, judge) for model in asked]
 
 
 def _prepare_model(evaluation: Evaluation, model: models.EvalModel, count_computed: bool) -> ModelPrompts:

@@ -1,5 +1,6 @@
 """What a run is said to take, what its bar shows, and that texts which are not held change nothing."""
 
+import fcntl
 import gc
 import json
 import weakref
@@ -10,6 +11,7 @@ import pytest
 from lm_eval.api import instance
 from support.tiny_models import save_tiny, sentences
 
+from nemo_longpo import atomic
 from nemo_longpo.costs import devices, model_shape
 from nemo_longpo.data_tools.runner import Usage
 from nemo_longpo.data_tools.settings import EngineSettings, TransformersSettings
@@ -67,6 +69,15 @@ def test_a_dry_run_counts_what_a_run_takes(evaluation, monkeypatch):
     (half,), _ = evaluate.estimate(evaluation, machine)
     assert (half.answered, half.most_new_tokens) == (4, 4 * 32)
     assert 0 < half.seconds < before.seconds
+
+
+def test_two_runs_do_not_share_an_output(evaluation):
+    evaluation.output.mkdir(exist_ok=True)
+    with (
+        atomic.locked(evaluation.output, fcntl.LOCK_EX),
+        pytest.raises(InputError, match=r"another longpo eval writes to .*; wait for it, or give another --output"),
+    ):
+        evaluate.evaluate(evaluation)
 
 
 def test_texts_that_are_made_again_give_the_same_scores(evaluation, tmp_path, monkeypatch):
