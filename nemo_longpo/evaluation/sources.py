@@ -90,8 +90,7 @@ def require(benchmarks: Iterable[Benchmark], data: Path | None, may_lack: Sequen
     if missing := [name for name in names if _present(data, name) is None]:
         these = "it" if len(missing) == 1 else "them"
         raise InputError(
-            f"{data} lacks {'; '.join(f'{name}, {_described(name)}' for name in missing)}; fetch {these} with --fetch, "
-            f"or put {these} there"
+            f"{data} lacks {'; '.join(_by_origin(missing))}; fetch {these} with --fetch, or put {these} there"
         )
     _check_unchanged(data, names)
 
@@ -150,6 +149,14 @@ def _digest(path: Path) -> str:
 
 def _described(name: str) -> str:
     return f"{known()[name].what} ({known()[name].page}, {known()[name].licence})"
+
+
+def _by_origin(names: Iterable[str]) -> list[str]:
+    """Each page and licence with the files from there."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(f"({known()[name].page}, {known()[name].licence})", []).append(name)
+    return [f"{', '.join(own)} {origin}" for origin, own in groups.items()]
 
 
 def _present(data: Path, name: str) -> Path | None:
