@@ -9,7 +9,7 @@ from nemo_longpo import atomic, json_input, typed_fields
 from nemo_longpo.checkpoints.run_directory import find_checkpoint, read_metrics
 from nemo_longpo.steps import Record, Records, run_steps
 
-from .stages import BASE_LENGTH, DemoSettings, demo_steps, metrics_file, training_directory
+from .stages import BASE_LENGTH, DemoSettings, demo_steps, evaluation_directory, metrics_file, training_directory
 
 if TYPE_CHECKING:
     from matplotlib import axes as of_axes, figure as of_figure
@@ -26,7 +26,8 @@ def run_demo(settings: DemoSettings, redo: str | None = None) -> dict[str, Any]:
     """
     output = settings.output
     records = run_steps(demo_steps(settings), output, redo=redo, known=records_of_before(output))
-    before, after = (_read_accuracy(output / name) for name in ("before.json", "after.json"))
+    results = evaluation_directory(output) / "results.json"
+    before, after = (_accuracy(results, label) for label in ("before", "after"))
     steps = read_metrics(training_directory(output))
     plot_accuracy(output / "accuracy.png", before, after, BASE_LENGTH)
     plot_rewards(output / "rewards.png", steps)
@@ -42,6 +43,7 @@ def run_demo(settings: DemoSettings, redo: str | None = None) -> dict[str, Any]:
             "metrics": str(metrics_file(output)),
             "checkpoint": str(find_checkpoint(training_directory(output))),
             "model": str(output / "model"),
+            "evaluation": str(results.with_suffix(".html")),
             "plots": [str(output / "accuracy.png"), str(output / "rewards.png")],
         },
     }
@@ -62,8 +64,10 @@ def format_summary(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _read_accuracy(path: Path) -> dict[int, float]:
-    return {int(tokens): share for tokens, share in json.loads(path.read_text())["accuracy"].items()}
+def _accuracy(results: Path, label: str) -> dict[int, float]:
+    """The share of right answers by length, from a `results.json` of `longpo eval`."""
+    tasks = json_input.read_json_object(results, _ADVICE)["tasks"]
+    return {task["length"]: task["models"][label]["mean"] / 100 for task in tasks}
 
 
 def records_of_before(output: Path) -> Records | None:

@@ -14,6 +14,8 @@ from .corpus import write_corpus
 DEMO_DIR = Path(__file__).resolve().parent
 BASE_MODEL = DEMO_DIR / "model"
 PROMPTS = DEMO_DIR / "prompts.json"
+RULER_WORDS = DEMO_DIR / "ruler.json"
+EVALUATED = "ruler_niah_multikey_1"
 BASE_LENGTH = 128  # up to here the base model answers every question
 SHORT_LENGTHS = (64, 96, BASE_LENGTH)
 
@@ -65,6 +67,11 @@ def training_directory(output: Path) -> Path:
     return output / "training"
 
 
+def evaluation_directory(output: Path) -> Path:
+    """Where `longpo eval` writes its answers and results."""
+    return output / "evaluation"
+
+
 def training_progress(metrics: Path, steps: int) -> str:
     """Return a line of progress from the newest complete line of the metrics."""
     lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []
@@ -86,10 +93,9 @@ def demo_steps(settings: DemoSettings) -> list[Step]:
             outputs=(corpus,),
             settings=_chosen(settings, "documents", "tokens", "seed"),
         ),
-        _measure("before", "measure the base model", settings, BASE_MODEL),
         *_data_steps(settings, corpus),
         *_model_steps(settings),
-        _measure("after", "measure the trained model", settings, output / "model"),
+        _evaluate(settings),
     ]
 
 
@@ -193,15 +199,17 @@ def _model_steps(settings: DemoSettings) -> list[Step]:
     ]
 
 
-def _measure(name: str, title: str, settings: DemoSettings, model: Path) -> Step:
-    output, lengths = settings.output / f"{name}.json", map(str, settings.lengths)
-    module = (sys.executable, "-m", "nemo_longpo.recipes.demo.evaluate", "--model", str(model), "--output", str(output))
+def _evaluate(settings: DemoSettings) -> Step:
+    """The questions that the demo's documents answer are RULER's task of several keys, in the words of its model."""
+    model, evaluation = settings.output / "model", evaluation_directory(settings.output)
+    command = (public_command("longpo"), "eval", f"before={BASE_MODEL}", f"after={model}", "--suite", EVALUATED)
+    lengths = ("--lengths", *map(str, settings.lengths), "--samples", str(settings.samples))
     return Step(
-        name=name,
-        title=title,
-        command=(*module, "--samples", str(settings.samples), "--lengths", *lengths),
+        name="evaluate",
+        title="ask both models about documents of every length",
+        command=(*command, *lengths, "--wording", str(RULER_WORDS), "--output", str(evaluation)),
         inputs=(model,),
-        outputs=(output,),
+        outputs=(evaluation,),
         settings=_chosen(settings, "samples", "tokens"),
         env=_ENVIRONMENT,
     )

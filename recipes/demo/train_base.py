@@ -18,8 +18,10 @@ import torch.nn.functional as F
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
 from .corpus import NAMES, PLACES, Document, answer, asked_form, make_document, question, write_request
-from .evaluate import accuracy
 from .tokenizer import SPECIAL_TOKENS, USER_CLOSE, build_tokenizer
+
+_TOKENS_PER_BATCH = 8192
+"""While the model is watched."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +154,42 @@ def train(settings: Training) -> tuple[MistralForCausalLM, PreTrainedTokenizerFa
             scores = {n: accuracy(model, tokenizer, n) for n in (64, 128, 512)}
             print(f"step {step + 1}: loss {loss:.3f}, accuracy {scores}, {time.time() - started:.0f} s", flush=True)
     return model.eval(), tokenizer
+
+
+def accuracy(
+    model: MistralForCausalLM, tokenizer: PreTrainedTokenizerFast, tokens: int, samples: int = 64, seed: int = 7
+) -> float:
+    """Return the share of `samples` documents of `tokens` tokens in which the model names the right place."""
+    rng = random.Random(seed)
+    conversations, expected = [], []
+    for _ in range(samples):
+        document = make_document(rng, tokens)
+        name, place = rng.choice(list(document.facts.items()))
+        conversations.append([{"role": "user", "content": f"{document.text} {question(name)}"}])
+        expected.append(answer(name, place))
+    size = max(1, _TOKENS_PER_BATCH // tokens)
+    responses: list[str] = []
+    for start in range(0, samples, size):
+        responses += respond(model, tokenizer, conversations[start : start + size])
+    return sum(given == right for given, right in zip(responses, expected, strict=True)) / samples
+
+
+def respond(
+    model: MistralForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    conversations: list[list[dict[str, str]]],
+    **sampling: float | bool,
+) -> list[str]:
+    """Return the model's next message in each conversation; greedy unless `sampling` holds `generate` settings."""
+    inputs: Any = tokenizer.apply_chat_template(
+        conversations, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt"
+    )
+    generate: Any = model.generate
+    with torch.no_grad():
+        output = generate(**inputs, max_new_tokens=8, **({"do_sample": False} | sampling))
+    return tokenizer.batch_decode(
+        output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
 
 
 def learning_rate(settings: Training, step: int) -> float:

@@ -6,16 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemo_longpo.recipes.demo.corpus import answer, asked_name, make_document, question, write_request
-from nemo_longpo.recipes.demo.evaluate import accuracy, load, respond
 from nemo_longpo.recipes.demo.stages import BASE_LENGTH, BASE_MODEL, PROMPTS
 from nemo_longpo.recipes.demo.tokenizer import build_tokenizer
+from nemo_longpo.recipes.demo.train_base import accuracy, respond
 
 
 @pytest.fixture(scope="module")
 def base():
-    return load(str(BASE_MODEL))
+    model = AutoModelForCausalLM.from_pretrained(BASE_MODEL, dtype=torch.float32, local_files_only=True)
+    return model.eval(), AutoTokenizer.from_pretrained(BASE_MODEL, local_files_only=True)
 
 
 def test_the_model_is_small() -> None:

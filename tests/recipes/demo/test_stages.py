@@ -47,9 +47,9 @@ def test_demo_of_before_is_continued(tmp_path: Path, capsys: pytest.CaptureFixtu
     settings = DemoSettings(output=tmp_path, documents=3, tokens=64, steps=7, samples=5)
     show_plan(demo_steps(settings), tmp_path, known=known)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:2] == ["documents: done", "before: to run"]
+    assert lines[:2] == ["documents: done", "chunk: to run"]
     assert run_steps(demo_steps(settings)[:1], tmp_path, known=known)["documents"].seconds == 1.5
-    for changes, message in (({"steps": 8}, r"'train' was run with steps=7 \(now 8\)"), ({"samples": 6}, "'before'")):
+    for changes, message in (({"steps": 8}, r"'train' was run with steps=7 \(now 8\)"), ({"samples": 6}, "'evaluate'")):
         with pytest.raises(InputError, match=message):
             run_steps(demo_steps(replace(settings, **changes)), tmp_path, known=known)
     (tmp_path / "stages.json").write_text('{"documents": "x"}')
@@ -64,7 +64,7 @@ def test_steps_read_earlier_output(tmp_path: Path) -> None:
     """The declared inputs and outputs of a step are the paths in its command."""
     written = {tmp_path / "documents.jsonl"}
     for step in demo_steps(DemoSettings(output=tmp_path))[1:]:
-        values = [re.sub(r"^(data|resume|log)[a-z._]*=", "", argument) for argument in step.command]
+        values = [re.sub(r"^((data|resume|log)[a-z._]*|before|after)=", "", argument) for argument in step.command]
         named = {Path(value) for value in values if value.startswith(str(tmp_path))}
         assert named - set(step.inputs) == set(step.outputs)
         inputs = {path for path in step.inputs if path.is_relative_to(tmp_path)}
