@@ -67,7 +67,9 @@ class Summary:
         return next((group for group in self.groups if group.name == name), None)
 
     def of_column(self, column: str) -> Measured | None:
-        """Return what stands in a column of the paper's tables."""
+        """Return what stands in a column of the paper's tables. RULER in other words is not what the paper measured."""
+        if self.settings.get("wording") and column.startswith("RULER"):
+            return None
         return next((group for group in self.groups if group.column == column), None)
 
 

@@ -176,6 +176,12 @@ def test_a_part_of_the_paper_s_tasks_is_no_number_of_the_paper():
     assert dict(zip(long.columns, long.rows[0].cells, strict=True))["VT"] == "50.0 ± 98.0"
 
 
+def test_ruler_in_other_words_does_not_stand_beside_the_paper():
+    scores = [model_scores("m", {("ruler_vt", 256): [1, 0]})]
+    assert not paper_tables(summarise(scores, {**SETTINGS, "wording": "sha256 of a file"}, {}))
+    assert paper_tables(summarise(scores, {**SETTINGS, "wording": None}, {}))
+
+
 def test_lengths_read_as_people_say_them():
     assert [tokens(length) for length in (64, 1000, 1024, 4096, 131072, 1048576)] == [
         "64", "1,000", "1K", "4K", "128K", "1M",
