@@ -88,7 +88,7 @@ class ListMaker:
     """Common words. The size is the number of different words.
 
     Beyond the end of the list of words, it is the number of words that follow, common ones more often in the same
-    proportion: the official generator ends there, far below 256K tokens.
+    proportion: the official generator ends there, at about 120K tokens.
     """
 
     def __init__(self, words: ListWords, length: int):

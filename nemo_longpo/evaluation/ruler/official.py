@@ -12,11 +12,13 @@ from functools import cache
 from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from nemo_longpo.errors import InputError
 
 from . import wording as words
+
+Found = TypeVar("Found")
 
 
 @cache
@@ -90,7 +92,8 @@ class _Source:
 
     @property
     def config(self) -> dict[str, Any]:
-        return self._some([value for value in self._assigned("CONFIG") if isinstance(value, dict)])[0]
+        found: list[dict[str, Any]] = [value for value in self._assigned("CONFIG") if isinstance(value, dict)]
+        return self._some(found)[0]
 
     def f_strings(self, function: str, beginning: str) -> list[str]:
         """The f-strings of a function, in order, with {} for each value."""
@@ -108,7 +111,7 @@ class _Source:
                 except ValueError:  # computed
                     continue
 
-    def _some(self, found: list[Any]) -> list[Any]:
+    def _some(self, found: list[Found]) -> list[Found]:
         if not found:
             raise self._unexpected()
         return found

@@ -1,13 +1,17 @@
 """Wording files: what they may say, and the sentence for what they may not."""
 
 import json
+import re
 from dataclasses import asdict
+from pathlib import Path
+from random import Random
 
 import pytest
 
 from nemo_longpo.errors import InputError
-from nemo_longpo.evaluation.ruler import official, wording
+from nemo_longpo.evaluation.ruler import needles, official, wording
 
+PAGE = Path(__file__).parents[3] / "docs" / "evaluation.md"
 NEEDLES = {"template": "{context} {query}", "needle": "{key} {value}", "repeat": "So."}
 
 
@@ -25,6 +29,15 @@ def test_official_words_as_a_file(tmp_path):
     assert words.needles.prefix_of_one.endswith("is")
     assert len(words.common_words.words) > 8000
     assert words.documents.document.startswith("Document {i}")
+
+
+def test_documented_file(tmp_path):
+    (example,) = re.findall(r"```json\n(\{\"needles\".*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    words = wording.read(write(tmp_path, json.loads(example)))
+    maker = needles.NeedleMaker(needles.NEEDLE_TASKS["niah_multikey_1"], words.needles, 64, None)
+    made = maker(9, Random(0))
+    assert made.answers[0] in made.prompt
+    assert re.search(r"Where is [A-Z]+\?$", made.prompt)
 
 
 @pytest.mark.parametrize(
