@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, strategies as st
@@ -259,6 +260,22 @@ def test_depths_are_uniform(task, data):
         place = made.prompt.index(f" is: {made.answers[0]}.") / len(made.prompt)
         fifths[min(int(place * 5), 4)] += 1
     assert all(150 < fifths[fifth] < 250 for fifth in range(5))
+
+
+def test_sentences_of_essays(monkeypatch):
+    """Punkt splits them where nltk has its data; the official text is the same but for the needles' places."""
+    text = "It rains,\n Mr.  Smith. Does it?  Yes!"
+    assert needles.essay_prose.__wrapped__(text).beginning(7) == ["It rains, Mr.", "Smith.", "Does it?", "Yes!"]
+    assert needles.essay_prose.__wrapped__(text).beginning(10) == [
+        *("It rains, Mr.", "Smith.", "Does it?", "Yes!"),
+        "It rains, Mr.",
+    ]
+    punkt = SimpleNamespace(
+        data=SimpleNamespace(find=lambda name: name), sent_tokenize=lambda plain: [plain[:20], plain[21:]]
+    )
+    monkeypatch.setattr(needles.importlib, "import_module", lambda name: punkt)
+    assert needles.sentence_splitter() == "punkt"
+    assert needles.essay_prose.__wrapped__(text).beginning(5) == ["It rains, Mr. Smith.", "Does"]
 
 
 def test_asked_key_is_there_once(data):

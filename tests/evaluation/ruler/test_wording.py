@@ -2,9 +2,12 @@
 
 import json
 import re
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 
@@ -29,6 +32,31 @@ def test_official_words_as_a_file(tmp_path):
     assert words.needles.prefix_of_one.endswith("is")
     assert len(words.common_words.words) > 8000
     assert words.documents.document.startswith("Document {i}")
+
+
+def test_official_words_without_the_harness_running():
+    """Importing its RULER modules would look for data of nltk on the network."""
+    code = (
+        "import sys; from nemo_longpo.evaluation.ruler import official; official.official(); official.word_pairs()\n"
+        "assert not [name for name in sys.modules if name.partition('.')[0] in ('lm_eval', 'nltk', 'requests')]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_other_harness(monkeypatch, tmp_path):
+    """A harness that has its prompts elsewhere, or none at all, is one sentence."""
+    place = tmp_path / "lm_eval" / "tasks" / "ruler"
+    place.mkdir(parents=True)
+    monkeypatch.setattr(
+        official, "find_spec", lambda name: SimpleNamespace(origin=str(tmp_path / name / "__init__.py"))
+    )
+    for name in ("niah_utils", "prepare_niah"):
+        with pytest.raises(InputError, match=r"where lm_eval 0.4.13 has them; install lm_eval==0.4.13"):
+            official.official.__wrapped__()
+        (place / f"{name}.py").write_text("TEMPLATE = 3")
+    monkeypatch.setattr(official, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"which is not installed; pip install lm_eval==0.4.13"):
+        official.official.__wrapped__()
 
 
 def test_documented_file(tmp_path):
