@@ -50,7 +50,7 @@ def test_other_harness(monkeypatch, tmp_path):
     monkeypatch.setattr(
         official, "find_spec", lambda name: SimpleNamespace(origin=str(tmp_path / name / "__init__.py"))
     )
-    for name in ("niah_utils", "prepare_niah"):
+    for name in ("niah_utils", "prepare_niah", "vt_utils"):
         with pytest.raises(InputError, match=r"where lm_eval 0.4.13 has them; install lm_eval==0.4.13"):
             official.official.__wrapped__()
         (place / f"{name}.py").write_text("TEMPLATE = 3")
