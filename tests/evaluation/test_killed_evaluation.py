@@ -24,7 +24,7 @@ def write_questions(path: Path) -> None:
         books = [" ".join(draw.choices(sentences(), k=length // 9)) for _ in range(3)]
         rows += [
             {"prompt": f"{books[number % 3]} What does boat {number} follow?", "answers": ["boat"], "length": length}
-            for number in range(30)
+            for number in range(60)
         ]
         rows += [
             {"prompt": " ".join(draw.choices(sentences(), k=3 + number)), "answers": ["gate"], "length": length}
@@ -77,12 +77,12 @@ def test_ten_kills_leave_no_trace(command, tmp_path):
     whole, killed, log = tmp_path / "whole", tmp_path / "killed", tmp_path / "log"
     assert start(command, whole, log).wait(SECONDS) == 0, log.read_text()
     asked = answered(whole)
-    assert asked == 2 * 80
+    assert asked == 2 * 140
     draw = random.Random(11)
     seen = []
     for _ in range(KILLS):
         process = start(command, killed, log)
-        kill_after(process, killed, draw.randrange(1, 16), draw.random() * 0.05)
+        kill_after(process, killed, draw.randrange(1, 12), draw.random() * 0.01)
         assert process.returncode == -signal.SIGKILL, log.read_text()
         seen.append(answered(killed))
     assert seen == sorted(set(seen)), "each run goes on where the last one was killed"
