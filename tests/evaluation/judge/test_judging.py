@@ -381,7 +381,7 @@ CHAT_FAULTS = {
     "not UTF-8": ("prompt_fs.txt", lambda path: path.write_bytes(b"\xff"), "prompt_fs.txt cannot be read"),
     "no system prompt": ("eval.py", lambda path: path.write_text("system_prompt = f()"), "sets no system_prompt"),
     "no Python": ("eval.py", lambda path: path.write_text("def"), "eval.py is no Python program"),
-    "too deep": ("eval.py", lambda path: path.write_text("(" * 9999), "eval.py is no Python program"),
+    "too deep": ("eval.py", lambda path: path.write_text("-" * 99_999 + "1"), "eval.py is no Python program"),
 }
 FAULTS = [("mt_bench", *fault) for fault in MT_FAULTS.values()] + [
     ("longbench_chat", DIRECTORY + name, *fault) for name, *fault in CHAT_FAULTS.values()
