@@ -12,7 +12,7 @@ from nemo_longpo.terminal import note, show, whole_number
 from .judge.settings import JudgeSettings
 
 if TYPE_CHECKING:
-    from .evaluate import Evaluation
+    from .plan import Evaluation
 
 
 def register(subparsers: Any) -> None:
@@ -102,11 +102,11 @@ def _run(arguments: argparse.Namespace) -> int:
     sources.require_packages()
     from nemo_longpo.data_tools.stages.model_stage import EngineOptions
 
-    from . import evaluate
+    from . import evaluate, plan
     from .results import report, tables, verdict
 
     day = options.settings_from(settings.TemplateSettings, vars(arguments)).day()
-    evaluation = evaluate.Evaluation(
+    evaluation = plan.Evaluation(
         models=tuple(arguments.models),
         benchmarks=benchmarks,
         output=arguments.output,

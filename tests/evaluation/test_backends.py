@@ -12,8 +12,10 @@ from nemo_longpo import cli
 from nemo_longpo.data_tools.settings import EngineSettings, ServerSettings
 from nemo_longpo.data_tools.stages.model_stage import EngineOptions
 from nemo_longpo.errors import InputError
-from nemo_longpo.evaluation import evaluate, models, suites
+from nemo_longpo.evaluation import evaluate, models, plan, suites
 from nemo_longpo.evaluation.language_model import Answers
+
+pytestmark = pytest.mark.slow  # models and the harness are loaded
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def server():
 
 def evaluation(named, data, output, **server):
     server = {"timeout": 20.0, "retries": 0, "concurrency": 2} | server
-    return evaluate.Evaluation(
+    return plan.Evaluation(
         models=tuple(named),
         benchmarks=tuple(suites.choose([str(data / "books.jsonl"), "arc_challenge"])),
         output=output,
@@ -49,7 +51,8 @@ def evaluation(named, data, output, **server):
 
 
 def test_a_server_is_asked_in_token_ids_and_for_what_is_missing_alone(model, data, server, tmp_path):
-    asked = evaluation([f"tiny={model}"], data, tmp_path, base_url=(server.url,))
+    # One after the other, so that what is known when the server fails is certain.
+    asked = evaluation([f"tiny={model}"], data, tmp_path, base_url=(server.url,), concurrency=1)
     server.faults.extend([Fault(), Fault(), Fault(), Fault(status=400)])
     with pytest.raises(InputError, match="the server's own words"):
         evaluate.evaluate(asked)
@@ -90,14 +93,14 @@ def test_every_model_has_servers_of_its_own(model, data, server, tmp_path):
     finally:
         other.kill()
     with pytest.raises(InputError, match=r"a server holds one model; .* before=MODEL@http"):
-        evaluate.prepare(evaluation([f"a={model}", f"b={model}"], data, tmp_path, base_url=(server.url,)))
+        plan.prepare(evaluation([f"a={model}", f"b={model}"], data, tmp_path, base_url=(server.url,)))
 
 
 def test_the_length_that_a_server_has_counts(model, data, tmp_path):
     short = FakeVllm(max_model_len=300)
     try:
         with pytest.raises(InputError, match=r"books: question 0 takes [\d,]+ tokens with its answer, .* reads 300"):
-            evaluate.prepare(evaluation([str(model)], data, tmp_path, base_url=(short.url,)))
+            plan.prepare(evaluation([str(model)], data, tmp_path, base_url=(short.url,)))
     finally:
         short.kill()
 

@@ -15,7 +15,9 @@ from nemo_longpo.costs import devices
 from nemo_longpo.data_tools.settings import EngineSettings, ServerSettings
 from nemo_longpo.data_tools.stages.model_stage import EngineOptions
 from nemo_longpo.errors import InputError
-from nemo_longpo.evaluation import evaluate, suites, workload
+from nemo_longpo.evaluation import evaluate, plan, suites, workload
+
+pytestmark = pytest.mark.slow  # models and the harness are loaded
 
 ASKED = [f"Where from was boat {number}?" for number in range(8)]
 
@@ -45,7 +47,7 @@ def data(tmp_path_factory):
 
 
 def evaluation(server, data: Path, output: Path, *names: str, suite: str | None = None, **changed):
-    return evaluate.Evaluation(
+    return plan.Evaluation(
         **{
             "models": names or (f"big@{server.url}",),
             "benchmarks": tuple(suites.choose([suite or str(data / "boats.jsonl")])),
@@ -111,12 +113,12 @@ def test_lengths_are_those_of_a_tokenizer_of_ours(server, data, tmp_path):
     with pytest.raises(
         InputError, match=r"boats: question 0 takes \d\d tokens with its answer, and the model reads 50"
     ):
-        evaluate.prepare(evaluation(server, data, tmp_path, tokenizer=directory))
+        plan.prepare(evaluation(server, data, tmp_path, tokenizer=directory))
     with pytest.raises(InputError, match=r"ruler_vt is made to a length in tokens; .* with --tokenizer DIR"):
-        evaluate.prepare(evaluation(server, data, tmp_path, suite="ruler_vt"))
+        plan.prepare(evaluation(server, data, tmp_path, suite="ruler_vt"))
     # The template adds what it adds on the other engines.
     directory = save_tiny(tmp_path / "long", max_position_embeddings=500)
-    (asked,) = evaluate.prepare(evaluation(server, data, tmp_path, tokenizer=directory))
+    (asked,) = plan.prepare(evaluation(server, data, tmp_path, tokenizer=directory))
     tokenizer = asked.model.tokenizer
     text = tokenizer.apply_chat_template([{"role": "user", "content": ASKED[0]}], tokenize=False)
     assert asked.tasks[0].asked[0][0].prompt_tokens == len(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -16,7 +16,9 @@ from support.scripted_model import ALWAYS_RIGHT, ALWAYS_WRONG, HALF_RIGHT, other
 from support.tiny_models import save_tiny
 
 from nemo_longpo.data_tools.stages.model_stage import EngineOptions
-from nemo_longpo.evaluation import evaluate, models, suites
+from nemo_longpo.evaluation import evaluate, models, plan, suites
+
+pytestmark = pytest.mark.slow  # models and the harness are loaded
 
 COUNT = 4
 FAMILIES = {
@@ -51,7 +53,7 @@ def data(tmp_path_factory):
 
 
 def evaluation(model, data, output, names, **changed):
-    return evaluate.Evaluation(
+    return plan.Evaluation(
         models=(str(model),),
         benchmarks=tuple(suites.choose(names)),
         output=output,
@@ -63,7 +65,7 @@ def evaluation(model, data, output, names, **changed):
 
 
 def run(asked, script, monkeypatch, tmp_path, text_of=None):
-    (prepared,) = evaluate.prepare(asked)
+    (prepared,) = plan.prepare(asked)
     engine = scripted(prepared, script, tmp_path / "unused", text_of)
     monkeypatch.setattr(models.EvalModel, "load_engine", lambda _: engine)
     (scores,) = evaluate.evaluate(asked)

@@ -13,6 +13,8 @@ from support.tiny_models import TEMPLATES, save_tiny, tiny_tokenizer
 
 from nemo_longpo.errors import InputError
 
+pytestmark = pytest.mark.slow  # models and the harness are loaded
+
 USER = ("<|start_header_id|>user", "<|im_start|>user", "[INST]")
 GENERATION = {"until": ["\n", "?"], "max_gen_toks": 12, "do_sample": False, "temperature": 0.0}
 

@@ -13,8 +13,10 @@ from support.evaluation_models import engine_lm, open_one, preparation
 from support.tiny_models import save_tiny
 
 from nemo_longpo.errors import InputError
-from nemo_longpo.evaluation import prompts, short
+from nemo_longpo.evaluation import plan, prompts, short
 from nemo_longpo.evaluation.suites import BENCHMARKS
+
+pytestmark = pytest.mark.slow  # models and the harness are loaded
 
 SEED = 7
 NAMES = ("mmlu", "arc_challenge", "hellaswag", "winogrande")
@@ -195,12 +197,12 @@ def test_too_few_examples_and_missing_files_are_refused(model, data, tmp_path):
 def test_default_seed_draws_the_examples_that_the_harness_draws():
     from lm_eval import defaults
 
-    from nemo_longpo.evaluation import cli, evaluate
+    from nemo_longpo.evaluation import cli
 
     parser = argparse.ArgumentParser()
     cli.register(parser.add_subparsers())
     arguments = parser.parse_args(["eval", "MODEL", "--suite", "short"])
-    assert arguments.seed == evaluate.Evaluation.seed == defaults.DEFAULT_OTHER_SEED
+    assert arguments.seed == plan.Evaluation.seed == defaults.DEFAULT_OTHER_SEED
 
 
 def test_a_seed_draws_the_same_examples_again(model, data):

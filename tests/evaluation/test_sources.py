@@ -149,6 +149,7 @@ def test_the_wording_of_the_page_can_be_used(tmp_path):
     assert words.needles.keys["Carl"] == "CARL?"
 
 
+@pytest.mark.slow
 def test_wheel_is_downloaded_once_and_its_files_are_recorded(tmp_path, known, wheels, capfd):
     known["text.json"] = source("wheel:essays==1.0:essays/text.json", sha256=sha256(ESSAYS))
     known["more.json"] = source("wheel:essays==1.0:essays/more.json")
@@ -223,6 +224,7 @@ def test_a_damaged_manifest_is_refused(tmp_path, known):
             sources.require(reading("text.json"), tmp_path)
 
 
+@pytest.mark.slow
 def test_the_next_place_is_tried(tmp_path, known, wheels, site):
     address, pages, _ = site
     pages["/text.json"] = ESSAYS
@@ -231,6 +233,7 @@ def test_the_next_place_is_tried(tmp_path, known, wheels, site):
     assert json.loads((tmp_path / "manifest.json").read_text())["files"]["text.json"]["place"].startswith("http")
 
 
+@pytest.mark.slow
 def test_an_index_without_the_package_is_told_in_pips_words(tmp_path, known, wheels):
     known["text.json"] = source("wheel:absent==1.0:text.json")
     with pytest.raises(InputError, match=r"pip download absent==1\.0: ERROR: No matching distribution found"):
@@ -273,6 +276,7 @@ def test_a_file_in_another_format_is_there(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_the_command_fetches_datasets_and_then_works_offline(tmp_path, site):
     """With the hub's own client, which reads its environment when it is imported."""
     address, pages, asked = site

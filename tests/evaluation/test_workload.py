@@ -17,8 +17,10 @@ from nemo_longpo.data_tools.runner import Usage
 from nemo_longpo.data_tools.settings import EngineSettings, TransformersSettings
 from nemo_longpo.data_tools.stages.model_stage import EngineOptions
 from nemo_longpo.errors import InputError
-from nemo_longpo.evaluation import evaluate, prompts, suites, workload
+from nemo_longpo.evaluation import evaluate, plan, prompts, suites, workload
 from nemo_longpo.evaluation.language_model import Asked
+
+pytestmark = pytest.mark.slow  # models and the harness are loaded
 
 GPU = devices.find_gpu("h100-80gb")
 
@@ -38,7 +40,7 @@ def evaluation(model, tmp_path_factory):
     ]
     rows.append({"prompt": " ".join(books) * 8, "answers": ["boat"]})
     (folder / "books.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return evaluate.Evaluation(
+    return plan.Evaluation(
         models=(f"tiny={model}",),
         benchmarks=tuple(suites.choose([str(folder / "books.jsonl")])),
         output=folder / "out",
@@ -90,7 +92,7 @@ def test_texts_that_are_made_again_give_the_same_scores(evaluation, tmp_path, mo
 
     held = evaluate.evaluate(evaluation)
     monkeypatch.setattr(prompts.HeldTexts, "take", refuse)
-    (asked,) = evaluate.prepare(evaluation)
+    (asked,) = plan.prepare(evaluation)
     assert made == [True]
     assert asked.tasks[0].task.task is None
     assert evaluate.evaluate(evaluation) == held
@@ -107,7 +109,7 @@ def test_texts_beyond_the_room_are_let_go(evaluation, monkeypatch):
         return original(task, *rest, **options)
 
     monkeypatch.setattr(prompts, "prompts_of", watch)
-    asked = evaluate.prepare(evaluation)
+    asked = plan.prepare(evaluation)
     gc.collect()
     assert [found() for found in alive] == [None]
     assert len(asked[0].tasks[0].requests) == 8
@@ -135,7 +137,7 @@ def test_room_of_a_task_that_is_let_go_is_free_for_the_next(evaluation, tmp_path
     room = prompts.HeldTexts.__init__.__defaults__
     prompts.HeldTexts.__init__.__defaults__ = (5000,)
     try:
-        (asked,) = evaluate.prepare(both)
+        (asked,) = plan.prepare(both)
     finally:
         prompts.HeldTexts.__init__.__defaults__ = room
     assert [task.task.task is None for task in asked.tasks] == [True, False]

@@ -12,7 +12,7 @@ from support.evaluation_models import engine_lm
 
 from nemo_longpo.data_tools.engines.engine import Completion, Done, Sampling, Spans, indices, no_report
 from nemo_longpo.data_tools.runner import Tick, Usage
-from nemo_longpo.evaluation import evaluate, prompts
+from nemo_longpo.evaluation import plan, prompts
 
 Ids = tuple[int, ...]
 Script = Callable[[int], bool]
@@ -84,7 +84,7 @@ class ScriptedEngine:
 
 
 def scripted(
-    asked: evaluate.ModelPrompts, script: Script, unused: Path, text_of: Callable[..., str] | None = None
+    asked: plan.ModelPrompts, script: Script, unused: Path, text_of: Callable[..., str] | None = None
 ) -> ScriptedEngine:
     """The engine that follows `script` on these prompts. `text_of(benchmark, answers, right)` writes the texts."""
     reader = engine_lm(asked.model, unused)

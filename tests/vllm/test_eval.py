@@ -15,7 +15,7 @@ from support import benchmark_data
 
 from nemo_longpo.data_tools.settings import EngineSettings, TransformersSettings, VllmSettings
 from nemo_longpo.data_tools.stages.model_stage import EngineOptions
-from nemo_longpo.evaluation import evaluate, suites, workload
+from nemo_longpo.evaluation import evaluate, plan, suites, workload
 
 CACHE_BYTES = 128 << 20
 
@@ -41,7 +41,7 @@ def options(engine: str) -> EngineOptions:
 
 
 def evaluation(models, data, output, engine):
-    return evaluate.Evaluation(
+    return plan.Evaluation(
         models=tuple(models),
         benchmarks=tuple(suites.choose([str(data / "books.jsonl"), "arc_challenge", "hellaswag"])),
         output=output,

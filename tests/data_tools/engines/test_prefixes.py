@@ -12,6 +12,8 @@ from nemo_longpo.data_tools.engines.engine import Sampling
 from nemo_longpo.data_tools.engines.hf_engine import TransformersEngine
 from nemo_longpo.data_tools.settings import EngineSettings, TransformersSettings
 
+pytestmark = pytest.mark.slow  # models of three families compute everything twice
+
 
 def ignore(_):
     pass

@@ -245,6 +245,7 @@ def test_server_that_returns_gets_work_again(servers, load):
     assert len(lost.bodies) > back[0]
 
 
+@pytest.mark.slow
 def test_run_continues_when_the_only_server_returns(servers, load):
     (server,) = servers()
     engine = load(server, retries=30)

@@ -12,9 +12,11 @@ from nemo_longpo.costs import devices
 from nemo_longpo.data_tools.settings import EngineSettings, TransformersSettings
 from nemo_longpo.data_tools.stages.model_stage import EngineOptions
 from nemo_longpo.errors import InputError
-from nemo_longpo.evaluation import evaluate, suites, workload
+from nemo_longpo.evaluation import evaluate, plan, suites, workload
 from nemo_longpo.evaluation.judge.settings import JudgeSettings
 from nemo_longpo.evaluation.results import report
+
+pytestmark = pytest.mark.slow  # models and the harness are loaded
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,7 @@ def chat(model, data, server, tmp_path):
             "data": data,
             "judge": JudgeSettings(judge_model="strict", judge_url=server.url, judge_price=(3.0, 15.0)),
         }
-        return evaluate.Evaluation(**(settings | changed))
+        return plan.Evaluation(**(settings | changed))
 
     return evaluation
 
@@ -76,7 +78,7 @@ def test_judge_is_asked_for_before_any_work(chat, server, tmp_path):
 
 def test_conversations_need_the_chat_template(chat):
     with pytest.raises(InputError, match="mt_bench is made of conversations"):
-        evaluate.prepare(chat(chat_template="never"))
+        plan.prepare(chat(chat_template="never"))
 
 
 def test_prices_need_no_judge(chat):

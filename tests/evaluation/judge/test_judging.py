@@ -17,6 +17,8 @@ from nemo_longpo.evaluation.judge.settings import JudgeSettings
 from nemo_longpo.evaluation.language_model import Answers, EngineLM
 from nemo_longpo.evaluation.suites import BENCHMARKS
 
+pytestmark = pytest.mark.slow  # models and the harness are loaded
+
 TOKENIZER = tiny_tokenizer("qwen2.5")
 BUILDERS = {
     "mt_bench": mt_bench.build,

@@ -98,6 +98,7 @@ def rows_of(task):
 
 @pytest.mark.parametrize("style", ["qwen2.5", *(pytest.param(s, marks=SLOW) for s in ("llama-3", "mistral-v0.3"))])
 @pytest.mark.parametrize("name", [row.removeprefix("ruler_") for row in suites.SUITES["ruler"]])
+@pytest.mark.slow
 def test_fills_the_length(name, style, data, tmp_path):
     """One unit more would be too long; the answers are in the text."""
     prepared = preparation(data, tmp_path, style, samples=2, lengths=(LENGTH,))
@@ -176,6 +177,7 @@ def test_other_tokenizer_makes_new_ones(data, tmp_path):
     assert other.count_tokens.calls > 4
 
 
+@pytest.mark.slow
 def test_few_long_questions_give_their_place(data, tmp_path, capsys):
     """One question of forty that needs a document beyond the length is passed over, and said; of four, it is not."""
     content = json.loads((data / "squad.json").read_text())
