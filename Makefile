@@ -1,7 +1,7 @@
 # Everything runs in .venv, which the first command creates from requirements/ (Python 3.11, no GPU needed).
 #   make demo    documents in, trained and exported long-context model out, in demo_output/
 #   make test    all tests: the fast ones, slow ones of one process, those that start several gloo processes
-#   make test-fast   the inner loop: about 50 s on two cores
+#   make test-fast   the inner loop: about 55 s on two cores
 #   make test-gpu    tests that need a CUDA device
 #   make lint    ruff and mypy
 #   make fuzz    40 times as many damaged files as in `make test`, other ones each time (FUZZ_FACTOR=400 for more)
