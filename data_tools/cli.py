@@ -8,7 +8,7 @@ from typing import Any
 from nemo_longpo import steps, terminal
 
 from .options import add_settings
-from .settings import ENGINE_SETTINGS
+from .settings import heading
 from .stages.registry import STAGES, Report, StageCall, StageSpec
 
 
@@ -61,9 +61,7 @@ def _add_stage(commands: Any, row: StageSpec) -> None:
     if row.takes_prompts:
         parser.add_argument("--prompts", metavar="FILE", help="JSON file that replaces the wording of the prompts")
     for kind in row.settings:
-        # The settings of each engine get their own heading.
-        of_one_engine = kind in ENGINE_SETTINGS[1:]
-        add_settings(parser, kind, title=(kind.__doc__ or "").rstrip(".").replace("`", "") if of_one_engine else None)
+        add_settings(parser, kind, heading(kind))
     parser.set_defaults(run=_run_stage, prompts=None)
 
 

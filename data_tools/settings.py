@@ -222,3 +222,8 @@ class ServerSettings(Settings):
 
 
 ENGINE_SETTINGS: tuple[type[Settings], ...] = (EngineSettings, TransformersSettings, VllmSettings, ServerSettings)
+
+
+def heading(kind: type[Settings]) -> str | None:
+    """Return what stands above the settings of one engine in `--help`; None for all others."""
+    return (kind.__doc__ or "").rstrip(".").replace("`", "") if kind in ENGINE_SETTINGS[1:] else None

@@ -79,10 +79,7 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     for kind in (*settings.ENGINE_SETTINGS, settings.TemplateSettings):
-        of_one_engine = kind in settings.ENGINE_SETTINGS[1:]
-        options.add_settings(
-            parser, kind, title=(kind.__doc__ or "").rstrip(".").replace("`", "") if of_one_engine else None
-        )
+        options.add_settings(parser, kind, settings.heading(kind))
     options.add_settings(parser, JudgeSettings, title="judge, for the suite chat")
     parser.set_defaults(run=_run, refuse=parser.error)
 
@@ -122,11 +119,7 @@ def _run(arguments: argparse.Namespace) -> int:
         too_long=arguments.too_long,
         wording=arguments.wording,
         judge=options.settings_from(JudgeSettings, vars(arguments)),
-        **(
-            {}
-            if (day := options.settings_from(settings.TemplateSettings, vars(arguments)).day()) is None
-            else {"day": day}
-        ),
+        **({} if day is None else {"day": day}),
     )
     report.check_output(evaluation.output)
     conditions = verdict.parse_conditions(arguments.fail_if, evaluation.benchmarks, len(evaluation.models))
