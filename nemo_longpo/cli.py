@@ -20,6 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     from nemo_longpo.evaluation.cli import register as register_eval
     from nemo_longpo.planning.cli import register as register_plan
     from nemo_longpo.recipes.demo.cli import register as register_demo
+    from nemo_longpo.report.cli import register as register_report
 
     parser = argparse.ArgumentParser(
         prog="longpo",
@@ -27,7 +28,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"nemo_longpo {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for register in (register_data, register_convert, register_plan, register_eval, register_doctor, register_demo):
+    for register in (
+        register_data,
+        register_convert,
+        register_plan,
+        register_report,
+        register_eval,
+        register_doctor,
+        register_demo,
+    ):
         register(subparsers)
     return parser
 

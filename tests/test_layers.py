@@ -26,6 +26,7 @@ TOOLS = {
     "nemo_longpo.evaluation",
     "nemo_longpo.recipes.demo",
     "nemo_longpo.doctor",
+    "nemo_longpo.report",
 }
 
 # Unit -> the other units it may import, from the ground up; what is in OPEN_TO_ALL, every unit may.
@@ -61,7 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | PURE,
     "nemo_longpo.recipes": {"nemo_longpo.checkpoints", "nemo_longpo.megatron"} | PURE,
     # The demo calls everything else through the public commands, as a user would.
-    "nemo_longpo.recipes.demo": {"nemo_longpo.shards", "nemo_longpo.checkpoints"} | PURE,
+    "nemo_longpo.recipes.demo": {"nemo_longpo.shards", "nemo_longpo.checkpoints", "nemo_longpo.line_plot"} | PURE,
     "nemo_longpo.conversion": PURE
     | {
         "nemo_longpo.checkpoints",
@@ -85,11 +86,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nemo_longpo.evaluation": {
         "nemo_longpo.costs",
         "nemo_longpo.data_tools",
+        "nemo_longpo.line_plot",
         "nemo_longpo.model_directory",
         "nemo_longpo.shards",
         "nemo_longpo.yaml_input",
     },
     "nemo_longpo.doctor": set(),
+    "nemo_longpo.line_plot": set(),
+    # Reads what a run and an evaluation have written.
+    "nemo_longpo.report": {
+        "nemo_longpo.checkpoints",
+        "nemo_longpo.data_tools",
+        "nemo_longpo.evaluation",
+        "nemo_longpo.line_plot",
+    },
     "nemo_longpo.cli": TOOLS | {"nemo_longpo.planning"},
 }
 OPEN_TO_ALL = {
@@ -307,6 +317,7 @@ except SystemExit as leaving:
         HELP.format(arguments=["convert", "import", "--help"]),
         HELP.format(arguments=["plan", "--help"]),
         HELP.format(arguments=["eval", "--help"]),
+        HELP.format(arguments=["report", "--help"]),
     ],
     ids=[
         "import nemo_longpo",
@@ -315,6 +326,7 @@ except SystemExit as leaving:
         "longpo convert import --help",
         "longpo plan --help",
         "longpo eval --help",
+        "longpo report --help",
     ],
 )
 def test_help_is_instant(code):

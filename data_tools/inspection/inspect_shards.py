@@ -85,10 +85,10 @@ _NEEDED = frozenset("\u200c\u200d\u200e\u200f\n\t")
 _HIDDEN = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 
 
-def environment(folder: Path = _FOLDER) -> Environment:
-    """Return the environment of templates that escape every value and spell out its hidden characters."""
+def environment(*folders: Path) -> Environment:
+    """Return the environment of these folders' templates, which escape values and spell out hidden characters."""
     made = Environment(
-        loader=FileSystemLoader(folder),
+        loader=FileSystemLoader(folders),
         autoescape=True,
         finalize=_spelled_out,
         undefined=StrictUndefined,
@@ -112,7 +112,7 @@ def make_page(reader: ShardReader, summary: dict[str, Any], values: Values, text
     bounds = [f"{100 * bound:g} %" for bound in SHADES]
     shades = [f"under {bounds[0]}", *(f"{low} to {high}" for low, high in pairwise(bounds)), f"{bounds[-1]} and over"]
     margins = values["margin_per_document"]
-    template = environment().get_template("page.html")
+    template = environment(_FOLDER).get_template("page.html")
     return template.render(
         name=Path(summary["directory"]).absolute().name,
         # The browser runs this script and no other, and loads nothing.

@@ -185,8 +185,20 @@ def point_last_link(checkpoint: Path) -> None:
 def read_metrics(log_dir: Path, name: str = RUN_NAME) -> list[dict[str, Any]]:
     """Return the metrics of each optimizer step of a run so far; what is no whole line of metrics is left out."""
     path = metrics_file(log_dir, name)
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    return [metrics for line in lines if (metrics := _parse_metrics(line)) is not None]
+    return read_metrics_file(path)[0] if path.exists() else []
+
+
+def read_metrics_file(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the metrics of each line of a file, and the number of lines that are no whole line of metrics.
+
+    Raises InputError if the file cannot be read.
+    """
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}; give another run, or its owner's rights") from error
+    found = [metrics for line in lines if (metrics := _parse_metrics(line)) is not None]
+    return found, len(lines) - len(found)
 
 
 def keep_steps(path: Path, last: int) -> int:

@@ -16,6 +16,8 @@ from nemo_longpo import atomic, json_input, typed_fields
 
 FILE = "given.json"
 ORIGIN_FILE = "imported_weights.json"
+VERSIONS_FILE = "versions.json"
+"""Beside it: the versions that the run was last started with, by the names of distributions."""
 _VERSION = 1
 
 

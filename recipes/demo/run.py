@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from nemo_longpo import atomic, json_input, typed_fields
 from nemo_longpo.checkpoints.run_directory import find_checkpoint, read_metrics
+from nemo_longpo.line_plot import curves
 from nemo_longpo.steps import Record, Records, run_steps
 
 from .stages import BASE_LENGTH, DemoSettings, demo_steps, evaluation_directory, metrics_file, training_directory
 
 if TYPE_CHECKING:
-    from matplotlib import axes as of_axes, figure as of_figure
+    from matplotlib import axes as of_axes
 
 _ADVICE = "remove it with everything beside it, or give another --output"
 _BEFORE, _AFTER, _CHOSEN, _REJECTED, _MARGIN = "#9a9a9a", "#1f6feb", "#1a7f37", "#cf222e", "#1f6feb"
@@ -95,7 +96,7 @@ def records_of_before(output: Path) -> Records | None:
 
 def plot_accuracy(path: Path, before: dict[int, float], after: dict[int, float], base_length: int) -> None:
     """Plot the share of right answers over document length (tokens), before and after training, as a PNG."""
-    figure, (axes,) = _figure(1, (7.0, 4.2))
+    figure, (axes,) = curves.figure(1, (7.0, 4.2))
     lengths = sorted(before)
     axes.axvspan(lengths[0] / 1.15, base_length, color="#f0f0f0", zorder=0)
     axes.text(lengths[0] / 1.1, 12, "lengths of the\nbase model", color="#666666", va="center", fontsize=9)
@@ -116,7 +117,7 @@ def plot_accuracy(path: Path, before: dict[int, float], after: dict[int, float],
 
 def plot_rewards(path: Path, steps: list[dict[str, Any]]) -> None:
     """Plot rewards and loss over optimizer steps, from the objects of `metrics.jsonl`, as a PNG."""
-    figure, (rewards, losses) = _figure(2, (10.0, 4.2))
+    figure, (rewards, losses) = curves.figure(2, (10.0, 4.2))
     x = [entry["step"] for entry in steps]
     for name, color in (("chosen", _CHOSEN), ("rejected", _REJECTED), ("margins", _MARGIN)):
         _labelled_line(rewards, x, [entry[f"rewards/{name}"] for entry in steps], color, name.removesuffix("s"))
@@ -146,16 +147,3 @@ def _labelled_line(axes: "of_axes.Axes", x: list[int], y: list[float], color: st
         color=color,
         annotation_clip=False,
     )
-
-
-def _figure(columns: int, inches: tuple[float, float]) -> tuple["of_figure.Figure", list["of_axes.Axes"]]:
-    """Return plain axes with room for their labels; needs no display and no global state of pyplot."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=inches, dpi=150, layout="constrained")
-    all_axes = [figure.add_subplot(1, columns, i + 1) for i in range(columns)]
-    for axes in all_axes:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-        axes.set_axisbelow(True)
-    return figure, all_axes

@@ -9,12 +9,13 @@ from typing import Any
 from markupsafe import Markup
 
 from nemo_longpo.data_tools.inspection import drawings, inspect_shards
+from nemo_longpo.line_plot import panels
 from nemo_longpo.terminal import printable
 
 from . import paper_layout, plot, tables
 from .summary import Measured, Summary
 
-_FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent
 _PER_TASK = 2
 _MOST_QUESTIONS = 60
 _MARKS = re.compile(r"[\\`*_{}\[\]<>#|~&]")
@@ -89,16 +90,15 @@ def svg(summary: Summary) -> str | None:
     drawn = plot.draw(summary)
     if drawn is None:
         return None
-    template = inspect_shards.environment(_FOLDER).get_template("accuracy.svg")
-    text: str = template.render(plot=drawn, width=plot.WIDTH, left=plot.LEFT)
+    text: str = inspect_shards.environment(panels.FOLDER).get_template("line_plot.svg").render(plot=drawn)
     return f"{text}\n"
 
 
 def page(summary: Summary, verdict: str) -> str:
     """Return the HTML page. What models wrote stands in it as text, hidden characters spelled out."""
     drawn = plot.draw(summary)
-    own = (_FOLDER / "results.css").read_text(encoding="utf-8")
-    template = inspect_shards.environment(_FOLDER).get_template("results.html")
+    own = (FOLDER / "results.css").read_text(encoding="utf-8")
+    template = inspect_shards.environment(FOLDER, panels.FOLDER).get_template("results.html")
     text: str = template.render(
         style=Markup(inspect_shards.style() + own),
         labels=summary.labels,
@@ -106,10 +106,7 @@ def page(summary: Summary, verdict: str) -> str:
         summary=summary,
         parts=["Lengths"] * (drawn is not None) + ["Tables", "Answers", "Provenance"],
         plot=drawn,
-        width=plot.WIDTH,
-        left=plot.LEFT,
         tables=_tables(summary),
-        nothing=tables.NOTHING,
         questions=_questions(summary),
         flatten=_flat,
     )

@@ -5,61 +5,16 @@ their error bars (95 % intervals) do not cover each other.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from nemo_longpo.line_plot.panels import COLOURS, Key, Line, Panel, Plot, Point
 
 from .summary import Measured, Summary
 from .tables import heading, interval, tokens, with_lengths
 
-COLOURS = 8
-WIDTH = 720
-LEFT, _RIGHT, _TITLE, _HEIGHT, _FOOT, _LINE = 52, 16, 42, 220, 52, 26
+_WIDTH = 720
+_LEFT, _RIGHT, _TITLE, _HEIGHT, _FOOT, _LINE = 52, 16, 42, 220, 52, 26
 _APART = 9  # between models at one length
 _LEVELS = (0, 25, 50, 75, 100)
-
-
-@dataclass(frozen=True)
-class Point:
-    """A mean at (x, y), the ends of its error bar, and what is shown on hover."""
-
-    x: float
-    y: float
-    bar: tuple[float, float] | None
-    note: str
-
-
-@dataclass(frozen=True)
-class Line:
-    """What one model scored. `colour` counts from 0."""
-
-    colour: int
-    points: tuple[Point, ...]
-
-    @property
-    def path(self) -> str:
-        return " ".join(f"{point.x:.1f},{point.y:.1f}" for point in self.points)
-
-
-@dataclass(frozen=True)
-class Panel:
-    """Title, where it begins, places of the labels below and at the side, lines."""
-
-    title: str
-    top: int
-    across: tuple[tuple[float, str], ...]
-    lines: tuple[Line, ...]
-
-    @property
-    def up(self) -> list[tuple[float, str]]:
-        return [(_y(self.top, level), str(level)) for level in _LEVELS]
-
-
-@dataclass(frozen=True)
-class Plot:
-    """The whole drawing; `legend` has a line for every model."""
-
-    height: int
-    legend: tuple[tuple[int, int, str], ...]
-    panels: tuple[Panel, ...]
 
 
 def draw(summary: Summary) -> Plot | None:
@@ -67,24 +22,38 @@ def draw(summary: Summary) -> Plot | None:
     groups = with_lengths(summary)
     if not groups:
         return None
-    legend = tuple((place % COLOURS, 18 + place * _LINE, label) for place, label in enumerate(summary.labels))
+    legend = tuple(Key(place % COLOURS, 12, 18 + place * _LINE, label) for place, label in enumerate(summary.labels))
     begin = len(legend) * _LINE
     size = _TITLE + _HEIGHT + _FOOT
     panels = tuple(_panel(summary, group, begin + place * size) for place, group in enumerate(groups))
-    return Plot(begin + len(groups) * size, legend, panels)
+    return Plot(
+        name="accuracy by length",
+        width=_WIDTH,
+        left=_LEFT,
+        height=begin + len(groups) * size,
+        legend=legend,
+        panels=panels,
+    )
 
 
 def _panel(summary: Summary, group: Measured, top: int) -> Panel:
     at = summary.by_length[group.name]
-    step = (WIDTH - LEFT - _RIGHT) / len(at)
-    middles = [LEFT + (place + 0.5) * step for place in range(len(at))]
+    step = (_WIDTH - _LEFT - _RIGHT) / len(at)
+    middles = [_LEFT + (place + 0.5) * step for place in range(len(at))]
     apart = min(_APART, step / (2 * len(summary.labels)))
     lines = []
     for place, label in enumerate(summary.labels):
         aside = (place - (len(summary.labels) - 1) / 2) * apart
         lines.append(Line(place % COLOURS, tuple(_points(at, label, [x + aside for x in middles], top))))
     labels = [tokens(own.length or 0) for own in at]
-    return Panel(heading(group), top, tuple(zip(middles, labels, strict=True)), tuple(lines))
+    return Panel(
+        title=heading(group),
+        top=top,
+        across=tuple(zip(middles, labels, strict=True)),
+        up=tuple((_y(top, level), str(level)) for level in _LEVELS),
+        axis="tokens of prompt and answer",
+        lines=tuple(lines),
+    )
 
 
 def _points(at: Sequence[Measured], label: str, xs: Sequence[float], top: int) -> list[Point]:

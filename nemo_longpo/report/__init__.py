@@ -1,0 +1,1 @@
+"""`longpo report`: what training runs wrote, as one page to look at and as pictures, several runs beside each other."""

@@ -1,0 +1,167 @@
+"""Which metrics make which chart, and the tables of numbers below them."""
+
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from nemo_longpo.evaluation.results.tables import NOTHING, Row, Table
+from nemo_longpo.line_plot.curves import Curve, Graph, shown, thinned
+
+from .runs import Run, finite
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """`metrics` of one unit, by what they are called in the legend."""
+
+    name: str
+    title: str
+    unit: str
+    metrics: dict[str, str]
+    limits: tuple[float, ...] = ()
+
+
+CHARTS = (
+    Chart(
+        name="rewards",
+        title="Rewards",
+        unit="β · (log p − reference log p)",
+        metrics={"chosen": "rewards/chosen", "rejected": "rewards/rejected", "margin": "rewards/margins"},
+    ),
+    Chart(
+        name="accuracy",
+        title="Reward accuracy",
+        unit="share of pairs with margin > 0",
+        metrics={"": "rewards/accuracies"},
+        limits=(0, 1),
+    ),
+    Chart(
+        name="loss",
+        title="Loss",
+        unit="nats",
+        metrics={"total": "loss", "NLL": "loss/nll", "preference": "loss/longpo"},
+    ),
+    Chart(
+        name="logps",
+        title="Log-probs",
+        unit="nats, sum over tokens",
+        metrics={
+            "chosen": "logps/chosen",
+            "rejected": "logps/rejected",
+            "reference, chosen": "ref_logps/chosen",
+            "reference, rejected": "ref_logps/rejected",
+        },
+    ),
+    Chart(name="gradient-norm", title="Gradient norm", unit="", metrics={"": "grad_norm"}, limits=(0,)),
+    Chart(name="learning-rate", title="Learning rate", unit="", metrics={"": "lr"}, limits=(0,)),
+    Chart(name="tokens", title="Tokens per second", unit="", metrics={"": "tokens_per_second"}, limits=(0,)),
+    Chart(name="mfu", title="MFU", unit="share of the device's bf16 peak", metrics={"": "mfu"}, limits=(0,)),
+    Chart(name="flops", title="Speed", unit="TFLOP/s per device", metrics={"": "tflops_per_device"}, limits=(0,)),
+    Chart(name="seconds", title="Time of a step", unit="seconds", metrics={"": "step_seconds"}, limits=(0,)),
+    Chart(name="memory", title="Memory", unit="peak of the first GPU, GiB", metrics={"": "memory_gib"}, limits=(0,)),
+)
+
+
+def graphs(runs: Sequence[Run]) -> list[Graph]:
+    """Return a graph for each chart with values: of one run its metrics together, of several a metric of every run."""
+    return [graph for chart in CHARTS for graph in _graphs(chart, runs) if graph.finite]
+
+
+def _graphs(chart: Chart, runs: Sequence[Run]) -> Iterator[Graph]:
+    if len(runs) == 1:
+        curves = [_curve(label, runs[0], metric) for label, metric in chart.metrics.items()]
+        yield _graph(chart, chart.name, chart.title, curves)
+        return
+    for label, metric in chart.metrics.items():
+        title = f"{chart.title}, {label}" if label else chart.title
+        name = f"{chart.name}-{label}".replace(", ", "-").lower() if label else chart.name
+        yield _graph(chart, name, title, [_curve(run.label, run, metric) for run in runs])
+
+
+def _graph(chart: Chart, name: str, title: str, curves: Sequence[Curve]) -> Graph:
+    """Every run keeps its colour, also where it has no such metric."""
+    return Graph(name=name, title=title, unit=chart.unit, curves=tuple(curves), limits=chart.limits)
+
+
+def _curve(label: str, run: Run, metric: str) -> Curve:
+    return Curve(label, thinned(run.values(metric)))
+
+
+def overview(runs: Sequence[Run]) -> Table:
+    """A row for every run: how far it came, and what it ended with."""
+    return Table(
+        title="Runs",
+        columns=("steps", "loss", "margin", "accuracy", "gradient norm", "tokens/s", "MFU", "hours"),
+        rows=tuple(
+            Row(
+                name=run.label,
+                cells=(
+                    f"{int(run.steps[-1]['step']):,}",
+                    *(_late(run, name) for name in ("loss", "rewards/margins", "rewards/accuracies", "grad_norm")),
+                    *(_median(run, name) for name in ("tokens_per_second", "mfu")),
+                    _hours(run),
+                ),
+            )
+            for run in runs
+        ),
+        notes=(
+            "Loss, margin, accuracy and gradient norm are means of the last tenth of the steps, tokens/s and MFU the "
+            "median of all; hours are the sum of the steps, without start and saving.",
+        ),
+    )
+
+
+def _late(run: Run, name: str) -> str:
+    values = run.values(name)
+    late = finite(values[-math.ceil(len(values) / 10) :]) if values else []
+    return shown(math.fsum(late) / len(late), 4) if late else NOTHING
+
+
+def _median(run: Run, name: str) -> str:
+    values = finite(run.values(name))
+    return shown(statistics.median(values), 4) if values else NOTHING
+
+
+def _hours(run: Run) -> str:
+    seconds = finite(run.values("step_seconds"))
+    return shown(math.fsum(seconds) / 3600, 4) if seconds else NOTHING
+
+
+def numbers(run: Run) -> Table:
+    """Every metric of a run, also those without a chart."""
+    return Table(
+        title=run.label,
+        columns=("first", "last", "lowest", "highest", "mean of the last tenth", "not finite"),
+        rows=tuple(Row(name=name, cells=_numbers(run, name)) for name in run.names),
+        notes=(run.warning,) if run.warning else (),
+    )
+
+
+def _numbers(run: Run, name: str) -> tuple[str, ...]:
+    values = run.values(name)
+    sound = finite(values)
+    ends = (min(sound), max(sound)) if sound else ()
+    return (
+        shown(values[0][1]),
+        shown(values[-1][1]),
+        *(shown(end) for end in ends or ()),
+        *((NOTHING, NOTHING) if not ends else ()),
+        _late(run, name),
+        f"{len(values) - len(sound):,}" if len(values) > len(sound) else NOTHING,
+    )
+
+
+def by_run(title: str, runs: Sequence[Run], values: Sequence[dict[str, str]]) -> Table:
+    """What each run has under a name, a column for each run; rows that differ are marked and come first."""
+    names = list(dict.fromkeys(name for own in values for name in own))
+    cells = {name: tuple(own.get(name, NOTHING) for own in values) for name in names}
+    names.sort(key=lambda name: len(set(cells[name])) == 1)  # stable
+    return Table(
+        title=title,
+        columns=tuple(run.label for run in runs),
+        rows=tuple(
+            Row(name=name, cells=cells[name], kind="change" if len(set(cells[name])) > 1 else "ours") for name in names
+        ),
+        notes=("Shaded rows differ.",) if len(runs) > 1 and any(len(set(own)) > 1 for own in cells.values()) else (),
+    )

@@ -1,0 +1,107 @@
+"""The report's files: one page that loads nothing, and a PNG of every chart."""
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from markupsafe import Markup
+
+from nemo_longpo import atomic
+from nemo_longpo.data_tools.inspection import inspect_shards
+from nemo_longpo.errors import InputError
+from nemo_longpo.evaluation.results import pages as results_pages, paper_layout, plot, tables
+from nemo_longpo.evaluation.results.report import RESULTS
+from nemo_longpo.evaluation.results.results_json import read_summary
+from nemo_longpo.line_plot import curves, panels
+
+from . import charts
+from .runs import Run, read_runs
+
+PAGE = "training.html"
+_FOLDER = Path(__file__).parent
+_MARK = '<meta name="generator" content="longpo report">'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What `longpo eval` found, ready for the page."""
+
+    title: str
+    verdict: str
+    tables: tuple[tables.Table, ...]
+    plot: panels.Plot | None
+
+
+def write_report(given: Sequence[str], output: Path, evaluations: Sequence[Path] = ()) -> tuple[list[Path], list[str]]:
+    """Write the page and, where matplotlib is installed, the PNGs; return their paths, and sentences about the runs.
+
+    `given` are `[NAME=]RUN`, `evaluations` directories of `longpo eval` or their results.json. Raises InputError if
+    one of them is damaged or missing, or if the output cannot be written; then nothing is written.
+    """
+    _check_output(output)
+    runs = read_runs(given)
+    results = [_evaluation(path) for path in evaluations]
+    graphs = charts.graphs(runs)
+    files: dict[str, str | bytes] = {PAGE: page(runs, graphs, results)}
+    notes = [run.warning for run in runs if run.warning]
+    if importlib.util.find_spec("matplotlib"):
+        files |= {f"{graph.name}.png": curves.png(graph) for graph in graphs}
+    else:
+        notes.append("no PNGs are written without matplotlib; install nemo_longpo[report] for them")
+    with atomic.explain_full_disk(output, "nothing is lost"):
+        output.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        atomic.write_file(output / name, content)
+    return [output / name for name in files], notes
+
+
+def _check_output(output: Path) -> None:
+    above = next(parent for parent in (output.absolute(), *output.absolute().parents) if parent.exists())
+    if not above.is_dir():
+        raise InputError(f"{above} is no directory; give --output another one")
+    if not os.access(above, os.W_OK):
+        raise InputError(f"{above} cannot be written to; give --output another directory")
+    present = output / PAGE
+    if present.exists() and _MARK.encode() not in present.read_bytes()[:2000]:
+        raise InputError(f"{present} is not of longpo report; give --output another directory")
+
+
+def _evaluation(path: Path) -> Evaluation:
+    file = path / RESULTS if path.is_dir() else path
+    summary, verdict = read_summary(file)
+    return Evaluation(
+        title=", ".join(summary.labels),
+        verdict=verdict,
+        tables=(*paper_layout.paper_tables(summary), *tables.length_tables(summary)),
+        plot=plot.draw(summary),
+    )
+
+
+def page(runs: Sequence[Run], graphs: Sequence[curves.Graph], evaluations: Sequence[Evaluation] = ()) -> str:
+    """Return the page. What runs wrote stands in it as text, hidden characters spelled out."""
+    style = [inspect_shards.style(), *(file.read_text(encoding="utf-8") for file in _styles())]
+    versions = [run.versions for run in runs]
+    text: str = (
+        inspect_shards.environment(_FOLDER, results_pages.FOLDER, panels.FOLDER)
+        .get_template(PAGE)
+        .render(
+            mark=Markup(_MARK),
+            style=Markup("".join(style)),
+            runs=runs,
+            overview=charts.overview(runs),
+            plots=[curves.draw(graph) for graph in graphs],
+            thinned=any(len(run.steps) > curves.MOST_POINTS for run in runs),
+            numbers=[charts.numbers(run) for run in runs],
+            evaluations=evaluations,
+            settings=charts.by_run("Settings", runs, [run.settings for run in runs]),
+            versions=charts.by_run("Versions", runs, versions) if any(versions) else None,
+            parts=["Runs", "Charts", "Numbers", *["Evaluation"] * bool(evaluations), "Settings"],
+        )
+    )
+    return f"{text}\n"
+
+
+def _styles() -> tuple[Path, ...]:
+    return (panels.FOLDER / "line_plot.css", results_pages.FOLDER / "results.css", _FOLDER / "training.css")

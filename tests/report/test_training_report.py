@@ -1,0 +1,350 @@
+"""The page and the PNGs of training runs: numbers are those of metrics.jsonl, text is text, damage is one sentence."""
+
+import html
+import html.parser
+import json
+import math
+import re
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+from support.eval_scores import SETTINGS, model_scores
+
+from nemo_longpo import cli
+from nemo_longpo.checkpoints import run_directory, run_inputs
+from nemo_longpo.errors import InputError
+from nemo_longpo.evaluation.results import paper_layout, report as results_report, tables
+from nemo_longpo.evaluation.results.results_json import FORMAT, as_json, read_summary
+from nemo_longpo.evaluation.results.summary import summarise
+from nemo_longpo.evaluation.results.verdict import verdict
+from nemo_longpo.report import charts, pages
+from nemo_longpo.report.runs import read_runs
+
+HOSTILE = "<script>alert(1)</script> & \x1b[31m\u202e \"'"
+SHOWN = "<script>alert(1)</script> & ⟨U+001B⟩[31m⟨U+202E⟩ \"'"
+
+
+def steps(count=6, **changes):
+    """Metrics as training writes them; a change is a function of the step, or None to leave the metric out."""
+    values = {
+        "loss": lambda step: 2.5 / step,
+        "loss/nll": lambda step: 2.25 / step,
+        "loss/longpo": lambda step: 4.123456789 / step,
+        "rewards/chosen": lambda step: -1 / step,
+        "rewards/rejected": lambda step: -0.7 * step,
+        "rewards/margins": lambda step: 0.7 * step - 1 / step,
+        "rewards/accuracies": lambda step: min(1, step / 4),
+        "lr": lambda step: 5e-7 * step / count,
+        "grad_norm": lambda step: 13.607025146484375 / step,
+        "tokens_per_second": lambda step: 90123.4 + step,
+        "mfu": lambda step: 0.4 + 0.01 * step,
+        "step_seconds": lambda step: 36.0,
+        **changes,
+    }
+    return [
+        {"step": step, **{name: value(step) for name, value in values.items() if value}} for step in range(1, count + 1)
+    ]
+
+
+def write_run(log_dir, lines, name="longpo", command="nemo llm finetune --factory longpo optim.config.lr=5e-7"):
+    path = run_directory.metrics_file(log_dir, name)
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (log_dir / name).mkdir(exist_ok=True)
+    (log_dir / name / "cmd-args.log").write_text(command, encoding="utf-8")
+    return log_dir
+
+
+def page_of(*given, evaluations=()):
+    runs = read_runs(list(map(str, given)))
+    return pages.page(runs, charts.graphs(runs), evaluations)
+
+
+def drawings(page):
+    """Every SVG of a page by its title."""
+    found = [ElementTree.fromstring(text) for text in re.findall(r"<svg.*?</svg>", page, flags=re.S)]
+    return {drawing.find(".//{*}text[@class='title']").text: drawing for drawing in found}
+
+
+def places(drawing):
+    """The points of each line as (x, y) in the units of the axes, which are read off the labels."""
+    level = [float(line.get("y1")) for line in drawing.iterfind(".//{*}line[@class='level']")]
+
+    def labels(kind):
+        texts = [text for text in drawing.iterfind(f".//{{*}}text[@class='{kind}']") if text.text != "step"]
+        return [(float(text.get("x")), number(text.text)) for text in texts]
+
+    ups = list(zip(level, (label for _, label in labels("end")), strict=True))
+    acrosses = labels("middle")
+
+    def read(marks, place):
+        (begin, low), (end, high) = marks[0], marks[-1]
+        return low + (place - begin) * (high - low) / (end - begin)
+
+    lines = [line.get("points").split() for line in drawing.iterfind(".//{*}polyline")]
+    points = [[tuple(map(float, point.split(","))) for point in line] for line in lines]
+    return [[(read(acrosses, x), read(ups, y)) for x, y in line] for line in points if line[0][1] > min(level) - 1]
+
+
+def table_rows(page, title):
+    part = page[page.index(f"<h3>{title}</h3>") :]
+    body = part[: part.index("</table>")]
+    return {
+        re.search(r'<th scope="row">(.*?)</th>', row)[1]: {
+            column: html.unescape(cell) for column, cell in re.findall(r'data-column="(.*?)">(.*?)</td>', row)
+        }
+        for row in re.findall(r"<tr class.*?</tr>", body, flags=re.S)
+    }
+
+
+def number(text):
+    return float(text.replace("−", "-").replace(",", ""))
+
+
+def test_numbers_on_the_page_are_those_of_the_metrics(tmp_path):
+    lines = steps()
+    page = page_of(f"demo={write_run(tmp_path / 'run', lines)}")
+    rows = table_rows(page, "demo")
+    assert list(rows) == [name for name in lines[0] if name != "step"]
+    for name, cells in rows.items():
+        values = [line[name] for line in lines]
+        expected = {"first": values[0], "last": values[-1], "lowest": min(values), "highest": max(values)}
+        for column, value in expected.items():
+            assert number(cells[column]) == pytest.approx(value, rel=1e-5), (name, column)
+        assert number(cells["mean of the last tenth"]) == pytest.approx(values[-1], rel=1e-3)
+    overview = table_rows(page, "Runs")["demo"]
+    assert overview["steps"] == "6"
+    assert number(overview["hours"]) == pytest.approx(0.06)
+    assert number(overview["MFU"]) == pytest.approx(0.435)
+
+
+def test_lines_and_hover_texts_stand_where_the_numbers_are(tmp_path):
+    lines = steps()
+    drawn = drawings(page_of(f"demo={write_run(tmp_path / 'run', lines)}"))
+    title = next(title for title in drawn if title.startswith("Rewards"))
+    curves = places(drawn[title])
+    for curve, name in zip(curves, ("chosen", "rejected", "margins"), strict=True):
+        expected = [(line["step"], line[f"rewards/{name}"]) for line in lines]
+        assert curve == [(pytest.approx(step, abs=0.02), pytest.approx(value, abs=0.02)) for step, value in expected]
+    notes = [strip.text for strip in drawn["Gradient norm"].iterfind(".//{*}rect/{*}title")]
+    assert notes[:2] == ["step 1: 13.607", "step 2: 6.80351"]
+    assert len(notes) == 6
+
+
+def test_a_long_run_is_drawn_by_means_and_its_numbers_are_not(tmp_path):
+    lines = steps(1000)
+    page = page_of(f"demo={write_run(tmp_path / 'run', lines)}")
+    notes = [strip.text for strip in drawings(page)["Gradient norm"].iterfind(".//{*}rect/{*}title")]
+    mean = math.fsum(line["grad_norm"] for line in lines[:5]) / 5
+    assert len(notes) == 200
+    assert notes[0] == f"mean of steps 1 to 5: {mean:.6g}"
+    assert number(table_rows(page, "demo")["grad_norm"]["first"]) == pytest.approx(lines[0]["grad_norm"], rel=1e-5)
+    assert "mean of consecutive steps" in page
+
+
+def test_several_runs_share_each_chart(tmp_path):
+    first = write_run(tmp_path / "first", steps())
+    second = write_run(tmp_path / "second", steps(4, mfu=None), command="nemo --factory longpo optim.config.lr=1e-6")
+    page = page_of(first, f"other={second}")
+    drawn = drawings(page)
+    assert "Rewards, chosen: β · (log p − reference log p)" in drawn
+    notes = [strip.text for strip in drawn["Gradient norm"].iterfind(".//{*}rect/{*}title")]
+    assert notes[0] == "step 1: first 13.607, other 13.607"
+    assert notes[5] == "step 6: first 2.26784"
+    mfu = drawn["MFU: share of the device's bf16 peak"]
+    assert [text.text for text in mfu.iterfind(".//{*}text[@class='label']")] == ["first", "other"]
+    assert table_rows(page, "Runs")["other"]["MFU"] == "–"
+    settings = table_rows(page, "Settings")
+    assert next(iter(settings)) == "optim.config.lr"  # what differs comes first
+    assert settings["optim.config.lr"] == {"first": "5e-7", "other": "1e-6"}
+
+
+def test_a_run_without_some_metrics_has_no_charts_of_them(tmp_path):
+    old = write_run(tmp_path / "run", steps(mfu=None, **{"rewards/chosen": None}))
+    drawn = drawings(page_of(old))
+    assert not [title for title in drawn if title.startswith(("MFU", "Memory"))]
+    (rewards,) = [drawing for title, drawing in drawn.items() if title.startswith("Rewards")]
+    notes = [strip.text for strip in rewards.iterfind(".//{*}rect/{*}title")]
+    assert "chosen" not in notes[0]
+    with_memory = write_run(tmp_path / "new", steps(memory_gib=lambda step: 61.5))
+    assert "Memory: peak of the first GPU, GiB" in drawings(page_of(with_memory))
+
+
+def test_what_is_not_finite_breaks_the_line_and_is_counted(tmp_path):
+    lines = steps(grad_norm=lambda step: math.nan if step == 3 else float(step))
+    page = page_of(f"demo={write_run(tmp_path / 'run', lines)}")
+    curves = places(drawings(page)["Gradient norm"])
+    assert [len(curve) for curve in curves] == [2, 3]
+    assert table_rows(page, "demo")["grad_norm"]["not finite"] == "1"
+    assert "step 3: nan" in page
+
+
+def test_one_step_is_a_dot(tmp_path):
+    drawing = drawings(page_of(write_run(tmp_path / "run", steps(1))))["Gradient norm"]
+    assert len(drawing.findall(".//{*}circle")) == 1
+
+
+class Tags(html.parser.HTMLParser):
+    def __init__(self, page):
+        super().__init__()
+        self.text, self.tags, self.links, self.open = "", [], [], []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag != "meta":
+            self.open.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href", "action", "style") or name[:2] == "on"]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_hostile_text_stays_text_and_the_page_loads_nothing(tmp_path):
+    command = f"nemo llm finetune data.paths={HOSTILE.replace(' ', '')}"
+    lines = steps(**{HOSTILE: float})
+    run = write_run(tmp_path / "run", lines, command=command)
+    (tmp_path / "run" / "longpo" / "inputs").mkdir()
+    (tmp_path / "run" / "longpo" / "inputs" / run_inputs.VERSIONS_FILE).write_text(json.dumps({"torch": HOSTILE}))
+    named = f"{HOSTILE.replace('/', '')}={run}"
+    page = page_of(named, f"b={run}")
+    read = Tags(page)
+    assert "script" not in read.tags
+    assert not read.open
+    assert all(link.startswith("#") for link in read.links)
+    assert read.text.count(SHOWN) >= 3  # a metric of both runs, a version
+    assert f"Training: {SHOWN.replace('/', '')}, b" in read.text
+    assert not re.search("[\x1b\u202e]", page)
+    assert "default-src 'none'" in page
+    assert re.search(r"url\(|@import|<script|<img|<link", page) is None
+
+
+def test_the_same_runs_make_the_same_bytes(tmp_path):
+    pytest.importorskip("matplotlib")
+    run = write_run(tmp_path / "run", steps(mfu=None))
+    written = []
+    for name in ("one", "two"):
+        files, notes = pages.write_report([f"$a_1$={run}", f"_b={run}"], tmp_path / name)
+        assert not notes
+        written.append({file.name: file.read_bytes() for file in files})
+    assert written[0] == written[1]
+    assert {"training.html", "rewards-margin.png", "loss-nll.png", "tokens.png"} <= set(written[0])
+    assert all(content.startswith(b"\x89PNG") for name, content in written[0].items() if name.endswith("png"))
+
+
+def test_without_matplotlib_there_is_a_page_and_a_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(pages.importlib.util, "find_spec", lambda name: None)
+    run = write_run(tmp_path / "run", steps())
+    assert cli.main(["report", str(run), "--output", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr()
+    assert said.out.split() == [str(tmp_path / "out" / "training.html")]
+    assert "without matplotlib" in said.err
+
+
+def test_a_torn_last_line_is_left_out_with_a_sentence(tmp_path):
+    run = write_run(tmp_path / "run", steps(4))
+    whole = page_of(run)
+    path = run_directory.metrics_file(run)
+    path.write_bytes(path.read_bytes() + b'{"step": 5, "lo')
+    torn = page_of(run)
+    assert torn.replace("\n", "") != whole.replace("\n", "")
+    assert "left out 1 line that cannot be read" in torn
+    assert table_rows(torn, "run") == table_rows(whole, "run")
+
+
+def damaged(tmp_path, content):
+    run = write_run(tmp_path / "run", steps(2))
+    run_directory.metrics_file(run).write_bytes(content)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty: the run has finished no step"),
+        (b"\0" * 300 + b"\n", "holds no line of metrics that can be read"),
+        (b'{"step": 1, "loss": "2.5"}\n', "'loss' of step 1 should be a number, not '2.5'"),
+        (b'{"step": 1, "loss": true}\n', "should be a number, not True"),
+        (b'{"step": 1, "loss": null}\n', "should be a number, not None"),
+        (b'{"step": 1, "loss": 1' + b"0" * 400 + b"}\n", "should be a number, not 1000"),
+        (b'{"step": 2, "loss": 1}\n{"step": 2, "loss": 1}\n', "step 2 stands behind step 2"),
+        (b'{"step": -3, "loss": 1}\n', "step -3 stands behind step 0"),
+    ],
+)
+def test_damaged_metrics_are_one_sentence(tmp_path, capsys, content, said):
+    run = damaged(tmp_path, content)
+    output = tmp_path / "out"
+    assert cli.main(["report", str(run), "--output", str(output)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert "metrics.jsonl" in line
+    assert not output.exists()
+
+
+def test_where_a_run_is_found(tmp_path):
+    run = write_run(tmp_path / "run", steps())
+    metrics = run_directory.metrics_file(run)
+    for given in (run, run / "longpo", metrics, metrics.parent):
+        (found,) = read_runs([str(given)])
+        assert (found.label, found.home, len(found.steps)) == ("run", run / "longpo", 6), given
+    with pytest.raises(InputError, match="two runs are called 'run'; name them"):
+        read_runs([str(run), str(run)])
+    write_run(run, steps(), name="second")
+    with pytest.raises(InputError, match=r"holds several runs \(longpo, second\)"):
+        read_runs([str(run)])
+    assert read_runs([str(run / "second")])[0].label == "second"
+    with pytest.raises(InputError, match="does not exist"):
+        read_runs([str(tmp_path / "nowhere")])
+    with pytest.raises(InputError, match=r"holds no tb_logs/NAME/metrics\.jsonl"):
+        read_runs([str(tmp_path)])
+
+
+def test_pages_of_others_are_not_replaced(tmp_path):
+    run = write_run(tmp_path / "run", steps())
+    (tmp_path / "training.html").write_text("mine")
+    with pytest.raises(InputError, match="is not of longpo report"):
+        pages.write_report([str(run)], tmp_path)
+    assert (tmp_path / "training.html").read_text() == "mine"
+
+
+def evaluated(tmp_path):
+    before = {("facts", 64): [1, 0, 1, 0], ("ruler_vt", 256): [1, 0], ("mmlu", None): [1, 0, 0, 1]}
+    after = {**before, ("facts", 64): [1, 1, 1], ("mt_bench", None): [0.5, 0.75]}
+    found = summarise([model_scores("before", before), model_scores("after", after)], SETTINGS, {"torch": "2"})
+    path = tmp_path / "results.json"
+    path.write_text(results_report.to_text(as_json(found, verdict(found))), encoding="utf-8")
+    return found, path
+
+
+def test_results_read_back_make_the_same_tables(tmp_path):
+    found, path = evaluated(tmp_path)
+    back, line = read_summary(path)
+    assert line == verdict(found)
+    assert tables.length_tables(back) == tables.length_tables(found)
+    assert paper_layout.paper_tables(back) == paper_layout.paper_tables(found)
+    assert {group.title for group in back.groups} == {group.title for group in found.groups}
+
+
+def test_evaluation_results_stand_beside(tmp_path):
+    _, path = evaluated(tmp_path)
+    run = write_run(tmp_path / "run", steps())
+    pages.write_report([str(run)], tmp_path / "out", [tmp_path])
+    page = (tmp_path / "out" / "training.html").read_text(encoding="utf-8")
+    assert table_rows(page, "facts by length")["after"] == {"64": "100.0 ± 0.0"}
+    assert ">facts</text>" in page
+    assert '<a href="#evaluation">' in page
+    for content, said in (
+        ("{}", "is not of this version of longpo eval"),
+        ("{", "is not readable JSON"),
+        (json.dumps({"format": FORMAT, "verdict": "", "tasks": [{"name": "x"}]}), "is damaged: "),
+    ):
+        path.write_text(content, encoding="utf-8")
+        with pytest.raises(InputError, match=said):
+            pages.write_report([str(run)], tmp_path / "other", [path])
+    assert not (tmp_path / "other").exists()
