@@ -18,6 +18,7 @@ def build_parser() -> argparse.ArgumentParser:
     from nemo_longpo.data_tools.cli import register as register_data
     from nemo_longpo.doctor import register as register_doctor
     from nemo_longpo.evaluation.cli import register as register_eval
+    from nemo_longpo.evolution.cli import register as register_evolve
     from nemo_longpo.planning.cli import register as register_plan
     from nemo_longpo.recipes.demo.cli import register as register_demo
     from nemo_longpo.report.cli import register as register_report
@@ -34,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         register_plan,
         register_report,
         register_eval,
+        register_evolve,
         register_doctor,
         register_demo,
     ):

@@ -24,6 +24,7 @@ TOOLS = {
     "nemo_longpo.conversion",
     "nemo_longpo.data_tools",
     "nemo_longpo.evaluation",
+    "nemo_longpo.evolution",
     "nemo_longpo.recipes.demo",
     "nemo_longpo.doctor",
     "nemo_longpo.report",
@@ -89,6 +90,16 @@ MAY_IMPORT: dict[str, set[str]] = {
         "nemo_longpo.line_plot",
         "nemo_longpo.model_directory",
         "nemo_longpo.shards",
+        "nemo_longpo.yaml_input",
+    },
+    # Calls everything through the public commands; reads the settings of others to check a file before they start.
+    "nemo_longpo.evolution": {
+        "nemo_longpo.checkpoints",
+        "nemo_longpo.costs",
+        "nemo_longpo.data_tools",
+        "nemo_longpo.evaluation",
+        "nemo_longpo.model_directory",
+        "nemo_longpo.planning",
         "nemo_longpo.yaml_input",
     },
     "nemo_longpo.doctor": set(),
@@ -317,6 +328,7 @@ except SystemExit as leaving:
         HELP.format(arguments=["convert", "import", "--help"]),
         HELP.format(arguments=["plan", "--help"]),
         HELP.format(arguments=["eval", "--help"]),
+        HELP.format(arguments=["evolve", "--help"]),
         HELP.format(arguments=["report", "--help"]),
     ],
     ids=[
@@ -326,6 +338,7 @@ except SystemExit as leaving:
         "longpo convert import --help",
         "longpo plan --help",
         "longpo eval --help",
+        "longpo evolve --help",
         "longpo report --help",
     ],
 )

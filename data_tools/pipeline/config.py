@@ -1,7 +1,7 @@
 """Read the file of `longpo data run`: which stages, with which settings, on which machines."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import date
 from difflib import get_close_matches
@@ -57,10 +57,14 @@ def load_pipeline(path: Path) -> Pipeline:
 
     Raises InputError, naming file and key, if a key is unknown, a value out of range, or the stage before one missing.
     """
-    content = read_yaml_mapping(path, f"give a YAML file with the keys {', '.join(_TOP_KEYS)}")
+    return parse_pipeline(read_yaml_mapping(path, f"give a YAML file with the keys {', '.join(_TOP_KEYS)}"), str(path))
+
+
+def parse_pipeline(content: Mapping[Any, Any], path: str) -> Pipeline:
+    """Check the content of a file, which `path` names in errors. Raises InputError as `load_pipeline` does."""
     # Keys in x-… are free for YAML anchors.
     content = {key: value for key, value in content.items() if not str(key).startswith("x-")}
-    _refuse_unknown(content, _TOP_KEYS, f"{path}:")
+    refuse_unknown(content, _TOP_KEYS, f"{path}:")
     for key in ("input", "model", "output", "stages"):
         if not content.get(key):
             raise InputError(f"{path}: key {key!r} is missing")
@@ -109,14 +113,14 @@ def _orders(name: str) -> Iterator[tuple[str, ...]]:
     return ((*order, name) for other in before for order in _orders(other)) if before else iter([(name,)])
 
 
-def _names_in_order(stages: Any, path: Path) -> list[str]:
+def _names_in_order(stages: Any, path: str) -> list[str]:
     """Return the stages of a file in the order in which they run: each reads the output of the one before.
 
     Raises InputError if no such order has them all, or one is missing between two of them.
     """
     if not isinstance(stages, dict):
         raise InputError(f"{path}: key 'stages' must be a mapping from stage names to settings")
-    _refuse_unknown(stages, tuple(registry.STAGES), f"{path}: stages:")
+    refuse_unknown(stages, tuple(registry.STAGES), f"{path}: stages:")
     order = next((order for name in stages for order in _orders(name) if set(stages) <= set(order)), None)
     names = [name for name in order or registry.STAGES if name in stages]
     if order is None:
@@ -140,7 +144,7 @@ def _told(
     settings = registry.STAGES[name].setting_names()
     own_names = [item for item in settings if item not in _NOT_IN_FILE]
     launch_names = [item.name for item in fields(LaunchSettings)]
-    _refuse_unknown(values, ("env", *launch_names, *own_names), f"{where}:")
+    refuse_unknown(values, ("env", *launch_names, *own_names), f"{where}:")
     # YAML reads a bare 2026-03-31 as a date.
     own = {key: str(value) if isinstance(value, date) else value for key, value in values.items() if key in own_names}
     try:
@@ -169,7 +173,8 @@ def _refuse_passwords(addresses: tuple[str, ...]) -> None:
         )
 
 
-def _refuse_unknown(values: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+def refuse_unknown(values: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    """Raises InputError, with the known name that is closest, if a key is not among the known."""
     for key in values:
         if key not in known:
             close = get_close_matches(str(key), known, n=1)

@@ -6,7 +6,7 @@ it wrote: both are refused with one sentence. `--redo STEP` removes the outputs 
 them, directly or not, and makes them again.
 """
 
-from .plan import Record, Records, Step, add_plan_options, show_plan
+from .plan import Record, Records, Step, add_plan_options, planned, read_records, show_plan
 from .run_plan import run_steps
 
-__all__ = ["Record", "Records", "Step", "add_plan_options", "run_steps", "show_plan"]
+__all__ = ["Record", "Records", "Step", "add_plan_options", "planned", "read_records", "run_steps", "show_plan"]

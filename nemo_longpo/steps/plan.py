@@ -102,11 +102,22 @@ def judge(steps: Sequence[Step], records: Records, redo: str | None) -> list[Tur
     turns: list[Turn] = []
     for step in steps:
         sources = [turn for turn in turns if turn.state != DONE and any(map(step.reads, turn.step.outputs))]
-        turns.append(_judge_step(step, records.get(step.name), sources, redo))
+        turns.append(_judge_step(step, records.get(step.name), sources, redo, readers(steps, step)))
     return turns
 
 
-def _judge_step(step: Step, record: Record | None, sources: list[Turn], redo: str | None) -> Turn:
+def readers(steps: Sequence[Step], source: Step) -> list[str]:
+    """Return the names of the steps that read what `source` writes, directly or not."""
+    found = [source]
+    for step in steps:
+        if step not in found and any(step.reads(path) for other in found for path in other.outputs):
+            found.append(step)
+    return [step.name for step in found[1:]]
+
+
+def _judge_step(
+    step: Step, record: Record | None, sources: list[Turn], redo: str | None, read_by: Sequence[str]
+) -> Turn:
     """Say whether one step is done; `sources` are the steps before it that are not and whose outputs it reads."""
     if step.name == redo or any(turn.state == TO_REDO for turn in sources):
         return Turn(step=step, state=TO_REDO)
@@ -114,7 +125,8 @@ def _judge_step(step: Step, record: Record | None, sources: list[Turn], redo: st
     changed = [name for name in {**old, **new} if old.get(name, "unset") != new.get(name, "unset")]
     if record and changed:
         changes = ", ".join(f"{name}={old.get(name, 'unset')} (now {new.get(name, 'unset')})" for name in changed)
-        advice = f"give the old settings, another output, or --redo {step.name}"
+        again = f", which also makes {', '.join(read_by)} again" if read_by else ""
+        advice = f"give the old settings, another output, or --redo {step.name}{again}"
         return Turn(step=step, state=REFUSED, why=f"step {step.name!r} was run with {changes}; {advice}")
     finished = record is not None and record.seconds is not None
     if sources and step.check is None and finished:
@@ -139,11 +151,11 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--redo", metavar="STEP", help="make this step and those that read it again")
 
 
-def show_plan(
-    steps: Sequence[Step], output: Path, *, redo: str | None = None, known: Records | None = None, as_json: bool = False
-) -> None:
-    """Print for each step whether it is done, and the command lines of what would run; nothing is written."""
-    plan: list[dict[str, Any]] = [
+def planned(
+    steps: Sequence[Step], output: Path, *, redo: str | None = None, known: Records | None = None
+) -> list[dict[str, Any]]:
+    """Return for each step its name, its state, why it is refused, and the command lines if it would run."""
+    return [
         {
             "step": turn.step.name,
             "state": turn.state,
@@ -152,6 +164,13 @@ def show_plan(
         }
         for turn in judge(steps, read_records(output, known), redo)
     ]
+
+
+def show_plan(
+    steps: Sequence[Step], output: Path, *, redo: str | None = None, known: Records | None = None, as_json: bool = False
+) -> None:
+    """Print for each step whether it is done, and the command lines of what would run; nothing is written."""
+    plan = planned(steps, output, redo=redo, known=known)
     if as_json:
         print(json.dumps({"output": str(output), "plan": plan}))
         return

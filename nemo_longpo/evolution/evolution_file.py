@@ -1,0 +1,352 @@
+"""Read the file of `longpo evolve`: a base model, what all rounds share, and what each round has of its own.
+
+Everything that can be known before the first step is checked here, because a round takes hours.
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from nemo_longpo.data_tools import options, settings
+from nemo_longpo.data_tools.pipeline.config import parse_pipeline, refuse_unknown
+from nemo_longpo.errors import InputError
+from nemo_longpo.evaluation import sources, suites
+from nemo_longpo.evaluation.judge.settings import JudgeSettings
+from nemo_longpo.model_directory.model_config import ModelConfig
+from nemo_longpo.placement import LONGEST_BRANCH
+from nemo_longpo.typed_fields import Built, Count, Names, Number, Size, build, is_whole
+from nemo_longpo.yaml_input import read_yaml_mapping
+
+_ADVICE = "see examples/evolve.yaml"
+_PROGRAMS = {"data": ("python", "longpo"), "train": ("longpo", "nemo"), "eval": ("longpo",)}
+# What the rounds set themselves.
+_OWN_OVERRIDES = ("data.paths", "data.seq_length", "resume.restore_config.path", "log.log_dir", "log.name")
+
+
+@dataclass(frozen=True)
+class Environments:
+    """The `bin` directories of Python environments, for the stages of data, for training and for evaluation."""
+
+    data: str | None = None
+    train: str | None = None
+    eval: str | None = None
+
+    def program(self, environment: str, name: str) -> str:
+        """Return the path of a program; an environment that is not given is the one that runs this."""
+        given = getattr(self, environment)
+        return str((Path(given) if given else Path(sys.executable).parent).absolute() / name)
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The GPUs that training uses, for the estimate of GPU hours; `gpu` is a name of `longpo plan`."""
+
+    gpu: str
+    gpus: Size
+    gpus_per_node: Size = 8
+
+
+@dataclass(frozen=True)
+class Training:
+    """A recipe with its overrides. `launcher` are words in front of the command, such as those of `srun`."""
+
+    factory: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict)
+    launcher: Names = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluating:
+    """What `longpo eval` is asked; settings of its engine and of its judge go in the same mapping."""
+
+    suite: Names
+    data: str | None = None
+    wording: str | None = None
+    lengths: tuple[Size, ...] = ()
+    samples: Size | None = None
+    seed: Count = 1234
+
+
+@dataclass(frozen=True)
+class GateLimits:
+    """When the rounds stop: points that short accuracy may fall below that of the base model, and fewest pairs.
+
+    Short accuracy is that of the short benchmarks; with `short_tokens`, that of the long ones up to this length.
+    """
+
+    most_lost: Number = 1.0
+    short_tokens: Size | None = None
+    fewest_pairs: Size = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RoundFields:
+    length: Size
+    rope_theta: Number | None = None
+    rope_scaling: str | None = None
+    input: Names | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+    evaluate: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    base: str
+    output: str
+    data: dict[str, Any]
+    train: dict[str, Any]
+    evaluate: dict[str, Any]
+    rounds: tuple[dict[str, Any], ...]
+    input: Names | None = None
+    prompts: str | None = None
+    executors: dict[str, Any] = field(default_factory=dict)
+    environments: dict[str, Any] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict)
+    hardware: dict[str, Any] | None = None
+    gate: dict[str, Any] = field(default_factory=dict)
+    branch_tokens: Size = LONGEST_BRANCH
+    full_attention: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """One round, with all that it inherits. `length` and `max_length` are tokens of a document, and of it with answers.
+
+    `data` is the content of the file that `longpo data run` gets; `asked` are the flags of `longpo eval`, and
+    `asked_settings` those among them that decide its results.
+    """
+
+    number: int
+    length: int
+    max_length: int
+    start: Path
+    folder: Path
+    rope_theta: float | None
+    rope_scaling: str | None
+    full_attention: bool
+    data: dict[str, Any]
+    train: Training
+    asked: tuple[str, ...]
+    asked_settings: dict[str, Any]
+
+    @property
+    def model(self) -> Path:
+        """The Hugging Face directory that the round ends with."""
+        return self.folder / "model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evolution:
+    """The content of a file; all paths are absolute."""
+
+    base: Path
+    output: Path
+    environments: Environments
+    env: Mapping[str, str]
+    hardware: Hardware | None
+    gate: GateLimits
+    rounds: tuple[Round, ...]
+
+
+def load_evolution(path: Path) -> Evolution:
+    """Read and check a file. Relative paths in it are taken from the current directory, as on the command line.
+
+    Raises InputError, naming file and key, if a key is unknown or a value wrong, an environment lacks a program, a
+    length cannot be reached from the base model, or what the gate needs is not measured.
+    """
+    content = read_yaml_mapping(path, f"give a YAML file; {_ADVICE}")
+    # Keys in x-… are free for YAML anchors.
+    content = {key: value for key, value in content.items() if not str(key).startswith("x-")}
+    file = _typed(_File, content, f"{path}")
+    if not file.rounds:
+        raise InputError(f"{path}: 'rounds' is empty; give at least one round with its length")
+    environments = _typed(Environments, file.environments, f"{path}: environments")
+    _check_environments(environments, f"{path}: environments")
+    hardware = None if file.hardware is None else _typed(Hardware, file.hardware, f"{path}: hardware")
+    gate = _typed(GateLimits, file.gate, f"{path}: gate")
+    base, output = Path(file.base).absolute(), Path(file.output).absolute()
+    own = [_typed(_RoundFields, given, f"{path}: round {number}") for number, given in enumerate(file.rounds, 1)]
+    _check_lengths(own, file, ModelConfig.read(base), str(path))
+    rounds: list[Round] = []
+    for number, given in enumerate(own, 1):
+        where = f"{path}: round {number}"
+        start = rounds[-1].model if rounds else base
+        folder = output / f"round-{number}"
+        asked, asked_settings = _evaluation({**file.evaluate, **given.evaluate}, gate, f"{where}: evaluate")
+        rounds.append(
+            Round(
+                number=number,
+                length=given.length,
+                max_length=given.length + file.branch_tokens,
+                start=start,
+                folder=folder,
+                rope_theta=given.rope_theta,
+                rope_scaling=given.rope_scaling,
+                full_attention=file.full_attention and number == 1,
+                data=_data(file, given, environments, start, folder, where),
+                train=_training(file.train, given.train, f"{where}: train"),
+                asked=asked,
+                asked_settings=asked_settings,
+            )
+        )
+    return Evolution(
+        base=base,
+        output=output,
+        environments=environments,
+        env=file.env,
+        hardware=hardware,
+        gate=gate,
+        rounds=tuple(rounds),
+    )
+
+
+def _typed(kind: type[Built], content: Mapping[str, Any], where: str) -> Built:
+    refuse_unknown(content, [item.name for item in fields(kind)], f"{where}:")  # type: ignore[arg-type]
+    return build(kind, dict(content), where, _ADVICE, exact=False)
+
+
+def _check_environments(environments: Environments, where: str) -> None:
+    for name, programs in _PROGRAMS.items():
+        for program in programs:
+            path = Path(environments.program(name, program))
+            if not path.exists():
+                raise InputError(
+                    f"{where}: {path} does not exist; give as {name!r} the bin directory of an environment in which "
+                    f"nemo_longpo is installed{' with NeMo' if program == 'nemo' else ''}"
+                )
+
+
+def _check_lengths(rounds: list[_RoundFields], file: _File, base: ModelConfig, path: str) -> None:
+    """Raises InputError if a length does not rise, or the base model has no positions for it."""
+    (reach,) = base.require("max_position_embeddings")
+    own_theta = theta = base.theta
+    scaled, before = False, 0
+    if base.active_window and not file.full_attention:
+        raise InputError(
+            f"{path}: {base.file} limits attention to a window of {base.active_window:,} tokens, and no length beyond "
+            "it can be learned; set full_attention: true to drop the window"
+        )
+    for number, own in enumerate(rounds, 1):
+        where = f"{path}: round {number}"
+        if own.length <= before:
+            raise InputError(
+                f"{where}: its length of {own.length:,} tokens is not above {before:,}, that of the round "
+                "before; give rounds of rising lengths"
+            )
+        if own.rope_theta is not None and own.rope_theta < theta:
+            raise InputError(
+                f"{where}: rope_theta {own.rope_theta:g} is below {theta:g}, that of the model it starts "
+                "from; raise it, or leave it out to keep that one"
+            )
+        theta, before = own.rope_theta or theta, own.length
+        scaled = scaled or own.rope_scaling not in (None, "keep", "none")
+        if own.length + file.branch_tokens > reach and theta <= own_theta and not scaled:
+            raise InputError(
+                f"{where}: the base model reaches {reach:,} positions with its RoPE base {own_theta:g}, and the round "
+                f"needs {own.length:,} with {file.branch_tokens:,} for answers; give a higher rope_theta, a "
+                "rope_scaling, or a shorter length"
+            )
+
+
+def _data(
+    file: _File, given: _RoundFields, environments: Environments, start: Path, folder: Path, where: str
+) -> dict[str, Any]:
+    """Return the content of the round's file for `longpo data run`, with the lengths of the round where none is given.
+
+    Raises InputError if a stage between the documents and the shards is missing, or a setting is wrong.
+    """
+    inputs = given.input or file.input
+    if not inputs:
+        raise InputError(f"{where}: it has no documents; give 'input', here or for all rounds")
+    stages: dict[str, dict[str, Any]] = {}
+    for name in {**file.data, **given.data}:
+        stages[name] = {}
+        for told in (file.data.get(name), given.data.get(name)):
+            if not isinstance(told, dict | None):
+                raise InputError(f"{where}: data.{name} must be a mapping of settings, not {told!r}")
+            stages[name] |= told or {}
+    for name in ("chunk", "instruct", "respond", "filter", "score", "pack"):
+        if name not in stages:
+            raise InputError(
+                f"{where}: data.{name} is missing; name the stage, with nothing behind it if it has no "
+                "settings of its own"
+            )
+    stages["chunk"].setdefault("max_document_tokens", given.length)
+    if stages["respond"].get("engine") == "vllm":  # the rejected answer is that of a model that reads the document
+        stages["respond"].setdefault("max_model_len", given.length + file.branch_tokens)
+        if given.rope_theta is not None:
+            stages["respond"].setdefault("rope_theta", given.rope_theta)
+    if environments.data:
+        for own in stages.values():
+            own.setdefault("command", f"{environments.program('data', 'python')} -m nemo_longpo.cli")
+    content: dict[str, Any] = {
+        "input": [text if text.startswith("hf:") else str(Path(text).absolute()) for text in inputs],
+        "model": str(start),
+        "output": str(folder / "data"),
+        **({"prompts": str(Path(file.prompts).absolute())} if file.prompts else {}),
+        **({"executors": file.executors} if file.executors else {}),
+        "stages": stages,
+    }
+    parse_pipeline(content, f"{where}: data")
+    return content
+
+
+def _training(shared: Mapping[str, Any], own: Mapping[str, Any], where: str) -> Training:
+    training = _typed(Training, {**shared, **own}, where)
+    training = replace(training, settings={**shared.get("settings", {}), **own.get("settings", {})})
+    for name in _OWN_OVERRIDES:
+        if name in training.settings:
+            raise InputError(f"{where}: {name} is set by the rounds themselves; remove it from 'settings'")
+    if not is_whole(training.settings.get("trainer.max_steps")):
+        raise InputError(f"{where}: settings lack trainer.max_steps, a whole number of optimizer steps; give it")
+    return training
+
+
+def _evaluation(content: dict[str, Any], gate: GateLimits, where: str) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Return the flags of `longpo eval`, and the settings that decide what it measures."""
+    kinds = (*settings.ENGINE_SETTINGS, JudgeSettings)
+    of_models = {item.name: kind for kind in kinds for item in fields(kind)}
+    own_names = [item.name for item in fields(Evaluating)]
+    refuse_unknown(content, [*own_names, *of_models], f"{where}:")
+    plain = _typed(Evaluating, {name: value for name, value in content.items() if name in own_names}, where)
+    plain = replace(
+        plain,
+        suite=[str(Path(name).absolute()) if name.endswith(".jsonl") else name for name in plain.suite],
+        data=plain.data and str(Path(plain.data).absolute()),
+        wording=plain.wording and str(Path(plain.wording).absolute()),
+    )
+    try:
+        benchmarks = suites.choose(plain.suite)
+        sources.require(benchmarks, Path(plain.data) if plain.data else None, suites.ESSAYS if plain.wording else ())
+        given = {kind: options.settings_from(kind, content).recorded() for kind in kinds}
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    abilities = {row.ability for row in benchmarks}
+    if "chat" in abilities and not (content.get("judge_url") and content.get("judge_model")):
+        raise InputError(
+            f"{where}: the suite has answers that a judge rates; give judge_url, the address of its "
+            "server, and judge_model, its name there"
+        )
+    if gate.short_tokens is None and "short" not in abilities:
+        raise InputError(
+            f"{where}: the gate watches short accuracy, and the suite has no short benchmark; add 'short' "
+            "to it, or give the gate short_tokens"
+        )
+    if gate.short_tokens is not None and not any(length <= gate.short_tokens for length in plain.lengths):
+        raise InputError(
+            f"{where}: the gate watches lengths up to {gate.short_tokens:,} tokens, and none of 'lengths' is; add one"
+        )
+    for file in (plain.wording, *(name for name in plain.suite if name.endswith(".jsonl"))):
+        if file and not Path(file).is_file():
+            raise InputError(f"{where}: {file} does not exist; correct it")
+    told = {name: value for name, value in vars(plain).items() if name != "suite" and value not in (None, ())}
+    told |= {name: content[name] for name in of_models if name in content}
+    flags = ["--suite", ",".join(plain.suite)]
+    flags += [word for name, value in told.items() for word in options.setting_words(name, value)]
+    measured = {name: value for name, value in vars(plain).items() if name != "data"}
+    deciding = given[settings.EngineSettings] | given[JudgeSettings]
+    return tuple(flags), measured | {name: value for name, value in deciding.items() if name in content}

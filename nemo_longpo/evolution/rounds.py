@@ -1,0 +1,171 @@
+"""The rounds as a list of public commands: data, import, training, export, evaluation, with a gate before and after."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nemo_longpo import atomic
+from nemo_longpo.checkpoints import run_directory
+from nemo_longpo.data_tools.pipeline.config import parse_pipeline
+from nemo_longpo.data_tools.settings import EngineSettings
+from nemo_longpo.data_tools.stages.registry import STAGES
+from nemo_longpo.errors import InputError
+from nemo_longpo.steps import Step
+
+from . import gate
+from .evolution_file import Evolution, Round
+
+RESULTS = "results.json"
+# Where and how fast, not what is learned: these may differ when a run is continued.
+_PLACEMENT = ("trainer.devices", "trainer.num_nodes", "trainer.strategy.", "data.num_workers")
+
+
+def evolution_steps(evolution: Evolution) -> list[Step]:
+    """Return the steps of all rounds in order; each round starts from the exported model of the one before."""
+    return [step for own in evolution.rounds for step in round_steps(evolution, own)]
+
+
+def round_steps(evolution: Evolution, own: Round) -> list[Step]:
+    """Return the steps of one round, NAME-NUMBER; a step records the settings that decide its output."""
+    n, folder, limits = own.number, own.folder, evolution.gate
+    start, training, evaluation = folder / "start", folder / "training", folder / "evaluation"
+    env, environments = dict(evolution.env), evolution.environments
+    pairs = partial(gate.check_pairs, folder / "data" / "filter" / "report.json", limits, f"data-{n}")
+    short = partial(gate.check_short, evaluation / RESULTS, limits, f"evaluate-{n}")
+    longpo = environments.program("train", "longpo")
+    return [
+        Step(
+            name=f"data-{n}",
+            title=f"make pairs of up to {own.length:,} tokens",
+            function=partial(_write_data_file, folder, own),
+            command=(longpo, "data", "run", str(folder / "data.yaml")),
+            inputs=(own.start,),
+            outputs=(folder / "data",),
+            settings=_data_settings(own, evolution),
+            env=env,
+        ),
+        _gate_step(f"pairs-{n}", f"at least {limits.fewest_pairs:,} pairs are left", pairs, folder / "data"),
+        Step(
+            name=f"import-{n}",
+            title="convert the model to NeMo",
+            command=(longpo, *_import_words(own, start)),
+            inputs=(own.start,),
+            outputs=(start,),
+            settings=_import_settings(own, evolution),
+            env=env,
+        ),
+        Step(
+            name=f"train-{n}",
+            title=f"train at {own.length:,} tokens",
+            command=_train_words(evolution, own, start, training),
+            inputs=(folder / "data", start),
+            outputs=(training,),
+            settings={"factory": own.train.factory} | _training_settings(own),
+            env=env | own.train.env,
+            progress=partial(_progress, training, own.train.settings["trainer.max_steps"]),
+        ),
+        Step(
+            name=f"export-{n}",
+            title="convert the trained model to Hugging Face",
+            command=(
+                longpo,
+                "convert",
+                "export",
+                "--checkpoint",
+                str(training),
+                "--output",
+                str(own.model),
+                "--overwrite",
+            ),
+            inputs=(training,),
+            outputs=(own.model,),
+            env=env,
+        ),
+        Step(
+            name=f"evaluate-{n}",
+            title="compare the model with the base",
+            command=(
+                *(environments.program("eval", "longpo"), "eval", f"before={evolution.base}", f"after={own.model}"),
+                *(*own.asked, "--output", str(evaluation)),
+            ),
+            inputs=(own.model,),
+            outputs=(evaluation / RESULTS,),
+            settings=own.asked_settings,
+            env=env,
+        ),
+        _gate_step(f"gate-{n}", "short accuracy has held", short, evaluation / RESULTS),
+    ]
+
+
+def _gate_step(name: str, title: str, decide: Callable[[], dict[str, Any]], source: Path) -> Step:
+    """A gate decides anew each time, so another limit needs no --redo; what it says is recorded."""
+
+    def decided() -> dict[str, Any]:
+        try:
+            return decide()
+        except InputError:
+            return {}  # the step is run in its turn, and says why
+
+    return Step(name=name, title=title, function=decide, inputs=(source,), check=decided)
+
+
+def _write_data_file(folder: Path, own: Round) -> None:
+    import yaml
+
+    folder.mkdir(parents=True, exist_ok=True)
+    text: str = yaml.safe_dump(own.data, sort_keys=False, allow_unicode=True)
+    atomic.write_file(folder / "data.yaml", text)
+
+
+def _data_settings(own: Round, evolution: Evolution) -> dict[str, Any]:
+    """Return what decides the data, as STAGE.SETTING: the settings that are given, without those of machines."""
+    found: dict[str, Any] = {"base": str(evolution.base)} if own.number == 1 else {}
+    found |= {name: own.data[name] for name in ("input", "prompts") if name in own.data}
+    for stage in parse_pipeline(own.data, f"round {own.number}: data").stages:
+        row, given = STAGES[stage.call.stage], stage.call.values
+        kinds = [row.settings[0], *(kind for kind in row.settings if kind is EngineSettings)]
+        recorded = {name: value for kind in kinds for name, value in stage.call.settings(kind).recorded().items()}
+        found |= {f"{row.name}.{name}": value for name, value in recorded.items() if name in given}
+    return found
+
+
+def _import_words(own: Round, start: Path) -> list[str]:
+    words = ["convert", "import", "--model", str(own.start), "--output", str(start), "--overwrite"]
+    words += ["--max-length", str(own.max_length)]
+    words += [] if own.rope_theta is None else ["--rope-theta", str(own.rope_theta)]
+    words += [] if own.rope_scaling is None else ["--rope-scaling", own.rope_scaling]
+    return [*words, *(["--full-attention"] if own.full_attention else [])]
+
+
+def _import_settings(own: Round, evolution: Evolution) -> dict[str, Any]:
+    base = {"base": str(evolution.base)} if own.number == 1 else {}
+    names = ("rope_theta", "rope_scaling", "max_length", "full_attention")
+    return base | {name: getattr(own, name) for name in names}
+
+
+def _train_words(evolution: Evolution, own: Round, start: Path, training: Path) -> tuple[str, ...]:
+    return (
+        *own.train.launcher,
+        *(evolution.environments.program("train", "nemo"), "llm", "finetune", "--factory", own.train.factory, "--yes"),
+        f"data.paths={own.folder / 'data' / 'shards'}",
+        f"data.seq_length={own.max_length}",
+        f"resume.restore_config.path={start}",
+        f"log.log_dir={training}",
+        *(
+            f"{name}={json.dumps(value) if isinstance(value, list) else value}"
+            for name, value in own.train.settings.items()
+        ),
+    )
+
+
+def _training_settings(own: Round) -> dict[str, Any]:
+    chosen = {name: value for name, value in own.train.settings.items() if not name.startswith(_PLACEMENT)}
+    return {"seq_length": own.max_length} | chosen
+
+
+def _progress(training: Path, steps: int) -> str:
+    """Return a line from the newest metrics of a training run."""
+    lines = run_directory.read_metrics(training)
+    return f"step {lines[-1]['step']}/{steps}, loss {lines[-1]['loss']:.3f}" if lines else "starting"

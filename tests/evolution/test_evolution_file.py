@@ -1,0 +1,200 @@
+"""Each bad file of `longpo evolve` is refused with one sentence before anything starts; what rounds inherit."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import small_evolution
+
+from nemo_longpo.cli import main
+from nemo_longpo.evolution.evolution_file import Hardware
+from nemo_longpo.evolution.forecast import forecast
+
+
+def setter(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
+    def change(told: Any) -> None:
+        for name in path[:-1]:
+            told = told[name]
+        told[path[-1]] = to
+
+    return change
+
+
+def remover(*path: str | int) -> Callable[[dict[str, Any]], None]:
+    def change(told: Any) -> None:
+        for name in path[:-1]:
+            told = told[name]
+        del told[path[-1]]
+
+    return change
+
+
+# X is the folder of the test.
+BAD = {
+    "unknown key": (setter("epochs", to=1), "X/evolve.yaml: unknown key 'epochs'; the keys are base, output,"),
+    "misspelt key": (setter("gate", "most_lots", to=1), "X/evolve.yaml: gate: unknown key 'most_lots'; did you mean"),
+    "misspelt in a round": (setter("rounds", 1, "rope", to=1), "X/evolve.yaml: round 2: unknown key 'rope'; "),
+    "no base": (remover("base"), "X/evolve.yaml: field 'base' is missing; see examples/evolve.yaml"),
+    "base that is none": (setter("base", to="nowhere"), "nowhere is not a Hugging Face model directory"),
+    "a text for a number": (
+        setter("rounds", 0, "rope_theta", to="1e7"),
+        "X/evolve.yaml: round 1: field 'rope_theta' should be a number from 0 to 1e300, not '1e7'",
+    ),
+    "no round": (setter("rounds", to=[]), "X/evolve.yaml: 'rounds' is empty; give at least one round"),
+    "lengths that fall": (
+        setter("rounds", 1, "length", to=200),
+        "X/evolve.yaml: round 2: its length of 200 tokens is not above 256, that of the round before; give",
+    ),
+    "a length beyond the base": (
+        remover("rounds", 0, "rope_theta"),
+        "X/evolve.yaml: round 1: the base model reaches 128 positions with its RoPE base 1000, and the round needs 256 "
+        "with 64 for answers; give a higher rope_theta, a rope_scaling, or a shorter length",
+    ),
+    "a falling RoPE base": (
+        setter("rounds", 1, "rope_theta", to=5e3),
+        "X/evolve.yaml: round 2: rope_theta 5000 is below 10000, that of the model it starts from; raise it",
+    ),
+    "missing environment": (
+        setter("environments", "train", to="nowhere/bin"),
+        "/nowhere/bin/longpo does not exist; give as 'train' the bin directory of an environment in which nemo_longpo",
+    ),
+    "no documents": (remover("input"), "X/evolve.yaml: round 1: it has no documents; give 'input', here or for all"),
+    "missing stage": (remover("data", "score"), "X/evolve.yaml: round 1: data.score is missing; name the stage"),
+    "wrong setting of a stage": (
+        setter("rounds", 1, "data", "chunk", "chunk_tokens", to=0),
+        "X/evolve.yaml: round 2: data: stages.chunk: chunk_tokens 0 must be at least 1",
+    ),
+    "unknown setting of a stage": (
+        setter("data", "respond", "temprature", to=0),
+        "X/evolve.yaml: round 1: data: stages.respond: unknown key 'temprature'; did you mean 'temperature'?",
+    ),
+    "no steps": (
+        remover("train", "settings", "trainer.max_steps"),
+        "X/evolve.yaml: round 1: train: settings lack trainer.max_steps, a whole number of optimizer steps; give it",
+    ),
+    "own path of data": (
+        setter("rounds", 1, "train", to={"settings": {"data.paths": "elsewhere"}}),
+        "X/evolve.yaml: round 2: train: data.paths is set by the rounds themselves; remove it from 'settings'",
+    ),
+    "unknown benchmark": (
+        setter("evaluate", "suite", to=["papers"]),
+        "X/evolve.yaml: round 1: evaluate: --suite papers is not known; choose among",
+    ),
+    "benchmarks without data": (
+        setter("evaluate", "suite", to=["short"]),
+        "X/evolve.yaml: round 1: evaluate: these benchmarks read mmlu/",
+    ),
+    "own questions that are not there": (
+        setter("evaluate", "suite", to=["other.jsonl"]),
+        "other.jsonl does not exist; correct it",
+    ),
+    "no short length": (
+        setter("evaluate", "lengths", to=[256]),
+        "X/evolve.yaml: round 1: evaluate: the gate watches lengths up to 128 tokens, and none of 'lengths' is;",
+    ),
+    "no short benchmark": (
+        remover("gate", "short_tokens"),
+        "X/evolve.yaml: round 1: evaluate: the gate watches short accuracy, and the suite has no short benchmark; add",
+    ),
+    "no setting of eval": (
+        setter("evaluate", "sample", to=1),
+        "X/evolve.yaml: round 1: evaluate: unknown key 'sample'; did you mean 'samples'?",
+    ),
+}
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> dict[str, Any]:
+    small_evolution.programs(tmp_path)
+    return small_evolution.content(tmp_path)
+
+
+def refusal(folder: Path, told: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> str:
+    """What `longpo evolve` says to a file that it refuses; nothing is run and nothing written."""
+    assert main(["evolve", str(small_evolution.write(folder, told))]) == 2
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert not (folder / "out").exists()
+    assert not (folder / "calls").exists()
+    return sentence.replace(str(folder), "X")
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_file_gets_one_sentence(tmp_path, told, capsys, case):
+    change, message = BAD[case]
+    change(told)
+    assert message in refusal(tmp_path, told, capsys)
+
+
+def test_judge_needs_an_address(tmp_path, told, capsys):
+    data = tmp_path / "benchmarks"
+    (data / "mt_bench/reference_answer").mkdir(parents=True)
+    told["evaluate"] |= {"suite": ["mt_bench", *told["evaluate"]["suite"]], "data": str(data)}
+    for name in ("mt_bench/question.jsonl", "judge_prompts.jsonl", "mt_bench/reference_answer/gpt-4.jsonl"):
+        (data / name).touch()
+    sentence = (
+        "evaluate: the suite has answers that a judge rates; give judge_url, the address of its server, and judge"
+    )
+    assert sentence in refusal(tmp_path, told, capsys)
+    told["evaluate"]["judge_url"] = "http://127.0.0.1:9/v1"
+    assert sentence in refusal(tmp_path, told, capsys)
+    told["evaluate"]["judge_model"] = "judge"
+    asked = small_evolution.load(tmp_path, told).rounds[0]
+    assert asked.asked[-4:] == ("--judge-model", "judge", "--judge-url", "http://127.0.0.1:9/v1")
+    assert asked.asked_settings["judge_model"] == "judge"
+
+
+def test_window_hides_what_is_far(tmp_path, told, capsys):
+    config = tmp_path / "base/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "mistral", "sliding_window": 64}))
+    assert "limits attention to a window of 64 tokens" in refusal(tmp_path, told, capsys)
+    told["full_attention"] = True
+    rounds = small_evolution.load(tmp_path, told).rounds
+    assert [own.full_attention for own in rounds] == [True, False]
+
+
+def test_scaling_reaches_further_without_another_base(tmp_path, told):
+    for own in told["rounds"]:
+        del own["rope_theta"]
+    told["rounds"][0]["rope_scaling"] = '{"rope_type": "linear", "factor": 16.0}'
+    assert [own.rope_scaling is None for own in small_evolution.load(tmp_path, told).rounds] == [False, True]
+
+
+def test_rounds_inherit_and_change(tmp_path, told):
+    told["rounds"][1]["train"] = {"settings": {"trainer.max_steps": 8}}
+    told["rounds"][1]["evaluate"] = {"lengths": [64, 1024]}
+    first, second = small_evolution.load(tmp_path, told).rounds
+    assert first.train.settings == {"trainer.max_steps": 4, "trainer.devices": 2}
+    assert (second.train.factory, second.train.settings) == (
+        "tiny_longpo",
+        {"trainer.max_steps": 8, "trainer.devices": 2},
+    )
+    assert (second.asked_settings["lengths"], second.asked_settings["samples"]) == ((64, 1024), 8)
+
+
+def test_forecast_counts_gpu_hours_and_disk(tmp_path, told):
+    """A file of the example's size: 7.24 B parameters, of 2 bytes in two models and of 14 in two checkpoints."""
+    sizes = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
+    config = tmp_path / "base/config.json"
+    config.write_text(
+        json.dumps(
+            json.loads(config.read_text())
+            | {**sizes, "num_key_value_heads": 8, "vocab_size": 32000, "torch_dtype": "bfloat16"}
+        )
+    )
+    told["rounds"] = [{"length": 131072, "rope_theta": 1e7}, {"length": 262144, "rope_theta": 1e7}]
+    unknown = forecast(small_evolution.load(tmp_path, told))
+    assert [own.gpu_hours for own in unknown] == [None, None]
+    assert unknown[0].disk_bytes == 7_241_732_096 * (2 * 2 + 2 * 14)
+    told["hardware"] = {"gpu": "h100-80gb", "gpus": 16}
+    evolution = small_evolution.load(tmp_path, told)
+    assert evolution.hardware == Hardware("h100-80gb", 16)
+    first, second = forecast(evolution)
+    assert first.gpu_hours is not None
+    assert second.gpu_hours is not None
+    assert 2 < second.gpu_hours / first.gpu_hours < 4  # attention is quadratic, and the rest linear
+    told["train"]["settings"]["trainer.max_steps"] = 8
+    assert forecast(small_evolution.load(tmp_path, told))[0].gpu_hours == pytest.approx(2 * first.gpu_hours)
+    told["hardware"]["gpus"] = 1
+    assert "do not fit 1 x h100-80gb" in forecast(small_evolution.load(tmp_path, told))[1].line()
