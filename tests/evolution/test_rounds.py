@@ -63,6 +63,17 @@ def test_dry_run_shows_every_command(tmp_path, told, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_training_is_started_by_a_launcher(tmp_path, told):
+    told["train"] |= {"launcher": ["srun", "--nodes=2"], "env": {"THREADS": "1"}}
+    told["rounds"][1]["train"] = {"launcher": ["srun", "--nodes=4"], "settings": {"trainer.devices": 8}}
+    steps = {step.name: step for step in evolution_steps(small_evolution.load(tmp_path, told))}
+    first, second = steps["train-1"], steps["train-2"]
+    assert first.command[:5] == ("srun", "--nodes=2", f"{tmp_path}/bin/nemo", "llm", "finetune")
+    assert second.command[:3] == ("srun", "--nodes=4", f"{tmp_path}/bin/nemo")
+    assert first.env == second.env == {"HF_HUB_OFFLINE": "1", "THREADS": "1"}
+    assert (steps["import-1"].command[0], steps["import-1"].env) == (f"{tmp_path}/bin/longpo", {"HF_HUB_OFFLINE": "1"})
+
+
 def test_commands_are_taken_by_the_tools(tmp_path, told):
     for step in evolution_steps(small_evolution.load(tmp_path, told)):
         if step.command and step.command[0].endswith("longpo"):
