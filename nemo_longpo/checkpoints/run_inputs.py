@@ -7,11 +7,15 @@ trained does not have it.
 """
 
 import json
+import platform
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import nemo_longpo
 from nemo_longpo import atomic, json_input, typed_fields
 
 FILE = "given.json"
@@ -19,6 +23,7 @@ ORIGIN_FILE = "imported_weights.json"
 VERSIONS_FILE = "versions.json"
 """Beside it: the versions that the run was last started with, by the names of distributions."""
 _VERSION = 1
+_DISTRIBUTIONS = ("torch", "nemo-toolkit", "megatron-core", "transformer-engine", "lightning", "transformers")
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,20 @@ def write_inputs(directory: Path, inputs: RunInputs) -> None:
     with atomic.explain_full_disk(directory, "nothing is lost"):
         directory.mkdir(parents=True, exist_ok=True)
     atomic.write_file(directory / FILE, content, kept="nothing is lost")
+
+
+def write_versions(directory: Path, device: str | None) -> None:
+    """Say with what a run is started: the versions of Python and of the packages that train, and the GPU's name.
+
+    Raises InputError if the disk is full.
+    """
+    found = {"nemo_longpo": nemo_longpo.__version__, "python": platform.python_version()}
+    for name in _DISTRIBUTIONS:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    if device:
+        found["device"] = device
+    atomic.write_file(directory / VERSIONS_FILE, json.dumps(found, indent=1) + "\n", kept="nothing is lost")
 
 
 def read_inputs(directory: Path) -> RunInputs | None:

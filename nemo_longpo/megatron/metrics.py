@@ -24,7 +24,8 @@ class MetricsCallback(pl.Callback, io.IOMixin):
     Keys: `step` (from 1), the names of `METRICS` (means over the global batch's pairs), `lr`, `grad_norm`,
     `tokens_per_second` (trunk and both branches of every pair), `tflops_per_device` (10¹² FLOPs per second that forward
     and backward of the pairs need; recompute does not count), `mfu` (their share of the device's bf16 peak, only if the
-    peak is known) and `step_seconds`. After a resume, lines of steps that will be trained again are dropped.
+    peak is known), `memory_gib` (the most that tensors have taken on the first rank's GPU so far, 2³⁰ bytes) and
+    `step_seconds`. After a resume, lines of steps that will be trained again are dropped.
     """
 
     def __init__(self, filename: str = run_directory.METRICS):
@@ -64,6 +65,7 @@ class MetricsCallback(pl.Callback, io.IOMixin):
             "grad_norm": float(trainer.callback_metrics.get("grad_norm", torch.nan)),
             "tokens_per_second": tokens / seconds,
             **compute_speed(flops / seconds / trainer.world_size, device),
+            **({} if device is None else {"memory_gib": torch.cuda.max_memory_allocated() / 2**30}),
             "step_seconds": seconds,
         }
         shown = {name: value for name, value in record.items() if name not in ("step", "grad_norm")}

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 import torch.distributed as dist
 from nemo.utils import AppState, logging
 from tqdm import tqdm
 
 from nemo_longpo.checkpoints import completeness, integrity, run_directory
-from nemo_longpo.checkpoints.run_inputs import Given, RunInputs, read_inputs, read_origin, write_inputs
+from nemo_longpo.checkpoints.run_inputs import Given, RunInputs, read_inputs, read_origin, write_inputs, write_versions
 from nemo_longpo.errors import InputError, one_line
 from nemo_longpo.objective import Objective
 from nemo_longpo.shards.manifest import Known, ShardFile, State, is_known, read_known, state_of, write_known
@@ -74,6 +75,7 @@ class KeepInputs(pl.Callback):
         elif not trainer.ckpt_path and self.start and model.objective.ref_context:
             warn_of_other_reference(self.start, readers)
         write_inputs(directory, found)
+        write_versions(directory, torch.cuda.get_device_name() if torch.cuda.is_available() else None)
 
     def _refuse(self, changes: list[str]) -> None:
         if not changes:

@@ -1,11 +1,22 @@
 """A run's inputs are distinguished by content and order, never by their paths."""
 
 import errno
+import json
 from dataclasses import replace
+from importlib import metadata
 
 import pytest
 
-from nemo_longpo.checkpoints.run_inputs import FILE, Given, RunInputs, read_inputs, write_inputs
+from nemo_longpo import __version__
+from nemo_longpo.checkpoints.run_inputs import (
+    FILE,
+    VERSIONS_FILE,
+    Given,
+    RunInputs,
+    read_inputs,
+    write_inputs,
+    write_versions,
+)
 from nemo_longpo.errors import InputError
 
 BEGUN = RunInputs(
@@ -100,3 +111,13 @@ def test_a_damaged_record_is_one_sentence(tmp_path, content):
     (tmp_path / FILE).write_text(content)
     with pytest.raises(InputError, match=r"given\.json.*; remove it"):
         read_inputs(tmp_path)
+
+
+def test_versions_are_those_of_this_environment(tmp_path):
+    write_versions(tmp_path, "NVIDIA H100 80GB HBM3")
+    found = json.loads((tmp_path / VERSIONS_FILE).read_text())
+    assert found["torch"] == metadata.version("torch")
+    assert found["nemo_longpo"] == __version__
+    assert found["device"] == "NVIDIA H100 80GB HBM3"
+    write_versions(tmp_path, None)
+    assert "device" not in json.loads((tmp_path / VERSIONS_FILE).read_text())

@@ -1,9 +1,11 @@
-"""The reported speed of a run, and the error if metrics cannot be written."""
+"""The reported speed and memory of a run, and the error if metrics cannot be written."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from nemo_longpo.errors import InputError
 
@@ -18,12 +20,12 @@ def test_utilisation_needs_a_known_peak():
         assert compute_speed(400e12, device) == {"tflops_per_device": 400.0}
 
 
-def test_a_full_disk_is_named():
+def end_of_step(path: Path) -> None:
     from nemo_longpo.megatron.metrics import MetricsCallback
     from nemo_longpo.megatron.model import WORK
 
     callback = MetricsCallback()
-    callback._path = Path("/dev/full")
+    callback._path = path
     callback._started = 0.0
     callback._values = dict.fromkeys((*WORK, "loss"), 1.0)
     trainer = SimpleNamespace(
@@ -33,5 +35,20 @@ def test_a_full_disk_is_named():
         world_size=1,
         is_global_zero=True,
     )
+    callback.on_train_batch_end(trainer, SimpleNamespace(log_dict=lambda *args, **named: None))
+
+
+def test_a_full_disk_is_named():
     with pytest.raises(InputError, match="/dev/full cannot be written: the disk is full; make room and run the same"):
-        callback.on_train_batch_end(trainer, SimpleNamespace(log_dict=lambda *args, **named: None))
+        end_of_step(Path("/dev/full"))
+
+
+def test_memory_is_written_where_there_is_a_gpu(tmp_path, monkeypatch):
+    for present, expected in ((True, 61.5), (False, None)):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda present=present: present)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: int(61.5 * 2**30))
+        end_of_step(tmp_path / "metrics.jsonl")
+        line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+        assert line.get("memory_gib") == expected
+        assert ("mfu" in line) == present

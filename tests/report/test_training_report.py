@@ -84,6 +84,10 @@ def places(drawing):
 
     lines = [line.get("points").split() for line in drawing.iterfind(".//{*}polyline")]
     points = [[tuple(map(float, point.split(","))) for point in line] for line in lines]
+    title = float(drawing.find(".//{*}text[@class='title']").get("y"))
+    _, _, width, height = map(float, drawing.get("viewBox").split())
+    assert all(0 <= x <= width and 0 <= y <= height for line in points for x, y in line)
+    assert title < min(level) < max(level) < height - 40
     return [[(read(acrosses, x), read(ups, y)) for x, y in line] for line in points if line[0][1] > min(level) - 1]
 
 
