@@ -157,11 +157,15 @@ def by_run(title: str, runs: Sequence[Run], values: Sequence[dict[str, str]]) ->
     names = list(dict.fromkeys(name for own in values for name in own))
     cells = {name: tuple(own.get(name, NOTHING) for own in values) for name in names}
     names.sort(key=lambda name: len(set(cells[name])) == 1)  # stable
+    differ = [len(set(cells[name])) > 1 for name in names]
     return Table(
         title=title,
         columns=tuple(run.label for run in runs),
         rows=tuple(
-            Row(name=name, cells=cells[name], kind="change" if len(set(cells[name])) > 1 else "ours") for name in names
+            Row(name=name, cells=cells[name], kind="change" if differs else "ours")
+            for name, differs in zip(names, differ, strict=True)
         ),
-        notes=("Shaded rows differ.",) if len(runs) > 1 and any(len(set(own)) > 1 for own in cells.values()) else (),
+        notes=("Shaded rows differ. A dash: the run's command leaves it to the recipe, or no record has it.",)
+        if any(differ)
+        else (),
     )

@@ -7,9 +7,11 @@ from nemo_longpo.terminal import note, show
 
 EXAMPLE = """examples:
   longpo report run128k --output report
+  longpo report evolution --output report
   longpo report longpo=run128k sft=run128k_sft --output report --evaluation evaluation
 
-RUN is what was log.log_dir, also while the run goes on. The page loads nothing; PNGs need matplotlib."""
+RUN is what was log.log_dir, also while the run goes on, or the output of `longpo demo` or `longpo evolve`: then every
+round is a run, with its evaluation. The page loads nothing; PNGs need matplotlib."""
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -17,7 +17,7 @@ from nemo_longpo.evaluation.results.results_json import read_summary
 from nemo_longpo.line_plot import curves, panels
 
 from . import charts
-from .runs import Run, read_runs
+from .runs import Run, find_places, read_runs
 
 PAGE = "training.html"
 _FOLDER = Path(__file__).parent
@@ -37,12 +37,19 @@ class Evaluation:
 def write_report(given: Sequence[str], output: Path, evaluations: Sequence[Path] = ()) -> tuple[list[Path], list[str]]:
     """Write the page and, where matplotlib is installed, the PNGs; return their paths, and sentences about the runs.
 
-    `given` are `[NAME=]RUN`, `evaluations` directories of `longpo eval` or their results.json. Raises InputError if
-    one of them is damaged or missing, or if the output cannot be written; then nothing is written.
+    `given` are `[NAME=]RUN`; the evaluations that lie beside the training of a round or a demo are shown too.
+    `evaluations` are directories of `longpo eval`, or their results.json. Raises InputError if one of them is damaged
+    or missing, or if the output cannot be written; then nothing is written.
     """
     _check_output(output)
-    runs = read_runs(given)
-    results = [_evaluation(path) for path in evaluations]
+    places = find_places(given)
+    runs = read_runs(places)
+    found = [
+        (run.label, place.evaluation)
+        for run, place in zip(runs, places, strict=True)
+        if place.evaluation and (place.evaluation / RESULTS).is_file()
+    ]
+    results = [_evaluation(*own) for own in (*found, *((str(path), path) for path in evaluations))]
     graphs = charts.graphs(runs)
     files: dict[str, str | bytes] = {PAGE: page(runs, graphs, results)}
     notes = [run.warning for run in runs if run.warning]
@@ -68,11 +75,11 @@ def _check_output(output: Path) -> None:
         raise InputError(f"{present} is not of longpo report; give --output another directory")
 
 
-def _evaluation(path: Path) -> Evaluation:
+def _evaluation(title: str, path: Path) -> Evaluation:
     file = path / RESULTS if path.is_dir() else path
     summary, verdict = read_summary(file)
     return Evaluation(
-        title=", ".join(summary.labels),
+        title=title,
         verdict=verdict,
         tables=(*paper_layout.paper_tables(summary), *tables.length_tables(summary)),
         plot=plot.draw(summary),

@@ -16,6 +16,8 @@ from nemo_longpo.terminal import count
 COMMAND = "cmd-args.log"
 _SETTING = re.compile(r"([A-Za-z_][\w.]*)=(\S*)")
 _LARGEST = 1e300
+# In the output of `longpo demo` and in each round of `longpo evolve`.
+_ROUND, _TRAINING, _EVALUATION = "round-", "training", "evaluation"
 _ADVICE = "copy the run's files again, or leave this run out"
 
 
@@ -86,32 +88,75 @@ class Run:
         )
 
 
-def read_runs(given: Sequence[str]) -> list[Run]:
-    """Read every `[NAME=]RUN`; a run without a name has that of its directory.
+@dataclass(frozen=True)
+class Place:
+    """Where a run lies, under which name ("" for its own), and where an evaluation of its model would be."""
 
-    Raises InputError if there is no run, if its metrics are damaged, or if two have one name.
+    label: str
+    path: Path
+    evaluation: Path | None = None
+
+
+def find_places(given: Sequence[str]) -> list[Place]:
+    """Return the runs of every `[NAME=]RUN`: itself, the training of a demo or of a round, of each round with a step.
+
+    Raises InputError if no round of an evolution has trained a step.
     """
-    runs = [_read(text) for text in given]
-    labels = [run.label for run in runs]
-    if repeated := next((run for run in runs if labels.count(run.label) > 1), None):
-        raise InputError(f"two runs are called {repeated.label!r}; name them, as in first={given[0]}")
-    return runs
+    return [place for text in given for place in _places(text)]
 
 
-def _read(text: str) -> Run:
+def _places(text: str) -> list[Place]:
     label, equals, rest = text.partition("=")
     if not equals or not label or "/" in label or Path(text).exists():
         label, rest = "", text
     path = Path(rest)
-    metrics = _find_metrics(path)
+    whole = label or path.resolve().name
+    rounds = {int(own.name.removeprefix(_ROUND)): own for own in path.glob(f"{_ROUND}[0-9]*") if _is_round(own)}
+    begun = {number: own for number, own in sorted(rounds.items()) if _has_metrics(own / _TRAINING)}
+    if rounds and not begun:
+        raise InputError(f"no round in {path} has trained a step yet; wait until one has, or give another run")
+    if begun:
+        return [Place(f"{whole}, round {n}", own / _TRAINING, own / _EVALUATION) for n, own in begun.items()]
+    if (path / _TRAINING).is_dir():
+        return [Place(whole, path / _TRAINING, path / _EVALUATION)]
+    return [Place(label, path)]
+
+
+def _is_round(path: Path) -> bool:
+    return path.name.removeprefix(_ROUND).isdecimal() and path.is_dir()
+
+
+def _has_metrics(log_dir: Path) -> bool:
+    return any(own.stat().st_size for own in log_dir.glob(f"{run_directory.TENSORBOARD}/*/{run_directory.METRICS}"))
+
+
+def read_runs(places: Sequence[Place]) -> list[Run]:
+    """Read the runs; one without a name has that of its directory.
+
+    Raises InputError if there is no run, if its metrics are damaged, or if two have one name.
+    """
+    runs = [_read(place) for place in places]
+    labels = [run.label for run in runs]
+    if repeated := next((run for run in runs if labels.count(run.label) > 1), None):
+        raise InputError(f"two runs are called {repeated.label!r}; name them, as in first={places[0].path}")
+    return runs
+
+
+def _read(place: Place) -> Run:
+    metrics = _find_metrics(place.path)
     steps, left_out = run_directory.read_metrics_file(metrics)
     if not steps:
         lines = "holds no line of metrics that can be read" if left_out else "is empty: the run has finished no step"
         raise InputError(f"{metrics} {lines}; {_ADVICE}")
     _check(steps, metrics)
     log_dir = metrics.parents[2] if metrics.parent.parent.name == run_directory.TENSORBOARD else metrics.parent
-    name = label or _name(path)
-    return Run(label=name, metrics=metrics, home=log_dir / metrics.parent.name, steps=tuple(steps), left_out=left_out)
+    return Run(
+        label=place.label or _name(place.path),
+        metrics=metrics,
+        home=log_dir / metrics.parent.name,
+        steps=tuple(steps),
+        left_out=left_out,
+    )
 
 
 def _name(path: Path) -> str:

@@ -19,7 +19,7 @@ from nemo_longpo.evaluation.results.results_json import FORMAT, as_json, read_su
 from nemo_longpo.evaluation.results.summary import summarise
 from nemo_longpo.evaluation.results.verdict import verdict
 from nemo_longpo.report import charts, pages
-from nemo_longpo.report.runs import read_runs
+from nemo_longpo.report.runs import find_places, read_runs
 
 HOSTILE = "<script>alert(1)</script> & \x1b[31m\u202e \"'"
 SHOWN = "<script>alert(1)</script> & ⟨U+001B⟩[31m⟨U+202E⟩ \"'"
@@ -56,8 +56,12 @@ def write_run(log_dir, lines, name="longpo", command="nemo llm finetune --factor
     return log_dir
 
 
+def read(*given):
+    return read_runs(find_places(list(map(str, given))))
+
+
 def page_of(*given, evaluations=()):
-    runs = read_runs(list(map(str, given)))
+    runs = read(*given)
     return pages.page(runs, charts.graphs(runs), evaluations)
 
 
@@ -217,12 +221,12 @@ def test_hostile_text_stays_text_and_the_page_loads_nothing(tmp_path):
     (tmp_path / "run" / "longpo" / "inputs" / run_inputs.VERSIONS_FILE).write_text(json.dumps({"torch": HOSTILE}))
     named = f"{HOSTILE.replace('/', '')}={run}"
     page = page_of(named, f"b={run}")
-    read = Tags(page)
-    assert "script" not in read.tags
-    assert not read.open
-    assert all(link.startswith("#") for link in read.links)
-    assert read.text.count(SHOWN) >= 3  # a metric of both runs, a version
-    assert f"Training: {SHOWN.replace('/', '')}, b" in read.text
+    tags = Tags(page)
+    assert "script" not in tags.tags
+    assert not tags.open
+    assert all(link.startswith("#") for link in tags.links)
+    assert tags.text.count(SHOWN) >= 3  # a metric of both runs, a version
+    assert f"Training: {SHOWN.replace('/', '')}, b" in tags.text
     assert not re.search("[\x1b\u202e]", page)
     assert "default-src 'none'" in page
     assert re.search(r"url\(|@import|<script|<img|<link", page) is None
@@ -295,18 +299,18 @@ def test_where_a_run_is_found(tmp_path):
     run = write_run(tmp_path / "run", steps())
     metrics = run_directory.metrics_file(run)
     for given in (run, run / "longpo", metrics, metrics.parent):
-        (found,) = read_runs([str(given)])
+        (found,) = read(given)
         assert (found.label, found.home, len(found.steps)) == ("run", run / "longpo", 6), given
     with pytest.raises(InputError, match="two runs are called 'run'; name them"):
-        read_runs([str(run), str(run)])
+        read(run, run)
     write_run(run, steps(), name="second")
     with pytest.raises(InputError, match=r"holds several runs \(longpo, second\)"):
-        read_runs([str(run)])
-    assert read_runs([str(run / "second")])[0].label == "second"
+        read(run)
+    assert read(run / "second")[0].label == "second"
     with pytest.raises(InputError, match="does not exist"):
-        read_runs([str(tmp_path / "nowhere")])
+        read(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"holds no tb_logs/NAME/metrics\.jsonl"):
-        read_runs([str(tmp_path)])
+        read(tmp_path)
 
 
 def test_pages_of_others_are_not_replaced(tmp_path):
@@ -352,3 +356,29 @@ def test_evaluation_results_stand_beside(tmp_path):
         with pytest.raises(InputError, match=said):
             pages.write_report([str(run)], tmp_path / "other", [path])
     assert not (tmp_path / "other").exists()
+
+
+def test_every_round_of_an_evolution_is_a_run_with_its_evaluation(tmp_path):
+    evolution = tmp_path / "evolved"
+    for number, margin in ((2, 2.0), (10, 10.0)):
+        write_run(evolution / f"round-{number}" / "training", steps(**{"rewards/margins": lambda _, m=margin: m}))
+    write_run(evolution / "round-11" / "training", [])  # it starts
+    (evolution / "round-12").mkdir()  # its data is made
+    (evolution / "round-10" / "evaluation").mkdir()
+    _, results = evaluated(tmp_path)
+    results.rename(evolution / "round-10" / "evaluation" / "results.json")
+    pages.write_report([str(evolution)], tmp_path / "out")
+    page = (tmp_path / "out" / "training.html").read_text(encoding="utf-8")
+    rows = table_rows(page, "Runs")
+    assert {name: cells["margin"] for name, cells in rows.items()} == {
+        "evolved, round 2": "2",
+        "evolved, round 10": "10",
+    }
+    assert list(rows) == ["evolved, round 2", "evolved, round 10"]
+    assert page.count("<h3>evolved, round 10</h3>") == 2  # its numbers and its evaluation
+    assert page.count("<h3>evolved, round 2</h3>") == 1
+    (alone,) = read(f"last={evolution / 'round-10'}")
+    assert alone.label == "last"
+    (tmp_path / "none" / "round-1").mkdir(parents=True)
+    with pytest.raises(InputError, match="has trained a step yet; wait until one has"):
+        read(tmp_path / "none")
