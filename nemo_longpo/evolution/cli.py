@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nemo_longpo import steps, terminal
 
 if TYPE_CHECKING:
-    from .evolution_file import Evolution
+    from .evolution_settings import Evolution
 
 EXAMPLE = """example:
   longpo evolve examples/evolve.yaml --dry-run

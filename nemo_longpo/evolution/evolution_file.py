@@ -3,21 +3,23 @@
 Everything that can be known before the first step is checked here, because a round takes hours.
 """
 
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
+from reprlib import repr as short_repr
 from typing import Any
 
+from nemo_longpo.costs import devices
 from nemo_longpo.data_tools import options, settings
 from nemo_longpo.data_tools.pipeline.config import parse_pipeline, refuse_unknown
 from nemo_longpo.errors import InputError
 from nemo_longpo.evaluation import sources, suites
 from nemo_longpo.evaluation.judge.settings import JudgeSettings
 from nemo_longpo.model_directory.model_config import ModelConfig
-from nemo_longpo.placement import LONGEST_BRANCH
-from nemo_longpo.typed_fields import Built, Count, Names, Number, Size, build, is_whole
+from nemo_longpo.typed_fields import Built, build, is_whole
 from nemo_longpo.yaml_input import read_yaml_mapping
+
+from . import evolution_settings as told
 
 _ADVICE = "see examples/evolve.yaml"
 _PROGRAMS = {"data": ("python", "longpo"), "train": ("longpo", "nemo"), "eval": ("longpo",)}
@@ -25,134 +27,7 @@ _PROGRAMS = {"data": ("python", "longpo"), "train": ("longpo", "nemo"), "eval": 
 _OWN_OVERRIDES = ("data.paths", "data.seq_length", "resume.restore_config.path", "log.log_dir", "log.name")
 
 
-@dataclass(frozen=True)
-class Environments:
-    """The `bin` directories of Python environments, for the stages of data, for training and for evaluation."""
-
-    data: str | None = None
-    train: str | None = None
-    eval: str | None = None
-
-    def program(self, environment: str, name: str) -> str:
-        """Return the path of a program; an environment that is not given is the one that runs this."""
-        given = getattr(self, environment)
-        return str((Path(given) if given else Path(sys.executable).parent).absolute() / name)
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """The GPUs that training uses, for the estimate of GPU hours; `gpu` is a name of `longpo plan`."""
-
-    gpu: str
-    gpus: Size
-    gpus_per_node: Size = 8
-
-
-@dataclass(frozen=True)
-class Training:
-    """A recipe with its overrides. `launcher` are words in front of the command, such as those of `srun`."""
-
-    factory: str
-    settings: dict[str, Any] = field(default_factory=dict)
-    env: dict[str, str] = field(default_factory=dict)
-    launcher: Names = field(default_factory=list)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluating:
-    """What `longpo eval` is asked; settings of its engine and of its judge go in the same mapping."""
-
-    suite: Names
-    data: str | None = None
-    wording: str | None = None
-    lengths: tuple[Size, ...] = ()
-    samples: Size | None = None
-    seed: Count = 1234
-
-
-@dataclass(frozen=True)
-class GateLimits:
-    """When the rounds stop: points that short accuracy may fall below that of the base model, and fewest pairs.
-
-    Short accuracy is that of the short benchmarks; with `short_tokens`, that of the long ones up to this length.
-    """
-
-    most_lost: Number = 1.0
-    short_tokens: Size | None = None
-    fewest_pairs: Size = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class _RoundFields:
-    length: Size
-    rope_theta: Number | None = None
-    rope_scaling: str | None = None
-    input: Names | None = None
-    data: dict[str, Any] = field(default_factory=dict)
-    train: dict[str, Any] = field(default_factory=dict)
-    evaluate: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _File:
-    base: str
-    output: str
-    data: dict[str, Any]
-    train: dict[str, Any]
-    evaluate: dict[str, Any]
-    rounds: tuple[dict[str, Any], ...]
-    input: Names | None = None
-    prompts: str | None = None
-    executors: dict[str, Any] = field(default_factory=dict)
-    environments: dict[str, Any] = field(default_factory=dict)
-    env: dict[str, str] = field(default_factory=dict)
-    hardware: dict[str, Any] | None = None
-    gate: dict[str, Any] = field(default_factory=dict)
-    branch_tokens: Size = LONGEST_BRANCH
-    full_attention: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Round:
-    """One round, with all that it inherits. `length` and `max_length` are tokens of a document, and of it with answers.
-
-    `data` is the content of the file that `longpo data run` gets; `asked` are the flags of `longpo eval`, and
-    `asked_settings` those among them that decide its results.
-    """
-
-    number: int
-    length: int
-    max_length: int
-    start: Path
-    folder: Path
-    rope_theta: float | None
-    rope_scaling: str | None
-    full_attention: bool
-    data: dict[str, Any]
-    train: Training
-    asked: tuple[str, ...]
-    asked_settings: dict[str, Any]
-
-    @property
-    def model(self) -> Path:
-        """The Hugging Face directory that the round ends with."""
-        return self.folder / "model"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evolution:
-    """The content of a file; all paths are absolute."""
-
-    base: Path
-    output: Path
-    environments: Environments
-    env: Mapping[str, str]
-    hardware: Hardware | None
-    gate: GateLimits
-    rounds: tuple[Round, ...]
-
-
-def load_evolution(path: Path) -> Evolution:
+def load_evolution(path: Path) -> told.Evolution:
     """Read and check a file. Relative paths in it are taken from the current directory, as on the command line.
 
     Raises InputError, naming file and key, if a key is unknown or a value wrong, an environment lacks a program, a
@@ -161,24 +36,26 @@ def load_evolution(path: Path) -> Evolution:
     content = read_yaml_mapping(path, f"give a YAML file; {_ADVICE}")
     # Keys in x-… are free for YAML anchors.
     content = {key: value for key, value in content.items() if not str(key).startswith("x-")}
-    file = _typed(_File, content, f"{path}")
+    file = _typed(told.FileFields, content, f"{path}")
     if not file.rounds:
         raise InputError(f"{path}: 'rounds' is empty; give at least one round with its length")
-    environments = _typed(Environments, file.environments, f"{path}: environments")
+    environments = _typed(told.Environments, file.environments, f"{path}: environments")
     _check_environments(environments, f"{path}: environments")
-    hardware = None if file.hardware is None else _typed(Hardware, file.hardware, f"{path}: hardware")
-    gate = _typed(GateLimits, file.gate, f"{path}: gate")
+    hardware = None if file.hardware is None else _typed(told.Hardware, file.hardware, f"{path}: hardware")
+    if hardware is not None:
+        devices.find_gpu(hardware.gpu)
+    gate = _typed(told.GateLimits, file.gate, f"{path}: gate")
     base, output = Path(file.base).absolute(), Path(file.output).absolute()
-    own = [_typed(_RoundFields, given, f"{path}: round {number}") for number, given in enumerate(file.rounds, 1)]
+    own = [_typed(told.RoundFields, given, f"{path}: round {number}") for number, given in enumerate(file.rounds, 1)]
     _check_lengths(own, file, ModelConfig.read(base), str(path))
-    rounds: list[Round] = []
+    rounds: list[told.Round] = []
     for number, given in enumerate(own, 1):
         where = f"{path}: round {number}"
         start = rounds[-1].model if rounds else base
         folder = output / f"round-{number}"
         asked, asked_settings = _evaluation({**file.evaluate, **given.evaluate}, gate, f"{where}: evaluate")
         rounds.append(
-            Round(
+            told.Round(
                 number=number,
                 length=given.length,
                 max_length=given.length + file.branch_tokens,
@@ -193,7 +70,7 @@ def load_evolution(path: Path) -> Evolution:
                 asked_settings=asked_settings,
             )
         )
-    return Evolution(
+    return told.Evolution(
         base=base,
         output=output,
         environments=environments,
@@ -205,11 +82,12 @@ def load_evolution(path: Path) -> Evolution:
 
 
 def _typed(kind: type[Built], content: Mapping[str, Any], where: str) -> Built:
+    """Return the fields of one mapping. Raises InputError if a key is unknown, or a value of another kind."""
     refuse_unknown(content, [item.name for item in fields(kind)], f"{where}:")  # type: ignore[arg-type]
     return build(kind, dict(content), where, _ADVICE, exact=False)
 
 
-def _check_environments(environments: Environments, where: str) -> None:
+def _check_environments(environments: told.Environments, where: str) -> None:
     for name, programs in _PROGRAMS.items():
         for program in programs:
             path = Path(environments.program(name, program))
@@ -220,7 +98,7 @@ def _check_environments(environments: Environments, where: str) -> None:
                 )
 
 
-def _check_lengths(rounds: list[_RoundFields], file: _File, base: ModelConfig, path: str) -> None:
+def _check_lengths(rounds: list[told.RoundFields], file: told.FileFields, base: ModelConfig, path: str) -> None:
     """Raises InputError if a length does not rise, or the base model has no positions for it."""
     (reach,) = base.require("max_position_embeddings")
     own_theta = theta = base.theta
@@ -253,7 +131,12 @@ def _check_lengths(rounds: list[_RoundFields], file: _File, base: ModelConfig, p
 
 
 def _data(
-    file: _File, given: _RoundFields, environments: Environments, start: Path, folder: Path, where: str
+    file: told.FileFields,
+    given: told.RoundFields,
+    environments: told.Environments,
+    start: Path,
+    folder: Path,
+    where: str,
 ) -> dict[str, Any]:
     """Return the content of the round's file for `longpo data run`, with the lengths of the round where none is given.
 
@@ -262,13 +145,16 @@ def _data(
     inputs = given.input or file.input
     if not inputs:
         raise InputError(f"{where}: it has no documents; give 'input', here or for all rounds")
+    for text in (*inputs, *([file.prompts] if file.prompts else [])):
+        if not text.startswith("hf:") and not Path(text).exists():
+            raise InputError(f"{where}: {text} does not exist; correct it in 'input' or 'prompts'")
     stages: dict[str, dict[str, Any]] = {}
     for name in {**file.data, **given.data}:
         stages[name] = {}
-        for told in (file.data.get(name), given.data.get(name)):
-            if not isinstance(told, dict | None):
-                raise InputError(f"{where}: data.{name} must be a mapping of settings, not {told!r}")
-            stages[name] |= told or {}
+        for own in (file.data.get(name), given.data.get(name)):
+            if not isinstance(own, dict | None):
+                raise InputError(f"{where}: data.{name} must be a mapping of settings, not {short_repr(own)}")
+            stages[name] |= own or {}
     for name in ("chunk", "instruct", "respond", "filter", "score", "pack"):
         if name not in stages:
             raise InputError(
@@ -295,9 +181,19 @@ def _data(
     return content
 
 
-def _training(shared: Mapping[str, Any], own: Mapping[str, Any], where: str) -> Training:
-    training = _typed(Training, {**shared, **own}, where)
-    training = replace(training, settings={**shared.get("settings", {}), **own.get("settings", {})})
+def _training(shared: Mapping[str, Any], own: Mapping[str, Any], where: str) -> told.Training:
+    merged: dict[Any, Any] = {}
+    for overrides in (shared.get("settings", {}), own.get("settings", {})):
+        if not isinstance(overrides, dict):
+            raise InputError(f"{where}: 'settings' must be a mapping of settings, not {short_repr(overrides)}")
+        merged |= overrides
+    training = _typed(told.Training, {**shared, **own, "settings": merged}, where)
+    for name, value in training.settings.items():
+        if not isinstance(name, str) or not isinstance(value, str | int | float | list | None):
+            raise InputError(
+                f"{where}: settings.{name} must be a text, a number, true, false or a list under its whole name, such "
+                f"as optim.config.lr, not {short_repr(value)}"
+            )
     for name in _OWN_OVERRIDES:
         if name in training.settings:
             raise InputError(f"{where}: {name} is set by the rounds themselves; remove it from 'settings'")
@@ -306,13 +202,13 @@ def _training(shared: Mapping[str, Any], own: Mapping[str, Any], where: str) -> 
     return training
 
 
-def _evaluation(content: dict[str, Any], gate: GateLimits, where: str) -> tuple[tuple[str, ...], dict[str, Any]]:
+def _evaluation(content: dict[str, Any], gate: told.GateLimits, where: str) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Return the flags of `longpo eval`, and the settings that decide what it measures."""
     kinds = (*settings.ENGINE_SETTINGS, JudgeSettings)
     of_models = {item.name: kind for kind in kinds for item in fields(kind)}
-    own_names = [item.name for item in fields(Evaluating)]
+    own_names = [item.name for item in fields(told.Evaluating)]
     refuse_unknown(content, [*own_names, *of_models], f"{where}:")
-    plain = _typed(Evaluating, {name: value for name, value in content.items() if name in own_names}, where)
+    plain = _typed(told.Evaluating, {name: value for name, value in content.items() if name in own_names}, where)
     plain = replace(
         plain,
         suite=[str(Path(name).absolute()) if name.endswith(".jsonl") else name for name in plain.suite],
@@ -343,10 +239,10 @@ def _evaluation(content: dict[str, Any], gate: GateLimits, where: str) -> tuple[
     for file in (plain.wording, *(name for name in plain.suite if name.endswith(".jsonl"))):
         if file and not Path(file).is_file():
             raise InputError(f"{where}: {file} does not exist; correct it")
-    told = {name: value for name, value in vars(plain).items() if name != "suite" and value not in (None, ())}
-    told |= {name: content[name] for name in of_models if name in content}
+    asked = {name: value for name, value in vars(plain).items() if name != "suite" and value not in (None, ())}
+    asked |= {name: content[name] for name in of_models if name in content}
     flags = ["--suite", ",".join(plain.suite)]
-    flags += [word for name, value in told.items() for word in options.setting_words(name, value)]
+    flags += [word for name, value in asked.items() for word in options.setting_words(name, value)]
     measured = {name: value for name, value in vars(plain).items() if name != "data"}
     deciding = given[settings.EngineSettings] | given[JudgeSettings]
     return tuple(flags), measured | {name: value for name, value in deciding.items() if name in content}

@@ -8,7 +8,7 @@ from nemo_longpo.model_directory.model_config import ModelConfig
 from nemo_longpo.placement import GLOBAL_BATCH_SIZE, TYPICAL_BRANCH
 from nemo_longpo.planning import job, search, speed
 
-from .evolution_file import Evolution, Round
+from .evolution_settings import Evolution, Round
 
 CHECKPOINT_BYTES = {2: 14, 4: 12}
 """Of a training checkpoint per parameter, by the bytes of a weight: with the optimizer's averages, and its fp32 weights

@@ -7,7 +7,7 @@ from nemo_longpo import json_input
 from nemo_longpo.errors import InputError
 from nemo_longpo.evaluation.results.results_json import FORMAT
 
-from .evolution_file import GateLimits
+from .evolution_settings import GateLimits
 
 
 class GateClosedError(InputError):

@@ -15,7 +15,7 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.steps import Step
 
 from . import gate
-from .evolution_file import Evolution, Round
+from .evolution_settings import Evolution, Round
 
 RESULTS = "results.json"
 # Where and how fast, not what is learned: these may differ when a run is continued.

@@ -9,7 +9,7 @@ import pytest
 from support import small_evolution
 
 from nemo_longpo.cli import main
-from nemo_longpo.evolution.evolution_file import Hardware
+from nemo_longpo.evolution.evolution_settings import Hardware
 from nemo_longpo.evolution.forecast import forecast
 
 
@@ -61,6 +61,24 @@ BAD = {
         "/nowhere/bin/longpo does not exist; give as 'train' the bin directory of an environment in which nemo_longpo",
     ),
     "no documents": (remover("input"), "X/evolve.yaml: round 1: it has no documents; give 'input', here or for all"),
+    "documents that are not there": (
+        setter("rounds", 1, "input", to=["books"]),
+        "X/evolve.yaml: round 2: books does not exist; correct it in 'input' or 'prompts'",
+    ),
+    "prompts that are not there": (setter("prompts", to="words.json"), "words.json does not exist; correct it in"),
+    "unknown GPU": (setter("hardware", to={"gpu": "h1000", "gpus": 8}), "h1000"),
+    "settings of training as a list": (
+        setter("rounds", 1, "train", to={"settings": ["trainer.max_steps"]}),
+        "X/evolve.yaml: round 2: train: 'settings' must be a mapping of settings, not ['trainer.max_steps']",
+    ),
+    "a nested setting of training": (
+        setter("train", "settings", "optim", to={"config": {"lr": 1}}),
+        "X/evolve.yaml: round 1: train: settings.optim must be a text, a number, true, false or a list under its whole",
+    ),
+    "a stage that is no mapping": (
+        setter("data", "filter", to=1),
+        "X/evolve.yaml: round 1: data.filter must be a mapping of settings, not 1",
+    ),
     "missing stage": (remover("data", "score"), "X/evolve.yaml: round 1: data.score is missing; name the stage"),
     "wrong setting of a stage": (
         setter("rounds", 1, "data", "chunk", "chunk_tokens", to=0),

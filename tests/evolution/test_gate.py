@@ -10,7 +10,7 @@ from nemo_longpo.data_tools.stages.filter import run_filter
 from nemo_longpo.data_tools.stages.registry import StageCall
 from nemo_longpo.errors import InputError
 from nemo_longpo.evaluation.results import report
-from nemo_longpo.evolution.evolution_file import GateLimits
+from nemo_longpo.evolution.evolution_settings import GateLimits
 from nemo_longpo.evolution.gate import GateClosedError, check_pairs, check_short
 
 FIVE = [1.0, 1.0, 1.0, 1.0, 0.0]

@@ -194,6 +194,15 @@ def test_closed_gate_ends_the_rounds_with_status_1(tmp_path, told, capsys):
     assert len(small_evolution.calls(tmp_path)) == 10
 
 
+def test_other_limit_decides_without_redo(tmp_path, told):
+    assert run(tmp_path, told) == 0
+    told["gate"]["fewest_pairs"] = 6
+    assert run(tmp_path, told) == 1
+    told["gate"]["fewest_pairs"] = 4
+    assert run(tmp_path, told) == 0
+    assert len(small_evolution.calls(tmp_path)) == 10
+
+
 def test_too_few_pairs_stop_before_training(tmp_path, told, capsys):
     told["gate"]["fewest_pairs"] = 6
     assert run(tmp_path, told) == 1

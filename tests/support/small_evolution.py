@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from nemo_longpo.evolution.evolution_file import Evolution, load_evolution
+from nemo_longpo.evolution.evolution_file import load_evolution
+from nemo_longpo.evolution.evolution_settings import Evolution
 
 # Does what a step must: writes its output from what it reads, and a line in `calls`. With `pause`, training waits once.
 _STAND_IN = f"""#!{sys.executable} -S
