@@ -79,7 +79,7 @@ def shown(value: float, digits: int = 6) -> str:
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
     """Return round values at even distances, at least two, from at most `low` to at least `high`."""
-    if high <= low:
+    if high - low <= 1e-9 * max(abs(low), abs(high)) + 1e-290:  # equal, but for rounding
         low, high = low - (abs(low) / 10 or 1), high + (abs(high) / 10 or 1)
     step = _round_step((high - low) / (most - 1))
     first, last = math.floor(low / step + 1e-6), math.ceil(high / step - 1e-6)

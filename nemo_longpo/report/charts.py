@@ -68,6 +68,15 @@ def graphs(runs: Sequence[Run]) -> list[Graph]:
     return [graph for chart in CHARTS for graph in _graphs(chart, runs) if graph.finite]
 
 
+def names() -> set[str]:
+    """Every name that a graph of `graphs` may have."""
+    return {name for chart in CHARTS for name in (chart.name, *(_name(chart, label) for label in chart.metrics))}
+
+
+def _name(chart: Chart, label: str) -> str:
+    return f"{chart.name}-{label}".replace(", ", "-").lower() if label else chart.name
+
+
 def _graphs(chart: Chart, runs: Sequence[Run]) -> Iterator[Graph]:
     if len(runs) == 1:
         curves = [_curve(label, runs[0], metric) for label, metric in chart.metrics.items()]
@@ -75,8 +84,7 @@ def _graphs(chart: Chart, runs: Sequence[Run]) -> Iterator[Graph]:
         return
     for label, metric in chart.metrics.items():
         title = f"{chart.title}, {label}" if label else chart.title
-        name = f"{chart.name}-{label}".replace(", ", "-").lower() if label else chart.name
-        yield _graph(chart, name, title, [_curve(run.label, run, metric) for run in runs])
+        yield _graph(chart, _name(chart, label), title, [_curve(run.label, run, metric) for run in runs])
 
 
 def _graph(chart: Chart, name: str, title: str, curves: Sequence[Curve]) -> Graph:

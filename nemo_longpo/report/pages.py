@@ -59,6 +59,9 @@ def write_report(given: Sequence[str], output: Path, evaluations: Sequence[Path]
         notes.append("no PNGs are written without matplotlib; install nemo_longpo[report] for them")
     with atomic.explain_full_disk(output, "nothing is lost"):
         output.mkdir(parents=True, exist_ok=True)
+    if (output / PAGE).exists():  # ours, with the PNGs of other runs
+        for name in charts.names():
+            (output / f"{name}.png").unlink(missing_ok=True)
     for name, content in files.items():
         atomic.write_file(output / name, content)
     return [output / name for name in files], notes

@@ -11,7 +11,7 @@ from typing import Any
 from nemo_longpo import json_input
 from nemo_longpo.checkpoints import run_directory, run_inputs
 from nemo_longpo.errors import InputError
-from nemo_longpo.terminal import count
+from nemo_longpo.terminal import count, printable
 
 COMMAND = "cmd-args.log"
 _SETTING = re.compile(r"([A-Za-z_][\w.]*)=(\S*)")
@@ -56,7 +56,7 @@ class Run:
         command = self.home / COMMAND
         if command.is_file():
             words = command.read_bytes().decode("utf-8", "replace")
-            found |= {name: value.strip("'\"") for name, value in _SETTING.findall(words)}
+            found |= {name: printable(value.strip("'\"")) for name, value in _SETTING.findall(words)}
             if factory := re.search(r"--factory\s+(\S+)", words):
                 found = {"--factory": factory[1]} | found
         if self.inputs:

@@ -18,6 +18,7 @@ from nemo_longpo.evaluation.results import paper_layout, report as results_repor
 from nemo_longpo.evaluation.results.results_json import FORMAT, as_json, read_summary
 from nemo_longpo.evaluation.results.summary import summarise
 from nemo_longpo.evaluation.results.verdict import verdict
+from nemo_longpo.line_plot import curves
 from nemo_longpo.report import charts, pages
 from nemo_longpo.report.runs import find_places, read_runs
 
@@ -92,7 +93,7 @@ def places(drawing):
     _, _, width, height = map(float, drawing.get("viewBox").split())
     assert all(0 <= x <= width and 0 <= y <= height for line in points for x, y in line)
     assert title < min(level) < max(level) < height - 40
-    return [[(read(acrosses, x), read(ups, y)) for x, y in line] for line in points if line[0][1] > min(level) - 1]
+    return [[(read(acrosses, x), read(ups, y)) for x, y in line] for line in points if line[0][1] > title]
 
 
 def table_rows(page, title):
@@ -131,8 +132,8 @@ def test_lines_and_hover_texts_stand_where_the_numbers_are(tmp_path):
     lines = steps()
     drawn = drawings(page_of(f"demo={write_run(tmp_path / 'run', lines)}"))
     title = next(title for title in drawn if title.startswith("Rewards"))
-    curves = places(drawn[title])
-    for curve, name in zip(curves, ("chosen", "rejected", "margins"), strict=True):
+    drawn_lines = places(drawn[title])
+    for curve, name in zip(drawn_lines, ("chosen", "rejected", "margins"), strict=True):
         expected = [(line["step"], line[f"rewards/{name}"]) for line in lines]
         assert curve == [(pytest.approx(step, abs=0.02), pytest.approx(value, abs=0.02)) for step, value in expected]
     notes = [strip.text for strip in drawn["Gradient norm"].iterfind(".//{*}rect/{*}title")]
@@ -182,8 +183,8 @@ def test_a_run_without_some_metrics_has_no_charts_of_them(tmp_path):
 def test_what_is_not_finite_breaks_the_line_and_is_counted(tmp_path):
     lines = steps(grad_norm=lambda step: math.nan if step == 3 else float(step))
     page = page_of(f"demo={write_run(tmp_path / 'run', lines)}")
-    curves = places(drawings(page)["Gradient norm"])
-    assert [len(curve) for curve in curves] == [2, 3]
+    drawn_lines = places(drawings(page)["Gradient norm"])
+    assert [len(curve) for curve in drawn_lines] == [2, 3]
     assert table_rows(page, "demo")["grad_norm"]["not finite"] == "1"
     assert "step 3: nan" in page
 
@@ -191,6 +192,56 @@ def test_what_is_not_finite_breaks_the_line_and_is_counted(tmp_path):
 def test_one_step_is_a_dot(tmp_path):
     drawing = drawings(page_of(write_run(tmp_path / "run", steps(1))))["Gradient norm"]
     assert len(drawing.findall(".//{*}circle")) == 1
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        lambda step: 5e-7,
+        lambda step: 2.0 + step * 4e-16,
+        lambda step: 0.0,
+        lambda step: step * 5e-324,
+        lambda step: (-1) ** step * 1e300,
+        lambda step: math.inf if step == 2 else -1e-12,
+    ],
+    ids=["constant", "rounding", "zero", "denormal", "huge", "infinite"],
+)
+def test_any_number_can_be_drawn(tmp_path, value):
+    page = page_of(write_run(tmp_path / "run", steps(grad_norm=value)))
+    drawing = drawings(page)["Gradient norm"]
+    places(drawing)
+    labels = [text.text for text in drawing.iterfind(".//{*}text[@class='end']")]
+    assert len(set(labels)) == len(labels) >= 2
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 100, [0, 20, 40, 60, 80, 100]),
+        (-5.4, 11.3, [-10, -5, 0, 5, 10, 15]),
+        (0, 5e-7, [0, 1e-7, 2e-7, 3e-7, 4e-7, 5e-7]),
+        (3, 3, [2.6, 2.8, 3, 3.2, 3.4]),
+    ],
+)
+def test_ticks_are_round_and_enclose(low, high, expected):
+    assert curves.ticks(low, high) == expected
+
+
+def test_passwords_in_settings_are_not_shown(tmp_path):
+    run = write_run(tmp_path / "run", steps(), command="nemo a.proxy=http://me:secret@host:1/ b.c=1")
+    page = page_of(run)
+    assert "secret" not in page
+    assert "http://***@host:1/" in page
+
+
+def test_pngs_of_an_earlier_report_go(tmp_path):
+    pytest.importorskip("matplotlib")
+    run, output = write_run(tmp_path / "run", steps()), tmp_path / "out"
+    files, _ = pages.write_report([f"a={run}", f"b={run}"], output)
+    assert {file.stem for file in files} - {"training"} <= charts.names()
+    (output / "mine.png").write_text("mine")
+    files, _ = pages.write_report([str(run)], output)
+    assert {file.name for file in output.iterdir()} == {"mine.png", *(file.name for file in files)}
 
 
 class Tags(html.parser.HTMLParser):
