@@ -221,6 +221,7 @@ def test_any_number_can_be_drawn(tmp_path, value):
         (-5.4, 11.3, [-10, -5, 0, 5, 10, 15]),
         (0, 5e-7, [0, 1e-7, 2e-7, 3e-7, 4e-7, 5e-7]),
         (3, 3, [2.6, 2.8, 3, 3.2, 3.4]),
+        (2, 2 + 4e-16, [1.8, 1.9, 2, 2.1, 2.2]),
     ],
 )
 def test_ticks_are_round_and_enclose(low, high, expected):
