@@ -36,9 +36,11 @@ def load_evolution(path: Path) -> told.Evolution:
     content = read_yaml_mapping(path, f"give a YAML file; {_ADVICE}")
     # Keys in x-… are free for YAML anchors.
     content = {key: value for key, value in content.items() if not str(key).startswith("x-")}
+    _check_texts(content, str(path))
     file = _typed(told.FileFields, content, f"{path}")
     if not file.rounds:
         raise InputError(f"{path}: 'rounds' is empty; give at least one round with its length")
+    _check_variables(file.env, f"{path}: env")
     environments = _typed(told.Environments, file.environments, f"{path}: environments")
     _check_environments(environments, f"{path}: environments")
     hardware = None if file.hardware is None else _typed(told.Hardware, file.hardware, f"{path}: hardware")
@@ -85,6 +87,23 @@ def _typed(kind: type[Built], content: Mapping[str, Any], where: str) -> Built:
     """Return the fields of one mapping. Raises InputError if a key is unknown, or a value of another kind."""
     refuse_unknown(content, [item.name for item in fields(kind)], f"{where}:")  # type: ignore[arg-type]
     return build(kind, dict(content), where, _ADVICE, exact=False)
+
+
+def _check_texts(value: Any, where: str) -> None:
+    """Raises InputError if a text holds a zero byte, which no word of a command can."""
+    if isinstance(value, str) and "\0" in value:
+        raise InputError(f"{where}: {short_repr(value)} holds a zero byte, which no path and no setting can; remove it")
+    if isinstance(value, dict | list):
+        for part in value:
+            _check_texts(part, where)
+            if isinstance(value, dict):
+                _check_texts(value[part], f"{where}: {part}" if isinstance(part, str) else where)
+
+
+def _check_variables(variables: Mapping[str, str], where: str) -> None:
+    for name in variables:
+        if not isinstance(name, str) or not name or "=" in name:
+            raise InputError(f"{where}: {short_repr(name)} is no name of a variable; put it in quotes if it is")
 
 
 def _check_environments(environments: told.Environments, where: str) -> None:
@@ -188,6 +207,7 @@ def _training(shared: Mapping[str, Any], own: Mapping[str, Any], where: str) -> 
             raise InputError(f"{where}: 'settings' must be a mapping of settings, not {short_repr(overrides)}")
         merged |= overrides
     training = _typed(told.Training, {**shared, **own, "settings": merged}, where)
+    _check_variables(training.env, f"{where}: env")
     for name, value in training.settings.items():
         if not isinstance(name, str) or not isinstance(value, str | int | float | list | None):
             raise InputError(

@@ -79,6 +79,18 @@ BAD = {
         setter("data", "filter", to=1),
         "X/evolve.yaml: round 1: data.filter must be a mapping of settings, not 1",
     ),
+    "a zero byte": (
+        setter("train", "launcher", to=["srun", "a\0"]),
+        "X/evolve.yaml: train: launcher: 'a\\x00' holds a zero byte, which no path and no setting can; remove it",
+    ),
+    "a variable without a name": (
+        setter("env", 1, to="x"),
+        "X/evolve.yaml: env: 1 is no name of a variable; put it in quotes if it is",
+    ),
+    "a variable of training": (
+        setter("train", "env", to={"A=B": "x"}),
+        "X/evolve.yaml: round 1: train: env: 'A=B' is no name of a variable",
+    ),
     "missing stage": (remover("data", "score"), "X/evolve.yaml: round 1: data.score is missing; name the stage"),
     "wrong setting of a stage": (
         setter("rounds", 1, "data", "chunk", "chunk_tokens", to=0),

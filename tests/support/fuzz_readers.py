@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 from hypothesis import strategies as st
+from support import small_evolution
 from support.mutations import dump, mutated_bytes, mutated_json, mutated_lines, mutated_value
 from support.published_pairs import published_row, text_pair
 from support.small_corpus import make_document, save_stopping_model
@@ -43,6 +44,9 @@ from nemo_longpo.data_tools.published.document import Limits, read_document
 from nemo_longpo.data_tools.published.source import PublishedSource
 from nemo_longpo.data_tools.runner.rows import PartsSource
 from nemo_longpo.data_tools.stages.registry import StageCall
+from nemo_longpo.evolution.evolution_file import load_evolution
+from nemo_longpo.evolution.forecast import forecast
+from nemo_longpo.evolution.rounds import evolution_steps
 from nemo_longpo.shards.reader import ShardReader
 
 Prepared = tuple[st.SearchStrategy[bytes], Callable[[bytes], object]]
@@ -265,18 +269,37 @@ def read_pipeline(path: Path) -> None:
 
 
 @st.composite
-def mutated_yaml(draw: st.DrawFn) -> bytes:
+def mutated_yaml(draw: st.DrawFn, content: dict[str, Any]) -> bytes:
     """As JSON, which is YAML; as YAML with changed bytes; or with what only YAML has."""
     kind = draw(st.integers(0, 2))
     if kind == 0:
-        return draw(mutated_json(DATA_YAML)).replace(b"[" * 100_000, b"[" * 2_000)  # the parser is slow
-    text = yaml.safe_dump(DATA_YAML)
+        return draw(mutated_json(content)).replace(b"[" * 100_000, b"[" * 2_000)  # the parser is slow
+    text = yaml.safe_dump(content)
     if kind == 1:
         return draw(mutated_bytes(text.encode()))
     lines = text.splitlines()
     at = draw(st.integers(0, len(lines) - 1))
     lines[at] = lines[at].partition(":")[0] + ": " + draw(st.sampled_from(ONLY_YAML))
     return "\n".join(lines).encode()
+
+
+def evolve_yaml(shop: Workshop) -> Prepared:
+    """Read the file, and make the steps with all that `--dry-run` shows of them."""
+    folder = shop.folder("evolve")
+    small_evolution.programs(folder)
+    told = small_evolution.content(folder) | {"hardware": {"gpu": "h100-80gb", "gpus": 8}, "prompts": None}
+    told["train"] |= {"env": {"THREADS": "1"}, "launcher": ["srun"]}
+
+    def read(path: Path) -> None:
+        evolution = load_evolution(path)
+        for step in evolution_steps(evolution):
+            step.recorded_settings()
+            "\n".join(step.command_lines()).encode()
+            assert not any("\0" in word for word in (*step.command, *step.env, *step.env.values()))
+        for own in forecast(evolution):
+            own.line()
+
+    return mutated_yaml(told), write_and(read, folder / "evolve.yaml")
 
 
 def chat_template(shop: Workshop) -> Prepared:
@@ -460,7 +483,12 @@ READERS = [
     Reader("tokenizer config in conversion", model_file("tokenizer_config.json", "mistral", look_at_model), 15),
     Reader("special tokens", model_file("special_tokens_map.json", "mistral", load_tokenizer), 60),
     Reader("chat template", chat_template, 60),
-    Reader("data.yaml", lambda shop: (mutated_yaml(), write_and(read_pipeline, shop.folder("yaml") / "data.yaml")), 6),
+    Reader(
+        "data.yaml",
+        lambda shop: (mutated_yaml(DATA_YAML), write_and(read_pipeline, shop.folder("yaml") / "data.yaml")),
+        6,
+    ),
+    Reader("evolve.yaml", evolve_yaml, 12),
     Reader(
         "prompts",
         lambda shop: (mutated_json(Prompts().to_dict()), write_and(load_prompts, shop.folder("prompts") / "p.json")),
