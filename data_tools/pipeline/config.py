@@ -150,7 +150,7 @@ def _told(
     try:
         for kind in registry.STAGES[name].settings:
             settings_from(kind, own)
-        _refuse_passwords(model_stage.EngineOptions.from_mapping(own).server.base_url)
+        refuse_passwords(model_stage.EngineOptions.from_mapping(own).server.base_url)
         launch = settings_from(LaunchSettings, values)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
@@ -164,7 +164,7 @@ def _told(
     return own, launch, {_text(key, f"{where}: env"): _text(env[key], f"{where}: env") for key in env}
 
 
-def _refuse_passwords(addresses: tuple[str, ...]) -> None:
+def refuse_passwords(addresses: tuple[str, ...]) -> None:
     """Raises InputError if an address holds a password: the run writes command lines to files."""
     if any("@" in address for address in addresses):
         raise InputError(

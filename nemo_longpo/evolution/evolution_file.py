@@ -11,7 +11,7 @@ from typing import Any
 
 from nemo_longpo.costs import devices
 from nemo_longpo.data_tools import options, settings
-from nemo_longpo.data_tools.pipeline.config import parse_pipeline, refuse_unknown
+from nemo_longpo.data_tools.pipeline.config import parse_pipeline, refuse_passwords, refuse_unknown
 from nemo_longpo.errors import InputError
 from nemo_longpo.evaluation import sources, suites
 from nemo_longpo.evaluation.judge.settings import JudgeSettings
@@ -239,6 +239,7 @@ def _evaluation(content: dict[str, Any], gate: told.GateLimits, where: str) -> t
         benchmarks = suites.choose(plain.suite)
         sources.require(benchmarks, Path(plain.data) if plain.data else None, suites.ESSAYS if plain.wording else ())
         given = {kind: options.settings_from(kind, content).recorded() for kind in kinds}
+        refuse_passwords(options.settings_from(settings.ServerSettings, content).base_url)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     abilities = {row.ability for row in benchmarks}

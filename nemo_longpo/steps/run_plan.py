@@ -36,8 +36,9 @@ def run_steps(
         for step in [turn.step for turn in reversed(turns) if turn.state == plan.TO_REDO]:
             _remove(step, output, records)
         runner = _Runner(output, records, lock)
+        width = max([9, *(len(step.name) for step in steps)])
         for number, turn in enumerate(turns, 1):
-            step, label = turn.step, f"[{number:2d}/{len(turns)}] {turn.step.name:<9} {turn.step.title}"
+            step, label = turn.step, f"[{number:2d}/{len(turns)}] {turn.step.name:<{width}} {turn.step.title}"
             if turn.state == plan.DONE:
                 terminal.note(f"{label}: already done")
                 record = records.get(step.name) or plan.Record(settings=step.recorded_settings())

@@ -128,6 +128,10 @@ BAD = {
         remover("gate", "short_tokens"),
         "X/evolve.yaml: round 1: evaluate: the gate watches short accuracy, and the suite has no short benchmark; add",
     ),
+    "a password": (
+        setter("evaluate", "base_url", to=["http://user:secret@host/v1"]),
+        "X/evolve.yaml: round 1: evaluate: base_url holds a user name or password, which would be kept in the files",
+    ),
     "no setting of eval": (
         setter("evaluate", "sample", to=1),
         "X/evolve.yaml: round 1: evaluate: unknown key 'sample'; did you mean 'samples'?",
