@@ -28,16 +28,28 @@ _OWN_OVERRIDES = ("data.paths", "data.seq_length", "resume.restore_config.path",
 
 
 def load_evolution(path: Path) -> told.Evolution:
-    """Read and check a file. Relative paths in it are taken from the current directory, as on the command line.
+    """Read and check a file. Raises InputError as `parse_evolution` does, or if documents or prompts do not exist."""
+    evolution = parse_evolution(read_yaml_mapping(path, f"give a YAML file; {_ADVICE}"), str(path))
+    for own in evolution.rounds:
+        for text in (*own.data["input"], *filter(None, [own.data.get("prompts")])):
+            if not text.startswith("hf:") and not Path(text).exists():
+                raise InputError(
+                    f"{path}: round {own.number}: {text} does not exist; correct it in 'input' or 'prompts'"
+                )
+    return evolution
 
-    Raises InputError, naming file and key, if a key is unknown or a value wrong, an environment lacks a program, a
-    length cannot be reached from the base model, or what the gate needs is not measured.
+
+def parse_evolution(content: Mapping[Any, Any], path: str) -> told.Evolution:
+    """Check the content of a file, which `path` names in errors; its documents need not exist yet.
+
+    Relative paths in it are taken from the current directory, as on the command line. Raises InputError, naming file
+    and key, if a key is unknown or a value wrong, an environment lacks a program, a length cannot be reached from the
+    base model, or what the gate needs is not measured.
     """
-    content = read_yaml_mapping(path, f"give a YAML file; {_ADVICE}")
     # Keys in x-… are free for YAML anchors.
     content = {key: value for key, value in content.items() if not str(key).startswith("x-")}
-    _check_texts(content, str(path))
-    file = _typed(told.FileFields, content, f"{path}")
+    _check_texts(content, path)
+    file = _typed(told.FileFields, content, path)
     if not file.rounds:
         raise InputError(f"{path}: 'rounds' is empty; give at least one round with its length")
     _check_variables(file.env, f"{path}: env")
@@ -49,7 +61,7 @@ def load_evolution(path: Path) -> told.Evolution:
     gate = _typed(told.GateLimits, file.gate, f"{path}: gate")
     base, output = Path(file.base).absolute(), Path(file.output).absolute()
     own = [_typed(told.RoundFields, given, f"{path}: round {number}") for number, given in enumerate(file.rounds, 1)]
-    _check_lengths(own, file, ModelConfig.read(base), str(path))
+    _check_lengths(own, file, ModelConfig.read(base), path)
     rounds: list[told.Round] = []
     for number, given in enumerate(own, 1):
         where = f"{path}: round {number}"
@@ -113,7 +125,7 @@ def _check_environments(environments: told.Environments, where: str) -> None:
             if not path.exists():
                 raise InputError(
                     f"{where}: {path} does not exist; give as {name!r} the bin directory of an environment in which "
-                    f"nemo_longpo is installed{' with NeMo' if program == 'nemo' else ''}"
+                    f"nemo_longpo is installed{' with NeMo' if program == 'nemo' else ''}, or install it there"
                 )
 
 
@@ -164,9 +176,6 @@ def _data(
     inputs = given.input or file.input
     if not inputs:
         raise InputError(f"{where}: it has no documents; give 'input', here or for all rounds")
-    for text in (*inputs, *([file.prompts] if file.prompts else [])):
-        if not text.startswith("hf:") and not Path(text).exists():
-            raise InputError(f"{where}: {text} does not exist; correct it in 'input' or 'prompts'")
     stages: dict[str, dict[str, Any]] = {}
     for name in {**file.data, **given.data}:
         stages[name] = {}

@@ -168,4 +168,8 @@ def _training_settings(own: Round) -> dict[str, Any]:
 def _progress(training: Path, steps: int) -> str:
     """Return a line from the newest metrics of a training run."""
     lines = run_directory.read_metrics(training)
-    return f"step {lines[-1]['step']}/{steps}, loss {lines[-1]['loss']:.3f}" if lines else "starting"
+    if not lines:
+        return "starting"
+    newest = lines[-1]
+    margin = f", margin {newest['rewards/margins']:.3f}" if "rewards/margins" in newest else ""
+    return f"step {newest['step']}/{steps}, loss {newest['loss']:.3f}{margin}"

@@ -63,7 +63,7 @@ BAD = {
     "no documents": (remover("input"), "X/evolve.yaml: round 1: it has no documents; give 'input', here or for all"),
     "documents that are not there": (
         setter("rounds", 1, "input", to=["books"]),
-        "X/evolve.yaml: round 2: books does not exist; correct it in 'input' or 'prompts'",
+        "/books does not exist; correct it in 'input' or 'prompts'",
     ),
     "prompts that are not there": (setter("prompts", to="words.json"), "words.json does not exist; correct it in"),
     "unknown GPU": (setter("hardware", to={"gpu": "h1000", "gpus": 8}), "h1000"),
