@@ -10,7 +10,7 @@ import traceback
 
 from nemo_longpo import __version__
 from nemo_longpo.errors import ERROR_MARK, InputError
-from nemo_longpo.terminal import escape_what_the_terminal_lacks, note, show
+from nemo_longpo.terminal import READER_LEFT, escape_what_the_terminal_lacks, note, reader_left, show
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -46,16 +46,28 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run one subcommand and return its exit status: 0 on success, 2 on bad input or a crash, 130 on Ctrl-C.
 
-    1 is a result: `convert verify` found a difference, nothing fits in `plan`, `doctor` misses something.
+    1 is a result: `convert verify` found a difference, nothing fits in `plan`, `doctor` misses something. 141: nobody
+    reads the output any more, as in `longpo … | head -1`.
     """
     escape_what_the_terminal_lacks()
+    try:
+        status = _run(argv)
+    except SystemExit:  # of argparse, which has printed help or what is wrong
+        reader_left()
+        raise
+    return READER_LEFT if reader_left() else status
+
+
+def _run(argv: list[str] | None) -> int:
     arguments = build_parser().parse_args(argv)
     try:
         return arguments.run(arguments) or 0
     except InputError as error:
         note(f"{ERROR_MARK}{error}")
         return 2
-    except Exception:  # else Python would end with 1, and a script would take the crash for an answer
+    except Exception as error:  # else Python would end with 1, and a script would take the crash for an answer
+        if isinstance(error, BrokenPipeError) and reader_left(failed=True):
+            return READER_LEFT
         show(traceback.format_exc(), file=sys.stderr)
         note("longpo: this is a fault of the program, not of its input; please report it with the lines above")
         return 2

@@ -5,9 +5,14 @@ Text from elsewhere: document ids, values of a configuration, a server's message
 
 import argparse
 import math
+import os
 import re
+import select
 import sys
 from typing import TextIO
+
+READER_LEFT = 141
+"""The exit status of a command whose output nobody reads any more, as of one that SIGPIPE ends (128 + 13)."""
 
 # Control characters but the tab; line and paragraph separators, at which some terminals break lines; characters that
 # turn the direction of writing around; characters that cannot be seen; halves of characters, which stand for the bytes
@@ -49,6 +54,33 @@ def escape_what_the_terminal_lacks() -> None:
     """From now on write an escape for every character that the terminal's encoding lacks, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a text file, also under pytest
+
+
+def reader_left(*, failed: bool = False) -> bool:
+    """Write out what is held back; return whether a reader has closed its end, as `head` does when it has enough.
+
+    What is written to such a stream later goes nowhere, also when Python flushes it at its end. `failed` says that
+    writing somewhere has failed: then streams are asked too that hold nothing back.
+    """
+    left = False
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+            gone = failed and _has_no_reader(stream.fileno())
+        except BrokenPipeError:
+            gone = True
+        if gone:
+            left = True
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+    return left
+
+
+def _has_no_reader(descriptor: int) -> bool:
+    asked = select.poll()
+    asked.register(descriptor, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in asked.poll(0))
 
 
 def number(value: float) -> str:

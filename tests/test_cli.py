@@ -1,5 +1,9 @@
 """The meaning of a command's exit status."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from nemo_longpo import cli
@@ -46,3 +50,21 @@ def test_what_is_no_crash_shows_no_traceback(error, status, monkeypatch, capsys)
     monkeypatch.setattr("nemo_longpo.doctor.render", raising(error))
     assert cli.main(["doctor"]) == status
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["--help"], ["plan", "--model", "mistral-7b", "--length", "1024", "--gpus", "1"], ["--no-such-option"]],
+    ids=lambda command: command[0],
+)
+@pytest.mark.parametrize("buffered", [True, False], ids=["at the end", "in the midst"])
+def test_a_reader_may_leave(command, buffered):
+    """As `| head -1` does: whatever a command prints, nothing is said and no fault is reported."""
+    words = [sys.executable, *([] if buffered else ["-u"]), "-m", "nemo_longpo.cli", *command]
+    one_pipe = subprocess.STDOUT if command == ["--no-such-option"] else subprocess.PIPE
+    plain = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=one_pipe, text=True, env=plain)
+    child.stdout.close()
+    said = child.stderr.read() if child.stderr else ""
+    assert child.wait(30) in ((0, 2) if command[0].startswith("--") else (141,))
+    assert said == ""
