@@ -4,13 +4,15 @@
 
 Reading: records of 512K tokens, in random order. Warm: their pages are in memory. Cold: the kernel was asked to drop
 the file's pages before every read, and the process's count of bytes that came from storage shows whether it did. A
-read ends when every array has been copied. Opening the directory, once, is timed apart.
-Size: the same pairs as shards, and as `datasets` and Parquet store the published columns (ids, labels and NLL labels
-of both conversations and of the reference sequences, masks left out).
+read ends when every array has been copied, but for the short prompts, which most runs do not want. Opening the
+directory, once, is timed apart.
+Size: the same pairs as shards, with and without short prompts, and as `datasets` and Parquet store the published
+columns (ids, labels and NLL labels of both conversations and of the reference sequences, masks left out).
 Writes shards.json and shards.md into benchmarks/results.
 """
 
 import argparse
+import dataclasses
 import os
 import random
 import shutil
@@ -45,7 +47,7 @@ def main() -> None:
     arguments = flags.parse_args()
     work = Path(tempfile.mkdtemp(prefix="shards_", dir=arguments.directory))
     try:
-        reading = measure_reading(work / "read", arguments.records)
+        reading = measure_reading(work / "read", arguments.records, arguments.chunk_tokens)
         sizes = measure_sizes(work / "size", arguments.documents, arguments.chunk_tokens)
     finally:
         shutil.rmtree(work)
@@ -53,8 +55,11 @@ def main() -> None:
     write_results("shards", result, [*reading_lines(reading), "", *size_lines(sizes, arguments)])
 
 
-def make_record(rng: np.random.Generator, name: str, tokens: int) -> PairRecord:
-    """A pair whose longer conversation has `tokens` tokens, with ids as unevenly frequent as those of text."""
+def make_record(rng: np.random.Generator, name: str, tokens: int, chunk: int) -> PairRecord:
+    """A pair whose longer conversation has `tokens` tokens, with ids as unevenly frequent as those of text.
+
+    Its short prompts have `chunk` tokens each.
+    """
     instructions = [draw_ids(rng, INSTRUCTION) for _ in range(TURNS - 1)]
     branches = [np.concatenate([draw_ids(rng, ANSWER), *with_answers(rng, instructions)]) for _ in range(2)]
     spans = np.array([[turn * (ANSWER + INSTRUCTION), turn * (ANSWER + INSTRUCTION) + ANSWER] for turn in range(TURNS)])
@@ -71,6 +76,7 @@ def make_record(rng: np.random.Generator, name: str, tokens: int) -> PairRecord:
         ref_chosen_logps=logps[0],
         ref_rejected_logps=logps[1],
         ref_context="short",
+        short_prompt_ids=tuple(draw_ids(rng, chunk) for _ in range(TURNS)),
     )
 
 
@@ -97,14 +103,14 @@ def write_shards(directory: Path, records: list[PairRecord]) -> Path:
     return directory
 
 
-def measure_reading(directory: Path, count: int) -> dict[str, Any]:
+def measure_reading(directory: Path, count: int, chunk: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     directory.parent.mkdir(exist_ok=True)
-    write_shards(directory, [make_record(rng, f"record-{index}", 1 << 19) for index in range(count)])
+    write_shards(directory, [make_record(rng, f"record-{index}", 1 << 19, chunk) for index in range(count)])
     order = random.Random(0).sample(range(count), count)
     drop_pages(directory)
     started, stored = time.perf_counter(), stored_bytes()
-    reader = ShardReader(directory)
+    reader = ShardReader(directory, short_prompts=False)
     reader.lengths()
     opening, opening_stored = time.perf_counter() - started, stored_bytes() - stored
     cold, stored = [], stored_bytes()
@@ -160,9 +166,13 @@ def spread(seconds: list[float]) -> dict[str, float]:
 def measure_sizes(directory: Path, count: int, chunk: int) -> dict[str, int]:
     rng = np.random.default_rng(1)
     directory.mkdir(parents=True)
-    records = [make_record(rng, f"record-{index}", 1 << 17) for index in range(count)]
-    rows = [published(rng, record, chunk) for record in records]
-    sizes = {"shards": size_of(write_shards(directory / "shards", records))}
+    records = [make_record(rng, f"record-{index}", 1 << 17, chunk) for index in range(count)]
+    rows = [published(record) for record in records]
+    plain = [dataclasses.replace(record, short_prompt_ids=None) for record in records]
+    sizes = {
+        "shards": size_of(write_shards(directory / "shards", records)),
+        "shards without short prompts": size_of(write_shards(directory / "plain", plain)),
+    }
     for kind in (pa.int32(), pa.int64()):
         table = pa.table({name: column([row[name] for row in rows], kind) for name in rows[0]})
         datasets.Dataset(table).save_to_disk(directory / f"saved-{kind}")
@@ -180,10 +190,11 @@ def column(values: list[Any], kind: pa.DataType) -> pa.Array:
     return pa.array(values, pa.list_(pa.list_(kind)) if nested else pa.list_(kind))
 
 
-def published(rng: np.random.Generator, record: PairRecord, chunk: int) -> dict[str, Any]:
-    """The columns of one row, int64 arrays; reference sequences have a prompt of `chunk` tokens."""
+def published(record: PairRecord) -> dict[str, Any]:
+    """The columns of one row, int64 arrays."""
     row: dict[str, Any] = {}
-    prompts = [draw_ids(rng, chunk) for _ in range(TURNS)]
+    prompts = record.short_prompt_ids
+    assert prompts is not None
     for branch in ("chosen", "rejected"):
         ids, spans = getattr(record, f"{branch}_ids"), getattr(record, f"{branch}_spans")
         whole = np.concatenate([record.trunk_ids, ids]).astype(np.int64)
@@ -194,7 +205,10 @@ def published(rng: np.random.Generator, record: PairRecord, chunk: int) -> dict[
         answers = [ids[start:end] for start, end in spans]
         short = [np.concatenate(pair) for pair in zip(prompts, answers, strict=True)]
         row[f"ref_{branch}_input_ids"] = short
-        row[f"ref_{branch}_labels"] = [np.concatenate([np.full(chunk, -100), answer]) for answer in answers]
+        row[f"ref_{branch}_labels"] = [
+            np.concatenate([np.full(len(prompt), -100), answer])
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
     return row
 
 

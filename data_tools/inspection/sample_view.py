@@ -123,7 +123,10 @@ class Token(NamedTuple):
 
 
 def document_view(record: PairRecord, text: TokenText) -> dict[str, Any]:
-    """Return a document's context and turns. Passages are lists of (kind, words), as `_passage` makes them."""
+    """Return a document's context and turns. Passages are lists of (kind, words), as `_passage` makes them.
+
+    A turn's short prompt is shown where its chunk cannot be, for it is the chunk and the instruction.
+    """
     trunk = len(record.trunk_ids)
     sides = {
         "chosen": (record.chosen_ids, record.chosen_spans, record.ref_chosen_logps),
@@ -141,12 +144,16 @@ def document_view(record: PairRecord, text: TokenText) -> dict[str, Any]:
         logps = {side: values[turn] for side, (_, _, values) in sides.items()}
         answers = [ids[side][slice(*spans[side])] for side in sides]
         chunk = None if record.chunk_spans is None else record.chunk_spans[turn].tolist()
+        shown = chunk is not None and chunk[0] < chunk[1]
+        prompt = [] if shown or record.short_prompt_ids is None else record.short_prompt_ids[turn].tolist()
         turns.append(
             {
                 "margin": logp_sum(logps["chosen"]) - logp_sum(logps["rejected"]),
                 "similarity": similarity(*answers),
                 "chunk": chunk,
                 "chunk_passage": passage(chunk[0], chunk[1], CHUNK_END) if chunk else [],
+                "prompt_tokens": len(prompt),
+                "prompt_passage": list(_passage(prompt, (0, len(prompt)), np.zeros(len(prompt)), CHUNK_END, text)),
                 "instruction": passage(last_end, spans["chosen"][0], CONTEXT_END) if turn else [],
                 "answers": [
                     _answer(side, ids[side], spans[side], logps[side], differ, text)

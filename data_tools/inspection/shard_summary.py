@@ -75,12 +75,14 @@ def measure(records: Iterable[schema.PairRecord]) -> Values:
 
     Log-probs are the reference's, in nats, over an answer's tokens with the end of turn. A margin is log p(chosen) −
     log p(rejected), summed over the tokens of a turn or of all turns of a document; per token, it is the difference of
-    the two answers' means. A sequence is the trunk and the longer branch.
+    the two answers' means. A sequence is the trunk and the longer branch. Prompts are the short ones, if every record
+    has them.
     """
-    documents, turns = array("d"), array("d")
+    documents, turns, prompts = array("d"), array("d"), array("d")
     for record in records:
         trunk, chosen, rejected = record.lengths
         documents.extend((trunk + max(chosen, rejected), record.turns))
+        prompts.extend(map(len, record.short_prompt_ids or ()))
         for turn in range(record.turns):
             left = record.chosen_ids[slice(*record.chosen_spans[turn])].tolist()
             right = record.rejected_ids[slice(*record.rejected_spans[turn])].tolist()
@@ -98,6 +100,7 @@ def measure(records: Iterable[schema.PairRecord]) -> Values:
         "turns_per_document": counts,
         "chosen_tokens_per_turn": chosen_tokens,
         "rejected_tokens_per_turn": rejected_tokens,
+        **({"prompt_tokens_per_turn": np.array(prompts)} if len(prompts) == len(chosen_tokens) else {}),
         "length_difference_per_turn": chosen_tokens - rejected_tokens,
         "similarity_per_turn": shared,
         "chosen_logp_per_token": chosen_means,

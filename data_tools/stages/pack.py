@@ -101,6 +101,7 @@ def _record(pair: encoded.EncodedPair, ref_context: str) -> schema.PairRecord:
         ref_rejected_logps=pair.logps("rejected"),
         ref_context=ref_context,
         chunk_spans=None if long.chunk_spans is None else as_spans(long.chunk_spans),
+        short_prompt_ids=tuple(map(as_ids, pair.short_prompts())),
     )
 
 

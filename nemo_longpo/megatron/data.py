@@ -140,7 +140,7 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
         if not self.paths:
             raise InputError("data.paths is not set; give a shard directory, data.paths=SHARDS.")
         known = fingerprint.tokenizer_fingerprint(self.tokenizer.tokenizer) if self.tokenizer is not None else None
-        self.readers = [ShardReader(path, tokenizer_fingerprint=known) for path in self.paths]
+        self.readers = [ShardReader(path, tokenizer_fingerprint=known, short_prompts=False) for path in self.paths]
         lengths = [reader.lengths() for reader in self.readers]
         model: Any = self.trainer.lightning_module
         positions = usable_positions(model.config.seq_length, parse_scaling(model.rope_scaling, "model.rope_scaling"))

@@ -138,10 +138,9 @@ def load_manifest(directory: Path) -> Manifest:
     content = json_input.read_json_object(path, _ADVICE)
     version = content.get("schema_version")
     if type(version) is not int or version not in ARROW_SCHEMAS:
-        known = " and ".join(map(str, ARROW_SCHEMAS))
         raise InputError(
-            f"{path} has schema version {short_repr(version)}, but this nemo_longpo reads versions {known}; "
-            "rebuild the shards with `longpo data pack`"
+            f"{path} has schema version {short_repr(version)}, but this nemo_longpo reads versions 1 to "
+            f"{max(ARROW_SCHEMAS)}; rebuild the shards with `longpo data pack`"
         )
     manifest = typed_fields.build(Manifest, content, str(path), _ADVICE)
     for problem in _contradictions(manifest):

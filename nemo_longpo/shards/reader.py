@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from nemo_longpo.errors import InputError
 
 from .manifest import Manifest, ShardFile, Tally, load_manifest, sha256_file
-from .schema import ARROW_SCHEMAS, OPTIONAL_COLUMNS, PairRecord, from_batch, validate_record
+from .schema import ARROW_SCHEMAS, OPTIONAL_COLUMNS, SHORT_PROMPTS, PairRecord, from_batch, validate_record
 
 
 class ShardReader:
@@ -28,11 +28,15 @@ class ShardReader:
     send to a worker process. A record is validated when it is first read, so damage ends in a sentence and never ends
     the process. Only the hashes tell whether every byte is as it was written.
 
+    Without `short_prompts` the records' `short_prompt_ids` are None and their bytes are left alone: a chunk can be as
+    long as a part of the trunk, and few objectives need it.
+
     Raises InputError if a file, a record or a document is damaged, or if the fingerprints differ; it names them.
     """
 
-    def __init__(self, directory: str | Path, *, tokenizer_fingerprint: str | None = None):
+    def __init__(self, directory: str | Path, *, tokenizer_fingerprint: str | None = None, short_prompts: bool = True):
         self.directory = Path(directory)
+        self.short_prompts = short_prompts
         self.manifest: Manifest = load_manifest(self.directory)
         self._expected_tokenizer = tokenizer_fingerprint
         if tokenizer_fingerprint is not None and tokenizer_fingerprint != self.manifest.tokenizer_fingerprint:
@@ -47,7 +51,8 @@ class ShardReader:
         self._sound: set[tuple[int, int]] = set()
 
     def __reduce__(self) -> tuple[object, ...]:
-        return partial(ShardReader, tokenizer_fingerprint=self._expected_tokenizer), (self.directory,)
+        known, prompts = self._expected_tokenizer, self.short_prompts
+        return partial(ShardReader, tokenizer_fingerprint=known, short_prompts=prompts), (self.directory,)
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -144,7 +149,10 @@ class ShardReader:
             file = self.manifest.files[number]
             schema = ARROW_SCHEMAS[self.manifest.schema_version]
             self._batches[number] = map_stream(self.directory / file.name, schema, file.records)
-        return self._batches[number][position]
+        batch = self._batches[number][position]
+        if self.short_prompts:
+            return batch
+        return batch.select([name for name in batch.schema.names if name != SHORT_PROMPTS])
 
 
 def _stored_lengths(batch: pa.RecordBatch) -> tuple[int, int, int]:

@@ -6,7 +6,8 @@ Full chosen sequence = trunk_ids + chosen_ids; full rejected sequence = trunk_id
 The trunk ends with the assistant opening of turn 1. A branch is `y_1 <eot> (turn close, user opening) I_2 (user close,
 assistant opening) y_2 <eot> ...` and ends with the last <eot>.
 
-Shape letters: T trunk tokens, A chosen-branch tokens, B rejected-branch tokens, N turns, M ignored spans.
+Shape letters: T trunk tokens, A chosen-branch tokens, B rejected-branch tokens, N turns, M ignored spans, P tokens of
+a short prompt.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from nemo_longpo.errors import InputError
 
-SCHEMA_VERSION = 2  # what is written; version 1 had no chunk_spans and is read as well
+SCHEMA_VERSION = 3  # what is written; older ones are read as well
 REF_CONTEXTS = ("short", "long")
 Span = tuple[int, int]
 """[start, end) of token positions."""
@@ -33,6 +34,7 @@ Logps = NDArray[np.float32]
 _ids = pa.list_(pa.int32())
 _spans = pa.list_(pa.list_(pa.int32(), 2))
 _logps = pa.list_(pa.list_(pa.float32()))
+_prompts = pa.list_(pa.list_(pa.int32()))
 
 ARROW_SCHEMA = pa.schema(
     [
@@ -48,11 +50,17 @@ ARROW_SCHEMA = pa.schema(
         ("ref_context", pa.string()),
         ("lengths", pa.struct([("trunk", pa.int32()), ("chosen", pa.int32()), ("rejected", pa.int32())])),
         ("chunk_spans", _spans),
+        ("short_prompt_ids", _prompts),
     ]
 )
-OPTIONAL_COLUMNS = ("chunk_spans",)
+SHORT_PROMPTS = "short_prompt_ids"
+OPTIONAL_COLUMNS = {"chunk_spans": 2, SHORT_PROMPTS: 3}
+"""Columns that may hold nothing, and the schema version that they came with."""
 # The files of every schema version that is read.
-ARROW_SCHEMAS = {1: pa.schema([field for field in ARROW_SCHEMA if field.name != "chunk_spans"]), 2: ARROW_SCHEMA}
+ARROW_SCHEMAS = {
+    version: pa.schema([field for field in ARROW_SCHEMA if OPTIONAL_COLUMNS.get(field.name, 1) <= version])
+    for version in range(1, SCHEMA_VERSION + 1)
+}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -60,7 +68,9 @@ class PairRecord:
     """A document with N turns. Spans are [start, end); response spans lie within their branch and include the
     end-of-turn token; `nll_ignore_spans` index trunk + chosen. Log-probs are natural logarithms, one per span token.
     `chunk_spans` say which trunk tokens hold the chunk that a turn's chosen answer was made from, those at its borders
-    included; (0, 0) where it is no stretch of the trunk, None where nothing is known of any. Training ignores them."""
+    included; (0, 0) where it is no stretch of the trunk, None where nothing is known of any. Training ignores them.
+    `short_prompt_ids` are what a reference that sees only a turn's chunk reads in front of that turn's answers: chunk
+    and instruction in the chat template, up to the assistant's opening. None where they are not known or not read."""
 
     doc_id: str
     trunk_ids: Ids  # int32 [T]
@@ -73,6 +83,7 @@ class PairRecord:
     ref_rejected_logps: tuple[Logps, ...]  # N float32 arrays
     ref_context: str  # "short": LongPO, "long": the DPO baseline
     chunk_spans: Ids | None = None  # int32 [N, 2]
+    short_prompt_ids: tuple[Ids, ...] | None = None  # N int32 [P] arrays
 
     @property
     def turns(self) -> int:
@@ -93,13 +104,16 @@ def to_batch(record: PairRecord) -> pa.RecordBatch:
 
 
 def from_batch(batch: pa.RecordBatch) -> PairRecord:
-    """Return the record of a batch of any schema version; the arrays are read-only views of the mapped file."""
+    """Return the record of a batch of any schema version; the arrays are read-only views of the mapped file.
+
+    Optional columns that the batch lacks are None.
+    """
 
     def value(name: str, kind: pa.DataType) -> Any:
         found = batch.column(name)[0]
         if kind == _ids:
             return found.values.to_numpy(zero_copy_only=True)
-        if kind == _logps:
+        if kind == _logps or (kind == _prompts and found.is_valid):
             return tuple(turn.values.to_numpy(zero_copy_only=True) for turn in found)
         if kind == _spans and found.is_valid:
             return found.values.flatten().to_numpy(zero_copy_only=True).reshape(-1, 2)
@@ -130,6 +144,11 @@ def validate_record(record: PairRecord, *, where: str = "", vocab_size: int | No
     )
     _check_ignored(check, record)
     _check_chunks(check, record)
+    for turn, ids in enumerate(record.short_prompt_ids or (), start=1):
+        _check_ids(check, SHORT_PROMPTS, ids, vocab_size, f" in turn {turn}")
+    if record.short_prompt_ids is not None:
+        found = len(record.short_prompt_ids)
+        check.that(SHORT_PROMPTS, found == record.turns, f"has {found} turns, but there are {record.turns}")
 
 
 class _Check:
@@ -141,13 +160,13 @@ class _Check:
             raise InputError(f"{self.where}: field {field!r} {message}; rebuild the shards with `longpo data pack`")
 
 
-def _check_ids(check: _Check, name: str, ids: Ids, vocab_size: int | None) -> None:
-    check.that(name, ids.dtype == np.int32 and ids.ndim == 1, "must be a flat int32 array")
-    check.that(name, len(ids) > 0, "is empty")
-    check.that(name, int(ids.min()) >= 0, f"holds the negative token id {int(ids.min())}")
+def _check_ids(check: _Check, name: str, ids: Ids, vocab_size: int | None, place: str = "") -> None:
+    check.that(name, ids.dtype == np.int32 and ids.ndim == 1, f"must be a flat int32 array{place}")
+    check.that(name, len(ids) > 0, f"is empty{place}")
+    check.that(name, int(ids.min()) >= 0, f"holds the negative token id {int(ids.min())}{place}")
     if vocab_size is not None:
         top = int(ids.max())
-        check.that(name, top < vocab_size, f"holds token id {top}, outside the vocabulary of {vocab_size}")
+        check.that(name, top < vocab_size, f"holds token id {top}{place}, outside the vocabulary of {vocab_size}")
 
 
 def _check_spans(check: _Check, name: str, spans: Ids, length: int) -> None:

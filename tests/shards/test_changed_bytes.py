@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.small_shards import make_record, write
 
@@ -20,7 +21,8 @@ SECONDS = 240  # some ten would do
 
 @pytest.fixture
 def shards(tmp_path):
-    write(tmp_path / "shards", *(make_record(index) for index in range(2)))
+    prompts = (np.arange(3, dtype=np.int32), np.arange(40, 49, dtype=np.int32))
+    write(tmp_path / "shards", *(make_record(index, short_prompt_ids=prompts) for index in range(2)))
     return tmp_path / "shards"
 
 

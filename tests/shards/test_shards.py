@@ -70,18 +70,44 @@ def test_chunk_spans_are_optional(tmp_path):
         assert_same(found, record)
 
 
-def test_shards_of_version_1_have_no_chunks_and_are_read(shards, monkeypatch):
-    """What was written before `chunk_spans` existed: its schema lacks the column, its manifest says 1."""
+PROMPTS = (np.arange(3, dtype=np.int32), np.arange(40, 49, dtype=np.int32))
+
+
+def test_short_prompts_are_optional_and_read_on_demand(tmp_path):
+    records = [make_record(0, short_prompt_ids=PROMPTS), make_record(1)]
+    write(tmp_path / "shards", *records)
+    for short_prompts in (True, False):
+        reader = pickle.loads(pickle.dumps(ShardReader(tmp_path / "shards", short_prompts=short_prompts)))
+        reader.verify()
+        assert_same(reader[0], records[0] if short_prompts else make_record(0))
+        assert_same(reader[1], records[1])
+    assert not any(ids.flags.writeable for ids in ShardReader(tmp_path / "shards")[0].short_prompt_ids)
+
+
+def test_prompts_that_are_not_asked_for_are_not_looked_at(tmp_path):
+    """An id outside the vocabulary ends every read that wants it, and no other."""
+    write(tmp_path / "shards", make_record(0, short_prompt_ids=PROMPTS))
+    path = tmp_path / "shards" / "shard-00000.arrow"
+    path.write_bytes(path.read_bytes().replace(PROMPTS[1].tobytes(), PROMPTS[1].tobytes()[:-4] + b"\x64\0\0\0"))
+    assert_same(ShardReader(tmp_path / "shards", short_prompts=False)[0], make_record(0))
+    with pytest.raises(InputError, match=r"'short_prompt_ids' holds token id 100 in turn 2, outside"):
+        ShardReader(tmp_path / "shards")[0]
+
+
+@pytest.mark.parametrize(("version", "lacking"), [(1, {"chunk_spans", "short_prompt_ids"}), (2, {"short_prompt_ids"})])
+def test_shards_of_older_versions_are_read(shards, monkeypatch, version, lacking):
+    """What was written before a column existed: its schema lacks the column, its manifest has a lower version."""
     shutil.rmtree(shards)
-    monkeypatch.setattr(schema, "ARROW_SCHEMA", schema.ARROW_SCHEMAS[1])
-    monkeypatch.setattr(writer, "ARROW_SCHEMA", schema.ARROW_SCHEMAS[1])
-    monkeypatch.setattr(writer, "SCHEMA_VERSION", 1)
+    monkeypatch.setattr(schema, "ARROW_SCHEMA", schema.ARROW_SCHEMAS[version])
+    monkeypatch.setattr(writer, "ARROW_SCHEMA", schema.ARROW_SCHEMAS[version])
+    monkeypatch.setattr(writer, "SCHEMA_VERSION", version)
     write(shards, *(make_record(index) for index in range(5)))
     monkeypatch.undo()
-    reader = ShardReader(shards)
-    assert (reader.manifest.schema_version, "chunk_spans" in reader._batch(0, 0).schema.names) == (1, False)
-    reader.verify()
-    assert_same(reader[3], make_record(3))
+    for reader in (ShardReader(shards), ShardReader(shards, short_prompts=False)):
+        assert reader.manifest.schema_version == version
+        assert set(schema.ARROW_SCHEMA.names) - set(reader._batch(0, 0).schema.names) == lacking
+        reader.verify()
+        assert_same(reader[3], make_record(3))
 
 
 @pytest.mark.parametrize(
@@ -171,6 +197,12 @@ def test_doubled_document_and_mixed_references_are_refused(tmp_path):
         ("ref_rejected_logps", (np.full(1, 0.5, np.float32), np.zeros(2, np.float32)), "no log-probability"),
         ("nll_ignore_spans", np.array([[0, 6]], np.int32), "covers an answer"),
         ("nll_ignore_spans", np.array([[11, 13]], np.int32), "inside 12 tokens"),
+        ("short_prompt_ids", PROMPTS[:1], "has 1 turns, but there are 2"),
+        ("short_prompt_ids", (), "has 0 turns, but there are 2"),
+        ("short_prompt_ids", (PROMPTS[0], PROMPTS[1].astype(np.int64)), "must be a flat int32 array in turn 2"),
+        ("short_prompt_ids", (PROMPTS[0], PROMPTS[1][:0]), "is empty in turn 2"),
+        ("short_prompt_ids", (PROMPTS[0] - 1, PROMPTS[1]), "negative token id -1 in turn 1"),
+        ("short_prompt_ids", (PROMPTS[0] + 98, PROMPTS[1]), "token id 100 in turn 1, outside the vocabulary of 100"),
     ],
 )
 def test_validation_names_the_field(field, value, message):
@@ -223,7 +255,7 @@ def test_another_tokenizer_is_refused(shards):
 
 def test_another_schema_version_is_refused(shards):
     edit_manifest(shards, lambda content: content.update(schema_version=99))
-    with pytest.raises(InputError, match=r"schema version 99.*reads versions 1 and 2;"):
+    with pytest.raises(InputError, match=r"schema version 99.*reads versions 1 to 3;"):
         ShardReader(shards)
 
 

@@ -31,6 +31,7 @@ class Told:
     doc_id: str
     document: str
     turns: list[Turn]
+    short_prompts: bool = False
 
 
 def write_told(directory: Path, chat: ChatFormat, *documents: Told) -> Path:
@@ -68,7 +69,12 @@ def _record(chat: ChatFormat, told: Told) -> PairRecord:
         ref_rejected_logps=_logps(chat, rejected, [turn.rejected_logp for turn in turns]),
         ref_context="short",
         chunk_spans=None if long.chunk_spans is None else as_spans(long.chunk_spans),
+        short_prompt_ids=_short_prompts(chat, told) if told.short_prompts else None,
     )
+
+
+def _short_prompts(chat: ChatFormat, told: Told) -> tuple[np.ndarray, ...]:
+    return tuple(as_ids(chat.prompt(f"{turn.chunk}\n\n{turn.instruction}")) for turn in told.turns)
 
 
 def _logps(chat: ChatFormat, answers: list[list[int]], means: list[float]) -> tuple[np.ndarray, ...]:

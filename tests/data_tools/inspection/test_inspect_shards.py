@@ -243,6 +243,21 @@ def test_turn_shows_the_chunk_of_chosen(write, read):
     assert "no stretch of the context" in second.text
 
 
+def test_turn_shows_the_short_prompt_where_the_chunk_is_no_stretch_of_the_context(write, read, chat):
+    document = " ".join(f"The river crosses village {number}." for number in range(60))
+    chunks = [document[35:300].strip(), "This is no part of it."]
+    turns = [Turn("Who?", "the boat", "a boat", -1.0, -2.0, chunk) for chunk in chunks]
+    shards = write(Told("prompts", document, turns, short_prompts=True))
+    tree, summary = read(shards)
+    first, second = tree.all("div", "turn")
+    assert first.all("details", "prompt") == []
+    (unfolded,) = second.all("details", "prompt")
+    ids = chat.prompt(f"{chunks[1]}\n\nWho?")
+    assert f"{len(ids)} tokens" in unfolded.all("summary")[0].text
+    assert f"{chunks[1]}\n\nWho?" in unfolded.all("div", "passage")[0].text
+    assert summary["distributions"]["prompt_tokens_per_turn"]["min"] == len(ids)
+
+
 def test_a_long_chunk_is_elided(write, read):
     document = "A small boat. " * 900
     shards = write(Told("long", document, [Turn("Who?", "x", "y", -0.5, -1.0, document.strip())]))

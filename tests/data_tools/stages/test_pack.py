@@ -41,6 +41,21 @@ def test_both_kinds_in_one_shard(longpo, model_dir, scored):
         ):
             found = [turn.tolist() for turn in getattr(record, f"ref_{name}_logps")]
             assert found == [pytest.approx(turn, rel=1e-6) for turn in expected]
+    chat = load_chat(model_dir)
+    asked = [chat.prompt(f"{turn['chunk']}\n\n{turn['instruction']}") for turn in text["turns"]]
+    for record, expected in zip(reader, (asked, tokenised["short_prompts"]), strict=True):
+        assert [ids.tolist() for ids in record.short_prompt_ids] == expected
+
+
+def test_short_prompts_are_kept_beside_long_references(longpo, model_dir, tmp_path):
+    pair = text_pair(1, 2)
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(pair) + "\n")
+    words = ("--pairs", tmp_path / "pairs.jsonl", "--model", model_dir, "--ref-context", "long")
+    assert longpo("score", *words, "--output", tmp_path / "scored")[0] == 0
+    assert pack(longpo, model_dir, tmp_path / "scored")[0] == 0
+    chat, (record,) = load_chat(model_dir), ShardReader(tmp_path / "shards")
+    for ids, turn in zip(record.short_prompt_ids, pair["turns"], strict=True):
+        assert ids.tolist() == chat.prompt(f"{turn['chunk']}\n\n{turn['instruction']}")
 
 
 @pytest.mark.parametrize("ask", ["{document}\n\n{instruction}", "{instruction} ({instruction})\n{document}\nAnswer."])
