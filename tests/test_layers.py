@@ -62,8 +62,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     | LAYOUTS
     | PURE,
     "nemo_longpo.recipes": {"nemo_longpo.checkpoints", "nemo_longpo.megatron"} | PURE,
-    # The demo calls everything else through the public commands, as a user would.
-    "nemo_longpo.recipes.demo": {"nemo_longpo.shards", "nemo_longpo.checkpoints", "nemo_longpo.line_plot"} | PURE,
+    # The demo is one round of `longpo evolve`.
+    "nemo_longpo.recipes.demo": {
+        "nemo_longpo.checkpoints",
+        "nemo_longpo.evolution",
+        "nemo_longpo.line_plot",
+        "nemo_longpo.yaml_input",
+    },
     "nemo_longpo.conversion": PURE
     | {
         "nemo_longpo.checkpoints",

@@ -46,7 +46,7 @@ def round_steps(evolution: Evolution, own: Round) -> list[Step]:
             settings=_data_settings(own, evolution),
             env=env,
         ),
-        _gate_step(f"pairs-{n}", f"at least {limits.fewest_pairs:,} pairs are left", pairs, folder / "data"),
+        _gate_step(f"pairs-{n}", f"enough pairs are left: {limits.fewest_pairs:,} or more", pairs, folder / "data"),
         Step(
             name=f"import-{n}",
             title="convert the model to NeMo",

@@ -37,7 +37,7 @@ class Evaluation:
 def write_report(given: Sequence[str], output: Path, evaluations: Sequence[Path] = ()) -> tuple[list[Path], list[str]]:
     """Write the page and, where matplotlib is installed, the PNGs; return their paths, and sentences about the runs.
 
-    `given` are `[NAME=]RUN`; the evaluations that lie beside the training of a round or a demo are shown too.
+    `given` are `[NAME=]RUN`; the evaluations that lie beside the training of a round are shown too.
     `evaluations` are directories of `longpo eval`, or their results.json. Raises InputError if one of them is damaged
     or missing, or if the output cannot be written; then nothing is written.
     """

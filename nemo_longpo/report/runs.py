@@ -16,7 +16,7 @@ from nemo_longpo.terminal import count, printable
 COMMAND = "cmd-args.log"
 _SETTING = re.compile(r"([A-Za-z_][\w.]*)=(\S*)")
 _LARGEST = 1e300
-# In the output of `longpo demo` and in each round of `longpo evolve`.
+# In the output of `longpo evolve`, and of `longpo demo`, which is one round.
 _ROUND, _TRAINING, _EVALUATION = "round-", "training", "evaluation"
 _ADVICE = "copy the run's files again, or leave this run out"
 
@@ -98,7 +98,7 @@ class Place:
 
 
 def find_places(given: Sequence[str]) -> list[Place]:
-    """Return the runs of every `[NAME=]RUN`: itself, the training of a demo or of a round, of each round with a step.
+    """Return the runs of every `[NAME=]RUN`: itself, the training of a round, of each round with a step.
 
     Raises InputError if no round of an evolution has trained a step.
     """
@@ -117,7 +117,7 @@ def _places(text: str) -> list[Place]:
         raise InputError(f"no round in {path} has trained a step yet; wait until one has, or give another run")
     if begun:
         return [Place(f"{whole}, round {n}", own / _TRAINING, own / _EVALUATION) for n, own in begun.items()]
-    if (path / _TRAINING).is_dir():
+    if _is_round(path):
         return [Place(whole, path / _TRAINING, path / _EVALUATION)]
     return [Place(label, path)]
 

@@ -1,6 +1,7 @@
 """The process of one step: started with its output in a log, watched, and ended with all that it has started."""
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -18,6 +19,7 @@ from .plan import Step
 _REPORT_SECONDS = 20  # between progress lines when standard error is not a terminal
 _GRACE_SECONDS = 10  # for a command to end after Ctrl-C
 _ERROR_LINES = 15
+_FINISHED = re.compile(r"\[ *\d+/\d+\] .*: \d+ s")
 
 
 def run_command(step: Step, log: Path, label: str, lock: int | None, started: Callable[[int], None]) -> None:
@@ -66,15 +68,29 @@ def show_progress(text: str, *, last: bool) -> None:
 
 def _watch(step: Step, process: "subprocess.Popen[bytes]", label: str, log: Path) -> None:
     started = reported = time.monotonic()
-    while True:
+    read, ended = 0, False
+    while not ended:
         with suppress(subprocess.TimeoutExpired):
             process.wait(0.5)
-            return
+            ended = True
+        lines, read = _finished_steps(log, read)
+        for line in lines:
+            show_progress(f"  {line}", last=True)
         now = time.monotonic()
-        if sys.stderr.isatty() or now - reported > _REPORT_SECONDS:
+        if not ended and (sys.stderr.isatty() or now - reported > _REPORT_SECONDS):
             reported = now
             said = step.progress() if step.progress else _last_bar(log)
             show_progress(f"{label}: {now - started:.0f} s {said}", last=False)
+
+
+def _finished_steps(log: Path, start: int) -> tuple[list[str], int]:
+    """Return the lines of finished steps that a command which runs a plan wrote behind `start`, and the log's end."""
+    with log.open("rb") as file:
+        file.seek(start)
+        new = file.read()
+    whole = new[: new.rfind(b"\n") + 1]
+    lines = whole.decode(errors="replace").splitlines()
+    return [line for line in lines if _FINISHED.fullmatch(line)], start + len(whole)
 
 
 def _last_bar(log: Path) -> str:

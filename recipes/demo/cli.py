@@ -15,7 +15,7 @@ as a Hugging Face model. Takes minutes on two cores. The same command continues 
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    from .stages import DemoSettings
+    from .one_round import DemoSettings
 
     parser = subparsers.add_parser(
         "demo",
@@ -42,16 +42,14 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def run_demo_command(arguments: argparse.Namespace) -> int:
-    from .run import format_summary, records_of_before, run_demo
-    from .stages import DemoSettings, demo_steps
+    from .one_round import DemoSettings, demo_round, format_summary, run_demo
 
     options = {name: value for name, value in vars(arguments).items() if name in DemoSettings.__dataclass_fields__}
-    options["output"] = output = arguments.output.resolve()
-    settings, redo = DemoSettings(**options), arguments.redo
+    settings = DemoSettings(**options | {"output": arguments.output.resolve()})
     if arguments.dry_run:
-        known = records_of_before(output)
-        show_plan(demo_steps(settings), output, redo=redo, known=known, as_json=arguments.json)
+        steps, _ = demo_round(settings)
+        show_plan(steps, settings.output, redo=arguments.redo, as_json=arguments.json)
         return 0
-    summary = run_demo(settings, redo)
+    summary = run_demo(settings, arguments.redo)
     print(json.dumps(summary) if arguments.json else format_summary(summary))
     return 0

@@ -1,6 +1,7 @@
 """Commands that fail, and commands that are stopped."""
 
 import json
+import re
 import signal
 import time
 from pathlib import Path
@@ -29,6 +30,24 @@ def test_failure_without_a_sentence_shows_the_end_of_the_log(
     assert "no such thing" in capsys.readouterr().err
     with pytest.raises(InputError, match="/none cannot be run: No such file"):
         run_steps([Step(name="none", title="", command=("/none",))], tmp_path)
+
+
+def test_plan_inside_of_a_step_shows_its_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each once, when it has finished; what else is in the log stays there."""
+    body = f"""
+import sys, time
+from pathlib import Path
+from nemo_longpo.steps import Step, run_steps
+def cut():
+    print("\\rcut:  50%|#####     | 1/2\\rcut: 100%|##########| 2/2", file=sys.stderr)
+run_steps([Step(name="cut", title="in parts", function=cut)], Path({str(tmp_path / "inner")!r}))
+time.sleep(0.7)
+run_steps([Step(name="cut", title="", function=cut), Step(name="sew", title="up", function=cut)], Path("inner"))
+"""
+    run_steps([python("cloth", body)], tmp_path)
+    *inner, last = capsys.readouterr().err.splitlines()
+    assert inner == ["  [ 1/1] cut       in parts: 0 s", "  [ 1/2] cut       : 0 s", "  [ 2/2] sew       up: 0 s"]
+    assert re.fullmatch(r"\[ 1/1\] cloth     run: \d+ s", last)
 
 
 @pytest.mark.slow

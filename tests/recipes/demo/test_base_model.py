@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemo_longpo.recipes.demo.corpus import answer, asked_name, make_document, question, write_request
-from nemo_longpo.recipes.demo.stages import BASE_LENGTH, BASE_MODEL, PROMPTS
+from nemo_longpo.recipes.demo.one_round import BASE_LENGTH, BASE_MODEL, PROMPTS
 from nemo_longpo.recipes.demo.tokenizer import build_tokenizer
 from nemo_longpo.recipes.demo.train_base import accuracy, respond
 
