@@ -22,7 +22,7 @@ libraries print while they load is shown with LONGPO_VERBOSE=1."""
 EXPORT_EXAMPLE = """example:
   longpo convert export --checkpoint results --output models/mistral-longpo
 
-Of a run's directory (its `log.log_dir`) the newest complete checkpoint is taken.
+Of a run's directory (its `log.log_dir`) the newest complete checkpoint is taken, or with --every all of them.
 The configuration, tokenizer, chat template and generation settings are those of the imported model; rotary base
 and scaling of training are written to config.json. Tensors get the dtype they had before the import, unless --dtype is
 given. Checkpoints that `nemo llm import` started are taken too: what they do not record is said, or asked for.
@@ -100,6 +100,9 @@ def _export_options(parser: argparse.ArgumentParser) -> None:
         "--checkpoint", type=Path, required=True, metavar="NEMO_DIR", help="NeMo checkpoint, or a run's directory"
     )
     parser.add_argument("--output", type=Path, required=True, metavar="HF_DIR", help="model directory to write")
+    parser.add_argument(
+        "--every", action="store_true", help="export every complete checkpoint of a run, each into HF_DIR/ITS_NAME"
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="convert all weights to this type")
     parser.add_argument(
         "--max-length", type=whole_number, metavar="N", help="max_position_embeddings of the exported model"
@@ -225,20 +228,28 @@ def run_import(arguments: argparse.Namespace) -> None:
 
 
 def run_export(arguments: argparse.Namespace) -> None:
+    from nemo_longpo.checkpoints.run_directory import find_checkpoints
+
     from .exporter import export_checkpoint
 
-    output = export_checkpoint(
-        arguments.checkpoint,
-        arguments.output,
-        dtype=arguments.dtype,
-        max_length=arguments.max_length,
-        base=arguments.base,
-        base_checkpoint=arguments.base_checkpoint,
-        check_hashes=arguments.check_hashes,
-        overwrite=arguments.overwrite,
-        workers=arguments.workers,
-    )
-    _show_output(output, arguments.json)
+    run, output = arguments.checkpoint, arguments.output
+    places = [(path, output / path.name) for path in find_checkpoints(run)] if arguments.every else [(run, output)]
+    written = [
+        export_checkpoint(
+            checkpoint,
+            place,
+            dtype=arguments.dtype,
+            max_length=arguments.max_length,
+            base=arguments.base,
+            base_checkpoint=arguments.base_checkpoint,
+            check_hashes=arguments.check_hashes,
+            overwrite=arguments.overwrite,
+            workers=arguments.workers,
+        )
+        for checkpoint, place in places
+    ]
+    for path in written:
+        _show_output(path, arguments.json)
 
 
 def _show_output(output: Path, as_json: bool) -> None:

@@ -110,14 +110,27 @@ def find_checkpoint(path: Path) -> Path:
             )
         return path
     folders = _find_folders(path)
+    return _complete_in(folders, path)[-1] if folders else path
+
+
+def find_checkpoints(path: Path) -> list[Path]:
+    """Return all complete checkpoints of a run directory, the oldest first.
+
+    Raises InputError if it is none, holds several runs, or no complete checkpoint.
+    """
+    if not (folders := _find_folders(path)):
+        raise InputError(f"{path} is not the directory of a run, and has no checkpoints; give its log.log_dir")
+    return _complete_in(folders, path)
+
+
+def _complete_in(folders: list[Path], path: Path) -> list[Path]:
+    """Return the complete checkpoints of the one folder that `path` holds. Raises InputError if that cannot be."""
     if len(folders) > 1:
         names = ", ".join(str(folder.parent.relative_to(path)) for folder in folders)
         raise InputError(f"{path} holds the checkpoints of several runs ({names}); give one of them")
-    if not folders:
-        return path
     found = list_checkpoints(folders[0])
-    if found.newest is not None:
-        return found.newest
+    if found.complete:
+        return found.complete
     reason = ""
     if found.damaged:
         reason = f": {_describe_damage(found.damaged[-1])}"

@@ -1,7 +1,7 @@
 """The rounds as a list of public commands: data, import, training, export, evaluation, with a gate before and after."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,47 +56,79 @@ def round_steps(evolution: Evolution, own: Round) -> list[Step]:
             settings=_import_settings(own, evolution),
             env=env,
         ),
-        Step(
-            name=f"train-{n}",
-            title=f"train at {own.length:,} tokens",
-            command=_train_words(evolution, own, start, training),
-            inputs=(folder / "data", start),
-            outputs=(training,),
-            settings={"factory": own.train.factory} | _training_settings(own),
-            env=env | own.train.env,
-            progress=partial(_progress, training, own.train.settings["trainer.max_steps"]),
-        ),
-        Step(
-            name=f"export-{n}",
-            title="convert the trained model to Hugging Face",
-            command=(
-                longpo,
-                "convert",
-                "export",
-                "--checkpoint",
-                str(training),
-                "--output",
-                str(own.model),
-                "--overwrite",
-            ),
-            inputs=(training,),
-            outputs=(own.model,),
-            env=env,
-        ),
-        Step(
-            name=f"evaluate-{n}",
-            title="compare the model with the base",
-            command=(
-                *(environments.program("eval", "longpo"), "eval", f"before={evolution.base}", f"after={own.model}"),
-                *(*own.asked, "--output", str(evaluation)),
-            ),
-            inputs=(own.model,),
-            outputs=(evaluation / RESULTS,),
-            settings=own.asked_settings,
-            env=env,
+        train_step(evolution, own, f"train-{n}", shards=folder / "data" / "shards", start=start, training=training),
+        export_step(evolution, f"export-{n}", training, own.model),
+        evaluate_step(
+            evolution,
+            own,
+            f"evaluate-{n}",
+            {"before": evolution.base, "after": own.model},
+            evaluation,
         ),
         _gate_step(f"gate-{n}", "short accuracy has held", short, evaluation / RESULTS),
     ]
+
+
+def train_step(evolution: Evolution, own: Round, name: str, *, shards: Path, start: Path, training: Path) -> Step:
+    """Return the step that trains on `shards` from the checkpoint `start`, with the round's settings."""
+    program = evolution.environments.program("train", "nemo")
+    return Step(
+        name=name,
+        title=f"train at {own.length:,} tokens",
+        command=(
+            *own.train.launcher,
+            *(program, "llm", "finetune", "--factory", own.train.factory, "--yes"),
+            f"data.paths={shards}",
+            f"data.seq_length={own.max_length}",
+            f"resume.restore_config.path={start}",
+            f"log.log_dir={training}",
+            *(
+                f"{key}={json.dumps(value) if isinstance(value, list) else value}"
+                for key, value in own.train.settings.items()
+            ),
+        ),
+        inputs=(shards, start),
+        outputs=(training,),
+        settings={"factory": own.train.factory} | _training_settings(own),
+        env=dict(evolution.env) | own.train.env,
+        progress=partial(_progress, training, own.train.settings["trainer.max_steps"]),
+    )
+
+
+def export_step(
+    evolution: Evolution, name: str, training: Path, model: Path, *, every: bool = False, max_length: int | None = None
+) -> Step:
+    """Return the step that exports the newest checkpoint of a run to `model`, or every one into it.
+
+    With `max_length` the model says that it has so many positions, not those that it was trained with.
+    """
+    words = ["convert", "export", "--checkpoint", str(training), "--output", str(model), "--overwrite"]
+    words += (["--every"] if every else []) + ([] if max_length is None else ["--max-length", str(max_length)])
+    return Step(
+        name=name,
+        title=f"convert {'every checkpoint' if every else 'the trained model'} to Hugging Face",
+        command=(evolution.environments.program("train", "longpo"), *words),
+        inputs=(training,),
+        outputs=(model,),
+        settings={} if max_length is None else {"max_length": max_length},
+        env=dict(evolution.env),
+    )
+
+
+def evaluate_step(evolution: Evolution, own: Round, name: str, models: Mapping[str, Path], evaluation: Path) -> Step:
+    """Return the step that asks models, by their names for tables, what the round asks."""
+    program = evolution.environments.program("eval", "longpo")
+    named = [f"{label}={path}" for label, path in models.items()]
+    labels = list(models)
+    return Step(
+        name=name,
+        title=f"compare {labels[-1]} with {labels[0]}" if labels[1:] else f"measure {labels[0]}",
+        command=(program, "eval", *named, *own.asked, "--output", str(evaluation)),
+        inputs=tuple(models.values()),
+        outputs=(evaluation / RESULTS,),
+        settings=own.asked_settings,
+        env=dict(evolution.env),
+    )
 
 
 def _gate_step(name: str, title: str, decide: Callable[[], dict[str, Any]], source: Path) -> Step:
@@ -143,21 +175,6 @@ def _import_settings(own: Round, evolution: Evolution) -> dict[str, Any]:
     base = {"base": str(evolution.base)} if own.number == 1 else {}
     names = ("rope_theta", "rope_scaling", "max_length", "full_attention")
     return base | {name: getattr(own, name) for name in names}
-
-
-def _train_words(evolution: Evolution, own: Round, start: Path, training: Path) -> tuple[str, ...]:
-    return (
-        *own.train.launcher,
-        *(evolution.environments.program("train", "nemo"), "llm", "finetune", "--factory", own.train.factory, "--yes"),
-        f"data.paths={own.folder / 'data' / 'shards'}",
-        f"data.seq_length={own.max_length}",
-        f"resume.restore_config.path={start}",
-        f"log.log_dir={training}",
-        *(
-            f"{name}={json.dumps(value) if isinstance(value, list) else value}"
-            for name, value in own.train.settings.items()
-        ),
-    )
 
 
 def _training_settings(own: Round) -> dict[str, Any]:

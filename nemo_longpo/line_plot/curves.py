@@ -7,7 +7,7 @@ from io import BytesIO
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING
 
-from .panels import COLOURS, Key, Line, Panel, Plot, Point, Strip
+from .panels import COLOURS, Band, Key, Line, Panel, Plot, Point, Strip
 
 if TYPE_CHECKING:
     from matplotlib import axes as of_axes, figure as of_figure
@@ -20,11 +20,15 @@ _PAPER_COLOURS = ("#0b5fb0", "#b4490c", "#1b7f4b", "#8a3fa0", "#8a6100", "#00778
 
 @dataclass(frozen=True)
 class Value:
-    """A value at a step, or the mean of several from `first` to `last`; not finite where none of them is."""
+    """A value at a step, or the mean of several from `first` to `last`; not finite where none of them is.
+
+    A `band` from its lower to its upper end is drawn around the line.
+    """
 
     first: int
     last: int
     value: float
+    band: tuple[float, float] | None = None
 
     @property
     def middle(self) -> float:
@@ -91,12 +95,28 @@ def _round_step(least: float) -> float:
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9))
 
 
-def draw(graph: Graph) -> Plot:
-    """Return the drawing. `graph` needs at least one finite value. A curve is broken where it is not finite."""
+def draw(graph: Graph, *below: Graph) -> Plot:
+    """Return the drawing: the graphs one below the other, with the legend of the first.
+
+    Each graph needs at least one finite value. A curve is broken where it is not finite.
+    """
+    legend, rows = _legend([curve.label for curve in graph.curves])
+    top, apart = rows * _LINE, _TITLE + _HEIGHT + _FOOT
+    graphs = (graph, *below)
+    return Plot(
+        name=f"{', '.join(own.title for own in graphs)} over steps",
+        width=_WIDTH,
+        left=_LEFT,
+        height=top + len(graphs) * apart,
+        legend=legend,
+        panels=tuple(_panel(own, top + place * apart) for place, own in enumerate(graphs)),
+        marked=False,
+    )
+
+
+def _panel(graph: Graph, top: int) -> Panel:
     up = _levels(graph)
     across = ticks(min(own.first for own in graph.finite), max(own.last for own in graph.finite), 7)
-    legend, rows = _legend([curve.label for curve in graph.curves])
-    top = rows * _LINE
     bottom = top + _TITLE + _HEIGHT
 
     def x(step: float) -> float:
@@ -105,13 +125,16 @@ def draw(graph: Graph) -> Plot:
     def y(value: float) -> float:
         return round(bottom - _HEIGHT * (value - up[0]) / (up[-1] - up[0]), 2)
 
-    lines = [
-        Line(place % COLOURS, points, marked=len(points) == 1)
-        for place, curve in enumerate(graph.curves)
-        for part in _unbroken(curve)
-        if (points := tuple(Point(x(own.middle), y(own.value)) for own in part))
-    ]
-    panel = Panel(
+    lines, bands = [], []
+    for place, curve in enumerate(graph.curves):
+        for part in _unbroken(curve):
+            points = tuple(Point(x(own.middle), y(own.value)) for own in part)
+            lines.append(Line(place % COLOURS, points, marked=len(points) == 1))
+            ends = [(x(own.middle), *own.band) for own in part if own.band is not None]
+            if len(ends) > 1:
+                around = [(at, y(high)) for at, _, high in ends] + [(at, y(low)) for at, low, _ in reversed(ends)]
+                bands.append(Band(place % COLOURS, tuple(around)))
+    return Panel(
         title=f"{graph.title}: {graph.unit}" if graph.unit else graph.title,
         top=top,
         across=tuple((x(step), shown(step)) for step in across if step.is_integer()),
@@ -119,21 +142,13 @@ def draw(graph: Graph) -> Plot:
         axis="step",
         lines=tuple(lines),
         strips=tuple(_strips(graph, x(across[0]), x(across[-1]), x)),
-    )
-    return Plot(
-        name=f"{graph.title} over steps",
-        width=_WIDTH,
-        left=_LEFT,
-        height=bottom + _FOOT,
-        legend=legend,
-        panels=(panel,),
-        marked=False,
+        bands=tuple(bands),
     )
 
 
 def _levels(graph: Graph) -> list[float]:
     """From 0 where that costs little of the height."""
-    values = [own.value for own in graph.finite] + list(graph.limits)
+    values = [end for own in graph.finite for end in (own.value, *(own.band or ()))] + list(graph.limits)
     low, high = min(values), max(values)
     return ticks(min(low, 0.0) if low < high / 2 else low, max(high, 0.0) if high > low / 2 else high)
 
@@ -180,6 +195,10 @@ def png(graph: Graph) -> bytes:
         colour, dashes = _PAPER_COLOURS[place % COLOURS], ("-", (0, (6, 3)))[place % 2]
         middles = [own.middle for own in curve.values]
         axes.plot(middles, values, color=colour, linestyle=dashes, marker=marker, label=_plain(curve.label))
+        ends = [(own.middle, *own.band) for own in curve.values if own.band is not None]
+        if ends:
+            steps, lows, highs = zip(*ends, strict=True)
+            axes.fill_between(steps, lows, highs, color=colour, alpha=0.13, linewidth=0)
     levels = _levels(graph)
     axes.set_ylim(levels[0], levels[-1])
     axes.set_title(_plain(graph.title), loc="left")

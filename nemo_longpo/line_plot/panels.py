@@ -33,6 +33,18 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Band:
+    """A pale area in the colour of a line: its corners, once around."""
+
+    colour: int
+    corners: tuple[tuple[float, float], ...]
+
+    @property
+    def path(self) -> str:
+        return " ".join(f"{x:.1f},{y:.1f}" for x, y in self.corners)
+
+
+@dataclass(frozen=True)
 class Strip:
     """A part of the panel's width that shows a note on hover."""
 
@@ -43,7 +55,8 @@ class Strip:
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """Title, where it begins, places of the labels below and at the side (the lowest first), what is below, lines."""
+    """Title, where it begins, places of the labels below and at the side (the lowest first), what is below, lines,
+    and what lies behind them."""
 
     title: str
     top: int
@@ -52,6 +65,7 @@ class Panel:
     axis: str
     lines: tuple[Line, ...]
     strips: tuple[Strip, ...] = ()
+    bands: tuple[Band, ...] = ()
 
 
 @dataclass(frozen=True)

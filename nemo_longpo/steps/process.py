@@ -7,9 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_longpo import errors, terminal
@@ -22,13 +24,27 @@ _ERROR_LINES = 15
 _FINISHED = re.compile(r"\[ *\d+/\d+\] .*: \d+ s")
 
 
-def run_command(step: Step, log: Path, label: str, lock: int | None, started: Callable[[int], None]) -> None:
-    """Run the command of a step until it ends, and show its progress behind `label`.
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """How a command is followed: its progress is shown behind `label`, if there is one; `stopped` ends it early.
 
-    It inherits the descriptor `lock`. `started` is called with the process id. Whatever stops this function, Ctrl-C
-    too, ends the command.
+    It inherits the descriptor `lock`. `started` is called with its process id.
+    """
 
-    Raises InputError if the command cannot be run or fails.
+    label: str | None
+    started: Callable[[int], None]
+    stopped: threading.Event
+    lock: int | None
+
+
+class StoppedError(Exception):
+    """A command was ended because the run as a whole is."""
+
+
+def run_command(step: Step, log: Path, watch: Watch) -> None:
+    """Run the command of a step until it ends. Whatever stops this function, Ctrl-C too, ends the command.
+
+    Raises InputError if the command cannot be run or fails, and StoppedError.
     """
     log.parent.mkdir(exist_ok=True)
     with log.open("wb") as file:
@@ -42,13 +58,13 @@ def run_command(step: Step, log: Path, label: str, lock: int | None, started: Ca
                 env=os.environ | step.env,
                 cwd=log.parent,
                 start_new_session=True,
-                pass_fds=() if lock is None else (lock,),
+                pass_fds=() if watch.lock is None else (watch.lock,),
             )
         except OSError as error:
             raise errors.InputError(f"step {step.name!r}: {step.command[0]} cannot be run: {error.strerror}") from error
         try:
-            started(process.pid)
-            _watch(step, process, label, log)
+            watch.started(process.pid)
+            _follow(step, process, watch, log)
         finally:
             if process.poll() is None:
                 _stop(process)
@@ -66,13 +82,17 @@ def show_progress(text: str, *, last: bool) -> None:
         terminal.note(text)
 
 
-def _watch(step: Step, process: "subprocess.Popen[bytes]", label: str, log: Path) -> None:
+def _follow(step: Step, process: "subprocess.Popen[bytes]", watch: Watch, log: Path) -> None:
     started = reported = time.monotonic()
     read, ended = 0, False
     while not ended:
+        if watch.stopped.is_set():
+            raise StoppedError
         with suppress(subprocess.TimeoutExpired):
             process.wait(0.5)
             ended = True
+        if watch.label is None:
+            continue
         lines, read = _finished_steps(log, read)
         for line in lines:
             show_progress(f"  {line}", last=True)
@@ -80,7 +100,7 @@ def _watch(step: Step, process: "subprocess.Popen[bytes]", label: str, log: Path
         if not ended and (sys.stderr.isatty() or now - reported > _REPORT_SECONDS):
             reported = now
             said = step.progress() if step.progress else _last_bar(log)
-            show_progress(f"{label}: {now - started:.0f} s {said}", last=False)
+            show_progress(f"{watch.label}: {now - started:.0f} s {said}", last=False)
 
 
 def _finished_steps(log: Path, start: int) -> tuple[list[str], int]:

@@ -1,12 +1,14 @@
-"""Run the steps of a plan that are not done, one after another, and record each."""
+"""Run the steps of a plan that are not done, one after another or several at a time, and record each."""
 
 import fcntl
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent import futures
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,21 @@ from . import plan, process
 
 
 def run_steps(
-    steps: Sequence[plan.Step], output: Path, *, redo: str | None = None, known: plan.Records | None = None
+    steps: Sequence[plan.Step],
+    output: Path,
+    *,
+    redo: str | None = None,
+    known: plan.Records | None = None,
+    jobs: int = 1,
 ) -> plan.Records:
     """Run what is not done and return what is known of each step; progress and times go to standard error.
 
-    `known` stands in for a missing `steps.json`, for outputs that were begun without one.
+    `known` stands in for a missing `steps.json`, for outputs that were begun without one. With several `jobs`, so many
+    steps run at the same time, functions in threads: in the order of the plan, each once what it reads is whole. When
+    one fails, those that do not read its outputs, directly or not, still run.
 
     Raises InputError, before anything is run, if another run is at work on the output, a step's settings changed, or a
-    finished step has read what would be made again; later, if a step fails.
+    finished step has read what would be made again; later, if a step fails: with several jobs, at the end.
     """
     output.mkdir(parents=True, exist_ok=True)
     with atomic.stopped_by_sigterm(), _alone(output) as lock:
@@ -35,17 +44,54 @@ def run_steps(
                 raise InputError(turn.why)
         for step in [turn.step for turn in reversed(turns) if turn.state == plan.TO_REDO]:
             _remove(step, output, records)
-        runner = _Runner(output, records, lock)
+        runner = _Runner(output=output, records=records, lock=lock, show_bars=jobs == 1)
         width = max([9, *(len(step.name) for step in steps)])
+        waiting: list[tuple[plan.Step, str]] = []
         for number, turn in enumerate(turns, 1):
-            step, label = turn.step, f"[{number:2d}/{len(turns)}] {turn.step.name:<{width}} {turn.step.title}"
+            label = f"[{number:2d}/{len(turns)}] {turn.step.name:<{width}} {turn.step.title}"
             if turn.state == plan.DONE:
-                terminal.note(f"{label}: already done")
-                record = records.get(step.name) or plan.Record(settings=step.recorded_settings())
-                records[step.name] = replace(record, seconds=record.seconds or 0.0, report=turn.report or record.report)
+                runner.recall(turn, label)
             else:
+                waiting.append((turn.step, label))
+        if jobs > 1:
+            _run_at_once(runner, waiting, jobs)
+        else:
+            for step, label in waiting:
                 runner.run(step, label)
     return {step.name: records[step.name] for step in steps}
+
+
+def _run_at_once(runner: "_Runner", waiting: list[tuple[plan.Step, str]], jobs: int) -> None:
+    """Run each step once those whose outputs it reads have ended well. Raises the error of the first that failed."""
+    running: dict[futures.Future[None], plan.Step] = {}
+    failed: list[plan.Step] = []
+    errors: list[BaseException] = []
+
+    def held_up(step: plan.Step, by: Sequence[plan.Step]) -> bool:
+        return any(step.reads(path) for other in by for path in other.outputs)
+
+    with futures.ThreadPoolExecutor(jobs) as pool:
+        try:
+            while waiting or running:
+                lost = [step for step, _ in waiting if held_up(step, failed)]
+                failed += lost
+                waiting = [own for own in waiting if own[0] not in lost]
+                for own in list(waiting):
+                    before = [step for step, _ in waiting[: waiting.index(own)]]
+                    if len(running) < jobs and not held_up(own[0], [*before, *running.values()]):
+                        waiting.remove(own)
+                        running[pool.submit(runner.run, *own)] = own[0]
+                for future in futures.wait(running, return_when=futures.FIRST_COMPLETED).done:
+                    step = running.pop(future)
+                    if (error := future.exception()) is not None:
+                        terminal.note(f"longpo: {error}")
+                        failed.append(step)
+                        errors.append(error)
+        except BaseException:
+            runner.stopped.set()
+            raise
+    if errors:
+        raise errors[0]
 
 
 def _remove(step: plan.Step, output: Path, records: plan.Records) -> None:
@@ -79,21 +125,36 @@ def _alone(output: Path) -> Iterator[int | None]:
         yield lock
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Runner:
     """Runs steps and notes it. Commands inherit the lock, so they guard the output when this process is killed."""
 
     output: Path
     records: plan.Records
     lock: int | None
+    show_bars: bool
+    stopped: threading.Event = field(default_factory=threading.Event)
+    noting: threading.Lock = field(default_factory=threading.Lock)
+
+    def recall(self, turn: plan.Turn, label: str) -> None:
+        """Say that a step is done, and keep what its check reports."""
+        terminal.note(f"{label}: already done")
+        record = self.records.get(turn.step.name) or plan.Record(settings=turn.step.recorded_settings())
+        report = turn.report or record.report
+        self.records[turn.step.name] = replace(record, seconds=record.seconds or 0.0, report=report)
 
     def run(self, step: plan.Step, label: str) -> None:
         started = time.monotonic()
         self._note(step, process=os.getpid())
         report = step.function() if step.function else None
         if step.command:
-            log = self.output / "logs" / f"{step.name}.log"
-            process.run_command(step, log, label, self.lock, lambda number: self._note(step, process=number))
+            watch = process.Watch(
+                label=label if self.show_bars else None,
+                started=lambda number: self._note(step, process=number),
+                stopped=self.stopped,
+                lock=self.lock,
+            )
+            process.run_command(step, self.output / "logs" / f"{step.name}.log", watch)
         if missing := [str(path) for path in step.outputs if not path.exists()]:
             raise InputError(f"step {step.name!r} has ended and not written {', '.join(missing)}; run it again")
         seconds = round(time.monotonic() - started, 1)
@@ -101,5 +162,6 @@ class _Runner:
         process.show_progress(f"{label}: {seconds:.0f} s", last=True)
 
     def _note(self, step: plan.Step, **known: Any) -> None:
-        self.records[step.name] = plan.Record(settings=step.recorded_settings(), **known)
-        plan.write_records(self.output, self.records)
+        with self.noting:
+            self.records[step.name] = plan.Record(settings=step.recorded_settings(), **known)
+            plan.write_records(self.output, self.records)

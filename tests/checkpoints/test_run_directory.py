@@ -9,6 +9,7 @@ import pytest
 from nemo_longpo.checkpoints.completeness import missing_part
 from nemo_longpo.checkpoints.run_directory import (
     find_checkpoint,
+    find_checkpoints,
     find_resume_point,
     list_checkpoints,
     point_last_link,
@@ -121,6 +122,16 @@ def test_several_runs_are_refused(folder, tmp_path):
     save(folder.parents[1] / "second" / "checkpoints", "global_step=2")
     with pytest.raises(InputError, match=r"several runs \(longpo, second\); give one of them"):
         find_checkpoint(folder.parents[1])
+
+
+def test_all_complete_checkpoints_of_a_run(folder, tmp_path):
+    """`folder` holds an unfinished one, too."""
+    save(folder, "global_step=10")
+    found = find_checkpoints(folder.parents[1])
+    assert [path.name for path in found][-2:] == ["global_step=8", "global_step=10"]
+    assert "global_step=6" not in [path.name for path in found]
+    with pytest.raises(InputError, match=r"nowhere is not the directory of a run, .* give its log\.log_dir"):
+        find_checkpoints(tmp_path / "nowhere")
 
 
 def test_other_paths_are_returned_unchanged(folder, tmp_path):

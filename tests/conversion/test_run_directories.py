@@ -29,6 +29,23 @@ def test_export(run, place, hf_models, tmp_path, capsys):
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == model
 
 
+def test_export_of_every_checkpoint(run, hf_models, tmp_path, capsys):
+    folder = run / "longpo" / "checkpoints"
+    shutil.copytree(folder / "global_step=4", folder / "global_step=10")
+    models = tmp_path / "models"
+    words = ["convert", "export", "--checkpoint", str(run), "--output", str(models), "--every"]
+    assert main(words) == 0
+    assert sorted(path.name for path in models.iterdir()) == ["global_step=10", "global_step=4"]
+    model = (hf_models["mistral"] / "model.safetensors").read_bytes()
+    assert all((path / "model.safetensors").read_bytes() == model for path in models.iterdir())
+    capsys.readouterr()
+    assert main([*words, "--overwrite", "--json"]) == 0
+    assert [json.loads(line)["output"] for line in capsys.readouterr().out.splitlines()] == [
+        str(models / "global_step=4"),
+        str(models / "global_step=10"),
+    ]
+
+
 def test_inspect(run, capsys):
     assert main(["convert", "inspect", "--json", str(run)]) == 0
     assert json.loads(capsys.readouterr().out)["path"] == str(run / "longpo" / "checkpoints" / "global_step=4")

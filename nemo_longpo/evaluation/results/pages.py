@@ -88,9 +88,12 @@ def _escaped(text: str) -> str:
 def svg(summary: Summary) -> str | None:
     """Return the plot, or None if nothing was measured at lengths."""
     drawn = plot.draw(summary)
-    if drawn is None:
-        return None
-    text: str = inspect_shards.environment(panels.FOLDER).get_template("line_plot.svg").render(plot=drawn)
+    return None if drawn is None else svg_of(drawn)
+
+
+def svg_of(drawing: panels.Plot) -> str:
+    """Return a drawing as an SVG that stands alone."""
+    text: str = inspect_shards.environment(panels.FOLDER).get_template("line_plot.svg").render(plot=drawing)
     return f"{text}\n"
 
 

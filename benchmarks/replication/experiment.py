@@ -1,0 +1,232 @@
+"""The comparison as one plan: for every seed the data, every objective, and LongPO's further rounds."""
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nemo_longpo import errors, steps, typed_fields, yaml_input
+from nemo_longpo.data_tools.pipeline import config
+from nemo_longpo.evolution import evolution_file, evolution_settings, rounds
+from nemo_longpo.recipes.demo import corpus
+
+OBJECTIVES = {
+    "longpo": "LongPO",
+    "longpo_no_nll": "LongPO without NLL",
+    "sft_chosen": "SFT, chosen",
+    "sft_rejected": "SFT, rejected",
+    "dpo": "DPO",
+    "sft_chosen_constraint": "SFT, chosen, with constraint",
+}
+"""What the paper compares, by `model.objective.loss_type`, and how tables call it."""
+
+BASE, START, BEFORE = "base", "step-0", "before"
+"""Names of models beside the checkpoints: the base, what training starts from, and the model of the round before."""
+_ADVICE = "see benchmarks/replication/settings.yaml"
+_LOSS_TYPE = "model.objective.loss_type"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The content of `settings.yaml`. `documents` are counts, one for each round; lengths are in tokens."""
+
+    seeds: typed_fields.Size
+    documents: tuple[typed_fields.Size, ...]
+    short_tokens: typed_fields.Size
+    objectives: dict[str, dict[str, Any]]
+    gpu: dict[str, Any]
+    evolution: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where the programs of `longpo` and `nemo` are (a `bin` directory, by default this environment's), and on what."""
+
+    output: Path
+    programs: Path | None = None
+    cuda: bool = False
+
+    def seed(self, seed: int) -> Path:
+        return self.output / f"seed-{seed}"
+
+    def evaluation(self, seed: int, name: str) -> Path:
+        """The folder of what `longpo eval` says of the base model, of an objective, or of a further round."""
+        return self.seed(seed) / "evaluations" / name
+
+
+def load_settings(path: Path) -> Settings:
+    """Read the settings. Raises InputError if a key is unknown, missing or of another kind, or an objective unknown."""
+    content = yaml_input.read_yaml_mapping(path, _ADVICE)
+    settings = typed_fields.build(Settings, content, str(path), _ADVICE)
+    if unknown := sorted(set(settings.objectives) - set(OBJECTIVES)):
+        raise errors.InputError(
+            f"{path}: objectives.{unknown[0]} is none of those compared here; choose from {', '.join(OBJECTIVES)}"
+        )
+    if "longpo" not in settings.objectives:
+        raise errors.InputError(f"{path}: objectives lack longpo, which further rounds continue; add it")
+    for name in ("base", "data", "train", "evaluate", "rounds"):
+        if not settings.evolution.get(name):
+            raise errors.InputError(f"{path}: evolution.{name} is missing; {_ADVICE}")
+    if len(settings.documents) != len(settings.evolution["rounds"]):
+        raise errors.InputError(
+            f"{path}: there are {len(settings.documents)} counts of documents for "
+            f"{len(settings.evolution['rounds'])} rounds; give one for each"
+        )
+    return settings
+
+
+def seed_evolution(
+    settings: Settings, seed: int, place: Place, objective: str = "longpo"
+) -> evolution_settings.Evolution:
+    """Return the rounds with one seed, for documents, chunks, questions and the order of training.
+
+    Raises InputError if `longpo evolve` would refuse them.
+    """
+    content = copy.deepcopy(settings.evolution)
+    folder = place.seed(seed)
+    content["output"] = str(folder)
+    for stage in ("chunk", "instruct"):
+        content["data"][stage] = {"seed": seed} | (content["data"].get(stage) or {})
+    content["evaluate"] = {"seed": seed} | content["evaluate"]
+    on_gpu = settings.gpu if place.cuda else {}
+    own = {_LOSS_TYPE: objective, "data.seed": seed} | settings.objectives[objective]
+    content["train"]["settings"] = content["train"]["settings"] | on_gpu | own
+    content["env"] = content.get("env", {}) | ({} if place.cuda else {"CUDA_VISIBLE_DEVICES": ""})
+    if place.programs is not None:
+        content["environments"] = dict.fromkeys(("train", "eval"), str(place.programs))
+        for stage in content["data"]:
+            content["data"][stage] = {"command": str(place.programs / "longpo")} | (content["data"][stage] or {})
+    for own_round in content["rounds"]:
+        own_round["input"] = [str(folder / f"documents-{own_round.get('length')}.jsonl")]
+    return evolution_file.parse_evolution(content, f"evolution of seed {seed}")
+
+
+def replication_steps(settings: Settings, seeds: Sequence[int], place: Place) -> list[steps.Step]:
+    """Return all steps, seed by seed: what is first in the plan is first whole when time runs out."""
+    return [step for seed in seeds for step in _seed_steps(settings, seed, place)]
+
+
+def _seed_steps(settings: Settings, seed: int, place: Place) -> list[steps.Step]:
+    evolution = seed_evolution(settings, seed, place)
+    found = [_documents(own, count, seed) for own, count in zip(evolution.rounds, settings.documents, strict=True)]
+    by_name = {step.name: step for step in rounds.evolution_steps(evolution)}
+    found += [by_name["data-1"], by_name["import-1"]]
+    found += _objective(settings, evolution, place, seed, "longpo")
+    found += _long_references(evolution) if "dpo" in settings.objectives else []
+    for name in settings.objectives:
+        found += _objective(settings, evolution, place, seed, name) if name != "longpo" else []
+    for own in evolution.rounds[1:]:
+        found += [by_name[f"{name}-{own.number}"] for name in ("data", "import", "train", "export")]
+        found += _measured_round(evolution, own, place, seed)
+    found.append(_base(evolution, place, seed))
+    return [dataclasses.replace(step, name=f"seed-{seed}-{step.name}") for step in found]
+
+
+def _documents(own: evolution_settings.Round, count: int, seed: int) -> steps.Step:
+    path = Path(own.data["input"][0])
+
+    def write() -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        corpus.write_corpus(path, count, own.length, seed=1000 * own.number + seed)
+
+    return steps.Step(
+        name=f"documents-{own.number}",
+        title=f"write {count} documents of {own.length:,} tokens",
+        function=write,
+        outputs=(path,),
+        settings={"documents": count, "length": own.length},
+    )
+
+
+def _long_references(evolution: evolution_settings.Evolution) -> list[steps.Step]:
+    """Score and pack the pairs of the first round again, with the whole document before every answer, for DPO."""
+    own = evolution.rounds[0]
+    source, found = own.folder / "data" / "filter", []
+    for stage in config.parse_pipeline(own.data, "data").stages[-2:]:
+        values = {**stage.call.values} | ({"ref_context": "long"} if stage.call.stage == "score" else {})
+        target = own.folder / "data-long" / stage.call.output.name
+        call = dataclasses.replace(stage.call, inputs=(str(source),), output=target, values=values)
+        found.append(
+            steps.Step(
+                name=f"{call.stage}-long",
+                title="the same pairs with the whole document before every answer, for DPO",
+                command=(evolution.environments.program("train", "longpo"), *call.words()),
+                inputs=(source,),
+                outputs=(target,),
+                env=dict(evolution.env),
+            )
+        )
+        source = target
+    return found
+
+
+def _objective(
+    settings: Settings, evolution: evolution_settings.Evolution, place: Place, seed: int, name: str
+) -> list[steps.Step]:
+    """Train with one objective from the start of the first round, and measure all its checkpoints."""
+    own = evolution.rounds[0]
+    train = seed_evolution(settings, seed, place, name).rounds[0].train
+    own = dataclasses.replace(own, train=train)
+    start, data = own.folder / "start", own.folder / ("data-long" if name == "dpo" else "data")
+    folder = own.folder if name == "longpo" else place.seed(seed) / name
+    shards, training, models = data / "shards", folder / "training", folder / "models"
+    measured, further = _checkpoints(own, models), []
+    if name == "longpo":  # the others start from the same weights
+        begun = place.seed(seed) / "start"
+        measured = {START: begun} | measured
+        further = [
+            rounds.export_step(evolution, "export-1", training, own.model),
+            rounds.export_step(evolution, "export-start", start, begun),
+        ]
+    evaluate = _evaluate(evolution, own, f"evaluate-{name}", measured, models, place.evaluation(seed, name))
+    return [
+        rounds.train_step(evolution, own, f"train-{name}", shards=shards, start=start, training=training),
+        *further,
+        rounds.export_step(evolution, f"export-{name}", training, models, every=True),
+        evaluate,
+    ]
+
+
+def _checkpoints(own: evolution_settings.Round, models: Path) -> dict[str, Path]:
+    """Return where `longpo convert export --every` writes the checkpoints of a round's training, by name."""
+    last = own.train.settings["trainer.max_steps"]
+    every = own.train.settings.get("log.ckpt.every_n_train_steps", last)
+    numbers = sorted({*range(every, last + 1, every), last})
+    return {f"step-{number}": models / f"global_step={number}" for number in numbers}
+
+
+def _evaluate(
+    evolution: evolution_settings.Evolution,
+    own: evolution_settings.Round,
+    name: str,
+    models: dict[str, Path],
+    source: Path,
+    evaluation: Path,
+) -> steps.Step:
+    """Return the step that measures `models`, of which those in the folder `source` need not be there yet."""
+    step = rounds.evaluate_step(evolution, own, name, models, evaluation)
+    inputs = (source, *(path for path in models.values() if source not in path.parents))
+    return dataclasses.replace(step, inputs=inputs, settings={**step.settings, "models": list(models)})
+
+
+def _measured_round(
+    evolution: evolution_settings.Evolution, own: evolution_settings.Round, place: Place, seed: int
+) -> list[steps.Step]:
+    """Measure all checkpoints of a further round of LongPO, and the model before it, which has fewer positions."""
+    n, models = own.number, own.folder / "models"
+    before, begun = own.folder / BEFORE, own.folder / "start-model"
+    trained = evolution.rounds[n - 2].folder / "training"
+    compared = {BEFORE: before, START: begun} | _checkpoints(own, models)
+    return [
+        rounds.export_step(evolution, f"export-before-{n}", trained, before, max_length=own.max_length),
+        rounds.export_step(evolution, f"export-start-{n}", own.folder / "start", begun),
+        rounds.export_step(evolution, f"export-every-{n}", own.folder / "training", models, every=True),
+        _evaluate(evolution, own, f"evaluate-{n}", compared, models, place.evaluation(seed, f"round-{n}")),
+    ]
+
+
+def _base(evolution: evolution_settings.Evolution, place: Place, seed: int) -> steps.Step:
+    """Measure the base model at all lengths."""
+    models, last = {BASE: evolution.base}, evolution.rounds[-1]
+    return _evaluate(evolution, last, f"evaluate-{BASE}", models, evolution.base, place.evaluation(seed, BASE))
