@@ -1,5 +1,6 @@
 # Everything runs in .venv, which the first command creates from requirements/ (Python 3.11, no GPU needed).
 #   make demo    documents in, trained and exported long-context model out, in demo_output/
+#   make replicate   the paper's comparison on the demo's model: five seeds in hours, QUICK=1 for one; in replication_output/
 #   make test    all tests: the fast ones, slow ones of one process, those that start several gloo processes
 #   make test-fast   the inner loop: about 55 s on two cores
 #   make test-gpu    tests that need a CUDA device
@@ -32,11 +33,14 @@ DOCS_VENV := .venv-docs
 TRL_PIP := $(TRL_VENV)/bin/python -m pip --disable-pip-version-check -qq
 SOURCES := nemo_longpo recipes conversion data_tools
 
-.PHONY: demo test test-fast test-slow test-distributed test-gpu test-vllm fuzz lint docs env nemo26 vllm-env eval-env test-eval trl-env clean
+.PHONY: demo replicate test test-fast test-slow test-distributed test-gpu test-vllm fuzz lint docs env nemo26 vllm-env eval-env test-eval trl-env clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/project.stamp $(VENV)/eval.stamp
 	$(BIN)/longpo demo --output demo_output
+
+replicate: $(VENV)/project.stamp $(VENV)/eval.stamp
+	$(BIN)/python -m benchmarks.replication.replicate --output replication_output $(if $(QUICK),--quick)
 
 test: test-fast test-slow test-distributed
 
@@ -167,7 +171,7 @@ $(DOCS_VENV)/packages.stamp: requirements/docs.txt
 
 clean:
 	rm -rf $(VENV) $(NEMO26) $(VLLM_VENV) $(EVAL_VENV) $(TRL_VENV) $(DOCS_VENV)
-	rm -rf build site dist nemo_longpo.egg-info demo_output nemo_experiments
+	rm -rf build site dist nemo_longpo.egg-info demo_output replication_output nemo_experiments
 	rm -rf onelogger.err onelogger.log
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find $(SOURCES) tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +

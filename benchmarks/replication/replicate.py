@@ -104,12 +104,13 @@ def write(settings: experiment.Settings, seeds: range, place: experiment.Place, 
     }
     result["machine"] += f", {_gpu_name()}" if place.cuda else ""
     graphs = comparison_tables.graphs(curves)
-    svg = pages.svg_of(drawing.draw(*graphs))
-    lines = [f"![Long and short accuracy over steps]({NAME}.svg)", "", *comparison_tables.tables(curves)]
+    lines = [f"![Long and short accuracy over steps]({NAME}.svg)", ""] if graphs else []
+    lines += comparison_tables.tables(curves)
     lines += ["", *comparison_tables.verdict(curves)]
     for folder in (place.output, *([RESULTS] if publish else [])):
         results.write_results(NAME, result, lines, folder)
-        atomic.write_file(folder / f"{NAME}.svg", svg)
+        if graphs:
+            atomic.write_file(folder / f"{NAME}.svg", pages.svg_of(drawing.draw(*graphs)))
     for graph, name in zip(graphs, ("long", "short", *(f"round-{n}" for n in range(2, 9))), strict=False):
         atomic.write_file(place.output / f"{NAME}-{name}.png", drawing.png(graph))
     return len(seconds)

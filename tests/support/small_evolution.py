@@ -31,6 +31,9 @@ def outputs():
         told = dict(line.split(": ", 1) for line in lines if line.startswith(("model: ", "output: ")))
         counts = json.dumps(dict(documents_in=9, documents_out=5, turns_in=36, turns_out=7, dropped_loop=29))
         write(told["output"], "pairs of " + read(told["model"]), **{{"filter/report.json": counts}})
+    elif words[1:3] == ["data", "score"]:
+        write(os.path.dirname(option("--output")), "long " + read(os.path.dirname(option("--pairs"))))
+        write(option("--output"), "")
     elif words[1:3] == ["convert", "import"]:
         write(option("--output"), "start of " + read(option("--model")) + " " + option("--max-length"))
     elif words[1:3] == ["llm", "finetune"]:
