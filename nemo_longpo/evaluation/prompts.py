@@ -1,8 +1,9 @@
 """The prompts of a task as a model will read them, their lengths, and what does not fit."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from lm_eval.api.instance import Instance
@@ -87,6 +88,23 @@ class HeldTexts:
         self.room += sum(map(_characters, taken))
 
 
+class _Texts:
+    """The texts of one task, as long as `held` has room for all of them; `kept` is None once it has not."""
+
+    def __init__(self, held: HeldTexts | None):
+        self._held = held
+        self.kept: Requests | None = {}
+
+    def keep(self, number: int, requests: list[Instance]) -> None:
+        if self.kept is None:
+            return
+        if self._held is None or self._held.take(requests):
+            self.kept[number] = requests
+        else:
+            self._held.give_back(self.kept.values())
+            self.kept = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Form:
     """How the documents of a task become prompts."""
@@ -146,52 +164,48 @@ def prompts_of(
     form = _Form(model=model, chat_template=chat_template, system_prompt=system_prompt, samples=samples, seed=seed)
     name = str(task.task.config.task)
     asked: dict[int, list[Asked]] = {}
-    texts: Requests = {}
-    holding = True
+    texts = _Texts(held if again else None)
     missing: dict[str, tuple[Tokens, int]] = {}
     dropped = 0
     for number, own in form.requests(task):
-        found = [model.read(request) for request in own]
-        longest = max(one.prompt_tokens + one.new_tokens for one, _ in found)
-        if longest > max_length and too_long != "drop":
-            raise InputError(
-                f"{name}: question {number} takes {longest:,} tokens with its answer, and the model reads "
-                f"{max_length:,}; leave that length out, or drop and count what does not fit with --too-long drop"
-            )
-        if longest > max_length:
+        read = [model.read(request) for request in own]
+        if not _fits([one for one, _ in read], max_length, f"{name}: question {number}", too_long):
             dropped += 1
             continue
-        asked[number] = [one for one, _ in found]
+        asked[number] = [one for one, _ in read]
+        texts.keep(number, own)
         if count_computed:
-            missing |= {one.key: (ids, one.shareable) for one, ids in found if one.key not in model.answers}
-        if holding and (again is None or held is None or held.take(own)):
-            texts[number] = own
-        elif holding and held is not None:
-            holding = False
-            held.give_back(texts.values())
-            texts.clear()
+            missing |= {one.key: (ids, one.shareable) for one, ids in read if one.key not in model.answers}
     if not asked:
         raise InputError(
             f"{name}: none of {dropped:,} questions fits the {max_length:,} tokens that the model reads; leave this "
             "benchmark out"
         )
-    held_task = (task, texts) if texts or again is None else None  # else `make` must not hold the documents either
-
-    def make() -> tuple[EvalTask, Requests]:
-        if held_task is not None:
-            return held_task
-        assert again is not None
-        made = again()
-        return made, {number: own for number, own in form.requests(made) if number in asked}
-
+    kept = texts.kept
     return TaskPrompts(
-        task=task if held_task else replace(task, task=None),
+        task=replace(task, task=None) if kept is None else task,
         name=name,
         asked=asked,
         dropped=dropped,
         computed=prefixes.segments(*zip(*missing.values(), strict=True)) if missing else [],
-        make=make,
+        make=partial(_made_again, again, form, asked) if again and kept is None else lambda: (task, kept or {}),
     )
+
+
+def _made_again(again: Callable[[], EvalTask], form: _Form, numbers: Container[int]) -> tuple[EvalTask, Requests]:
+    task = again()
+    return task, {number: own for number, own in form.requests(task) if number in numbers}
+
+
+def _fits(asked: list[Asked], max_length: int, question: str, too_long: TooLong) -> bool:
+    """Whether the requests of a question fit. Raises InputError if they do not, and are not to be dropped."""
+    longest = max(one.prompt_tokens + one.new_tokens for one in asked)
+    if longest > max_length and too_long != "drop":
+        raise InputError(
+            f"{question} takes {longest:,} tokens with its answer, and the model reads {max_length:,}; leave that "
+            "length out, or drop and count what does not fit with --too-long drop"
+        )
+    return longest <= max_length
 
 
 def answer(prompts: TaskPrompts, model: EngineLM) -> list[Sample]:

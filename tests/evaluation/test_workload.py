@@ -130,12 +130,16 @@ def test_choices_share_their_context_and_what_does_not_fit_takes_no_room():
 
 
 def test_room_of_a_task_that_is_let_go_is_free_for_the_next(evaluation, tmp_path):
-    """The first file has more text than there is room for, the second has little."""
+    """There is room for one question of the first file, or for the second file."""
+    (asked,) = plan.prepare(evaluation)
+    whole = prompts.HeldTexts()
+    left = whole.room
+    assert whole.take(next(iter(asked.tasks[0].requests.values())))
     (tmp_path / "few.jsonl").write_text('{"prompt": "Where is the boat?", "answers": ["Oslo"]}\n')
     few = suites.choose([str(tmp_path / "few.jsonl")])
     both = replace(evaluation, benchmarks=(*evaluation.benchmarks, *few), output=tmp_path / "out")
     room = prompts.HeldTexts.__init__.__defaults__
-    prompts.HeldTexts.__init__.__defaults__ = (5000,)
+    prompts.HeldTexts.__init__.__defaults__ = (left - whole.room,)
     try:
         (asked,) = plan.prepare(both)
     finally:
