@@ -16,7 +16,7 @@ from nemo_longpo.model_directory.model_config import ModelConfig
 from ..runner import Tick, Usage
 from ..settings import EngineSettings, VllmSettings
 from .engine import Completion, Done, Sampling, Spans, indices, no_report
-from .hf_engine import DTYPES, set_rope_theta
+from .hf_model import DTYPES, set_rope_theta
 
 # vLLM's environment variables; those that the user has set are kept. Standard output is for our own report.
 _ENVIRONMENT = {

@@ -15,7 +15,7 @@ from nemo_longpo import atomic, terminal
 from nemo_longpo.errors import InputError
 
 from ..engines.engine import Engine
-from ..engines.hf_engine import load_model
+from ..engines.hf_model import load_model
 from ..runner.rows import SETTINGS_NAME
 from ..settings import EngineSettings, ScoreSettings
 

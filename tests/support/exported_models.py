@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 from nemo_longpo.conversion.exporter import export_checkpoint
 from nemo_longpo.conversion.importer import import_checkpoint
-from nemo_longpo.data_tools.engines.hf_engine import load_model
+from nemo_longpo.data_tools.engines.hf_model import load_model
 
 RECORD = "record.json"
 TEXT = "The river  crosses é\n\n12 bright lamps!"
