@@ -13,8 +13,9 @@ from typing import Any
 from nemo_longpo.errors import InputError
 from nemo_longpo.yaml_input import read_yaml_mapping
 
+from ..engines.engine_options import EngineOptions
 from ..options import Settings, setting, settings_from
-from ..stages import model_stage, registry
+from ..stages import registry
 
 _TOP_KEYS = ("input", "model", "output", "prompts", "executors", "stages")
 # Settings that the run itself gives to every process.
@@ -150,7 +151,7 @@ def _told(
     try:
         for kind in registry.STAGES[name].settings:
             settings_from(kind, own)
-        refuse_passwords(model_stage.EngineOptions.from_mapping(own).server.base_url)
+        refuse_passwords(EngineOptions.from_mapping(own).server.base_url)
         launch = settings_from(LaunchSettings, values)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error

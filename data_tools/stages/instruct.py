@@ -14,8 +14,7 @@ from ..prompts import Prompts
 from ..quality.usable_requests import Pool, Wording, read_requests
 from ..runner import PartResult, Row, Tick
 from ..settings import InstructSettings
-from .model_stage import LoadedModel, run_with_model
-from .registry import Report, StageCall
+from . import model_stage, registry
 
 _TELLING_TURNS = 8  # after so many answers without one instruction, give up: later ones will have none either
 _KEPT_CHARACTERS, _KEPT_ITEM_CHARACTERS = 4000, 400  # of an answer and of an item, for people to read
@@ -35,14 +34,16 @@ class _Answer:
         return {"instruction_answer": self.text[:_KEPT_CHARACTERS], "instruction_rejected": items}
 
 
-def run_instruct(call: StageCall) -> Report:
+def run_instruct(call: registry.StageCall) -> registry.Report:
     """Add "instruction" and "instruction_pool" to every turn, and the answer that they were read from; drop turns
     without a usable one. Raises InputError if no turn is left, or a chunk does not fit."""
     settings = call.settings(InstructSettings)
     unread: list[_Answer] = []
     work = partial(_instruct_rows, settings=settings, unread=unread)
     writes_json = settings.structured_output and settings.pool_size > 1
-    report = run_with_model(call, settings, work, check=lambda row, _: read_chunks(row), writes_json=writes_json)
+    report = model_stage.run_with_model(
+        call, settings, work, check=lambda row, _: read_chunks(row), writes_json=writes_json
+    )
     if report and not report.get("turns_out"):
         counts = {name: count for name, count in report.items() if name.startswith("rejected_")}
         first = unread[0].text if unread else ""
@@ -51,7 +52,7 @@ def run_instruct(call: StageCall) -> Report:
 
 
 def _instruct_rows(
-    rows: list[Row], tick: Tick, loaded: LoadedModel, settings: InstructSettings, unread: list[_Answer]
+    rows: list[Row], tick: Tick, loaded: model_stage.LoadedModel, settings: InstructSettings, unread: list[_Answer]
 ) -> PartResult:
     """Write the instructions of a part's rows; add answers without one to `unread`."""
     chat = loaded.chat
@@ -109,7 +110,7 @@ def _list_of_requests(count: int) -> dict[str, Any]:
     return {"type": "array", "items": request, "minItems": count, "maxItems": count}
 
 
-def _text(completion: Completion, loaded: LoadedModel) -> str:
+def _text(completion: Completion, loaded: model_stage.LoadedModel) -> str:
     """Return an answer's text up to its first special token; what follows is no instruction."""
     chat = loaded.chat
     return chat.text(chat.special.in_front_of(chat.generated_response(completion.ids)))

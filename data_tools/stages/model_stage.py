@@ -1,68 +1,20 @@
 """What stages that run the model share: source, prompts, chat format, engine, recorded settings."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 from nemo_longpo.errors import InputError
 
+from .. import model, options, pairs
 from ..chat.format import ChatFormat
-from ..engines.engine import Engine, ReportingEngine, ResumingEngine
-from ..model import load_chat, model_identity, rendering_identity, tokenizer_identity
-from ..options import Settings, settings_from
-from ..pairs import check_own_rows
+from ..engines.engine import Engine, ResumingEngine
+from ..engines.engine_options import EngineOptions
 from ..prompts import Prompts, choose_prompts
 from ..runner import PartResult, PartsJob, Process, Progress, Row, Tick, open_parts, read_stage_settings, run_parts
-from ..settings import EngineSettings, ServerSettings, TemplateSettings, TransformersSettings, VllmSettings, WorkShare
+from ..settings import TemplateSettings, WorkShare
 from .registry import Report, StageCall
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """How to run the model: what may change the output, and the settings of each engine."""
-
-    common: EngineSettings = field(default_factory=EngineSettings)
-    transformers: TransformersSettings = field(default_factory=TransformersSettings)
-    vllm: VllmSettings = field(default_factory=VllmSettings)
-    server: ServerSettings = field(default_factory=ServerSettings)
-
-    def __post_init__(self) -> None:
-        """Raises InputError if a setting belongs to an engine that is not the chosen one."""
-        for name in ("transformers", "vllm", "server"):
-            own = getattr(self, name)
-            changed = [item.name for item in fields(own) if getattr(own, item.name) != item.default]
-            if changed and name != self.common.engine:
-                raise InputError(
-                    f"{changed[0]} is a setting of engine {name}, but the engine is {self.common.engine}; "
-                    "remove it or choose the other engine"
-                )
-
-    @staticmethod
-    def from_mapping(values: Mapping[str, Any]) -> "EngineOptions":
-        return EngineOptions(
-            settings_from(EngineSettings, values),
-            settings_from(TransformersSettings, values),
-            settings_from(VllmSettings, values),
-            settings_from(ServerSettings, values),
-        )
-
-    def load(self, model: Path, *, writes_json: bool = False, share_prefixes: bool = False) -> ReportingEngine:
-        """Return an engine; with `writes_json` it writes JSON if it can. `share_prefixes` lets engine transformers
-        compute once what requests begin with in common; the others always do. Raises InputError if the library is
-        missing or the model cannot be loaded."""
-        if self.common.engine == "vllm":
-            from ..engines.vllm_engine import VllmEngine
-
-            return VllmEngine(model, self.common, self.vllm, writes_json=writes_json)
-        if self.common.engine == "server":
-            from ..engines.server import ServerEngine
-
-            return ServerEngine(model, self.common, self.server)
-        from ..engines.hf_engine import TransformersEngine
-
-        return TransformersEngine(model, self.common, self.transformers, share_prefixes=share_prefixes)
 
 
 @dataclass(frozen=True)
@@ -96,7 +48,7 @@ WorkOnRows = Callable[[list[Row], Tick, LoadedModel], PartResult]
 
 def run_with_model(
     call: StageCall,
-    settings: Settings,
+    settings: options.Settings,
     work: WorkOnRows,
     check: Callable[[Row, ChatFormat], object],
     writes_json: bool = False,
@@ -108,12 +60,12 @@ def run_with_model(
     """
     share, engine_options = call.settings(WorkShare), EngineOptions.from_mapping(call.values)
     source = open_parts(call.stage, call.input, share)
-    chat = load_chat(call.model, _chat_day(call, source.history()))
+    chat = model.load_chat(call.model, _chat_day(call, source.history()))
     if call.settings(TemplateSettings).chat_date is not None and chat.printed_day is None:
         raise InputError(f"the chat template of {call.model} prints no date; leave out chat_date")
     # A stage's output is checked part by part: reading all of it first would take each process minutes.
     if not source.history():
-        check_own_rows(source, lambda row: check(row, chat))
+        pairs.check_own_rows(source, lambda row: check(row, chat))
     prompts = choose_prompts(call.prompts, source.history())
 
     def make_process() -> Process:
@@ -133,9 +85,9 @@ def run_with_model(
             output=call.output,
             settings=settings.recorded()
             | {"engine": engine_options.common.recorded(), "prompts": prompts.to_dict()}
-            | {"model": model_identity(call.model, engine_options.common)}
-            | tokenizer_identity(chat)
-            | rendering_identity(chat),
+            | {"model": model.model_identity(call.model, engine_options.common)}
+            | model.tokenizer_identity(chat)
+            | model.rendering_identity(chat),
             make_process=make_process,
             share=share,
         )
@@ -151,5 +103,5 @@ def _chat_day(call: StageCall, history: dict[str, Any]) -> date:
     begun = (read_stage_settings(call.output) or {}).get("settings")
     for found in (begun, *reversed(history.values())):
         if template.chat_date is None and isinstance(found, dict) and "chat_date" in found:
-            return settings_from(TemplateSettings, found).day() or date.today()
+            return options.settings_from(TemplateSettings, found).day() or date.today()
     return template.day() or date.today()

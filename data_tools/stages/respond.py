@@ -15,21 +15,22 @@ from ..engines.engine import Completion, Sampling
 from ..pairs import read_chunks, seed_for
 from ..runner import PartResult, Row, Tick
 from ..settings import RespondSettings
-from .model_stage import LoadedModel, run_with_model
-from .registry import Report, StageCall
+from . import model_stage, registry
 
 
-def run_respond(call: StageCall) -> Report:
+def run_respond(call: registry.StageCall) -> registry.Report:
     """Add both answers, their token ids and finish reasons to every turn.
 
     Raises InputError if a record has no chunks or no instructions, or a prompt and its answer do not fit.
     """
     settings = call.settings(RespondSettings)
     work = partial(_respond_rows, settings=settings)
-    return run_with_model(call, settings, work, check=lambda row, _: (read_chunks(row), _instructions(row)))
+    return model_stage.run_with_model(call, settings, work, check=lambda row, _: (read_chunks(row), _instructions(row)))
 
 
-def _respond_rows(rows: list[Row], tick: Tick, loaded: LoadedModel, settings: RespondSettings) -> PartResult:
+def _respond_rows(
+    rows: list[Row], tick: Tick, loaded: model_stage.LoadedModel, settings: RespondSettings
+) -> PartResult:
     chat, prompts = loaded.chat, loaded.prompts
     requests, seeds = [], []
     for row in rows:

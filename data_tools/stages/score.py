@@ -16,12 +16,10 @@ from ..model import load_chat, tokenizer_identity
 from ..pairs import BRANCHES
 from ..runner import PartResult, Row, Tick, read_stage_settings
 from ..settings import EngineSettings, ScoreSettings
-from .model_stage import LoadedModel, run_with_model
-from .registry import Report, StageCall
-from .score_check import EngineCheck, Scored
+from . import model_stage, registry, score_check
 
 
-def run_score(call: StageCall) -> Report:
+def run_score(call: registry.StageCall) -> registry.Report:
     """Add token ids and reference log-probs (one per response token, end of turn included) to every turn.
 
     The input is text pairs or tokenised records. Hand-made ones are all checked before the first is scored. Raises
@@ -29,9 +27,9 @@ def run_score(call: StageCall) -> Report:
     """
     settings = call.settings(ScoreSettings)
     _check_imported(call.input, call.model)
-    with EngineCheck(call.model, call.settings(EngineSettings), settings, call.output) as engine_check:
+    with score_check.EngineCheck(call.model, call.settings(EngineSettings), settings, call.output) as engine_check:
         work = partial(_score_rows, settings=settings, engine_check=engine_check)
-        return run_with_model(call, settings, work, check=check_row)
+        return model_stage.run_with_model(call, settings, work, check=check_row)
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,11 @@ class _Request:
 
 
 def _score_rows(
-    rows: list[Row], tick: Tick, loaded: LoadedModel, settings: ScoreSettings, engine_check: EngineCheck
+    rows: list[Row],
+    tick: Tick,
+    loaded: model_stage.LoadedModel,
+    settings: ScoreSettings,
+    engine_check: score_check.EngineCheck,
 ) -> PartResult:
     encoder = PairEncoder(loaded.chat, loaded.prompts, loaded.engine.vocab_size)
     pairs = [encoder.encode(row) for row in rows]
@@ -56,7 +58,10 @@ def _score_rows(
     scores = loaded.engine.score([item.sequence for item in requests], [item.spans for item in requests], tick)
     engine_check.check(
         loaded.engine,
-        [Scored(item.doc_id, item.sequence, item.spans, logps) for item, logps in zip(requests, scores, strict=True)],
+        [
+            score_check.Scored(item.doc_id, item.sequence, item.spans, logps)
+            for item, logps in zip(requests, scores, strict=True)
+        ],
     )
     left = iter(scores)
     records = []
@@ -95,7 +100,9 @@ def _long_requests(pair: EncodedPair) -> list[_Request]:
     ]
 
 
-def _check_lengths(requests: list[_Request], loaded: LoadedModel, settings: ScoreSettings, where: str) -> None:
+def _check_lengths(
+    requests: list[_Request], loaded: model_stage.LoadedModel, settings: ScoreSettings, where: str
+) -> None:
     for request in requests:
         if settings.ref_context == "short":
             loaded.check_short(request.sequence, 0, where)

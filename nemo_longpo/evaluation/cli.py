@@ -97,7 +97,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if not arguments.models or arguments.output is None:
         arguments.refuse("the following arguments are required: MODEL, --output")
     sources.require_packages()
-    from nemo_longpo.data_tools.stages.model_stage import EngineOptions
+    from nemo_longpo.data_tools.engines.engine_options import EngineOptions
 
     from . import evaluate, plan
     from .results import report, tables, verdict

@@ -8,7 +8,7 @@ from typing import Any
 
 from nemo_longpo.data_tools import model as model_directory
 from nemo_longpo.data_tools.engines.engine import ReportingEngine
-from nemo_longpo.data_tools.stages.model_stage import EngineOptions
+from nemo_longpo.data_tools.engines.engine_options import EngineOptions
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.model_config import ModelConfig
 from nemo_longpo.shards import fingerprint

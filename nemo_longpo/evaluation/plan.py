@@ -10,8 +10,8 @@ from pkgutil import resolve_name
 from typing import Any, Literal
 
 from nemo_longpo.data_tools.engines.engine import ReportingEngine
+from nemo_longpo.data_tools.engines.engine_options import EngineOptions
 from nemo_longpo.data_tools.runner import Usage
-from nemo_longpo.data_tools.stages.model_stage import EngineOptions
 from nemo_longpo.errors import InputError
 
 from . import models, prompts, sources, suites

@@ -8,8 +8,7 @@ from typing import Any
 from nemo_longpo import atomic, json_input, yaml_input
 from nemo_longpo.checkpoints import run_directory
 from nemo_longpo.errors import InputError
-from nemo_longpo.evolution import evolution_file, rounds
-from nemo_longpo.evolution.evolution_settings import Round
+from nemo_longpo.evolution import evolution_file, evolution_settings, rounds
 from nemo_longpo.steps import Step, run_steps
 
 from . import corpus, plots
@@ -34,7 +33,7 @@ class DemoSettings:
     seed: int = 0
 
 
-def demo_round(settings: DemoSettings) -> tuple[list[Step], Round]:
+def demo_round(settings: DemoSettings) -> tuple[list[Step], evolution_settings.Round]:
     """Return all steps, the writing of the documents before those of the round, and the round.
 
     Raises InputError if a setting is wrong, NeMo is not installed here, or an older version wrote to the output.

@@ -6,8 +6,8 @@ from typing import Literal
 
 import pytest
 
+from nemo_longpo.data_tools.engines.engine_options import EngineOptions
 from nemo_longpo.data_tools.options import Settings, add_settings, setting, settings_from
-from nemo_longpo.data_tools.stages.model_stage import EngineOptions
 from nemo_longpo.errors import InputError
 
 

@@ -9,8 +9,8 @@ from support.fake_vllm import FakeVllm, Fault, logp, written
 from support.tiny_models import save_tiny
 
 from nemo_longpo import cli
+from nemo_longpo.data_tools.engines.engine_options import EngineOptions
 from nemo_longpo.data_tools.settings import EngineSettings, ServerSettings
-from nemo_longpo.data_tools.stages.model_stage import EngineOptions
 from nemo_longpo.errors import InputError
 from nemo_longpo.evaluation import evaluate, models, plan, suites
 from nemo_longpo.evaluation.language_model import Answers

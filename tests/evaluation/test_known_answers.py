@@ -15,7 +15,7 @@ from support.evaluation_models import DAY
 from support.scripted_model import ALWAYS_RIGHT, ALWAYS_WRONG, HALF_RIGHT, other_letter, scripted
 from support.tiny_models import save_tiny
 
-from nemo_longpo.data_tools.stages.model_stage import EngineOptions
+from nemo_longpo.data_tools.engines.engine_options import EngineOptions
 from nemo_longpo.evaluation import evaluate, models, plan, suites
 
 pytestmark = pytest.mark.slow  # models and the harness are loaded

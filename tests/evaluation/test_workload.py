@@ -13,9 +13,9 @@ from support.tiny_models import save_tiny, sentences
 
 from nemo_longpo import atomic
 from nemo_longpo.costs import devices, model_shape
+from nemo_longpo.data_tools.engines.engine_options import EngineOptions
 from nemo_longpo.data_tools.runner import Usage
 from nemo_longpo.data_tools.settings import EngineSettings, TransformersSettings
-from nemo_longpo.data_tools.stages.model_stage import EngineOptions
 from nemo_longpo.errors import InputError
 from nemo_longpo.evaluation import evaluate, plan, prompts, suites, workload
 from nemo_longpo.evaluation.language_model import Asked

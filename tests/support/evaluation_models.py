@@ -5,7 +5,7 @@ from datetime import date
 from pathlib import Path
 
 from nemo_longpo.data_tools.engines.engine import Engine
-from nemo_longpo.data_tools.stages.model_stage import EngineOptions
+from nemo_longpo.data_tools.engines.engine_options import EngineOptions
 from nemo_longpo.evaluation import models
 from nemo_longpo.evaluation.benchmarks import Preparation
 from nemo_longpo.evaluation.language_model import Answers, EngineLM

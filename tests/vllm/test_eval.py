@@ -13,8 +13,8 @@ import safetensors.torch
 import torch
 from support import benchmark_data
 
+from nemo_longpo.data_tools.engines.engine_options import EngineOptions
 from nemo_longpo.data_tools.settings import EngineSettings, TransformersSettings, VllmSettings
-from nemo_longpo.data_tools.stages.model_stage import EngineOptions
 from nemo_longpo.evaluation import evaluate, plan, suites, workload
 
 CACHE_BYTES = 128 << 20

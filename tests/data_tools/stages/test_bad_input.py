@@ -8,7 +8,7 @@ import pytest
 from support.small_corpus import save_stopping_model
 from support.tiny_models import save_tiny
 
-from nemo_longpo.data_tools.stages.model_stage import EngineOptions
+from nemo_longpo.data_tools.engines.engine_options import EngineOptions
 
 TURN = {"chunk": "A small boat.", "instruction": "Who?", "chosen": "The old clock", "rejected": "One letter"}
 PAIR = {"doc_id": "a", "document": "A small boat. The river.", "turns": [TURN]}

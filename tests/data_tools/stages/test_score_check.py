@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from support.small_corpus import save_stopping_model
 
+from nemo_longpo.data_tools.engines.engine_options import EngineOptions
 from nemo_longpo.data_tools.engines.hf_engine import TransformersEngine
 from nemo_longpo.data_tools.settings import EngineSettings, ScoreSettings, TransformersSettings
-from nemo_longpo.data_tools.stages.model_stage import EngineOptions
 from nemo_longpo.data_tools.stages.registry import StageCall
 from nemo_longpo.data_tools.stages.score_check import (
     REPORT_NAME,

@@ -9,8 +9,8 @@ from support.tiny_models import save_tiny
 
 from nemo_longpo.cli import main
 from nemo_longpo.costs import devices
+from nemo_longpo.data_tools.engines.engine_options import EngineOptions
 from nemo_longpo.data_tools.settings import EngineSettings, TransformersSettings
-from nemo_longpo.data_tools.stages.model_stage import EngineOptions
 from nemo_longpo.errors import InputError
 from nemo_longpo.evaluation import evaluate, plan, suites, workload
 from nemo_longpo.evaluation.judge.settings import JudgeSettings

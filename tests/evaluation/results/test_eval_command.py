@@ -72,7 +72,7 @@ def test_a_file_of_questions_has_a_name_of_its_own(arguments, tmp_path, capsys, 
 
 
 def test_another_model_in_the_same_directory_asks_only_what_is_new(arguments, tmp_path, capsys, monkeypatch):
-    from nemo_longpo.data_tools.stages.model_stage import EngineOptions
+    from nemo_longpo.data_tools.engines.engine_options import EngineOptions
 
     loaded, load = [], EngineOptions.load
     monkeypatch.setattr(
