@@ -27,12 +27,24 @@ _ADVICE = "see benchmarks/replication/settings.yaml"
 _LOSS_TYPE = "model.objective.loss_type"
 
 
+@dataclasses.dataclass(frozen=True)
+class Documents:
+    """The documents of a round: `count` of them, from `shortest` tokens (by default all alike) to its length.
+
+    Each fact is stated `mentions` times, on average.
+    """
+
+    count: typed_fields.Size
+    shortest: typed_fields.Size | None = None
+    mentions: typed_fields.Number = 1
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The content of `settings.yaml`. `documents` are counts, one for each round; lengths are in tokens."""
+    """The content of `settings.yaml`, `documents` for each round; lengths are in tokens."""
 
     seeds: typed_fields.Size
-    documents: tuple[typed_fields.Size, ...]
+    documents: tuple[Documents, ...]
     short_tokens: typed_fields.Size
     objectives: dict[str, dict[str, Any]]
     gpu: dict[str, Any]
@@ -58,7 +70,11 @@ class Place:
 def load_settings(path: Path) -> Settings:
     """Read the settings. Raises InputError if a key is unknown, missing or of another kind, or an objective unknown."""
     content = yaml_input.read_yaml_mapping(path, _ADVICE)
-    settings = typed_fields.build(Settings, content, str(path), _ADVICE)
+    _refuse_unknown(Settings, content, f"{path}:")
+    documents = content.get("documents")
+    for number, told in enumerate(documents if isinstance(documents, list) else (), 1):
+        _refuse_unknown(Documents, told, f"{path}: documents of round {number}:")
+    settings = typed_fields.build(Settings, content, str(path), _ADVICE, exact=False)
     if unknown := sorted(set(settings.objectives) - set(OBJECTIVES)):
         raise errors.InputError(
             f"{path}: objectives.{unknown[0]} is none of those compared here; choose from {', '.join(OBJECTIVES)}"
@@ -70,10 +86,15 @@ def load_settings(path: Path) -> Settings:
             raise errors.InputError(f"{path}: evolution.{name} is missing; {_ADVICE}")
     if len(settings.documents) != len(settings.evolution["rounds"]):
         raise errors.InputError(
-            f"{path}: there are {len(settings.documents)} counts of documents for "
-            f"{len(settings.evolution['rounds'])} rounds; give one for each"
+            f"{path}: there are documents for {len(settings.documents)} rounds, and "
+            f"{len(settings.evolution['rounds'])} rounds; say which documents each has"
         )
     return settings
+
+
+def _refuse_unknown(kind: type, content: Any, where: str) -> None:
+    if isinstance(content, dict):
+        config.refuse_unknown(content, [item.name for item in dataclasses.fields(kind)], where)
 
 
 def seed_evolution(
@@ -109,7 +130,7 @@ def replication_steps(settings: Settings, seeds: Sequence[int], place: Place) ->
 
 def _seed_steps(settings: Settings, seed: int, place: Place) -> list[steps.Step]:
     evolution = seed_evolution(settings, seed, place)
-    found = [_documents(own, count, seed) for own, count in zip(evolution.rounds, settings.documents, strict=True)]
+    found = [_documents(own, told, seed) for own, told in zip(evolution.rounds, settings.documents, strict=True)]
     by_name = {step.name: step for step in rounds.evolution_steps(evolution)}
     found += [by_name["data-1"], by_name["import-1"]]
     found += _objective(settings, evolution, place, seed, "longpo")
@@ -123,19 +144,20 @@ def _seed_steps(settings: Settings, seed: int, place: Place) -> list[steps.Step]
     return [dataclasses.replace(step, name=f"seed-{seed}-{step.name}") for step in found]
 
 
-def _documents(own: evolution_settings.Round, count: int, seed: int) -> steps.Step:
+def _documents(own: evolution_settings.Round, told: Documents, seed: int) -> steps.Step:
     path = Path(own.data["input"][0])
+    chosen = {"shortest": told.shortest, "mentions": told.mentions}
 
     def write() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        corpus.write_corpus(path, count, own.length, seed=1000 * own.number + seed)
+        corpus.write_corpus(path, told.count, own.length, seed=1000 * own.number + seed, **chosen)
 
     return steps.Step(
         name=f"documents-{own.number}",
-        title=f"write {count} documents of {own.length:,} tokens",
+        title=f"write {told.count} documents of {own.length:,} tokens",
         function=write,
         outputs=(path,),
-        settings={"documents": count, "length": own.length},
+        settings={"documents": told.count, "length": own.length} | chosen,
     )
 
 

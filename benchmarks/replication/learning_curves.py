@@ -119,6 +119,6 @@ def pairs_left(settings: experiment.Settings, seeds: Sequence[int], place: exper
             path = place.seed(seed) / f"round-{number}" / "data" / "filter" / "report.json"
             if path.exists():
                 said = json_input.read_json_object(path, _ADVICE)
-                counts = {"pairs": said["documents_out"], "turns": said["turns_out"]}
+                counts = {"pairs": said.get("documents_out", 0), "turns": said.get("turns_out", 0)}
                 found.setdefault(f"round-{number}", {})[seed] = counts
     return found

@@ -73,9 +73,10 @@ def _run_at_once(runner: "_Runner", waiting: list[tuple[plan.Step, str]], jobs: 
     with futures.ThreadPoolExecutor(jobs) as pool:
         try:
             while waiting or running:
-                lost = [step for step, _ in waiting if held_up(step, failed)]
-                failed += lost
-                waiting = [own for own in waiting if own[0] not in lost]
+                for step, _ in waiting:
+                    if held_up(step, failed):
+                        failed.append(step)  # so is what reads it, further down
+                waiting = [own for own in waiting if own[0] not in failed]
                 for own in list(waiting):
                     before = [step for step, _ in waiting[: waiting.index(own)]]
                     if len(running) < jobs and not held_up(own[0], [*before, *running.values()]):

@@ -107,30 +107,49 @@ def asked_name(instruction: str) -> str | None:
     return next((name for name in NAMES if question(name) == instruction.strip()), None)
 
 
-def facts_for(tokens: int) -> int:
-    """Return the number of facts in a document of this length: one per 24 tokens, at least 2, at most one per name."""
-    return max(2, min(tokens // TOKENS_PER_FACT, len(NAMES)))
+def facts_for(tokens: int, mentions: float = 1.0) -> int:
+    """Return the number of facts in a document of this length: one per 24 tokens, or fewer if they are stated more than
+    once; at least 2, at most one per name."""
+    return max(2, min(round(tokens // TOKENS_PER_FACT / mentions), len(NAMES)))
 
 
-def make_document(rng: random.Random, tokens: int, facts: int | None = None) -> Document:
+def make_document(rng: random.Random, tokens: int, facts: int | None = None, mentions: float = 1.0) -> Document:
     """Return a document of `tokens` tokens (up to three fewer if no sentence fits the rest) with distinct names.
 
-    The facts are spread evenly, so that every sufficiently long chunk holds one.
+    With `mentions` above 1 a fact is stated so often on average, one statement per 24 tokens. Statements are spread
+    evenly, so that every sufficiently long chunk holds one.
     """
-    count = facts_for(tokens) if facts is None else facts
-    if not 0 < count <= len(NAMES) or tokens < FACT_TOKENS * count:
+    count = facts_for(tokens, mentions) if facts is None else facts
+    statements = count if mentions <= 1 else max(count, tokens // TOKENS_PER_FACT)
+    if not 0 < count <= len(NAMES) or tokens < FACT_TOKENS * statements:
         raise ValueError(f"a document of {tokens} tokens cannot state {count} facts about {len(NAMES)} names")
     stated = {name: rng.choice(PLACES) for name in rng.sample(NAMES, count)}
-    sentences = prose(rng, tokens - FACT_TOKENS * count)
-    placed = [(rng.uniform(i, i + 1) * len(sentences) / count, answer(*fact)) for i, fact in enumerate(stated.items())]
+    sentences = prose(rng, tokens - FACT_TOKENS * statements)
+    order = list(stated)
+    if statements > count:
+        order += [rng.choice(order) for _ in range(statements - count)]
+        rng.shuffle(order)
+    placed = [
+        (rng.uniform(i, i + 1) * len(sentences) / statements, answer(name, stated[name]))
+        for i, name in enumerate(order)
+    ]
     parts = [*enumerate(sentences), *((position - 0.5, f"{fact}{STOP}") for position, fact in placed)]
     return Document(_paragraphs([text for _, text in sorted(parts)]), stated)
 
 
-def write_corpus(path: Path, documents: int, tokens: int, seed: int) -> None:
-    """Write `documents` documents to a JSONL file, one object with `doc_id` and `text` per line."""
+def write_corpus(
+    path: Path, documents: int, tokens: int, seed: int, *, shortest: int | None = None, mentions: float = 1.0
+) -> None:
+    """Write `documents` documents to a JSONL file, one object with `doc_id` and `text` per line.
+
+    They have `tokens` tokens each, or with `shortest` any number from there on.
+    """
     rng = random.Random(seed)
-    lines = (json.dumps({"doc_id": f"demo-{i:04d}", "text": make_document(rng, tokens).text}) for i in range(documents))
+    lines = []
+    for number in range(documents):
+        length = tokens if shortest is None else rng.randint(shortest, tokens)
+        text = make_document(rng, length, mentions=mentions).text
+        lines.append(json.dumps({"doc_id": f"demo-{number:04d}", "text": text}))
     write_file(path, "".join(f"{line}\n" for line in lines))
 
 

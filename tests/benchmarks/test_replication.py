@@ -109,8 +109,14 @@ def test_a_gpu_changes_settings_of_training_and_shows_itself(tmp_path, told, pla
     ("change", "message"),
     [
         ({"seeds": 0}, "field 'seeds' should be a whole number from 1"),
-        ({"seed": 3}, "field 'seed' is unknown"),
-        ({"documents": [10]}, "there are 1 counts of documents for 2 rounds"),
+        ({"seed": 3}, "unknown key 'seed'; did you mean 'seeds'"),
+        (
+            {"documents": [{"count": 1, "short": 2}]},
+            "documents of round 1: unknown key 'short'; did you mean 'shortest'",
+        ),
+        ({"documents": 3}, "field 'documents' should be a list, not 3"),
+        ({"documents": [{"count": 10}]}, "there are documents for 1 rounds, and 2 rounds"),
+        ({"documents": [{"count": 0}, {"count": 1}]}, r"field 'documents\[0\].count' should be a whole number from 1"),
         ({"objectives": {"longpo": {}, "orpo": {}}}, "objectives.orpo is none of those compared here"),
         ({"objectives": {"dpo": {}}}, "objectives lack longpo"),
         ({"evolution": {}}, "evolution.base is missing"),
@@ -224,7 +230,7 @@ def small(told: dict[str, Any]) -> dict[str, Any]:
     evolution["train"]["settings"] |= {"trainer.max_steps": 4, "log.ckpt.every_n_train_steps": 2}
     evolution["evaluate"] |= {"lengths": [64, 256], "samples": 4}
     evolution["rounds"] = [{"length": 256, "rope_theta": 1e4}, {"length": 512, "rope_theta": 1e5}]
-    return told | {"documents": [6, 5]}
+    return told | {"documents": [{"count": 6}, {"count": 5, "shortest": 300, "mentions": 2}]}
 
 
 def run(*words: str) -> int:
@@ -283,7 +289,7 @@ def test_whole_run(tmp_path, told, capsys):
     """Real programs: one seed, two objectives, one round."""
     told["objectives"] = {name: told["objectives"][name] for name in ("longpo", "dpo")}
     small(told)["evolution"]["rounds"].pop()
-    told |= {"documents": [12], "seeds": 1}
+    told |= {"documents": [{"count": 12}], "seeds": 1}
     told["evolution"]["train"]["settings"] |= {"trainer.max_steps": 2, "log.ckpt.every_n_train_steps": 1}
     load(tmp_path, told)
     words = ["--output", str(tmp_path / "out"), "--settings", str(tmp_path / "settings.yaml"), "--device", "cpu"]

@@ -56,7 +56,9 @@ def test_others_go_on_when_one_fails(tmp_path: Path, capsys: pytest.CaptureFixtu
     bad = python("a", "raise SystemExit(3)", outputs=(tmp_path / "a",))
     plan = [bad, step(tmp_path, "b", "a"), step(tmp_path, "c"), step(tmp_path, "d", "c"), step(tmp_path, "e", "b")]
     with pytest.raises(InputError, match="step 'a' failed with exit status 3"):
-        run_steps(plan, tmp_path, jobs=2)
+        run_steps(plan, tmp_path, jobs=4)
+    assert "step 'e'" not in capsys.readouterr().err
+    assert not (tmp_path / "logs" / "e.log").exists()
     assert (tmp_path / "d").read_text() == "cd"
     assert {name for name, record in read_records(tmp_path).items() if record.seconds is not None} == {"c", "d"}
     plan[0] = step(tmp_path, "a")

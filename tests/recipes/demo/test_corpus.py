@@ -48,6 +48,17 @@ def test_facts_are_spread_evenly() -> None:
         assert max(gaps) <= 75, f"seed {seed}: a chunk of 80 tokens could hold no whole fact"
 
 
+@pytest.mark.parametrize("tokens", [64, 1536, 4096])
+def test_facts_may_be_stated_more_than_once(tokens: int) -> None:
+    document = make_document(random.Random(tokens), tokens, mentions=2)
+    found = words(document.text)
+    assert tokens - 3 <= len(found) <= tokens
+    stated = [(word.rstrip(":"), found[i + 1]) for i, word in enumerate(found) if word.endswith(":")]
+    assert len(stated) == tokens // 24
+    assert {name: place for name, place in stated} == document.facts  # noqa: C416 (the last statement would win)
+    assert len(set(stated)) == len(document.facts) == max(2, min(tokens // 48, len(NAMES)))
+
+
 def test_paragraphs_end_with_sentences() -> None:
     for paragraph in make_document(random.Random(0), 400).text.split("\n\n"):
         assert paragraph.endswith(STOP)
@@ -74,3 +85,12 @@ def test_corpus_file(tmp_path) -> None:
     records = [json.loads(line) for line in paths[0].read_text().splitlines()]
     assert len({record["doc_id"] for record in records}) == len({record["text"] for record in records}) == 3
     assert sorted(tmp_path.iterdir()) == paths
+
+
+def test_corpus_of_many_lengths(tmp_path) -> None:
+    write_corpus(tmp_path / "a", documents=40, tokens=200, seed=5, shortest=50, mentions=2)
+    texts = [words(json.loads(line)["text"]) for line in (tmp_path / "a").read_text().splitlines()]
+    lengths = [len(text) for text in texts]
+    assert 47 <= min(lengths) < 80
+    assert 170 < max(lengths) <= 200
+    assert any(len(set(facts)) < len(facts) for text in texts if (facts := [w for w in text if w.endswith(":")]))
