@@ -105,19 +105,27 @@ def _row(cells: Any) -> str:
 
 
 def graphs(curves: Curves) -> list[drawing.Graph]:
-    """Return long and short accuracy over the steps of the first round, then of the further ones at their length."""
+    """Return long and short accuracy over the steps of the first round, then of the further ones at their length.
+
+    The axis of short accuracy is as long as its values need: it is near 100.
+    """
     parts = [part for part in experiment.OBJECTIVES if part in curves.found]
     labels = [experiment.OBJECTIVES[part] for part in parts]
     titles = ((f"Questions about {curves.lengths[0]:,} tokens", curves.lengths[0]), _short(curves))
-    found = [_graph(title, [curves.over_steps(part, length) for part in parts], labels) for title, length in titles]
+    found = [
+        _graph(title, [curves.over_steps(part, length) for part in parts], labels, (0.0, 100.0) if length else ())
+        for title, length in titles
+    ]
     for number, length in enumerate(curves.lengths[1:], 2):
         over_steps = curves.over_steps(f"round-{number}", length)
         if over_steps:
-            found.append(_graph(f"Round {number} of LongPO, {length:,} tokens", [over_steps], ["LongPO"]))
+            found.append(_graph(f"Round {number} of LongPO, {length:,} tokens", [over_steps], ["LongPO"], (0.0, 100.0)))
     return [graph for graph in found if graph.finite]
 
 
-def _graph(title: str, found: list[dict[int, dict[int, float]]], labels: list[str]) -> drawing.Graph:
+def _graph(
+    title: str, found: list[dict[int, dict[int, float]]], labels: list[str], limits: tuple[float, ...]
+) -> drawing.Graph:
     made = []
     for label, by_step in zip(labels, found, strict=True):
         values = []
@@ -125,7 +133,7 @@ def _graph(title: str, found: list[dict[int, dict[int, float]]], labels: list[st
             mean = Mean.of(list(by_seed.values()))
             values.append(drawing.Value(step, step, mean.value, mean.band if mean.spread is not None else None))
         made.append(drawing.Curve(label, tuple(values)))
-    return drawing.Graph(name=title, title=title, unit="right answers (%)", curves=tuple(made), limits=(0.0, 100.0))
+    return drawing.Graph(name=title, title=title, unit="right answers (%)", curves=tuple(made), limits=limits)
 
 
 def verdict(curves: Curves) -> list[str]:

@@ -129,17 +129,18 @@ def replication_steps(settings: Settings, seeds: Sequence[int], place: Place) ->
 
 
 def _seed_steps(settings: Settings, seed: int, place: Place) -> list[steps.Step]:
+    """The rounds of LongPO come first: they are the longest chain of steps that wait for each other."""
     evolution = seed_evolution(settings, seed, place)
     found = [_documents(own, told, seed) for own, told in zip(evolution.rounds, settings.documents, strict=True)]
     by_name = {step.name: step for step in rounds.evolution_steps(evolution)}
     found += [by_name["data-1"], by_name["import-1"]]
     found += _objective(settings, evolution, place, seed, "longpo")
-    found += _long_references(evolution) if "dpo" in settings.objectives else []
-    for name in settings.objectives:
-        found += _objective(settings, evolution, place, seed, name) if name != "longpo" else []
     for own in evolution.rounds[1:]:
         found += [by_name[f"{name}-{own.number}"] for name in ("data", "import", "train", "export")]
         found += _measured_round(evolution, own, place, seed)
+    found += _long_references(evolution) if "dpo" in settings.objectives else []
+    for name in settings.objectives:
+        found += _objective(settings, evolution, place, seed, name) if name != "longpo" else []
     found.append(_base(evolution, place, seed))
     return [dataclasses.replace(step, name=f"seed-{seed}-{step.name}") for step in found]
 
