@@ -68,6 +68,20 @@ def write_file(
                 path.hardlink_to(new)
 
 
+def write_for_display(path: Path, content: str) -> None:
+    """Put `content` at `path` by a rename, or leave what is there, whatever goes wrong: it is only looked at.
+
+    The disk is not waited for, so this takes less than a millisecond, and a loss of power may leave an empty file.
+    """
+    new = path.with_name(f".{path.name}.new")
+    try:
+        new.write_text(content, encoding="utf-8")
+        new.replace(path)
+    except OSError:
+        with suppress(OSError):
+            new.unlink(missing_ok=True)
+
+
 @contextmanager
 def new_file(path: Path, *, kept: str = "nothing of it was kept") -> Iterator[Path]:
     """Yield where to write a file that takes the place of `path` when the block has ended without an exception.

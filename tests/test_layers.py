@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nemo_longpo.atomic": set(),
     "nemo_longpo.errors": set(),
     "nemo_longpo.json_input": set(),
+    "nemo_longpo.live_status": set(),
     "nemo_longpo.placement": set(),
     "nemo_longpo.steps": set(),
     "nemo_longpo.terminal": set(),
@@ -44,6 +45,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # What the data tools, training and conversion all ask of a model directory before a library reads it.
     "nemo_longpo.model_directory": set(),
     "nemo_longpo.yaml_input": set(),
+    # A bar of tqdm that moves a live status.
+    "nemo_longpo.status_bar": set(),
     **dict.fromkeys(PURE, PURE),
     "nemo_longpo.shards": PURE | {"nemo_longpo.model_directory"},
     # What training and planning both count.
@@ -87,7 +90,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     | ADAPTER
     | LAYOUTS
     | PURE,
-    "nemo_longpo.data_tools": {"nemo_longpo.shards", "nemo_longpo.model_directory", "nemo_longpo.yaml_input"} | PURE,
+    "nemo_longpo.data_tools": {
+        "nemo_longpo.shards",
+        "nemo_longpo.model_directory",
+        "nemo_longpo.status_bar",
+        "nemo_longpo.yaml_input",
+    }
+    | PURE,
     # Asks models through the engines of the data tools, and counts what that takes.
     "nemo_longpo.evaluation": {
         "nemo_longpo.costs",
@@ -95,6 +104,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "nemo_longpo.line_plot",
         "nemo_longpo.model_directory",
         "nemo_longpo.shards",
+        "nemo_longpo.status_bar",
         "nemo_longpo.yaml_input",
     },
     # Calls everything through the public commands; reads the settings of others to check a file before they start.
@@ -123,6 +133,7 @@ OPEN_TO_ALL = {
     "nemo_longpo.atomic",
     "nemo_longpo.errors",
     "nemo_longpo.json_input",
+    "nemo_longpo.live_status",
     "nemo_longpo.placement",
     "nemo_longpo.steps",
     "nemo_longpo.terminal",

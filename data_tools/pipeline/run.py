@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from nemo_longpo import steps, terminal
 from nemo_longpo.errors import InputError, error_sentence
+from nemo_longpo.status_bar import StatusBar
 
 from ..runner import progress, read_stage_settings
 from ..stages.registry import STAGES, Report
@@ -96,7 +97,7 @@ class _PartsBar:
 
     def __init__(self, stage: StageProcesses):
         self._output = stage.call.output
-        self._bar = progress.TenthsBar(desc=stage.call.stage, unit="part", miniters=0)
+        self._bar = StatusBar(None, desc=stage.call.stage, unit="part")
 
     def __enter__(self) -> "_PartsBar":
         self.refresh()

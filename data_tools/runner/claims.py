@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.live_status import is_alive
 
 from ..settings import WorkShare
 
@@ -82,7 +83,7 @@ class Claims:
             age, owner = now - path.stat().st_mtime, path.read_text().split()
         except FileNotFoundError:
             return True
-        return age > self._lease_seconds or (len(owner) == 2 and owner[0] == _HOST and not _is_alive(int(owner[1])))
+        return age > self._lease_seconds or (len(owner) == 2 and owner[0] == _HOST and not is_alive(int(owner[1])))
 
     def _beat(self) -> None:
         while not self._stopped.wait(self._lease_seconds / 6):
@@ -90,16 +91,6 @@ class Claims:
                 for path in self._held:
                     with suppress(FileNotFoundError):  # taken over and dropped by another process
                         os.utime(path)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def remove_claims(directory: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from nemo_longpo import atomic, json_input
+from nemo_longpo import atomic, json_input, live_status
 from nemo_longpo.errors import InputError
 
 from ..options import differences
@@ -137,6 +137,8 @@ def _make_parts(job: PartsJob, description: dict[str, Any], position: int = 0) -
     finally:
         # Remove a directory that got no part.
         with suppress(OSError):
+            if os.listdir(job.output) == [live_status.NAME]:
+                (job.output / live_status.NAME).unlink()
             job.output.rmdir()
 
 
@@ -195,7 +197,9 @@ def _check_output(output: Path, description: dict[str, Any]) -> None:
     if output.is_file():
         raise InputError(f"{output} is a file; give a directory for the output")
     # Hidden files are claims and partial files of running processes.
-    if not output.is_dir() or all(path.name.startswith(".") for path in output.iterdir()):
+    if not output.is_dir() or all(
+        path.name.startswith(".") or path.name == live_status.NAME for path in output.iterdir()
+    ):
         return
     path = output / SETTINGS_NAME
     if not path.is_file():

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from nemo_longpo.atomic import explain_full_disk
+from nemo_longpo.live_status import StatusFile
+from nemo_longpo.status_bar import StatusBar
 
 _HOST = socket.gethostname()
 _SILENCE = 600  # seconds after which a process that reports nothing about its part counts as lost
@@ -80,18 +80,10 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
-class TenthsBar(tqdm):
-    """A bar that shows documents and parts with one decimal."""
-
-    @property
-    def format_dict(self) -> dict[str, Any]:
-        shown = super().format_dict
-        done = round(shown["n"], 1)
-        return shown | {"n": int(done) if done == int(done) else done}
-
-
 class Progress:
     """A bar over the documents of all parts of all processes; within a part it moves with every finished request.
+
+    `status.json` in `output` says the same until all parts are there.
 
     A context manager. `finished` returns the finished parts; `position` is the bar's line on the terminal. Call it with
     the usage of finished requests. `kept` holds those of the current part. Once a second the finished share of the part
@@ -116,17 +108,17 @@ class Progress:
         self._part: Counter[str] = Counter()
         self._total: Counter[str] = Counter()
         self._since = time.monotonic()
-        # Without `miniters` tqdm would adapt to quick requests, and then not show slow ones.
-        self._bar = TenthsBar(
-            total=sum(rows_in_parts), initial=self._done, desc=name, unit="doc", position=position, miniters=0
-        )
+        total = sum(rows_in_parts)
+        self._status = StatusFile(output, name, kept=False, done=self._done, total=total, unit="document")
+        self._bar = StatusBar(self._status, total=total, initial=self._done, desc=name, unit="doc", position=position)
 
     def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._bar.close()
         self._file.unlink(missing_ok=True)
+        self._status.end(error, unfinished=len(self._finished()) < len(self._rows))
 
     def __str__(self) -> str:
         """Return the bar as it is displayed."""
@@ -136,6 +128,7 @@ class Progress:
         """Start a part. Time counts from the first one: while a model loads, no tokens are read."""
         if not self._total:
             self._since = time.monotonic()
+            self._status.begin()
         self._part_rows, self._expected, self._part, self.kept = self._rows[part], 0, Counter(), kept
 
     def expect(self, requests: int) -> None:

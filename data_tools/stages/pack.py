@@ -3,8 +3,7 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from tqdm import tqdm
-
+from nemo_longpo import live_status, status_bar
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.model_config import ModelConfig
 from nemo_longpo.shards import manifest, reader, schema, writer
@@ -54,8 +53,9 @@ def run_pack(call: StageCall) -> Report:
     wording = prompts.prompts_from_dict(scored["prompts"], where)
     encoder = encoded.PairEncoder(chat, wording, provenance.vocab_size)
     with (
+        live_status.StatusFile(output, "pack", whole=True, total=documents, unit="document") as status,
         writer.ShardWriter(output, provenance, **settings.recorded()) as shards,
-        tqdm(total=documents, desc="pack", unit="doc") as bar,
+        status_bar.StatusBar(status, total=documents, desc="pack", unit="doc") as bar,
     ):
         for row in source.rows():
             shards.add(_record(encoder.encode(row), provenance.ref_context), where=row.where)

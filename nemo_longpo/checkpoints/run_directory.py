@@ -3,6 +3,7 @@
     LOG_DIR/NAME/checkpoints/global_step=8/   checkpoints, each with `weights` and `context`
     LOG_DIR/NAME/inputs/                      what the run was given
     LOG_DIR/tb_logs/NAME/metrics.jsonl        a line per optimizer step, beside TensorBoard's files
+    LOG_DIR/status.json                       how far it has come, see nemo_longpo.live_status
 
 LOG_DIR is `log.log_dir` and NAME `log.name`. Links beside the checkpoints (`…-last`) are never followed to find one:
 they are wrong after a run is killed, copied or moved.
@@ -38,6 +39,11 @@ _STEP = re.compile(r"(?:step|consumed_samples)=(\d+)")
 
 def metrics_file(log_dir: Path, name: str = RUN_NAME) -> Path:
     return log_dir / TENSORBOARD / name / METRICS
+
+
+def log_dir_of(metrics: Path) -> Path:
+    """Return LOG_DIR, given the file of metrics; what that lies in, if it was moved elsewhere."""
+    return metrics.parents[2] if metrics.parent.parent.name == TENSORBOARD else metrics.parent
 
 
 def checkpoint_of(path: str | Path) -> Path:

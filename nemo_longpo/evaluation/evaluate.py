@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 
-from nemo_longpo import atomic
+from nemo_longpo import atomic, live_status
 from nemo_longpo.costs import model_shape
 from nemo_longpo.data_tools.engines.engine import ReportingEngine
 from nemo_longpo.errors import InputError
@@ -37,14 +37,29 @@ def evaluate(evaluation: plan.Evaluation) -> list[ModelScores]:
             ) from None
         except OSError:
             pass  # the file system has no locks
-        return [_run_model(evaluation, model, judge) for model in asked]
+        weights = [_weights(model) for model in asked]
+        tokens = [sum(own.values()) for own in weights]
+        status = stack.enter_context(
+            live_status.StatusFile(evaluation.output, "evaluation", total=sum(tokens), unit="token")
+        )
+        return [_run_model(evaluation, model, judge, status, sum(tokens[:place])) for place, model in enumerate(asked)]
 
 
-def _run_model(evaluation: plan.Evaluation, asked: plan.ModelPrompts, judge: client.Judge | None) -> ModelScores:
-    answers = plan.answers_of(evaluation, asked.model)
+def _weights(asked: plan.ModelPrompts) -> dict[str, int]:
     distinct = {key: one for task in asked.tasks for key, one in task.distinct.items()}
-    weights = {key: one.prompt_tokens + one.new_tokens for key, one in distinct.items()}
-    with workload.Progress(asked.model.label, weights, filter(answers.__contains__, weights)) as progress:
+    return {key: one.prompt_tokens + one.new_tokens for key, one in distinct.items()}
+
+
+def _run_model(
+    evaluation: plan.Evaluation,
+    asked: plan.ModelPrompts,
+    judge: client.Judge | None,
+    status: live_status.StatusFile,
+    before: int,
+) -> ModelScores:
+    answers, weights = plan.answers_of(evaluation, asked.model), _weights(asked)
+    known = filter(answers.__contains__, weights)
+    with workload.Progress(asked.model.label, weights, known, status, before) as progress:
 
         def load_engine() -> ReportingEngine:
             engine = asked.model.load_engine()

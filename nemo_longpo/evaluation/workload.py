@@ -4,16 +4,15 @@ A prompt costs the operations of its forward, at a share of the GPU's peak. An a
 reads all weights once for the batch, and the keys and values of every sequence in it.
 """
 
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from tqdm import tqdm
-
 from nemo_longpo.costs import devices, flops, model_shape
 from nemo_longpo.data_tools.runner import Usage
 from nemo_longpo.errors import InputError
+from nemo_longpo.live_status import StatusFile
+from nemo_longpo.status_bar import StatusBar
 
 from .judge.dialogues import DialoguePrompts
 from .language_model import Answers, Asked
@@ -193,16 +192,27 @@ class Progress:
 
     So the time left is right after a resume, and an answer that ends early counts in full. `weights` are the tokens of
     each request by its name, `known` the names of those answered before. Call it with the usage of finished requests.
+    `status` counts tokens too, behind those of `before`, of other models.
     """
 
-    def __init__(self, label: str, weights: Mapping[str, int], known: Iterable[str]):
+    def __init__(
+        self, label: str, weights: Mapping[str, int], known: Iterable[str], status: StatusFile, before: int = 0
+    ):
         self._left = dict(weights)
         self._used: Counter[str] = Counter()
         done = sum(self._left.pop(key) for key in known)
         # An average over all of it: requests of one length after those of another would make a recent rate jump.
-        self.bar = tqdm(
-            total=sum(weights.values()), initial=done, desc=label, unit="tok", unit_scale=True, miniters=0, smoothing=0
+        self.bar = StatusBar(
+            status,
+            before=before,
+            total=sum(weights.values()),
+            initial=done,
+            desc=label,
+            unit="tok",
+            unit_scale=True,
+            smoothing=0,
         )
+        status.update(doing=label, done=before + done)
 
     def __enter__(self) -> "Progress":
         return self
@@ -212,7 +222,7 @@ class Progress:
 
     def begin(self) -> None:
         """Time counts from here on: the model is loaded."""
-        self.bar.start_t = self.bar.last_print_t = time.time()
+        self.bar.begin()
 
     def __call__(self, usage: Usage) -> None:
         self._used.update(asdict(usage))

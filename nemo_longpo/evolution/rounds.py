@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from nemo_longpo import atomic
-from nemo_longpo.checkpoints import run_directory
 from nemo_longpo.data_tools.pipeline.config import parse_pipeline
 from nemo_longpo.data_tools.settings import EngineSettings
 from nemo_longpo.data_tools.stages.registry import STAGES
@@ -91,7 +90,6 @@ def train_step(evolution: Evolution, own: Round, name: str, *, shards: Path, sta
         outputs=(training,),
         settings={"factory": own.train.factory} | _training_settings(own),
         env=dict(evolution.env) | own.train.env,
-        progress=partial(_progress, training, own.train.settings["trainer.max_steps"]),
     )
 
 
@@ -180,13 +178,3 @@ def _import_settings(own: Round, evolution: Evolution) -> dict[str, Any]:
 def _training_settings(own: Round) -> dict[str, Any]:
     chosen = {name: value for name, value in own.train.settings.items() if not name.startswith(_PLACEMENT)}
     return {"seq_length": own.max_length} | chosen
-
-
-def _progress(training: Path, steps: int) -> str:
-    """Return a line from the newest metrics of a training run."""
-    lines = run_directory.read_metrics(training)
-    if not lines:
-        return "starting"
-    newest = lines[-1]
-    margin = f", margin {newest['rewards/margins']:.3f}" if "rewards/margins" in newest else ""
-    return f"step {newest['step']}/{steps}, loss {newest['loss']:.3f}{margin}"

@@ -10,12 +10,15 @@ from nemo.lightning import io, megatron_parallel
 from nemo.utils import logging
 from torch import Tensor, distributed as dist
 
+from nemo_longpo import live_status
 from nemo_longpo.atomic import explain_full_disk
 from nemo_longpo.checkpoints import run_directory
 from nemo_longpo.costs.devices import peak_of_device
 from nemo_longpo.objective import METRICS
 
 from . import model, topology
+
+_SHOWN = {"loss": "loss", "rewards/margins": "margin", "tokens_per_second": "tokens/s"}
 
 
 class MetricsCallback(pl.Callback, io.IOMixin):
@@ -25,8 +28,11 @@ class MetricsCallback(pl.Callback, io.IOMixin):
     `tokens_per_second` (trunk and both branches of every pair), `tflops_per_device` (10¹² FLOPs per second that forward
     and backward of the pairs need; recompute does not count), `mfu` (their share of the device's bf16 peak, only if the
     peak is known), `memory_gib` (the most that tensors have taken on the first rank's GPU so far, 2³⁰ bytes) and
-    `step_seconds`. After a resume, lines of steps that will be trained again are dropped.
+    `step_seconds`. After a resume, lines of steps that will be trained again are dropped. The first rank says in
+    `status.json` how far it has come.
     """
+
+    _status: live_status.StatusFile | None = None  # of the first rank, once training has started
 
     def __init__(self, filename: str = run_directory.METRICS):
         self.filename = filename
@@ -36,6 +42,21 @@ class MetricsCallback(pl.Callback, io.IOMixin):
         self._path = Path(trainer.log_dir or trainer.default_root_dir) / self.filename
         if trainer.is_global_zero and (unreadable := run_directory.keep_steps(self._path, trainer.global_step)):
             logging.warning(f"{self._path}: dropped {unreadable} torn or foreign line(s)")
+        self._status = self._open_status(trainer) if trainer.is_global_zero else None
+
+    def _open_status(self, trainer: pl.Trainer) -> live_status.StatusFile:
+        log_dir, total = run_directory.log_dir_of(self._path), trainer.max_steps if trainer.max_steps > 0 else None
+        return live_status.StatusFile(
+            log_dir, f"training {self._path.parent.name}", done=trainer.global_step, total=total, unit="step"
+        )
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._status:
+            self._status.end()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if self._status:
+            self._status.end(exception)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args) -> None:
         self._started = time.perf_counter()
@@ -73,6 +94,8 @@ class MetricsCallback(pl.Callback, io.IOMixin):
         if trainer.is_global_zero:
             with explain_full_disk(self._path, run_directory.GOES_ON), self._path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
+        if self._status:
+            self._status.update(done=record["step"], metrics=record, said=live_status.shown_metrics(record, _SHOWN))
 
 
 def compute_speed(flops_per_second: float, device_name: str | None) -> dict[str, float]:

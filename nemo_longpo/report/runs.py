@@ -105,11 +105,16 @@ def find_places(given: Sequence[str]) -> list[Place]:
     return [place for text in given for place in _places(text)]
 
 
-def _places(text: str) -> list[Place]:
+def split_label(text: str) -> tuple[str, Path]:
+    """Return NAME, "" without one, and RUN of `[NAME=]RUN`."""
     label, equals, rest = text.partition("=")
     if not equals or not label or "/" in label or Path(text).exists():
         label, rest = "", text
-    path = Path(rest)
+    return label, Path(rest)
+
+
+def _places(text: str) -> list[Place]:
+    label, path = split_label(text)
     whole = label or path.resolve().name
     rounds = {int(own.name.removeprefix(_ROUND)): own for own in path.glob(f"{_ROUND}[0-9]*") if _is_round(own)}
     begun = {number: own for number, own in sorted(rounds.items()) if _has_metrics(own / _TRAINING)}
@@ -149,11 +154,10 @@ def _read(place: Place) -> Run:
         lines = "holds no line of metrics that can be read" if left_out else "is empty: the run has finished no step"
         raise InputError(f"{metrics} {lines}; {_ADVICE}")
     _check(steps, metrics)
-    log_dir = metrics.parents[2] if metrics.parent.parent.name == run_directory.TENSORBOARD else metrics.parent
     return Run(
         label=place.label or _name(place.path),
         metrics=metrics,
-        home=log_dir / metrics.parent.name,
+        home=run_directory.log_dir_of(metrics) / metrics.parent.name,
         steps=tuple(steps),
         left_out=left_out,
     )

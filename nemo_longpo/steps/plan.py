@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -37,10 +38,14 @@ class Step:
     settings: Mapping[str, Any] = field(default_factory=dict)
     check: Callable[[], Report] | None = None
     env: Mapping[str, str] = field(default_factory=dict)
-    progress: Callable[[], str] | None = None
 
     def reads(self, path: Path) -> bool:
         return any(path == source or path in source.parents for source in self.inputs)
+
+    def statuses(self, output: Path) -> list[str]:
+        """Where the step may say how far it has come, seen from the plan's output: in an output, or beside a file."""
+        folders = [folder for path in self.outputs for folder in (path.absolute(), path.absolute().parent)]
+        return [os.path.relpath(folder, output) for folder in folders if folder != output.absolute()]
 
     def command_lines(self) -> list[str]:
         variables = [f"{name}={shlex.quote(value)}" for name, value in self.env.items()]

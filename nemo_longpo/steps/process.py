@@ -28,11 +28,14 @@ _FINISHED = re.compile(r"\[ *\d+/\d+\] .*: \d+ s")
 class Watch:
     """How a command is followed: its progress is shown behind `label`, if there is one; `stopped` ends it early.
 
+    `newest` returns the newest line of the command's own status, "" without one, and `say` gets what is known instead.
     It inherits the descriptor `lock`. `started` is called with its process id.
     """
 
     label: str | None
     started: Callable[[int], None]
+    newest: Callable[[], str]
+    say: Callable[[str], None]
     stopped: threading.Event
     lock: int | None
 
@@ -64,7 +67,7 @@ def run_command(step: Step, log: Path, watch: Watch) -> None:
             raise errors.InputError(f"step {step.name!r}: {step.command[0]} cannot be run: {error.strerror}") from error
         try:
             watch.started(process.pid)
-            _follow(step, process, watch, log)
+            _follow(process, watch, log)
         finally:
             if process.poll() is None:
                 _stop(process)
@@ -82,7 +85,7 @@ def show_progress(text: str, *, last: bool) -> None:
         terminal.note(text)
 
 
-def _follow(step: Step, process: "subprocess.Popen[bytes]", watch: Watch, log: Path) -> None:
+def _follow(process: "subprocess.Popen[bytes]", watch: Watch, log: Path) -> None:
     started = reported = time.monotonic()
     read, ended = 0, False
     while not ended:
@@ -91,6 +94,8 @@ def _follow(step: Step, process: "subprocess.Popen[bytes]", watch: Watch, log: P
         with suppress(subprocess.TimeoutExpired):
             process.wait(0.5)
             ended = True
+        said = watch.newest() or _last_bar(log)
+        watch.say(said)
         if watch.label is None:
             continue
         lines, read = _finished_steps(log, read)
@@ -99,7 +104,6 @@ def _follow(step: Step, process: "subprocess.Popen[bytes]", watch: Watch, log: P
         now = time.monotonic()
         if not ended and (sys.stderr.isatty() or now - reported > _REPORT_SECONDS):
             reported = now
-            said = step.progress() if step.progress else _last_bar(log)
             show_progress(f"{watch.label}: {now - started:.0f} s {said}", last=False)
 
 

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from concurrent import futures
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nemo_longpo import atomic, terminal
+from nemo_longpo import atomic, live_status, terminal
 from nemo_longpo.errors import InputError
 
 from . import plan, process
@@ -53,12 +54,22 @@ def run_steps(
                 runner.recall(turn, label)
             else:
                 waiting.append((turn.step, label))
-        if jobs > 1:
-            _run_at_once(runner, waiting, jobs)
-        else:
-            for step, label in waiting:
-                runner.run(step, label)
+        if waiting:  # else nothing is written
+            done = len(turns) - len(waiting)
+            with live_status.StatusFile(
+                output, output.absolute().name, timed=False, done=done, total=len(turns), unit="step"
+            ) as status:
+                runner = replace(runner, board=_Board(output=output, status=status, done=done))
+                _run_waiting(runner, waiting, jobs)
     return {step.name: records[step.name] for step in steps}
+
+
+def _run_waiting(runner: "_Runner", waiting: list[tuple[plan.Step, str]], jobs: int) -> None:
+    if jobs > 1:
+        _run_at_once(runner, waiting, jobs)
+        return
+    for step, label in waiting:
+        runner.run(step, label)
 
 
 def _run_at_once(runner: "_Runner", waiting: list[tuple[plan.Step, str]], jobs: int) -> None:
@@ -126,6 +137,47 @@ def _alone(output: Path) -> Iterator[int | None]:
         yield lock
 
 
+@dataclass(kw_only=True)
+class _Board:
+    """The status of a plan, which says of each step at work what it is doing; steps may run in threads."""
+
+    output: Path
+    status: live_status.StatusFile
+    done: int
+    running: dict[str, tuple[plan.Step, str]] = field(default_factory=dict)
+    writing: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextmanager
+    def at_work(self, step: plan.Step) -> Iterator[None]:
+        self.say(step, "", now=True)
+        yield  # a step that fails stays on the board
+        with self.writing:
+            del self.running[step.name]
+            self.done += 1
+            self._show()
+
+    def say(self, step: plan.Step, said: str, *, now: bool = False) -> None:
+        with self.writing:
+            self.running[step.name] = step, said
+            self._show(now=now)
+
+    def newest(self, step: plan.Step) -> str:
+        """What the step says of itself, since the plan was started."""
+        found = self.status.inside(step.statuses(self.output))
+        return found.line() if found else ""
+
+    def _show(self, *, now: bool = False) -> None:
+        working = self.running.values()
+        names = [step.name for step, _ in working]
+        self.status.update(
+            done=self.done,
+            doing=", ".join(names) if len(names) > 1 else "".join(f"{step.name}: {step.title}" for step, _ in working),
+            inside=[name for step, _ in working for name in step.statuses(self.output)],
+            said=next((said for _, said in working), "") if len(names) == 1 else "",
+            now=now,
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Runner:
     """Runs steps and notes it. Commands inherit the lock, so they guard the output when this process is killed."""
@@ -134,6 +186,7 @@ class _Runner:
     records: plan.Records
     lock: int | None
     show_bars: bool
+    board: _Board | None = None
     stopped: threading.Event = field(default_factory=threading.Event)
     noting: threading.Lock = field(default_factory=threading.Lock)
 
@@ -145,6 +198,11 @@ class _Runner:
         self.records[turn.step.name] = replace(record, seconds=record.seconds or 0.0, report=report)
 
     def run(self, step: plan.Step, label: str) -> None:
+        assert self.board is not None, "there is one as soon as something is to run"
+        with self.board.at_work(step):
+            self._run(step, label, self.board)
+
+    def _run(self, step: plan.Step, label: str, board: _Board) -> None:
         started = time.monotonic()
         self._note(step, process=os.getpid())
         report = step.function() if step.function else None
@@ -152,6 +210,8 @@ class _Runner:
             watch = process.Watch(
                 label=label if self.show_bars else None,
                 started=lambda number: self._note(step, process=number),
+                newest=partial(board.newest, step),
+                say=partial(board.say, step),
                 stopped=self.stopped,
                 lock=self.lock,
             )

@@ -11,7 +11,7 @@ import pytest
 from lm_eval.api import instance
 from support.tiny_models import save_tiny, sentences
 
-from nemo_longpo import atomic
+from nemo_longpo import atomic, live_status
 from nemo_longpo.costs import devices, model_shape
 from nemo_longpo.data_tools.engines.engine_options import EngineOptions
 from nemo_longpo.data_tools.runner import Usage
@@ -175,13 +175,13 @@ def test_time_of_answers_is_memory_traffic():
         machine.writing_seconds(model_shape.MODELS["qwen2.5-72b"], asked)
 
 
-def test_what_was_answered_before_is_no_speed(monkeypatch):
+def test_what_was_answered_before_is_no_speed(tmp_path, monkeypatch):
     weights = {"known": 9000, "first": 400, "second": 600}
-    with workload.Progress("model", weights, ["known"]) as progress:
+    status = live_status.StatusFile(tmp_path, "evaluation", total=20000, unit="token")
+    with workload.Progress("model", weights, ["known"], status, before=10000) as progress:
         now = progress.bar.start_t
         monkeypatch.setattr(progress.bar, "_time", lambda: now)
         now += 100  # while the model loads
-        monkeypatch.setattr(workload.time, "time", lambda: now)
         progress.begin()
         now += 4
         progress.answered("first")
@@ -191,6 +191,8 @@ def test_what_was_answered_before_is_no_speed(monkeypatch):
         progress.answered("of a conversation")
         progress.finish(["first", "second"])
         assert progress.bar.n == 10000
+        status.update(now=True)
+        assert live_status.read_status(tmp_path).counts().startswith("20,000 of 20,000 tokens")
         progress(Usage(2, 1000, 250, 7))
         assert "25% of prompts shared" in str(progress.bar)
 

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from support import small_evolution
 
-from nemo_longpo.checkpoints import run_directory
 from nemo_longpo.cli import build_parser, main
 from nemo_longpo.data_tools.pipeline.config import load_pipeline
 from nemo_longpo.errors import InputError
@@ -257,15 +256,3 @@ def test_killed_run_continues_to_the_same_models(tmp_path, told):
         2,
         3,
     ]
-
-
-def test_training_tells_how_far_it_is(tmp_path, told):
-    train = next(step for step in evolution_steps(small_evolution.load(tmp_path, told)) if step.name == "train-2")
-    assert train.progress
-    assert train.progress() == "starting"
-    metrics = run_directory.metrics_file(tmp_path / "out/round-2/training")
-    metrics.parent.mkdir(parents=True)
-    metrics.write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0, "rewards/margins": 0.5}\n')
-    assert train.progress() == "step 2/4, loss 2.000, margin 0.500"
-    metrics.write_text('{"step": 1, "loss": 3.0}\n')
-    assert train.progress() == "step 1/4, loss 3.000"

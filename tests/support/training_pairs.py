@@ -73,16 +73,15 @@ def write_shards(
     tokenizer: PreTrainedTokenizerBase,
     vocab_size: int,
     weights_sha256: str = "0" * 64,
-    reference: ReferenceModel | None = None,
 ) -> Path:
     """Write a shard directory for `tokenizer`, by default with an arbitrary reference."""
-    reference = reference or ReferenceModel(weights_sha256, rope={}, dtype="float32")
+    reference = ReferenceModel(weights_sha256, rope={}, dtype="float32")
     provenance = Provenance(
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
         chat_template_hash="0" * 64,
         vocab_size=vocab_size,
         reference=reference,
-        ref_context=records[0].ref_context,
+        ref_context="short",
         generation={},
     )
     with ShardWriter(directory, provenance) as writer:

@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 
+from nemo_longpo import live_status
 from nemo_longpo.data_tools.runner.claims import Claims
 from nemo_longpo.data_tools.runner.parts import PartResult, PartsJob, run_parts
 from nemo_longpo.data_tools.runner.progress import Usage
@@ -78,6 +79,7 @@ def test_interrupted_and_resumed_equals_undisturbed(pairs_file, tmp_path):
         run(pairs_file, tmp_path / "out", Doubler(fail_at=7))
     assert len(list((tmp_path / "out").glob("part*"))) == 2
     assert not (tmp_path / "out" / "report.json").exists()
+    assert live_status.read_status(tmp_path / "out").state == "stopped"
     with pytest.raises(InputError, match="2 of the 4 parts of stage 'double'"):
         PartsSource(tmp_path / "out")
     resumed = Doubler()

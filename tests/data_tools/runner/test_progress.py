@@ -4,6 +4,7 @@ import os
 import re
 import time
 
+from nemo_longpo import live_status
 from nemo_longpo.data_tools.runner.progress import Kept, Progress, Usage, remove_shares, shares_of_parts
 
 
@@ -46,9 +47,26 @@ def test_resumed_stage_shows_earlier_progress(tmp_path):
         assert " 4/8 " in str(progress)
 
 
+def test_the_status_says_what_the_bar_says_until_all_parts_are_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(live_status, "_SECONDS", 0)
+    finished = {0}
+    with Progress("respond", [4, 4, 3], lambda: finished, tmp_path) as progress:
+        progress.begin(1, Kept(tmp_path, 1, "x"))
+        progress.expect(4)
+        progress(Usage(1, 100))
+        status = live_status.read_status(tmp_path)
+        assert (status.what, status.done, status.total, status.unit) == ("respond", 5, 11, "document")
+        assert status.said.startswith("1 requests, ")
+    assert live_status.read_status(tmp_path).state == "running", "others have the other parts"
+    with Progress("respond", [4, 4, 3], lambda: finished, tmp_path):
+        finished |= {1, 2}
+    assert not list(tmp_path.iterdir())
+
+
 def test_other_processes_see_the_share_done(tmp_path):
     with Progress("respond", [4, 4, 3], set, tmp_path) as progress:
         assert shares_of_parts(tmp_path) == (0, None)
+        (tmp_path / "status.json").unlink()
         progress.begin(1, Kept(tmp_path, 1, "x"))
         progress.expect(4)
         progress(Usage(1, 10))
