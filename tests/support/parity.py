@@ -15,7 +15,9 @@ TOLERANCE = 1e-4
 BETA, WEIGHT = 0.1, 0.5
 
 
-def train_one_step(workbench, workers, directory: Path, case) -> tuple[dict, dict[str, Tensor], list[list[int]]]:
+def train_one_step(
+    workbench, workers, directory: Path, case, finetune=megatron_jobs.finetune
+) -> tuple[dict, dict[str, Tensor], list[list[int]]]:
     """The step's metrics, its gradients under Hugging Face's names, and the rows of every rank's micro-batches."""
     cp, tp, pp, dp, more = case
     overrides = {
@@ -34,7 +36,7 @@ def train_one_step(workbench, workers, directory: Path, case) -> tuple[dict, dic
     }
     gradients = directory / "gradients"
     rows = workers.run(
-        megatron_jobs.finetune,
+        finetune,
         cp * tp * pp * dp,
         overrides=overrides,
         gradients=str(gradients / "weights"),
