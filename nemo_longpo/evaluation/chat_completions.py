@@ -18,8 +18,8 @@ from nemo_longpo.data_tools.runner import Usage
 from nemo_longpo.data_tools.settings import ServerSettings
 from nemo_longpo.errors import InputError
 
+from .eval_settings import Key
 from .judge.client import ChatServer, Reply, parse_chat_address
-from .judge.settings import Key
 from .language_model import Answers, Asked, EngineLM, Messages, Tokens, before_stop, key_of
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nemo_longpo.data_tools import options, settings
 from nemo_longpo.terminal import note, show, whole_number
 
-from .judge.settings import JudgeSettings
+from .eval_settings import JudgeSettings, QuestionSettings
 
 if TYPE_CHECKING:
     from .plan import Evaluation
@@ -39,24 +39,7 @@ def register(subparsers: Any) -> None:
         "--lengths", type=whole_number, nargs="+", default=[], metavar="TOKENS", help="instead of the benchmarks' own"
     )
     parser.add_argument("--samples", type=whole_number, metavar="N", help="most questions per task and length")
-    parser.add_argument(
-        "--seed", type=int, default=1234, help="for questions and examples (default: 1234, the harness's own)"
-    )
-    parser.add_argument(
-        "--chat-template",
-        choices=("auto", "always", "never"),
-        default="auto",
-        help="whether questions are user messages; auto is as each benchmark does (default: auto)",
-    )
-    parser.add_argument("--system-prompt", metavar="TEXT", help="what stands in front of every conversation")
-    parser.add_argument(
-        "--too-long",
-        choices=("official", "refuse", "drop"),
-        default="official",
-        help="what to do with a question that does not fit the model; official cuts the middle where the benchmark's "
-        "own evaluation does (InfiniteBench, LongBench v2), and refuses others; the cut and the dropped are counted "
-        "(default: official)",
-    )
+    options.add_settings(parser, QuestionSettings)
     parser.add_argument("--wording", type=Path, metavar="FILE", help="RULER in other words, for a small vocabulary")
     parser.add_argument(
         "--chat-completions",
@@ -113,12 +96,9 @@ def _run(arguments: argparse.Namespace) -> int:
         data=arguments.data,
         lengths=tuple(sorted(set(arguments.lengths))),
         samples=arguments.samples,
-        seed=arguments.seed,
-        chat_template=arguments.chat_template,
-        system_prompt=arguments.system_prompt,
-        too_long=arguments.too_long,
         wording=arguments.wording,
         judge=options.settings_from(JudgeSettings, vars(arguments)),
+        **vars(options.settings_from(QuestionSettings, vars(arguments))),
         **({} if day is None else {"day": day}),
     )
     report.check_output(evaluation.output)

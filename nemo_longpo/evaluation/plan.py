@@ -7,21 +7,18 @@ from datetime import date
 from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, Literal
+from typing import Any
 
 from nemo_longpo.data_tools.engines.engine import ReportingEngine
 from nemo_longpo.data_tools.engines.engine_options import EngineOptions
 from nemo_longpo.data_tools.runner import Usage
 from nemo_longpo.errors import InputError
 
-from . import models, prompts, sources, suites
+from . import chat_completions, models, prompts, sources, suites
 from .benchmarks import Benchmark, EvalTask, Preparation
-from .chat_completions import ChatLM
+from .eval_settings import ChatTemplateUse, JudgeSettings, QuestionSettings, TooLong
 from .judge import dialogues
-from .judge.settings import JudgeSettings
 from .language_model import Answers, EngineLM
-
-ChatTemplateUse = Literal["auto", "always", "never"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +32,10 @@ class Evaluation:
     data: Path | None = None
     lengths: tuple[int, ...] = ()
     samples: int | None = None
-    seed: int = 1234  # the harness's own, for the same examples
-    chat_template: ChatTemplateUse = "auto"
-    system_prompt: str | None = None
-    too_long: prompts.TooLong = "official"
+    seed: int = QuestionSettings.seed
+    chat_template: ChatTemplateUse = QuestionSettings.chat_template
+    system_prompt: str | None = QuestionSettings.system_prompt
+    too_long: TooLong = QuestionSettings.too_long
     wording: Path | None = None
     judge: JudgeSettings = field(default_factory=JudgeSettings)
     day: date = field(default_factory=date.today)
@@ -226,5 +223,5 @@ def language_model(
 ) -> EngineLM:
     if model.chat is not None:
         retries = evaluation.engine.server.retries
-        return ChatLM(model.tokenizer, answers, model.chat, retries, tick, evaluation.day, answered)
+        return chat_completions.ChatLM(model.tokenizer, answers, model.chat, retries, tick, evaluation.day, answered)
     return EngineLM(model.tokenizer, model.stop_ids, answers, load_engine, tick, evaluation.day, answered)

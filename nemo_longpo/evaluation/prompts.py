@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from lm_eval.api.instance import Instance
 
@@ -12,12 +12,8 @@ from nemo_longpo.data_tools.engines import prefixes
 from nemo_longpo.errors import InputError
 
 from .benchmarks import EvalTask, Sample
+from .eval_settings import TooLong
 from .language_model import Asked, EngineLM, Tokens, key_of
-
-TooLong = Literal["official", "refuse", "drop"]
-"""What becomes of a prompt that does not fit: cut by the rules of its benchmark, where it has such rules, and refused
-elsewhere; always refused; or left out, and counted."""
-
 
 Requests = dict[int, list[Instance]]
 """Per document, by its number, the requests that make its score."""

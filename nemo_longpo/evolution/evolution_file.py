@@ -14,7 +14,7 @@ from nemo_longpo.data_tools import options, settings
 from nemo_longpo.data_tools.pipeline.config import parse_pipeline, refuse_passwords, refuse_unknown
 from nemo_longpo.errors import InputError
 from nemo_longpo.evaluation import sources, suites
-from nemo_longpo.evaluation.judge.settings import JudgeSettings
+from nemo_longpo.evaluation.eval_settings import JudgeSettings
 from nemo_longpo.model_directory.model_config import ModelConfig
 from nemo_longpo.typed_fields import Built, build, is_whole
 from nemo_longpo.yaml_input import read_yaml_mapping

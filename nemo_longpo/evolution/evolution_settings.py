@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nemo_longpo.evaluation.eval_settings import QuestionSettings
 from nemo_longpo.placement import LONGEST_BRANCH
 from nemo_longpo.typed_fields import Count, Names, Number, Size
 
@@ -52,7 +53,7 @@ class Evaluating:
     wording: str | None = None
     lengths: tuple[Size, ...] = ()
     samples: Size | None = None
-    seed: Count = 1234
+    seed: Count = QuestionSettings.seed
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_longpo import atomic, json_input, yaml_input
+from nemo_longpo import atomic, errors, json_input, yaml_input
 from nemo_longpo.checkpoints import run_directory
-from nemo_longpo.errors import InputError
 from nemo_longpo.evolution import evolution_file, evolution_settings, rounds
 from nemo_longpo.steps import Step, run_steps
 
@@ -40,7 +39,7 @@ def demo_round(settings: DemoSettings) -> tuple[list[Step], evolution_settings.R
     """
     output, tokens, seed = settings.output, settings.tokens, settings.seed
     if before := next((name for name in _OF_BEFORE if (output / name).exists()), None):
-        raise InputError(
+        raise errors.InputError(
             f"{output / before} is of a demo by an earlier version, which this one cannot continue; give another "
             "--output, or remove this one"
         )

@@ -4,8 +4,8 @@ import pytest
 from support.server_process import ServerProcess
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.evaluation.eval_settings import JudgeSettings
 from nemo_longpo.evaluation.judge.client import Judge
-from nemo_longpo.evaluation.judge.settings import JudgeSettings
 
 TALKS = [[{"role": "system", "content": "You rate."}, {"role": "user", "content": f"Rate {n}."}] for n in range(6)]
 

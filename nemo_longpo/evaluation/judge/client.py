@@ -9,7 +9,7 @@ from nemo_longpo.data_tools.engines import server_http, server_pool
 from nemo_longpo.errors import InputError
 from nemo_longpo.terminal import printable
 
-from .settings import JudgeSettings, Key
+from ..eval_settings import JudgeSettings, Key
 
 Messages = list[dict[str, str]]
 _GREETING: Messages = [{"role": "user", "content": "Answer with one word: are you there?"}]

@@ -12,11 +12,11 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.terminal import note, shortened
 
 from ..benchmarks import JudgedBy, Sample, TaskScores
+from ..eval_settings import JudgeSettings
 from ..language_model import Answers, key_of
 from .client import Judge, Messages, Reply
 from .dialogues import DialoguePrompts, JudgedTask, Transcript
 from .rules import HIGHEST
-from .settings import JudgeSettings
 
 _SHOWN = 80  # characters of a reply in a message
 _CHARACTERS_PER_TOKEN = 4  # of English text, roughly

@@ -5,8 +5,8 @@ from support.fake_judge import FakeJudge, ScriptedEngine, write_longbench_chat, 
 from support.tiny_models import tiny_tokenizer
 
 from nemo_longpo.data_tools.engines.server_pool import Pauses
+from nemo_longpo.evaluation.eval_settings import JudgeSettings
 from nemo_longpo.evaluation.judge.client import Judge
-from nemo_longpo.evaluation.judge.settings import JudgeSettings
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from nemo_longpo.data_tools.engines.engine_options import EngineOptions
 from nemo_longpo.data_tools.settings import EngineSettings, TransformersSettings
 from nemo_longpo.errors import InputError
 from nemo_longpo.evaluation import evaluate, plan, suites, workload
-from nemo_longpo.evaluation.judge.settings import JudgeSettings
+from nemo_longpo.evaluation.eval_settings import JudgeSettings
 from nemo_longpo.evaluation.results import report
 
 pytestmark = pytest.mark.slow  # models and the harness are loaded

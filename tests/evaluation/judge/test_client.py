@@ -6,8 +6,8 @@ import pytest
 from support.fake_vllm import Fault
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.evaluation.eval_settings import JudgeSettings
 from nemo_longpo.evaluation.judge.client import Judge
-from nemo_longpo.evaluation.judge.settings import JudgeSettings
 
 SECRET = "sk-very-secret"
 TALKS = [[{"role": "user", "content": f"Rate {number}"}] for number in range(12)]

@@ -12,8 +12,8 @@ from support.tiny_models import tiny_tokenizer
 
 from nemo_longpo.errors import InputError
 from nemo_longpo.evaluation.benchmarks import Preparation
+from nemo_longpo.evaluation.eval_settings import JudgeSettings
 from nemo_longpo.evaluation.judge import dialogues, judgements, longbench_chat, mt_bench
-from nemo_longpo.evaluation.judge.settings import JudgeSettings
 from nemo_longpo.evaluation.language_model import Answers, EngineLM
 from nemo_longpo.evaluation.suites import BENCHMARKS
 

@@ -47,6 +47,14 @@ def test_runs_and_what_they_print(arguments, tmp_path, capsys):
     assert files(tmp_path / "one") == files(tmp_path / "two") == once
 
 
+def test_settings_of_questions_reach_the_results(arguments, tmp_path, capsys):
+    told = ["--seed", "7", "--chat-template", "never", "--too-long", "drop", "--system-prompt", "Answer.", "--json"]
+    assert main([*arguments, "--output", str(tmp_path / "out"), *told]) == 0
+    found = json.loads(capsys.readouterr().out)["settings"]
+    assert (found["seed"], found["too_long"], found["system_prompt"]) == (7, "drop", "Answer.")
+    assert found["benchmarks"]["facts"]["chat_template"] is False
+
+
 def test_conditions_decide_the_exit_code(arguments, tmp_path, capsys):
     output = ["--output", str(tmp_path / "out")]
     assert main([*arguments, *output, "--fail-if", "long<-100.1", "--fail-if", "facts>100.1"]) == 0

@@ -1,10 +1,30 @@
-"""Settings of the judge. Nothing heavy is imported here, so that `--help` is instant."""
+"""Settings of questions and of the judge. Nothing heavy is imported here, so that `--help` is instant."""
 
 import os
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 from nemo_longpo.data_tools.options import Settings, setting
 from nemo_longpo.errors import InputError
+
+ChatTemplateUse: TypeAlias = Literal["auto", "always", "never"]
+TooLong: TypeAlias = Literal["official", "refuse", "drop"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionSettings(Settings):
+    """How a benchmark's questions become prompts, and what becomes of those that do not fit."""
+
+    seed: int = setting(1234, "for questions and examples; 1234 is the harness's own")
+    chat_template: ChatTemplateUse = setting(
+        "auto", "whether questions are user messages; auto is as each benchmark does"
+    )
+    system_prompt: str | None = setting(None, "what stands in front of every conversation")
+    too_long: TooLong = setting(
+        "official",
+        "what to do with a question that does not fit the model; official cuts the middle where the benchmark's own "
+        "evaluation does (InfiniteBench, LongBench v2), and refuses others; the cut and the dropped are counted",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
