@@ -84,13 +84,19 @@ def parse_pipeline(content: Mapping[Any, Any], path: str) -> Pipeline:
     stages: list[StageProcesses] = []
     for name in _names_in_order(content["stages"], path):
         row = registry.STAGES[name]
-        values, launch, env = _told(name, content["stages"][name] or {}, executors, f"{path}: stages.{name}")
+        where = f"{path}: stages.{name}"
+        told = content["stages"][name] or {}
+        own_model = None
+        if name == "instruct" and isinstance(told, dict) and "model" in told:
+            told = dict(told)
+            own_model = Path(_text(told.pop("model"), f"{where}: key 'model'"))
+        values, launch, env = _told(name, told, executors, where)
         call = registry.StageCall(
             stage=name,
             inputs=(str(stages[-1].call.output),) if stages else inputs,
             output=output / (row.folder or name),
             # If the model is optional for a stage, it is only used to check hand-made input.
-            model_given=model if row.needs_model or not stages else None,
+            model_given=(own_model or model) if row.needs_model or not stages else None,
             prompts=prompts if row.takes_prompts else None,
             values=values,
         )

@@ -190,6 +190,9 @@ def _data(
                 "settings of its own"
             )
     stages["chunk"].setdefault("max_document_tokens", given.length)
+    if isinstance(writer := stages["instruct"].get("model"), str):
+        ModelConfig.read(Path(writer))
+        stages["instruct"]["model"] = str(Path(writer).absolute())
     if stages["respond"].get("engine") == "vllm":  # the rejected answer is that of a model that reads the document
         stages["respond"].setdefault("max_model_len", given.length + file.branch_tokens)
         if given.rope_theta is not None:

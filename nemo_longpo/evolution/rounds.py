@@ -155,6 +155,8 @@ def _data_settings(own: Round, evolution: Evolution) -> dict[str, Any]:
     found |= {name: own.data[name] for name in ("input", "prompts") if name in own.data}
     for stage in parse_pipeline(own.data, f"round {own.number}: data").stages:
         row, given = STAGES[stage.call.stage], stage.call.values
+        if row.name == "instruct" and str(stage.call.model_given) != own.data["model"]:
+            found["instruct.model"] = str(stage.call.model_given)
         kinds = [row.settings[0], *(kind for kind in row.settings if kind is EngineSettings)]
         recorded = {name: value for kind in kinds for name, value in stage.call.settings(kind).recorded().items()}
         found |= {f"{row.name}.{name}": value for name, value in recorded.items() if name in given}

@@ -95,6 +95,19 @@ def test_data_of_a_round_is_made_with_its_lengths(tmp_path, told):
     assert (first.stages[0].call.model_given, first.stages[0].call.inputs) == (tmp_path / "base", ("hf:owner/books",))
 
 
+def test_the_base_may_write_the_instructions_of_a_later_round(tmp_path, told):
+    told["rounds"][1]["data"]["instruct"] = {"model": told["base"]}
+    assert run(tmp_path, told) == 0
+    second = load_pipeline(tmp_path / "out/round-2/data.yaml")
+    writers = {stage.call.stage: stage.call.model_given for stage in second.stages}
+    assert (writers["instruct"], writers["respond"]) == (tmp_path / "base", tmp_path / "out/round-1/model")
+    recorded = read_records(tmp_path / "out")["data-2"].settings
+    assert recorded["instruct.model"] == str(tmp_path / "base")
+    told["rounds"][1]["data"]["instruct"] = {"model": str(tmp_path / "none")}
+    with pytest.raises(InputError, match="none"):
+        small_evolution.load(tmp_path, told)
+
+
 def test_reference_of_a_round_is_the_model_of_the_one_before(tmp_path, told, capsys):
     assert run(tmp_path, told) == 0
     first = "model of (pairs of base + start of base 320)"

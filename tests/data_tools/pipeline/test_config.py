@@ -45,6 +45,18 @@ def test_stages_are_ordered_and_connected(tmp_path):
     assert words(filtered) == "data filter --input work/respond --output work/filter --num-workers 2"
 
 
+def test_another_model_may_write_the_instructions(tmp_path):
+    chunk, instruct, respond, _ = load(tmp_path, GOOD.replace("temperature: 0.5", "model: OTHER")).stages
+    assert words(instruct) == (
+        "data instruct --input work/chunk --model OTHER --output work/instruct --engine vllm --dtype bfloat16"
+    )
+    assert chunk.call.model_given == respond.call.model_given
+    with pytest.raises(InputError, match=r"stages\.respond: unknown key 'model'"):
+        load(tmp_path, GOOD.replace("respond: {<<: *vllm,", "respond: {<<: *vllm, model: OTHER,"))
+    with pytest.raises(InputError, match=r"stages.instruct: key 'model' must be text, not \[1\]"):
+        load(tmp_path, GOOD.replace("temperature: 0.5", "model: [1]"))
+
+
 def test_run_from_a_later_stage_with_own_prompts(tmp_path):
     text = "input: pairs.jsonl\nmodel: M\noutput: w\nprompts: p.json\nstages: {score: {ref_context: long}, pack: }\n"
     pipeline = load(tmp_path, text)
