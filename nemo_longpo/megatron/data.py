@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, Optional, Union
+from typing import Any, Optional, Union, get_args
 
 import lightning.pytorch as pl
 import numpy as np
@@ -21,6 +21,7 @@ from nemo_longpo.shards import fingerprint, requirements
 from nemo_longpo.shards.reader import ShardReader
 from nemo_longpo.shards.schema import PairRecord
 
+from .reference_guard import CheckReference
 from .run_inputs import check_shards, inputs_directory
 from .topology import current_topology, raise_on_all
 
@@ -85,6 +86,9 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
             between two steps and takes 30 to 60 ms for a pair of 512K tokens.
         check_hashes: compare every file with its hash in the manifest, once per run and machine, to detect any byte
             changed since the shards were written. If false, only the records themselves are validated.
+        check_reference: what a new run does if its policy has the reference's RoPE, but not its log-probs of a few
+            stored pairs: `error`, `warn`, or `off` to compare nothing; see `ReferenceGuard`.
+        check_reference_samples: pairs to compare, of each shard directory; the shortest of 16 documents.
         tokenizer: set by NeMo from the model's checkpoint, and compared with the shards' tokenizer.
     """
 
@@ -100,6 +104,8 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
         seed: int = 1234,
         num_workers: int = 0,
         check_hashes: bool = True,
+        check_reference: CheckReference = "error",
+        check_reference_samples: int = 2,
         tokenizer: TokenizerSpec | None = None,
     ):
         super().__init__()
@@ -107,6 +113,15 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
             raise InputError(f"data.micro_batch_size is {micro_batch_size}; a micro-batch is one pair, set it to 1.")
         if length_window < 1:
             raise InputError(f"data.length_window is {length_window}; 1 or more global batches, 1 to leave it off.")
+        if check_reference not in get_args(CheckReference):
+            raise InputError(
+                f"data.check_reference is {check_reference!r}; choose one of {', '.join(get_args(CheckReference))}."
+            )
+        if check_reference_samples < 1:
+            raise InputError(
+                f"data.check_reference_samples is {check_reference_samples}; compare 1 pair or more, or set "
+                "data.check_reference=off."
+            )
         self.paths = [paths] if isinstance(paths, str) else list(paths or [])
         self.seq_length = seq_length
         self.global_batch_size = global_batch_size
@@ -115,6 +130,8 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
         self.seed = seed
         self.num_workers = num_workers
         self.check_hashes = check_hashes
+        self.check_reference = check_reference
+        self.check_reference_samples = check_reference_samples
         self.tokenizer = tokenizer
         self.init_global_step = 0
         self.data_sampler = MegatronDataSampler(

@@ -16,7 +16,7 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory import model_config, nemo_names, rope_settings
 from nemo_longpo.yaml_input import read_yaml_mapping
 
-from . import backend, run_inputs, strategy
+from . import backend, reference_guard, run_inputs, strategy
 from .model import ArchitectureFromCheckpoint, LongPOModel
 
 
@@ -136,7 +136,8 @@ class LongPOResume(AutoResume):
         super().setup(trainer, model)
         if isinstance(trainer.strategy, strategy.LongPOStrategy):
             trainer.strategy.check_hashes = self.check_hashes
-        trainer.callbacks.insert(0, run_inputs.KeepInputs(origin, self.accept_changes))  # type: ignore[attr-defined]
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks[:0] = run_inputs.KeepInputs(origin, self.accept_changes), reference_guard.ReferenceGuard(origin)
         if trainer.ckpt_path and origin and self.restore_config.load_artifacts:
             _take_tokenizer(model, origin, self.trust_checkpoint)
 

@@ -73,15 +73,16 @@ def write_shards(
     tokenizer: PreTrainedTokenizerBase,
     vocab_size: int,
     weights_sha256: str = "0" * 64,
+    reference: ReferenceModel | None = None,
 ) -> Path:
     """Write a shard directory for `tokenizer`, by default with an arbitrary reference."""
-    reference = ReferenceModel(weights_sha256, rope={}, dtype="float32")
+    reference = reference or ReferenceModel(weights_sha256, rope={}, dtype="float32")
     provenance = Provenance(
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
         chat_template_hash="0" * 64,
         vocab_size=vocab_size,
         reference=reference,
-        ref_context="short",
+        ref_context=records[0].ref_context,
         generation={},
     )
     with ShardWriter(directory, provenance) as writer:
