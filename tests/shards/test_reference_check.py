@@ -13,7 +13,6 @@ from nemo_longpo.shards.reader import ShardReader
 from nemo_longpo.shards.schema import validate_record
 from nemo_longpo.shards.writer import ShardWriter
 
-
 LINEAR = {"type": "linear", "factor": 2.0}
 
 
