@@ -15,9 +15,11 @@ from torch import Tensor
 
 from nemo_longpo.errors import InputError
 
-LossType = Literal["longpo", "longpo_no_nll", "dpo", "sft_chosen", "sft_rejected", "sft_chosen_constraint"]
+LossType = Literal["longpo", "longpo_no_nll", "dpo", "sft_chosen", "sft_rejected", "sft_chosen_constraint", "solopo"]
 Preference = Literal["sigmoid", "ipo", "hinge"]
 RefContext = Literal["short", "long"]
+Rewards = tuple[Tensor, Tensor]
+"""Of chosen and rejected, [B] each."""
 
 REF_CONTEXT_OF_LOSS: dict[LossType, RefContext | None] = {
     "longpo": "short",
@@ -26,11 +28,18 @@ REF_CONTEXT_OF_LOSS: dict[LossType, RefContext | None] = {
     "sft_chosen": None,
     "sft_rejected": None,
     "sft_chosen_constraint": "short",
+    "solopo": "short",
 }
 """What the reference model must have read for each loss: the chunk, πS(·|Ci), or the whole document; None: unused."""
 
-WITH_PREFERENCE: tuple[LossType, ...] = ("longpo", "longpo_no_nll", "dpo")
+WITH_PREFERENCE: tuple[LossType, ...] = ("longpo", "longpo_no_nll", "dpo", "solopo")
 WITH_BETA: tuple[LossType, ...] = (*WITH_PREFERENCE, "sft_chosen_constraint")
+WITH_SHORT_PROMPTS: tuple[LossType, ...] = ("solopo",)
+USERS_OF: dict[str, tuple[LossType, ...]] = {
+    **dict.fromkeys(("beta_exponent", "beta_tokens"), WITH_BETA),
+    **dict.fromkeys(("alignment_weight", "align_rejected"), WITH_SHORT_PROMPTS),
+}
+"""Which losses use a setting; those that are not named here belong to the preference term."""
 
 METRICS = (
     "loss",
@@ -45,6 +54,13 @@ METRICS = (
     "ref_logps/chosen",
     "ref_logps/rejected",
 )
+SHORT_METRICS = (
+    "loss/alignment",
+    "rewards/short_chosen",
+    "rewards/short_rejected",
+    "rewards/short_margins",
+    "rewards/short_accuracies",
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +71,7 @@ class Objective:
     |-------------------------|-----------------------------------------------------------------|
     | `longpo`                | NLL(whole chosen sequence) + `preference_weight` · preference   |
     | `longpo_no_nll`, `dpo`  | preference (they differ in the shard's reference context)       |
+    | `solopo`                | preference on short prompts + `alignment_weight` · alignment    |
     | `sft_chosen`            | NLL(chosen responses)                                           |
     | `sft_rejected`          | NLL(rejected responses)                                         |
     | `sft_chosen_constraint` | NLL(chosen responses) + `beta` · KL(πS on Ci ‖ πθ on C)          |
@@ -86,6 +103,17 @@ class Objective:
     the sooner the sigmoid is flat. A negative exponent holds a long document to πS less. As a power law it is one
     curve through `beta` at `beta_tokens`, without a jump between two documents of nearly the same length. The trunk
     (document and first instruction) is common to both answers; their own lengths are what `average_logprobs` is for.
+
+    SoLoPO, arXiv 2505.11166: the policy learns which answer is better where it sees only what matters, and to value an
+    answer the same behind the whole document. With S′ = Σ log πθ(answer | chunk and instruction), over the tokens of
+    all turns, and its reward `r′ = beta·(S′ − R)`,
+
+        loss = f(r′_w − r′_l) + alignment_weight · (|r_w − r′_w| + |r_l − r′_l| if `align_rejected`)
+
+    where f has all the settings above. Gradients go through both rewards of a difference. The reference, πS on Ci, is
+    the same in both, so it cancels there, and `r − r′ = beta·(S − S′)`. A reward is of the whole answer, as everywhere
+    here, so differences of two turns can cancel. The chosen answer alone is its "chosen-only" variant; that this is the
+    default, and the default weight, are this project's choice.
     """
 
     loss_type: LossType = "longpo"
@@ -99,6 +127,8 @@ class Objective:
     target_margin: float = 0.0
     beta_exponent: float = 0.0
     beta_tokens: Optional[int] = None  # noqa: UP045 (NeMo-Run's parser)
+    alignment_weight: float = 1.0
+    align_rejected: bool = False
 
     def __post_init__(self) -> None:
         for name, choices in (("loss_type", get_args(LossType)), ("preference", get_args(Preference))):
@@ -125,12 +155,16 @@ class Objective:
             )
         if self.beta_tokens is not None and self.beta_tokens < 1:
             yield f"beta_tokens is {self.beta_tokens}; give the length of document that beta is for, 1 token or more"
+        if not 0 < self.alignment_weight < math.inf:
+            yield (
+                f"alignment_weight is {self.alignment_weight}; give a finite weight above 0, the long document is "
+                "trained by this term alone"
+            )
 
     def _without_effect(self) -> Iterator[str]:
         """Yield the settings that this loss would not use, if they are not at their defaults."""
-        by_length = ("beta_exponent", "beta_tokens")
         for field in list(fields(self))[3:]:
-            value, fitting = getattr(self, field.name), WITH_BETA if field.name in by_length else WITH_PREFERENCE
+            value, fitting = getattr(self, field.name), USERS_OF.get(field.name, WITH_PREFERENCE)
             if value != field.default and self.loss_type not in fitting:
                 yield (
                     f"{field.name} is {value}, which loss_type={self.loss_type} does not use; leave it at "
@@ -147,6 +181,16 @@ class Objective:
         """What the reference model must have read; None if the loss reads no reference."""
         return None if self.reference_free else REF_CONTEXT_OF_LOSS[self.loss_type]
 
+    @property
+    def reads_short_prompts(self) -> bool:
+        """Whether the policy reads every turn's short prompt besides the document."""
+        return self.loss_type in WITH_SHORT_PROMPTS
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of the metrics that `longpo_loss` returns."""
+        return (*METRICS, *SHORT_METRICS) if self.reads_short_prompts else METRICS
+
 
 @dataclass(frozen=True, kw_only=True)
 class PairSums:
@@ -155,7 +199,8 @@ class PairSums:
     `chosen` and `rejected` are S_w and S_l (policy, whole document in context); `ref_chosen` and `ref_rejected` are R_w
     and R_l (reference, the same tokens). `sequence` is Σ log πθ over the chosen sequence's `sequence_tokens` trained
     positions. `chosen_divergence` is Σ over chosen tokens of the KL estimate of `token_divergence`; only
-    `sft_chosen_constraint` reads it. `trunk_tokens`, the tokens before the answers, are needed for β by length.
+    `sft_chosen_constraint` reads it. `trunk_tokens`, the tokens before the answers, are needed for β by length;
+    `short_chosen` and `short_rejected`, S′_w and S′_l (policy, each turn's short prompt in context), for `solopo`.
     """
 
     chosen: Tensor
@@ -168,6 +213,8 @@ class PairSums:
     rejected_tokens: Tensor
     sequence_tokens: Tensor
     trunk_tokens: Tensor | None = None
+    short_chosen: Tensor | None = None
+    short_rejected: Tensor | None = None
 
 
 def token_divergence(logps: Tensor, ref_logps: Tensor) -> Tensor:
@@ -206,20 +253,29 @@ def longpo_loss(sums: PairSums, objective: Objective) -> tuple[Tensor, dict[str,
     """The mean loss over B pairs, and metrics under TRL's names, each the mean over B pairs, detached.
 
     Returns:
-        `(loss, metrics)`; `loss` is a scalar, `metrics` holds a scalar for every name of `METRICS`: `loss/nll` is per
-        token of what the NLL covers, `loss/longpo` is the preference term before its weight. Rewards are what the
-        preference term compares, with β of the pair; log-probs are sums over tokens. Of a `reference_free` objective
-        the reference's are 0: it reads none.
+        `(loss, metrics)`; `loss` is a scalar, `metrics` holds a scalar for every name of `objective.metrics`:
+        `loss/nll` is per token of what the NLL covers, `loss/longpo` is the preference term before its weight.
+        `rewards/…` are those behind the whole document, with β of the pair; the preference term compares them, or, of
+        `solopo`, `rewards/short_…`, and `loss/alignment` is how far both are apart, before its weight. Log-probs are
+        sums over tokens. Of a `reference_free` objective the reference's are 0: it reads none.
     """
     none = torch.zeros_like(sums.chosen)
     ref_chosen, ref_rejected = (none, none) if objective.reference_free else (sums.ref_chosen, sums.ref_rejected)
     beta = beta_of_pairs(sums, objective)
-    rewards_chosen = beta * (sums.chosen - ref_chosen)
-    rewards_rejected = beta * (sums.rejected - ref_rejected)
+    scale = (beta, beta)
     if objective.average_logprobs:
-        rewards_chosen, rewards_rejected = rewards_chosen / sums.chosen_tokens, rewards_rejected / sums.rejected_tokens
-    margins = rewards_chosen - rewards_rejected
-    preference = preference_loss(margins, beta, objective)
+        scale = beta / sums.chosen_tokens, beta / sums.rejected_tokens
+    rewards = scale[0] * (sums.chosen - ref_chosen), scale[1] * (sums.rejected - ref_rejected)
+    compared, aligned = rewards, {}
+    if objective.reads_short_prompts:
+        if sums.short_chosen is None or sums.short_rejected is None:
+            raise InputError(
+                f"objective.loss_type={objective.loss_type} reads short prompts; give PairSums its short_chosen and "
+                "short_rejected."
+            )
+        compared = scale[0] * (sums.short_chosen - ref_chosen), scale[1] * (sums.short_rejected - ref_rejected)
+        aligned = _aligned(rewards, compared, objective)
+    preference = preference_loss(compared[0] - compared[1], beta, objective)
 
     if objective.loss_type in WITH_PREFERENCE:
         nll = -sums.sequence / sums.sequence_tokens
@@ -230,6 +286,8 @@ def longpo_loss(sums: PairSums, objective: Objective) -> tuple[Tensor, dict[str,
 
     if objective.loss_type == "longpo":
         loss = nll + objective.preference_weight * preference
+    elif objective.loss_type == "solopo":
+        loss = preference + objective.alignment_weight * aligned["loss/alignment"]
     elif objective.loss_type in ("longpo_no_nll", "dpo"):
         loss = preference
     elif objective.loss_type == "sft_chosen_constraint":
@@ -241,13 +299,25 @@ def longpo_loss(sums: PairSums, objective: Objective) -> tuple[Tensor, dict[str,
         "loss": loss,
         "loss/nll": nll,
         "loss/longpo": preference,
-        "rewards/chosen": rewards_chosen,
-        "rewards/rejected": rewards_rejected,
-        "rewards/margins": margins,
-        "rewards/accuracies": (margins > 0).float(),
+        **_reward_metrics(rewards, "rewards/"),
         "logps/chosen": sums.chosen,
         "logps/rejected": sums.rejected,
         "ref_logps/chosen": ref_chosen,
         "ref_logps/rejected": ref_rejected,
+        **aligned,
     }
     return loss.mean(), {name: value.detach().mean() for name, value in metrics.items()}
+
+
+def _aligned(rewards: Rewards, short: Rewards, objective: Objective) -> dict[str, Tensor]:
+    """Return the alignment term of every pair, and what else only the short prompts tell, under `SHORT_METRICS`."""
+    chosen, rejected = ((behind - own).abs() for behind, own in zip(rewards, short, strict=True))
+    alignment = chosen + rejected if objective.align_rejected else chosen
+    return {"loss/alignment": alignment, **_reward_metrics(short, "rewards/short_")}
+
+
+def _reward_metrics(rewards: Rewards, prefix: str) -> dict[str, Tensor]:
+    chosen, rejected = rewards
+    margins = chosen - rejected
+    values = {"chosen": chosen, "rejected": rejected, "margins": margins, "accuracies": (margins > 0).float()}
+    return {prefix + name: value for name, value in values.items()}

@@ -23,6 +23,8 @@ NUMBERS = {
     "rejected_tokens": 6.0,
     "sequence_tokens": 20.0,
     "trunk_tokens": 16000.0,
+    "short_chosen": -11.0,
+    "short_rejected": -13.0,
 }
 OTHER_NUMBERS = {
     "chosen": -9.0,
@@ -35,6 +37,8 @@ OTHER_NUMBERS = {
     "rejected_tokens": 2.0,
     "sequence_tokens": 11.0,
     "trunk_tokens": 500.0,
+    "short_chosen": -9.5,
+    "short_rejected": -3.0,
 }
 PREFERENCE = math.log(1 + math.exp(-0.2))
 LOSSES = {
@@ -44,6 +48,7 @@ LOSSES = {
     "sft_chosen": 12 / 4,
     "sft_rejected": 15 / 6,
     "sft_chosen_constraint": 12 / 4 + 0.1 * 0.8 / 4,
+    "solopo": math.log(1 + math.exp(-0.1)) + 0.1 * (12 - 11),
 }
 NLLS = {"sft_chosen": 12 / 4, "sft_rejected": 15 / 6, "sft_chosen_constraint": 12 / 4}
 
@@ -92,7 +97,7 @@ PREFERENCES: dict[str, tuple[dict, float, float, float]] = {
     ),
     "hinge, smoothed": ({"preference": "hinge", "label_smoothing": 0.1}, -0.2, -0.4, 0.9 * 0.8 + 0.1 * 1.2),
 }
-SUMS_WITH_GRADIENT = ("chosen", "rejected", "sequence", "chosen_divergence")
+SUMS_WITH_GRADIENT = ("chosen", "rejected", "sequence", "chosen_divergence", "short_chosen", "short_rejected")
 
 
 def pair_sums(*pairs: dict[str, float]) -> PairSums:
@@ -162,6 +167,43 @@ def test_preference_is_the_formula(name, loss_type):
         assert metrics[f"ref_logps/{side}"].item() == used
 
 
+@pytest.mark.parametrize("align_rejected", [False, True])
+@pytest.mark.parametrize("name", PREFERENCES)
+def test_solopo_is_the_formula(name, align_rejected):
+    """The short prompts have the sums of NUMBERS; the document's are 1 lower for chosen, and 3 higher for rejected."""
+    settings, chosen, rejected, preference = PREFERENCES[name]
+    short = {"short_chosen": NUMBERS["chosen"], "short_rejected": NUMBERS["rejected"]}
+    numbers = NUMBERS | short | {"chosen": NUMBERS["chosen"] - 1, "rejected": NUMBERS["rejected"] + 3}
+    objective = Objective("solopo", alignment_weight=0.25, align_rejected=align_rejected, **settings)
+    loss, metrics = longpo_loss(pair_sums(numbers), objective)
+    log_ratios = (-12, -15) if settings.get("reference_free") else (-2, -4)
+    per_nat = chosen / log_ratios[0], rejected / log_ratios[1]
+    alignment = per_nat[0] + (3 * per_nat[1] if align_rejected else 0)
+    assert loss.item() == pytest.approx(preference + 0.25 * alignment, rel=1e-12)
+    assert tuple(metrics) == objective.metrics
+    expected = {
+        "loss": loss.item(),
+        "loss/nll": 70 / 20,
+        "loss/longpo": preference,
+        "loss/alignment": alignment,
+        "rewards/chosen": chosen - per_nat[0],
+        "rewards/rejected": rejected + 3 * per_nat[1],
+        "rewards/short_chosen": chosen,
+        "rewards/short_rejected": rejected,
+        "rewards/short_margins": chosen - rejected,
+        "rewards/short_accuracies": float(chosen > rejected),
+    }
+    for metric, value in expected.items():
+        assert metrics[metric].item() == pytest.approx(value, rel=1e-12, abs=1e-12), metric
+
+
+def test_solopo_needs_the_sums_of_short_prompts():
+    sums = replace(pair_sums(NUMBERS), short_rejected=None)
+    assert longpo_loss(sums, Objective())[0].item() == pytest.approx(LOSSES["longpo"], rel=1e-12)
+    with pytest.raises(ValueError, match="loss_type=solopo reads short prompts; give PairSums its short_chosen and"):
+        longpo_loss(sums, Objective("solopo"))
+
+
 def test_constraint_takes_beta_by_length():
     objective = Objective("sft_chosen_constraint", beta_exponent=-0.5, beta_tokens=4000)
     assert longpo_loss(pair_sums(NUMBERS), objective)[0].item() == pytest.approx(12 / 4 + 0.05 * 0.8 / 4, rel=1e-12)
@@ -194,6 +236,13 @@ OBJECTIVES: dict[str, dict] = {
     **{name: {"loss_type": name} for name in LOSSES},
     **{name: settings for name, (settings, *_) in PREFERENCES.items()},
     "constraint by length": {"loss_type": "sft_chosen_constraint", "beta_exponent": -0.5, "beta_tokens": 4000},
+    "solopo of both answers by length": {
+        "loss_type": "solopo",
+        "align_rejected": True,
+        "alignment_weight": 0.3,
+        "beta_exponent": -0.5,
+        "beta_tokens": 4000,
+    },
 }
 
 
@@ -204,7 +253,7 @@ def test_several_pairs_give_their_mean(name):
     both_loss, both = longpo_loss(pair_sums(NUMBERS, OTHER_NUMBERS), objective)
     alone = [longpo_loss(pair_sums(numbers), objective) for numbers in (NUMBERS, OTHER_NUMBERS)]
     assert both_loss.item() == pytest.approx(sum(loss.item() for loss, _ in alone) / 2, rel=1e-12)
-    for name in METRICS:
+    for name in objective.metrics:
         assert both[name].item() == pytest.approx(sum(m[name].item() for _, m in alone) / 2, rel=1e-12), name
 
 
@@ -302,8 +351,20 @@ def test_token_divergence_averages_to_the_kl():
         (
             {"loss_type": "sft_chosen", "beta_exponent": -0.5, "beta_tokens": 4000},
             "beta_exponent is -0.5, which loss_type=sft_chosen does not use; leave it at 0.0, or choose one of longpo, "
-            "longpo_no_nll, dpo, sft_chosen_constraint",
+            "longpo_no_nll, dpo, solopo, sft_chosen_constraint",
         ),
+        *(
+            (
+                {"loss_type": loss_type, name: value},
+                f"objective.{name} is {value}, which loss_type={loss_type} does not use; leave it at {default}, or "
+                "choose one of solopo",
+            )
+            for loss_type in ("longpo", "dpo", "sft_chosen_constraint")
+            for name, value, default in (("alignment_weight", 0.5, 1.0), ("align_rejected", True, False))
+        ),
+        ({"loss_type": "solopo", "alignment_weight": 0.0}, "alignment_weight is 0.0; give a finite weight above 0"),
+        ({"loss_type": "solopo", "alignment_weight": math.inf}, "alignment_weight is inf"),
+        ({"loss_type": "solopo", "alignment_weight": math.nan}, "alignment_weight is nan"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):
@@ -376,8 +437,8 @@ def test_table_in_the_docs_is_true():
     page = (Path(__file__).resolve().parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
     table = page.partition("\n## Objectives\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| .* \| (.*?) ?\| .* \| (short|long|none|as `loss_type`) \|$", table, re.MULTILINE)
-    assert len(rows) == 14
-    numbers = {"ε": 0.1, "γ": 0.5, "1/δ": 0.25, "65536": 65536, "-0.5": -0.5, "True": True}
+    assert len(rows) == 16
+    numbers = {"ε": 0.1, "α": 0.5, "γ": 0.5, "1/δ": 0.25, "65536": 65536, "-0.5": -0.5, "True": True}
     named = set()
     for spelt, reference in rows:
         settings: dict = {name: numbers.get(value, value) for name, value in re.findall(r"(\w+)=([^ `]+)", spelt)}

@@ -14,7 +14,12 @@ layer:
 | `shared_prefix` | linear(T + n₁ + n₂) + causal(T) + Σᵢ across(nᵢ, T) + causal(nᵢ)                  |
 
 The output layer scores the same rows in both: the chosen sequence and the rejected branch.
+
+A short prompt with its two answers (lengths as of a pair: prompt, chosen, rejected) costs as much as a pair of its own
+lengths, but for the output layer, which scores the answers alone.
 """
+
+from collections.abc import Sequence
 
 from nemo_longpo.placement import PairLayout
 
@@ -39,10 +44,22 @@ def output_flops(shape: ModelShape, rows: float) -> float:
     return 2 * shape.table * rows
 
 
+Lengths = tuple[int, int, int]
+
+
 def layers_flops(
-    shape: ModelShape, trunk: float, chosen: float, rejected: float, layout: PairLayout = "shared_prefix"
+    shape: ModelShape,
+    trunk: float,
+    chosen: float,
+    rejected: float,
+    layout: PairLayout = "shared_prefix",
+    short: Sequence[Lengths] = (),
 ) -> float:
-    """Count the forward of all layers for one pair; lengths in tokens. See the table above."""
+    """Count the forward of all layers for one pair and its short prompts; lengths in tokens. See the table above."""
+    return sum(_tree_flops(shape, *lengths, layout) for lengths in ((trunk, chosen, rejected), *short))
+
+
+def _tree_flops(shape: ModelShape, trunk: float, chosen: float, rejected: float, layout: PairLayout) -> float:
     branches = chosen, rejected
     if layout == "concatenated":
         return sum(linear_flops(shape, trunk + rows) + causal_flops(shape, trunk + rows) for rows in branches)
@@ -51,18 +68,34 @@ def layers_flops(
     return linear_flops(shape, trunk + chosen + rejected) + causal_flops(shape, trunk) + behind
 
 
+def scored_rows(trunk: float, chosen: float, rejected: float, short: Sequence[Lengths] = ()) -> float:
+    """Count the rows whose log-probs are wanted, in both layouts."""
+    return trunk + chosen + rejected + sum(first + second for _, first, second in short)
+
+
 def forward_flops(
-    shape: ModelShape, trunk: float, chosen: float, rejected: float, layout: PairLayout = "shared_prefix"
+    shape: ModelShape,
+    trunk: float,
+    chosen: float,
+    rejected: float,
+    layout: PairLayout = "shared_prefix",
+    short: Sequence[Lengths] = (),
 ) -> float:
     """Count the forward of one pair: layers and output layer; lengths in tokens."""
-    return layers_flops(shape, trunk, chosen, rejected, layout) + output_flops(shape, trunk + chosen + rejected)
+    scored = output_flops(shape, scored_rows(trunk, chosen, rejected, short))
+    return layers_flops(shape, trunk, chosen, rejected, layout, short) + scored
 
 
 def training_flops(
-    shape: ModelShape, trunk: float, chosen: float, rejected: float, layout: PairLayout = "shared_prefix"
+    shape: ModelShape,
+    trunk: float,
+    chosen: float,
+    rejected: float,
+    layout: PairLayout = "shared_prefix",
+    short: Sequence[Lengths] = (),
 ) -> float:
     """Count forward and backward of one pair: three forwards, without recompute. Utilisation is measured by it."""
-    return (1 + BACKWARD) * forward_flops(shape, trunk, chosen, rejected, layout)
+    return (1 + BACKWARD) * forward_flops(shape, trunk, chosen, rejected, layout, short)
 
 
 def executed_flops(
@@ -71,13 +104,13 @@ def executed_flops(
     chosen: float,
     rejected: float,
     layout: PairLayout = "shared_prefix",
+    short: Sequence[Lengths] = (),
     recomputed: float = 0.0,
 ) -> float:
     """Count what the device does: `recomputed` (0 to 1) of the layers' forward again, and the logits once more.
 
     The log-probs never keep logits, so their backward forms them a second time.
     """
-    again = recomputed * layers_flops(shape, trunk, chosen, rejected, layout)
-    return (
-        training_flops(shape, trunk, chosen, rejected, layout) + again + output_flops(shape, trunk + chosen + rejected)
-    )
+    again = recomputed * layers_flops(shape, trunk, chosen, rejected, layout, short)
+    logits = output_flops(shape, scored_rows(trunk, chosen, rejected, short))
+    return training_flops(shape, trunk, chosen, rejected, layout, short) + again + logits

@@ -49,6 +49,9 @@ def _round(evolution: Evolution, own: Round, shape: model_shape.ModelShape, disk
     hardware = evolution.hardware
     if hardware is None:
         return Forecast(**told, gpu_hours=None, why="GPU hours unknown without 'hardware'")
+    if own.train.settings.get("model.objective.loss_type") == "solopo":
+        why = "GPU hours unknown where short prompts are trained on too (`longpo plan --short-tokens` estimates them)"
+        return Forecast(**told, gpu_hours=None, why=why)
     branch = min(TYPICAL_BRANCH, own.max_length - own.length)
     pairs = own.train.settings.get("data.global_batch_size", GLOBAL_BATCH_SIZE)
     trained = job.Job(shape=shape, trunk=own.length, chosen=branch, rejected=branch, pairs=pairs)

@@ -1,9 +1,9 @@
-"""Core attention over the segments of a pair: causal attention for the trunk, ours for the branches after it.
+"""Core attention over the trees of a micro-batch: causal attention for a trunk, ours for the branches after it.
 
 Holds what the attention on GPUs (`te_attention`) and on the CPU share, then the CPU's attention and norm.
 
-Shape legend: S local rows (trunk, then branches), B batch, H query heads of this rank, K key/value heads of this rank,
-D head size.
+Shape legend: S local rows (of each tree the trunk, then its branches), B batch, H query heads of this rank, K key/value
+heads of this rank, D head size.
 """
 
 from collections.abc import Callable
@@ -14,44 +14,63 @@ from megatron.core.transformer import MegatronModule, TransformerConfig, enums
 from torch import Tensor, distributed as dist
 
 from nemo_longpo.attention import branches, causal
-from nemo_longpo.parallel.segments import Segments
+from nemo_longpo.parallel import segments
 
 from .topology import current_topology
 
+Causal = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-def attend_over_segments(
+
+def attend_over_trees(
     query_SBHD: Tensor,
     key_SBKD: Tensor,
     value_SBKD: Tensor,
-    segments: Tensor | None,
-    attend_causally: Callable[[Tensor, Tensor, Tensor], Tensor],
+    trees: Tensor | None,
+    attend_causally: Causal,
     cp_group: dist.ProcessGroup,
     softmax_scale: float | None,
 ) -> Tensor:
-    """Return [S, B, H·D]: `attend_causally(query, key, value)` of the trunk's rows, `branch_attention` of the rest.
+    """Return [S, B, H·D]: of each tree `attend_causally(query, key, value)` of its trunk's rows, `branch_attention` of
+    the rest.
 
-    `segments` is `Segments.to_tensor()`. It is passed as Megatron's attention mask, because that reaches every layer
+    `trees` is `segments.to_tensor(…)`. It is passed as Megatron's attention mask, because that reaches every layer
     through pipeline schedules and activation recompute. Without it, all rows are a trunk.
     """
-    described = None if segments is None else Segments.from_tensor(segments)
-    if described is None or not described.branch_rows:
+    if trees is None:
         return attend_causally(query_SBHD, key_SBKD, value_SBKD)
+    described, parts = segments.from_tensor(trees), list[Tensor]()
+    for tree, rows in zip(described, segments.local_slices(described, cp_group.size()), strict=True):
+        qkv = query_SBHD[rows], key_SBKD[rows], value_SBKD[rows]
+        trunk = tree.trunk_rows // cp_group.size()
+        parts.append(attend_causally(*(tensor[:trunk] for tensor in qkv)))
+        if tree.branch_rows:
+            parts.append(_attend_from_branches(*qkv, tree, cp_group, softmax_scale))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    trunk = described.trunk_rows // cp_group.size()
-    trunk_out = attend_causally(query_SBHD[:trunk], key_SBKD[:trunk], value_SBKD[:trunk])
-    tokens = described.trunk_tokens_on_rank(cp_group.size(), cp_group.rank())
+
+def _attend_from_branches(
+    query_SBHD: Tensor,
+    key_SBKD: Tensor,
+    value_SBKD: Tensor,
+    tree: segments.Segments,
+    cp_group: dist.ProcessGroup,
+    softmax_scale: float | None,
+) -> Tensor:
+    """Return the branches' rows of one tree whose S local rows are given."""
+    trunk = tree.trunk_rows // cp_group.size()
+    tokens = tree.trunk_tokens_on_rank(cp_group.size(), cp_group.rank())
     query, key, value = (tensor[:, 0] for tensor in (query_SBHD, key_SBKD, value_SBKD))  # one pair per micro-batch
-    branch_out = branches.branch_attention(
+    out = branches.branch_attention(
         query[trunk:],
         key[trunk:],
         value[trunk:],
         key[:tokens],
         value[:tokens],
-        described.branch_slices(),
+        tree.branch_slices(),
         cp_group,
         softmax_scale,
     )
-    return torch.cat([trunk_out, branch_out.flatten(1)[:, None]])
+    return out.flatten(1)[:, None]
 
 
 class CpuPairAttention(MegatronModule):
@@ -79,8 +98,8 @@ class CpuPairAttention(MegatronModule):
         attention_mask: Tensor | None = None,
         **unused: Any,
     ) -> Tensor:
-        """Return [S, B, H·D]; `attention_mask` carries the segments, see `attend_over_segments`."""
-        return attend_over_segments(
+        """Return [S, B, H·D]; `attention_mask` carries the trees, see `attend_over_trees`."""
+        return attend_over_trees(
             query_SBHD, key_SBKD, value_SBKD, attention_mask, self._attend_causally, self.cp_group, self.softmax_scale
         )
 

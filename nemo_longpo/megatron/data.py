@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, Optional, Union, get_args
 
 import lightning.pytorch as pl
@@ -53,13 +54,18 @@ class OrderedRecords(Dataset):
 
 
 def lay_out_on_rank(
-    items: list[PairRecord | InputError], layout: PairLayout, cp_size: int, cp_rank: int, tp_size: int
+    items: list[PairRecord | InputError],
+    layout: PairLayout,
+    cp_size: int,
+    cp_rank: int,
+    tp_size: int,
+    short_prompts: bool,
 ) -> PairRows | InputError:
     """Lay out the one record of a micro-batch, in the data worker that read it if there is one."""
     (item,) = items
-    return (
-        item if isinstance(item, InputError) else lay_out_pair(item, layout, cp_size, tp_size).on_rank(cp_size, cp_rank)
-    )
+    if isinstance(item, InputError):
+        return item
+    return lay_out_pair(item, layout, cp_size, tp_size, short_prompts=short_prompts).on_rank(cp_size, cp_rank)
 
 
 def next_rows(dataloader_iter: Iterator) -> PairRows:
@@ -157,13 +163,18 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
         if not self.paths:
             raise InputError("data.paths is not set; give a shard directory, data.paths=SHARDS.")
         known = fingerprint.tokenizer_fingerprint(self.tokenizer.tokenizer) if self.tokenizer is not None else None
-        self.readers = [ShardReader(path, tokenizer_fingerprint=known, short_prompts=False) for path in self.paths]
-        lengths = [reader.lengths() for reader in self.readers]
         model: Any = self.trainer.lightning_module
+        self.readers = [
+            ShardReader(path, tokenizer_fingerprint=known, short_prompts=model.objective.reads_short_prompts)
+            for path in self.paths
+        ]
+        lengths = [reader.lengths() for reader in self.readers]
+        short_lengths = [reader.short_lengths() for reader in self.readers]
         positions = usable_positions(model.config.seq_length, parse_scaling(model.rope_scaling, "model.rope_scaling"))
         asked = requirements.Requirements(model.config.vocab_size, self.seq_length, positions, model.objective)
-        for reader, trunk_chosen_rejected in zip(self.readers, lengths, strict=True):
-            asked.check(reader, trunk_chosen_rejected)
+        for of_reader in zip(self.readers, lengths, short_lengths, strict=True):
+            asked.check(*of_reader)
+        self.short_lengths = list(chain.from_iterable(short_lengths))
         self.lengths = np.concatenate(lengths)
         if not len(self.lengths):
             raise InputError(
@@ -192,12 +203,16 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
                 cp_size=cp_size,
                 cp_rank=cp_rank,
                 tp_size=topology.tp_size,
+                short_prompts=model.objective.reads_short_prompts,
             ),
         )
 
     def _order(self, model: Any, dp_size: int) -> sampling.RecordOrder:
         shape = model_shape.ModelShape.from_nemo(vars(model.config), "the model's configuration")
-        costs = [flops.forward_flops(shape, trunk, a, b, model.pair_layout) for trunk, a, b in self.lengths.tolist()]
+        costs = [
+            flops.forward_flops(shape, trunk, chosen, rejected, model.pair_layout, short)
+            for (trunk, chosen, rejected), short in zip(self.lengths.tolist(), self.short_lengths, strict=True)
+        ]
         return sampling.RecordOrder(
             costs_N=np.array(costs),
             seed=self.seed,

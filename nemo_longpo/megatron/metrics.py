@@ -14,7 +14,6 @@ from nemo_longpo import live_status
 from nemo_longpo.atomic import explain_full_disk
 from nemo_longpo.checkpoints import run_directory
 from nemo_longpo.costs.devices import peak_of_device
-from nemo_longpo.objective import METRICS
 
 from . import model, topology
 
@@ -24,12 +23,12 @@ _SHOWN = {"loss": "loss", "rewards/margins": "margin", "tokens_per_second": "tok
 class MetricsCallback(pl.Callback, io.IOMixin):
     """Appends one JSON object per optimizer step to `metrics.jsonl`, beside the TensorBoard files.
 
-    Keys: `step` (from 1), the names of `METRICS` (means over the global batch's pairs), `lr`, `grad_norm`,
-    `tokens_per_second` (trunk and both branches of every pair), `tflops_per_device` (10¹² FLOPs per second that forward
-    and backward of the pairs need; recompute does not count), `mfu` (their share of the device's bf16 peak, only if the
-    peak is known), `memory_gib` (the most that tensors have taken on the first rank's GPU so far, 2³⁰ bytes) and
-    `step_seconds`. After a resume, lines of steps that will be trained again are dropped. The first rank says in
-    `status.json` how far it has come.
+    Keys: `step` (from 1), the names of `Objective.metrics` (means over the global batch's pairs), `lr`, `grad_norm`,
+    `tokens_per_second` (trunk and both branches of every pair, and of every short prompt that is read),
+    `tflops_per_device` (10¹² FLOPs per second that forward and backward of the pairs need; recompute does not count),
+    `mfu` (their share of the device's bf16 peak, only if the peak is known), `memory_gib` (the most that tensors have
+    taken on the first rank's GPU so far, 2³⁰ bytes) and `step_seconds`. After a resume, lines of steps that will be
+    trained again are dropped. The first rank says in `status.json` how far it has come.
     """
 
     _status: live_status.StatusFile | None = None  # of the first rank, once training has started
@@ -64,7 +63,7 @@ class MetricsCallback(pl.Callback, io.IOMixin):
     def on_megatron_step_end(self, step: megatron_parallel.MegatronStep, reduced: dict[str, Tensor] | Tensor) -> None:
         """Send the metrics from the last pipeline stage, which computed them, to all stages."""
         here = topology.current_topology()
-        names = (*METRICS, *model.WORK)
+        names = (*step.trainer.lightning_module.objective.metrics, *model.WORK)
         values = (
             torch.stack([reduced[name] for name in names])
             if isinstance(reduced, dict)

@@ -23,7 +23,7 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.logprobs import LogitBudget
 from nemo_longpo.model_directory.rope_settings import RopeSettings, parse_scaling
 from nemo_longpo.objective import Objective, PairSums, longpo_loss, token_divergence
-from nemo_longpo.parallel import collectives, layout
+from nemo_longpo.parallel import collectives, layout, segments
 from nemo_longpo.placement import LOGPROB_MEMORY_GB, PairLayout
 
 from . import backend, data, gpt, topology
@@ -34,19 +34,28 @@ WORK = ("tokens", "flops")
 def sum_pair(logprobs: Tensor, rows: layout.PairRows, objective: Objective, cp_group: dist.ProcessGroup) -> PairSums:
     """Reduce log-probs [B, R] of this rank's rows to the sums of one pair (each [1]), complete over the CP group.
 
-    Only a loss that trains the divergence gets it, of the chosen rows alone: elsewhere a reference far below the policy
-    makes exp(d) infinite, and a gradient of 0 through it is not a number.
+    The document's tree comes first; what lies behind it are short prompts. Only a loss that trains the divergence gets
+    it, of the chosen rows alone: elsewhere a reference far below the policy makes exp(d) infinite, and a gradient of 0
+    through it is not a number.
     """
+    document, *_ = segments.local_slices(rows.trees, cp_group.size())
+    behind = slice(document.stop, None)
+
+    def total(values: Tensor, mask: Tensor, where: slice = document) -> Tensor:
+        return (values[:, where] * mask[:, where]).sum()
+
     divergence = torch.zeros_like(logprobs)
     if objective.loss_type == "sft_chosen_constraint":
         divergence = token_divergence(logprobs, torch.where(rows.chosen_mask > 0, rows.ref_logps, logprobs.detach()))
     partial = {
-        "chosen": (logprobs * rows.chosen_mask).sum(),
-        "rejected": (logprobs * rows.rejected_mask).sum(),
-        "ref_chosen": (rows.ref_logps * rows.chosen_mask).sum(),
-        "ref_rejected": (rows.ref_logps * rows.rejected_mask).sum(),
-        "sequence": (logprobs * rows.nll_mask).sum(),
-        "chosen_divergence": (divergence * rows.chosen_mask).sum(),
+        "chosen": total(logprobs, rows.chosen_mask),
+        "rejected": total(logprobs, rows.rejected_mask),
+        "ref_chosen": total(rows.ref_logps, rows.chosen_mask),
+        "ref_rejected": total(rows.ref_logps, rows.rejected_mask),
+        "sequence": total(logprobs, rows.nll_mask),
+        "chosen_divergence": total(divergence, rows.chosen_mask),
+        "short_chosen": total(logprobs, rows.chosen_mask, behind),
+        "short_rejected": total(logprobs, rows.rejected_mask, behind),
     }
     sums = collectives.sum_over_ranks(torch.stack(list(partial.values())), cp_group)
     return PairSums(
@@ -54,7 +63,7 @@ def sum_pair(logprobs: Tensor, rows: layout.PairRows, objective: Objective, cp_g
         chosen_tokens=rows.chosen_tokens.view(1),
         rejected_tokens=rows.rejected_tokens.view(1),
         sequence_tokens=rows.sequence_tokens.view(1),
-        trunk_tokens=logprobs.new_full((1,), rows.lengths[0]),
+        trunk_tokens=logprobs.new_full((1,), rows.lengths[0][0]),
     )
 
 
@@ -62,10 +71,10 @@ class LongPOLossReduction(megatron_parallel.MegatronLossReduction):
     """NeMo's hook between a micro-batch's output and the schedule; every metric is a mean over the batch's pairs.
 
     Adds the `WORK` of a pair to the metrics of `longpo_loss`: its tokens, and the FLOPs of its forward and backward,
-    `training_flops(trunk, chosen, rejected)`.
+    `training_flops(trunk, chosen, rejected, short=…)`.
     """
 
-    def __init__(self, objective: Objective, training_flops: Callable[[int, int, int], float]) -> None:
+    def __init__(self, objective: Objective, training_flops: Callable[..., float]) -> None:
         super().__init__()
         self.objective = objective
         self.training_flops = training_flops
@@ -73,7 +82,8 @@ class LongPOLossReduction(megatron_parallel.MegatronLossReduction):
     def forward(self, batch: layout.PairRows, forward_out: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         sums = sum_pair(forward_out, batch, self.objective, topology.current_topology().cp_group)
         loss, metrics = longpo_loss(sums, self.objective)
-        work = {"tokens": batch.pair_tokens, "flops": self.training_flops(*batch.lengths)}
+        document, *short = batch.lengths
+        work = {"tokens": batch.pair_tokens, "flops": self.training_flops(*document, short=short)}
         return loss, metrics | {name: loss.new_tensor(work[name]) for name in WORK}
 
     def reduce(self, losses_reduced_per_micro_batch: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -158,7 +168,7 @@ class LongPOModel(llm.GPTModel):
         return data.next_rows(dataloader_iter).to_device(torch.cuda.current_device())
 
     def forward_step(self, batch: layout.PairRows) -> Tensor:
-        return self(batch.tokens, batch.position_ids, batch.segments.to_tensor(), labels=batch.labels)
+        return self(batch.tokens, batch.position_ids, segments.to_tensor(batch.trees), labels=batch.labels)
 
     @property
     def training_loss_reduction(self) -> Any:

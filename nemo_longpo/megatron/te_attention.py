@@ -1,9 +1,9 @@
-"""Core attention on GPUs: Transformer Engine's for the trunk, ours for the branches after it.
+"""Core attention on GPUs: Transformer Engine's for trunks, ours for the branches after them.
 
 Import this only where Transformer Engine is installed: without it Megatron-Core's class derives from a mock.
 
-Shape legend: S local rows (trunk, then branches), B batch, H query heads of this rank, K key/value heads of this rank,
-D head size.
+Shape legend: S local rows (of each tree the trunk, then its branches), B batch, H query heads of this rank, K key/value
+heads of this rank, D head size.
 """
 
 from typing import Any
@@ -13,15 +13,16 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer import TransformerConfig, enums
 from torch import Tensor, distributed as dist
 
-from .attention import attend_over_segments
+from .attention import attend_over_trees
 from .topology import current_topology
 
 
 class TEPairAttention(TEDotProductAttention):
     """A subclass, so that state-dict keys and everything that Megatron and NeMo set on the module stay as they are.
 
-    For Transformer Engine the trunk's rows are an ordinary causal sequence in sbhd, zigzag over the context-parallel
-    ranks. It chooses FlashAttention or cuDNN and exchanges keys and values as `cp_comm_type` says.
+    For Transformer Engine a trunk's rows are an ordinary causal sequence in sbhd, zigzag over the context-parallel
+    ranks, and each trunk is a call of its own. It chooses FlashAttention or cuDNN and exchanges keys and values as
+    `cp_comm_type` says.
 
     Args:
         cp_groups: for `a2a+p2p`, the group that exchanges heads and the group that forms a ring. Megatron-Core would
@@ -64,7 +65,7 @@ class TEPairAttention(TEDotProductAttention):
         attention_bias: Tensor | None = None,
         packed_seq_params: PackedSeqParams | None = None,
     ) -> Tensor:
-        """Return [S, B, H·D]; `attention_mask` carries the segments, see `attend_over_segments`."""
+        """Return [S, B, H·D]; `attention_mask` carries the trees, see `attend_over_trees`."""
         assert attention_bias is None, "branches have no attention bias"
         assert packed_seq_params is None, "a micro-batch is one pair"
 
@@ -72,6 +73,6 @@ class TEPairAttention(TEDotProductAttention):
             # super() without arguments works only in a method's own frame.
             return super(TEPairAttention, self).forward(query_SBHD, key_SBKD, value_SBKD, None, attn_mask_type)
 
-        return attend_over_segments(
+        return attend_over_trees(
             query, key, value, attention_mask, attend_causally, self.branch_group, self.branch_scale
         )

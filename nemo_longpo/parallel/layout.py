@@ -7,6 +7,7 @@ Shape legend: B sequences, S rows of one, padding included, R = S / cp_size rows
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from math import lcm
 from typing import Any, Literal, get_args
 
@@ -19,7 +20,7 @@ from nemo_longpo.logprobs import IGNORE_LABEL
 from nemo_longpo.placement import PairLayout
 from nemo_longpo.shards.schema import PairRecord
 
-from .segments import Segments
+from .segments import Segments, rows_on_rank
 
 Array = NDArray[Any]
 _ROW = np.dtype(
@@ -39,11 +40,15 @@ _ROW = np.dtype(
 class PairRows:
     """One pair as rows that predict their labels. Labels are shifted already, so any selection of rows stays correct.
 
+    The rows are those of the document with both answers and then, where they are wanted, those of each turn's short
+    prompt with that turn's two answers. `trees` says which rows may attend to which, one for the document and one for
+    each short prompt; `lengths` has the tokens of trunk, chosen and rejected of each.
+
     `tokens`, `labels`, `position_ids` are int64 [B, S]; labels of `IGNORE_LABEL` are not scored; all sequences have the
-    same positions. The masks, fp32 [B, S], select the rows whose log-probs enter each sum: chosen and rejected
-    responses, and the NLL of the chosen sequence. `ref_logps`, fp32 [B, S], are the reference's log-probs of the
-    response labels, zero elsewhere. The counts (fp32 scalars) and `lengths` (tokens of trunk, chosen and rejected) are
-    those of the whole pair on every rank. `segments` says which rows may attend to which.
+    same positions, which begin anew in each tree. The masks, fp32 [B, S], select the rows whose log-probs enter each
+    sum: chosen and rejected responses, and the NLL of each tree's chosen sequence. `ref_logps`, fp32 [B, S], are the
+    reference's log-probs of the response labels, zero elsewhere. The counts (fp32 scalars) are of the document's tree,
+    the same on every rank.
     """
 
     tokens: Tensor
@@ -56,17 +61,17 @@ class PairRows:
     chosen_tokens: Tensor
     rejected_tokens: Tensor
     sequence_tokens: Tensor
-    lengths: tuple[int, int, int]
-    segments: Segments
+    lengths: tuple[tuple[int, int, int], ...]
+    trees: tuple[Segments, ...]
 
     @property
     def pair_tokens(self) -> int:
-        """Tokens of the trunk, counted once, and of both branches."""
-        return sum(self.lengths)
+        """Tokens of every trunk, counted once, and of its branches."""
+        return sum(chain.from_iterable(self.lengths))
 
     def on_rank(self, cp_size: int, cp_rank: int) -> "PairRows":
-        """Return this context-parallel rank's rows [B, R]; counts and segments stay those of the whole pair."""
-        rows = self.segments.rows_on_rank(cp_size, cp_rank)
+        """Return this context-parallel rank's rows [B, R]; counts and trees stay those of the whole pair."""
+        rows = rows_on_rank(self.trees, cp_size, cp_rank)
         return self._with_tensors(lambda value: value[:, rows] if value.ndim == 2 else value)
 
     def to_device(self, device: torch.device | int) -> "PairRows":
@@ -81,31 +86,40 @@ class PairRows:
         return replace(self, **changed)
 
 
-def lay_out_pair(record: PairRecord, layout: PairLayout, cp_size: int = 1, tp_size: int = 1) -> PairRows:
+def lay_out_pair(
+    record: PairRecord, layout: PairLayout, cp_size: int = 1, tp_size: int = 1, *, short_prompts: bool = False
+) -> PairRows:
     """Return all rows of a pair, padded so that they split over context- and tensor-parallel ranks.
 
     Row t of a sequence holds token t and predicts token t + 1, so a sequence of L tokens has L − 1 rows. Chosen and
     rejected share the rows before the trunk's last token, which predicts a different first token for each.
 
-    | layout          | B | S                                                                     |
+    | layout          | B | S, of each tree                                                       |
     |-----------------|---|-----------------------------------------------------------------------|
     | `shared_prefix` | 1 | shared rows, rows of the chosen branch, rows of the rejected branch   |
     | `concatenated`  | 2 | two full causal sequences, trunk + chosen and trunk + rejected        |
+
+    With `short_prompts`, which the record must hold then, each turn follows as a tree of its own.
     """
     assert layout in get_args(PairLayout), layout
-    chosen, rejected = _sequence_rows(record, "chosen"), _sequence_rows(record, "rejected")
+    parts = [record, *(record.turn_alone(turn) for turn in range(record.turns if short_prompts else 0))]
+    sides = [(_sequence_rows(part, "chosen"), _sequence_rows(part, "rejected")) for part in parts]
+    chosen, rejected = sides[0]
     counts = {
         "chosen_tokens": chosen["chosen_mask"].sum(),
         "rejected_tokens": rejected["rejected_mask"].sum(),
         "sequence_tokens": chosen["nll_mask"].sum(),
     }
     arrange = _shared_prefix if layout == "shared_prefix" else _concatenated
-    rows, segments = arrange(chosen, rejected, len(record.trunk_ids) - 1, cp_size, tp_size)
+    arranged = [
+        arrange(*both, len(part.trunk_ids) - 1, cp_size, tp_size) for both, part in zip(sides, parts, strict=True)
+    ]
+    rows = np.concatenate([rows for rows, _ in arranged], axis=1)
     return PairRows(
         **{name: torch.from_numpy(rows[name].copy()) for name in _ROW.names or ()},
         **{name: torch.tensor(count) for name, count in counts.items()},
-        lengths=record.lengths,
-        segments=segments,
+        lengths=tuple(part.lengths for part in parts),
+        trees=tuple(tree for _, tree in arranged),
     )
 
 

@@ -1,11 +1,13 @@
-"""The order of the rows of one pair, and which of them a context-parallel rank holds.
+"""The order of the rows of one micro-batch, and which of them a context-parallel rank holds.
 
-A pair is a causal *trunk* and then branches that all continue it: no branch for two full sequences side by side, two
-branches for chosen and rejected after a shared prefix. The token layout and attention take the order of rows from here.
+A micro-batch is one tree or several that see nothing of each other. A tree is a causal *trunk* and then branches that
+all continue it: no branch for two full sequences side by side, two branches for chosen and rejected after a shared
+prefix. The token layout and attention take the order of rows from here.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 
@@ -25,7 +27,7 @@ def zigzag_rows(length: int, cp_size: int, cp_rank: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Segments:
-    """Rows `[trunk | branch | branch …]` of a whole pair, over all ranks.
+    """Rows `[trunk | branch | branch …]` of a whole tree, over all ranks.
 
     `trunk_rows` includes the trunk's padding, which follows its `trunk_tokens`; padding after the last branch counts as
     rows of that branch. A rank holds the trunk's zigzag rows, then a contiguous share of the branch rows.
@@ -34,6 +36,10 @@ class Segments:
     trunk_rows: int
     trunk_tokens: int
     branch_rows: tuple[int, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        return self.trunk_rows + sum(self.branch_rows)
 
     def rows_on_rank(self, cp_size: int, cp_rank: int) -> torch.Tensor:
         """Return the numbers of a rank's rows, in its order."""
@@ -55,15 +61,37 @@ class Segments:
         ends = accumulate(self.branch_rows)
         return [slice(end - rows, end) for rows, end in zip(self.branch_rows, ends, strict=True)]
 
-    def to_tensor(self) -> torch.Tensor:
-        """Return a small CPU tensor, int64 [2 + branches], which a model can pass in place of an attention mask."""
-        return torch.tensor([self.trunk_rows, self.trunk_tokens, *self.branch_rows])
 
-    @classmethod
-    def from_tensor(cls, numbers: torch.Tensor) -> "Segments":
-        assert (numbers.dtype, numbers.ndim) == (torch.int64, 1), (
-            f"expected the int64 numbers of Segments.to_tensor(), not {numbers.dtype} of shape {tuple(numbers.shape)}: "
-            "an attention mask?"
-        )
-        trunk_rows, trunk_tokens, *branch_rows = numbers.tolist()
-        return cls(trunk_rows, trunk_tokens, tuple(branch_rows))
+def rows_on_rank(trees: Sequence[Segments], cp_size: int, cp_rank: int) -> torch.Tensor:
+    """Return the numbers of a rank's rows of a micro-batch, tree after tree."""
+    starts = accumulate((tree.rows for tree in trees), initial=0)
+    return torch.cat([start + tree.rows_on_rank(cp_size, cp_rank) for start, tree in zip(starts, trees, strict=False)])
+
+
+def local_slices(trees: Sequence[Segments], cp_size: int) -> list[slice]:
+    """Return where each tree's rows are among those of a rank; the same on every rank."""
+    return [slice(*ends) for ends in pairwise(accumulate((tree.rows // cp_size for tree in trees), initial=0))]
+
+
+def to_tensor(trees: Sequence[Segments]) -> torch.Tensor:
+    """Return a small CPU tensor of int64 that a model can pass in place of an attention mask.
+
+    For each tree the number of its branches, then `trunk_rows`, `trunk_tokens` and all `branch_rows`.
+    """
+    numbers = ((len(tree.branch_rows), tree.trunk_rows, tree.trunk_tokens, *tree.branch_rows) for tree in trees)
+    return torch.tensor([number for tree in numbers for number in tree])
+
+
+def from_tensor(numbers: torch.Tensor) -> tuple[Segments, ...]:
+    assert (numbers.dtype, numbers.ndim) == (torch.int64, 1), (
+        f"expected the int64 numbers of segments.to_tensor(), not {numbers.dtype} of shape {tuple(numbers.shape)}: "
+        "an attention mask?"
+    )
+
+    def trees(rest: list[int]) -> Iterator[Segments]:
+        while rest:
+            (branches, trunk_rows, trunk_tokens), rest = rest[:3], rest[3:]
+            yield Segments(trunk_rows, trunk_tokens, tuple(rest[:branches]))
+            rest = rest[branches:]
+
+    return tuple(trees(numbers.tolist()))

@@ -40,6 +40,15 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     job.add_argument("--model", required=True, metavar="NAME|DIR", help=models)
     _add_count(job, "--length", "tokens of the trunk: document and first instruction", required=True)
     _add_count(job, "--branch-tokens", "of each answer branch", placement.TYPICAL_BRANCH)
+    job.add_argument(
+        "--short-tokens",
+        type=whole_number,
+        nargs="+",
+        default=Job.short_prompts,
+        metavar="N",
+        help="of each turn's short prompt, a number for each turn, where the objective reads them "
+        "(loss_type=solopo; default: none)",
+    )
     _add_count(job, "--batch-size", "pairs per step", Job.pairs)
     job.add_argument(
         "--layout",
@@ -103,7 +112,13 @@ def run(arguments: argparse.Namespace) -> int:
         rejected=arguments.branch_tokens,
         pairs=arguments.batch_size,
         layout=arguments.layout,
+        short_prompts=tuple(arguments.short_tokens),
     )
+    if job.short_prompts and max(job.short_prompts) > job.trunk:
+        raise InputError(
+            f"--short-tokens {max(job.short_prompts)} is more than --length {job.trunk}; a short prompt is a part of "
+            "the document."
+        )
     machine = _machine(arguments)
     wishes = Wishes(
         tp=arguments.tp,

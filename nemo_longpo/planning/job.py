@@ -1,7 +1,8 @@
 """Job: what is to be trained, one half of every estimate. The other half is a `Placement`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from nemo_longpo.costs.flops import Lengths
 from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.placement import GLOBAL_BATCH_SIZE, LOGPROB_MEMORY_GB, PairLayout, Placement, Precision
 
@@ -9,6 +10,9 @@ from nemo_longpo.placement import GLOBAL_BATCH_SIZE, LOGPROB_MEMORY_GB, PairLayo
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """One optimizer step over `pairs` pairs of these lengths, in tokens.
+
+    `short_prompts` are the lengths of the prompts that an objective reads besides the document, one for each turn; the
+    turns share the answers' tokens equally.
 
     On GPUs, norms are Transformer Engine's and the optimizer is distributed over data- and context-parallel ranks.
     `on_cpu` estimates the CPU backend, which has neither.
@@ -23,27 +27,44 @@ class Job:
     precision: Precision = "bf16-mixed"
     logprob_memory_gb: float = LOGPROB_MEMORY_GB
     on_cpu: bool = False
+    short_prompts: tuple[int, ...] = ()
 
     @property
-    def pair(self) -> tuple[ModelShape, int, int, int, PairLayout]:
+    def short(self) -> tuple[Lengths, ...]:
+        """Tokens of each short prompt and of its two answers."""
+        turns = max(len(self.short_prompts), 1)
+        return tuple((prompt, -(-self.chosen // turns), -(-self.rejected // turns)) for prompt in self.short_prompts)
+
+    @property
+    def trees(self) -> tuple[Lengths, ...]:
+        """Tokens of trunk, chosen and rejected: of the document first, then of each short prompt."""
+        return (self.trunk, self.chosen, self.rejected), *self.short
+
+    @property
+    def document_alone(self) -> "Job":
+        """The same without short prompts: the longest that attention sees at once."""
+        return replace(self, short_prompts=())
+
+    @property
+    def pair(self) -> tuple[ModelShape, int, int, int, PairLayout, tuple[Lengths, ...]]:
         """What the formulas of `costs.flops` take."""
-        return self.shape, self.trunk, self.chosen, self.rejected, self.layout
+        return self.shape, self.trunk, self.chosen, self.rejected, self.layout, self.short
 
     @property
     def tokens(self) -> int:
-        """Trained tokens of one pair: the trunk once, and both branches; the same for both layouts."""
-        return self.trunk + self.chosen + self.rejected
+        """Trained tokens of one pair: every trunk once, and both branches; the same for both layouts."""
+        return sum(map(sum, self.trees))
 
     @property
     def branch_rows(self) -> int:
         """Rows that go through branch attention."""
-        return self.chosen + self.rejected if self.layout == "shared_prefix" else 0
+        return sum(chosen + rejected for _, chosen, rejected in self.trees) if self.layout == "shared_prefix" else 0
 
     @property
     def rows(self) -> int:
         """Rows of one pair that run through the layers."""
         if self.layout == "concatenated":
-            return 2 * (self.trunk + max(self.chosen, self.rejected))
+            return sum(2 * (trunk + max(answers)) for trunk, *answers in self.trees)
         return self.tokens
 
     @property

@@ -145,7 +145,8 @@ def attention_moment(job: Job, placement: Placement) -> float:
     """Attention of one layer, forward or backward, with what was recomputed before it; the ring and the branches."""
     widths = layer_widths(job, placement)
     before = widths["input"] + widths["attention"] if _recomputes_last_layer(job, placement) else 0
-    return _per_gpu(job, placement, before) + max(ring_bytes(job, placement), branch_bytes(job, placement))
+    longest = job.document_alone
+    return _per_gpu(job, placement, before) + max(ring_bytes(longest, placement), branch_bytes(longest, placement))
 
 
 def ring_bytes(job: Job, placement: Placement) -> float:

@@ -36,6 +36,7 @@ def settings(job: Job, placement: Placement) -> dict[str, Any]:
         "data.global_batch_size": job.pairs,
         "data.seq_length": job.trunk + max(job.chosen, job.rejected),
         "model.pair_layout": job.layout,
+        **({"model.objective.loss_type": "solopo"} if job.short_prompts else {}),
     }
 
 
@@ -121,7 +122,8 @@ def render(job: Job, machine: Machine, wishes: Wishes, found: Search) -> str:
     return "\n".join(
         [
             f"{job.shape.parameters / 1e9:.2f} B parameters; {job.pairs} pairs per step, each a trunk of "
-            f"{job.trunk:,} tokens and branches of {job.chosen:,} and {job.rejected:,}, {job.layout}",
+            f"{job.trunk:,} tokens and branches of {job.chosen:,} and {job.rejected:,}, {job.layout}"
+            + (f"; {len(job.short)} short prompts of {sum(job.short_prompts):,} tokens" if job.short else ""),
             f"{machine.gpus} x {gpu.name} of {gpu.memory / devices.GIB:.1f} GiB, {wishes.margin:.0%} of it left free; "
             f"computing at {machine.utilisation:.0%} of {gpu.peak_flops / 1e12:.0f} TFLOP/s",
             "",

@@ -135,9 +135,9 @@ def layer_communication(job: Job, placement: Placement, machine: Machine) -> flo
     kv_rows = job.rows_per_gpu(placement) - job.branch_rows / cp
     ring = 2 * shape.kv_size * kv_rows * size * (cp - 1) / tp / link
     if job.layout == "concatenated":
-        sequences = 2 * flops.causal_flops(shape, job.rows / 2)
+        sequences = sum(2 * flops.causal_flops(shape, trunk + max(answers)) for trunk, *answers in job.trees)
     else:
-        sequences = flops.causal_flops(shape, job.trunk)
+        sequences = sum(flops.causal_flops(shape, trunk) for trunk, *_ in job.trees)
     attention = sequences / shape.layers / (cp * tp) / machine.flops_per_second
     # The backward sends gradients too, and computes 2.5 times as much: it forms the scores anew.
     ring_seconds = (1 + again) * max(0.0, ring - attention) + max(0.0, 2 * ring - 2.5 * attention)

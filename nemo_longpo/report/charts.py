@@ -37,6 +37,23 @@ CHARTS = (
         limits=(0, 1),
     ),
     Chart(
+        name="short-rewards",
+        title="Rewards on short prompts",
+        unit="β · (log p − reference log p)",
+        metrics={
+            "chosen": "rewards/short_chosen",
+            "rejected": "rewards/short_rejected",
+            "margin": "rewards/short_margins",
+        },
+    ),
+    Chart(
+        name="alignment",
+        title="Alignment",
+        unit="distance of rewards on document and short prompts",
+        metrics={"": "loss/alignment"},
+        limits=(0,),
+    ),
+    Chart(
         name="loss",
         title="Loss",
         unit="nats",

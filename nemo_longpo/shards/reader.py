@@ -81,6 +81,24 @@ class ShardReader:
             rows.append(_stored_lengths(batch))
         return np.array(rows, dtype=np.int64).reshape(-1, 3)
 
+    def short_lengths(self) -> list[list[tuple[int, int, int]]]:
+        """Return, of every record and turn, the tokens of (short prompt, chosen answer, rejected answer).
+
+        The ids are not read. A record without short prompts, or whose short prompts are not read, has no entries.
+        """
+        return [self._short_lengths(*self._locate(index)) for index in range(len(self))]
+
+    def _short_lengths(self, number: int, position: int) -> list[tuple[int, int, int]]:
+        batch, names = self._batch(number, position), [SHORT_PROMPTS, "chosen_spans", "rejected_spans"]
+        if SHORT_PROMPTS not in batch.schema.names:
+            return []
+        check_columns(batch, names, self._where(number, position))
+        prompts, *answers = (batch.column(name)[0] for name in names)
+        if not prompts.is_valid:
+            return []
+        tokens = [np.diff(spans.values.flatten().to_numpy().reshape(-1, 2))[:, 0].tolist() for spans in answers]
+        return list(zip(prompts.values.value_lengths().to_pylist(), *tokens, strict=False))
+
     def describe(self, index: int) -> str:
         """Say where a record is, and which document it holds: "FILE, record N, document 'ID'"."""
         number, position = self._locate(index)

@@ -6,7 +6,6 @@ forward is the caller's.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,15 +81,7 @@ def _as_read(record: PairRecord) -> list[PairRecord]:
     prompts = record.short_prompt_ids
     if prompts is None:
         return []
-    turn = min(range(record.turns), key=lambda index: len(prompts[index]))
-    answers: dict[str, Any] = {}
-    for side in ("chosen", "rejected"):
-        ids = getattr(record, f"{side}_ids")[slice(*getattr(record, f"{side}_spans")[turn])]
-        answers[f"{side}_ids"], answers[f"{side}_spans"] = ids, np.array([[0, len(ids)]], np.int32)
-        answers[f"ref_{side}_logps"] = getattr(record, f"ref_{side}_logps")[turn : turn + 1]
-    ignored = np.array([[0, len(prompts[turn])]], np.int32)
-    short = replace(record, trunk_ids=prompts[turn], nll_ignore_spans=ignored, **answers)
-    return [replace(short, chunk_spans=None, short_prompt_ids=None)]
+    return [record.turn_alone(min(range(record.turns), key=lambda turn: len(prompts[turn])))]
 
 
 def deviation(pairs: Sequence[PairRecord], sums: NDArray[np.float64]) -> Deviation:

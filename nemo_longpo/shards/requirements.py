@@ -1,5 +1,6 @@
 """What a training run asks of the shards it is given, before the first step."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,8 @@ from .reader import ShardReader
 class Requirements:
     """What a run can train on: `vocabulary_rows` of the model's embedding, and `seq_length` tokens of trunk + branch.
 
+    Short prompts with their answers, where the objective reads them, have to fit as well.
+
     `positions` are those of the model's configuration (None if it does not say).
     """
 
@@ -23,11 +26,19 @@ class Requirements:
     positions: int | None
     objective: Objective
 
-    def check(self, reader: ShardReader, lengths: NDArray[np.int64]) -> None:
-        """Raises InputError if this run cannot train on the shards; `lengths` are the reader's."""
+    def check(
+        self,
+        reader: ShardReader,
+        lengths: NDArray[np.int64],
+        short_lengths: Sequence[Sequence[tuple[int, int, int]]] = (),
+    ) -> None:
+        """Raises InputError if this run cannot train on the shards; both lengths are the reader's."""
         self._check_vocabulary(reader)
         self._check_reference(reader)
-        self._check_lengths(reader, lengths)
+        if len(lengths):
+            self._check_tokens(reader, lengths[:, 0] + lengths[:, 1:].max(1), "")
+        if self.objective.reads_short_prompts:
+            self._check_short_prompts(reader, short_lengths)
 
     def _check_vocabulary(self, reader: ShardReader) -> None:
         size = reader.manifest.vocab_size
@@ -48,21 +59,33 @@ class Requirements:
             f"`--ref-context {needed}`, or choose one of {', '.join(fitting)}."
         )
 
-    def _check_lengths(self, reader: ShardReader, lengths: NDArray[np.int64]) -> None:
-        if not len(lengths):
-            return
-        tokens = lengths[:, 0] + lengths[:, 1:].max(1)
+    def _check_short_prompts(
+        self, reader: ShardReader, short_lengths: Sequence[Sequence[tuple[int, int, int]]]
+    ) -> None:
+        for record, turns in enumerate(short_lengths):
+            if not turns:
+                raise InputError(
+                    f"model.objective.loss_type={self.objective.loss_type} trains on every turn's short prompt too, "
+                    f"and {reader.describe(record)} has none; pack the pairs again with this version's `longpo data "
+                    "pack`, or choose another loss."
+                )
+        tokens = [max(prompt + max(answers) for prompt, *answers in turns) for turns in short_lengths]
+        if tokens:
+            self._check_tokens(reader, np.array(tokens), " in a short prompt and its answer")
+
+    def _check_tokens(self, reader: ShardReader, tokens: NDArray[np.int64], where: str) -> None:
+        """Check the longest sequence of every record."""
         longest = int(tokens.argmax())
         if tokens[longest] > self.seq_length:
             raise InputError(
-                f"{reader.describe(longest)} has {tokens[longest]} tokens, more than "
+                f"{reader.describe(longest)} has {tokens[longest]} tokens{where}, more than "
                 f"data.seq_length={self.seq_length}; raise it or pack shorter documents."
             )
         if self.positions is not None and tokens[longest] > self.positions:
             raise InputError(
-                f"{reader.describe(longest)} has {tokens[longest]} tokens, and the model's configuration gives it "
-                f"{self.positions} positions; import it with `longpo convert import --max-length {tokens[longest]}` or "
-                "more (and a --rope-theta or --rope-scaling for them), or pack shorter documents."
+                f"{reader.describe(longest)} has {tokens[longest]} tokens{where}, and the model's configuration gives "
+                f"it {self.positions} positions; import it with `longpo convert import --max-length {tokens[longest]}` "
+                "or more (and a --rope-theta or --rope-scaling for them), or pack shorter documents."
             )
 
 

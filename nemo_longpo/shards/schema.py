@@ -11,7 +11,7 @@ a short prompt.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -93,6 +93,22 @@ class PairRecord:
     def lengths(self) -> tuple[int, int, int]:
         """Tokens of (trunk, chosen branch, rejected branch)."""
         return len(self.trunk_ids), len(self.chosen_ids), len(self.rejected_ids)
+
+    def turn_alone(self, turn: int) -> "PairRecord":
+        """Return a turn as a reference that sees only its chunk reads it: its short prompt, then its two answers.
+
+        The NLL leaves the prompt out. The record must have short prompts.
+        """
+        assert self.short_prompt_ids is not None, f"document {self.doc_id!r} has no short prompts"
+        prompt, answers = self.short_prompt_ids[turn], dict[str, Any]()
+        for side in ("chosen", "rejected"):
+            ids = getattr(self, f"{side}_ids")[slice(*getattr(self, f"{side}_spans")[turn])]
+            answers[f"{side}_ids"], answers[f"{side}_spans"] = ids, np.array([[0, len(ids)]], np.int32)
+            answers[f"ref_{side}_logps"] = getattr(self, f"ref_{side}_logps")[turn : turn + 1]
+        ignored = np.array([[0, len(prompt)]], np.int32)
+        return replace(
+            self, trunk_ids=prompt, nll_ignore_spans=ignored, chunk_spans=None, short_prompt_ids=None, **answers
+        )
 
 
 def to_batch(record: PairRecord) -> pa.RecordBatch:

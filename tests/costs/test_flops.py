@@ -39,6 +39,18 @@ def test_flops_match_counted_products():
     assert forward_flops(shape, trunk, chosen, rejected, "concatenated") == 3 * full + output
     assert output_flops(shape, 41) == output
 
+    prompts = [(10, 3, 2), (6, 4, 2)]
+    shared += layer(15, 10**2 / 2 + 3 * 10 + 3**2 / 2 + 2 * 10 + 2**2 / 2)
+    shared += layer(12, 6**2 / 2 + 4 * 6 + 4**2 / 2 + 2 * 6 + 2**2 / 2)
+    full += layer(13, 13**2 / 2) + layer(12, 12**2 / 2) + layer(10, 10**2 / 2) + layer(8, 8**2 / 2)
+    output = product(41 + 5 + 6, 8, 11)
+    assert forward_flops(shape, trunk, chosen, rejected, "shared_prefix", prompts) == 3 * shared + output
+    assert forward_flops(shape, trunk, chosen, rejected, "concatenated", prompts) == 3 * full + output
+    executed = executed_flops(shape, trunk, chosen, rejected, "shared_prefix", prompts, recomputed=1.0)
+    assert executed == 3 * (3 * shared + output) + 3 * shared + output, (
+        "three forwards, the layers and the logits again"
+    )
+
 
 def test_training_is_three_forwards():
     lengths = 8192, 900, 700

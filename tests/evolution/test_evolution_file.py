@@ -230,5 +230,8 @@ def test_forecast_counts_gpu_hours_and_disk(tmp_path, told):
     assert 2 < second.gpu_hours / first.gpu_hours < 4  # attention is quadratic, and the rest linear
     told["train"]["settings"]["trainer.max_steps"] = 8
     assert forecast(small_evolution.load(tmp_path, told))[0].gpu_hours == pytest.approx(2 * first.gpu_hours)
+    told["train"]["settings"]["model.objective.loss_type"] = "solopo"
+    assert "`longpo plan --short-tokens` estimates" in forecast(small_evolution.load(tmp_path, told))[0].line()
+    del told["train"]["settings"]["model.objective.loss_type"]
     told["hardware"]["gpus"] = 1
     assert "do not fit 1 x h100-80gb" in forecast(small_evolution.load(tmp_path, told))[1].line()

@@ -37,16 +37,17 @@ def test_loader_yields_rank_rows_and_errors(workers):
     """Also from a data worker; PyTorch would turn its exceptions into tracebacks."""
     from nemo_longpo.megatron.data import lay_out_on_rank, next_rows
 
-    (record, *_) = training_pairs.uneven_records(100)
-    rank = {"layout": "shared_prefix", "cp_size": 2, "cp_rank": 1, "tp_size": 1}
+    (record, *_) = training_pairs.with_short_prompts(training_pairs.uneven_records(100), 100)
+    rank = {"layout": "shared_prefix", "cp_size": 2, "cp_rank": 1, "tp_size": 1, "short_prompts": True}
     loader = DataLoader(
         [record, InputError("doc-7 is damaged")], collate_fn=partial(lay_out_on_rank, **rank), num_workers=workers
     )
     items = ((item, 0, 0) for item in loader)
-    found, expected = next_rows(items), lay_out_pair(record, "shared_prefix", cp_size=2).on_rank(2, 1)
+    found, expected = next_rows(items), lay_out_pair(record, "shared_prefix", cp_size=2, short_prompts=True)
+    expected = expected.on_rank(2, 1)
     for name, tensor in expected.tensors().items():
         assert torch.equal(getattr(found, name), tensor), name
-    assert (found.segments, found.lengths) == (expected.segments, expected.lengths)
+    assert (found.trees, found.lengths) == (expected.trees, expected.lengths)
     with pytest.raises(InputError, match=r"^doc-7 is damaged$"):
         next_rows(items)
     items.close()  # ends the worker; the exception would keep it, and the collector waits five seconds for it

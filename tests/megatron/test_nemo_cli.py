@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.training_pairs import with_short_prompts, write_tiny_shards
 
 from nemo_longpo.checkpoints.run_directory import find_checkpoint, metrics_file, read_metrics
 from nemo_longpo.cli import main as longpo
@@ -131,6 +132,8 @@ def test_planned_recipe_trains(workbench, tmp_path):
     """The file is taken as it is; only the data, the checkpoint and the length of the run are given."""
     longest = max(max(record.lengths[0] for record in workbench.records), 2)
     plan = ["--length", str(longest), "--branch-tokens", "64", "--gpus", "2", "--cp", "2", "--batch-size", "2"]
+    plan += ["--short-tokens", "11", "6"]
+    shards = write_tiny_shards(tmp_path / "shards", with_short_prompts(workbench.records, 100))
     recipe = ["--layout", "concatenated", "--recompute", "mlp", "--recipe", str(tmp_path / "plan.yaml")]
     assert longpo(["plan", "--model", str(workbench.checkpoint), *plan, *recipe]) == 0
     result = _nemo(
@@ -138,7 +141,7 @@ def test_planned_recipe_trains(workbench, tmp_path):
         "--yaml",
         "plan.yaml",
         "--yes",
-        f"data.paths={workbench.shards}",
+        f"data.paths={shards}",
         f"resume.restore_config.path={workbench.checkpoint}",
         f"log.log_dir={tmp_path / 'run'}",
         "trainer.max_steps=2",
@@ -146,7 +149,9 @@ def test_planned_recipe_trains(workbench, tmp_path):
     assert result.returncode == 0, result.stdout[-3000:]
     for shown in ("context_parallel_size=2", "pair_layout='concatenated'", "recompute_modules=['mlp']"):
         assert shown in result.stdout
-    assert [step["step"] for step in read_metrics(tmp_path / "run")] == [1, 2]
+    steps = read_metrics(tmp_path / "run")
+    assert [step["step"] for step in steps] == [1, 2]
+    assert all(step["loss"] == pytest.approx(step["loss/longpo"] + step["loss/alignment"]) for step in steps)
 
 
 def _work_of_two(workbench) -> Iterator[Any]:

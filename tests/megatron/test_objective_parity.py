@@ -3,17 +3,20 @@
 With the loss in the middle of a step, only a sum that is complete before the preference term bends it gives this.
 """
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from support import tiny_models as tiny, training_pairs as pairs
+from support import training_pairs as pairs
 from support.parity import TOLERANCE, WEIGHT, assert_equal_gradients, train_one_step
 from support.reference import longpo_step
 from transformers import AutoModelForCausalLM
 
-from nemo_longpo.objective import METRICS
+from nemo_longpo.costs.flops import training_flops
+from nemo_longpo.costs.model_shape import load_shape
+from nemo_longpo.objective import METRICS, Objective
 
 pytestmark = [pytest.mark.distributed, pytest.mark.parametrize("workbench", ["mistral"], indirect=True)]
 
@@ -39,6 +42,34 @@ OBJECTIVES: dict[str, tuple[dict, dict]] = {
         {"shape": "ipo", "mean": True, "exponent": 0.5, "at": 20, "exchanged": 0.1},
     ),
 }
+# Of SoLoPO the rows differ too: short prompts stand behind the document, each with both answers.
+SOLOPO: dict[str, tuple[dict, dict]] = {
+    "SoLoPO": ({"loss_type": "solopo", "alignment_weight": 0.7}, {"aligned": ["chosen"], "alignment": 0.7}),
+    "SoLoPO of both answers, ipo by length per token, smoothed": (
+        {
+            "loss_type": "solopo",
+            "align_rejected": True,
+            "preference": "ipo",
+            "average_logprobs": True,
+            "beta_exponent": 0.5,
+            "beta_tokens": 20,
+            "label_smoothing": 0.1,
+        },
+        {
+            "aligned": ["chosen", "rejected"],
+            "shape": "ipo",
+            "mean": True,
+            "exponent": 0.5,
+            "at": 20,
+            "exchanged": 0.1,
+        },
+    ),
+    "SoLoPO without a reference": (
+        {"loss_type": "solopo", "reference_free": True, "target_margin": 0.5},
+        {"aligned": ["chosen"], "free": True, "target": 0.5},
+    ),
+}
+OBJECTIVES |= SOLOPO
 PARALLEL = {"cp 2": (2, 1, 1), "tp 2": (1, 2, 1), "pp 2": (1, 1, 2)}
 
 
@@ -51,8 +82,16 @@ def _by_hugging_face(workbench, records, settings):
 
 
 @pytest.fixture(scope="module")
-def references(workbench):
-    return {name: _by_hugging_face(workbench, workbench.records, told) for name, (_, told) in OBJECTIVES.items()}
+def prompted(workbench, tmp_path_factory):
+    """The workbench, with a short prompt for every turn."""
+    records = pairs.with_short_prompts(workbench.records, 100)
+    shards = pairs.write_tiny_shards(tmp_path_factory.mktemp("prompted") / "shards", records)
+    return replace(workbench, shards=shards, records=records)
+
+
+@pytest.fixture(scope="module")
+def references(prompted):
+    return {name: _by_hugging_face(prompted, prompted.records, told) for name, (_, told) in OBJECTIVES.items()}
 
 
 def _train(workbench, workers, directory, parallel, settings):
@@ -61,16 +100,59 @@ def _train(workbench, workers, directory, parallel, settings):
 
 
 def _assert_equal(found, expected):
-    for name in METRICS:
-        assert found[0][name] == pytest.approx(expected[0][name], rel=TOLERANCE), name
+    assert set(METRICS) <= set(expected[0])
+    for name, value in expected[0].items():
+        assert found[0][name] == pytest.approx(value, rel=TOLERANCE), name
     assert_equal_gradients(found[1], expected[1])
 
 
 @pytest.mark.parametrize("parallel", PARALLEL)
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_step_equals_hugging_face(workbench, references, workers, tmp_path, name, parallel):
+def test_step_equals_hugging_face(prompted, references, workers, tmp_path, name, parallel):
     settings, _ = OBJECTIVES[name]
-    _assert_equal(_train(workbench, workers, tmp_path, PARALLEL[parallel], settings), references[name])
+    _assert_equal(_train(prompted, workers, tmp_path, PARALLEL[parallel], settings), references[name])
+
+
+# Every way in which rows of several trees lie on ranks, or are computed again.
+FULL = {"trainer.strategy.recompute_granularity": "full"}
+SEQUENCE_PARALLEL = {"trainer.strategy.sequence_parallel": True}
+CONCATENATED = {"model.pair_layout": "concatenated"}
+ARRANGEMENTS = {
+    "one process": (1, 1, 1, 1, {}),
+    "cp 4": (4, 1, 1, 1, {}),
+    "cp 2, dp 2": (2, 1, 1, 2, {}),
+    "cp 2, full recompute": (2, 1, 1, 1, FULL),
+    "cp 2, tp 2, sequence parallel": (2, 2, 1, 1, SEQUENCE_PARALLEL),
+    "cp 2, pp 2, full recompute": (2, 1, 2, 1, FULL),
+    "concatenated, one process": (1, 1, 1, 1, CONCATENATED),
+    "concatenated, cp 2, tp 2, sequence parallel": (2, 2, 1, 1, CONCATENATED | SEQUENCE_PARALLEL),
+    "concatenated, cp 2, pp 2, full recompute": (2, 1, 2, 1, CONCATENATED | FULL),
+}
+
+
+@pytest.mark.parametrize("name", ARRANGEMENTS)
+def test_short_prompts_behind_the_document_on_ranks(prompted, references, workers, tmp_path, name):
+    *sizes, more = ARRANGEMENTS[name]
+    settings, _ = SOLOPO["SoLoPO"]
+    named = {f"model.objective.{name}": value for name, value in settings.items()}
+    found = train_one_step(prompted, workers, tmp_path, (*sizes, named | more))
+    _assert_equal(found[:2], references["SoLoPO"])
+    assert set(found[0]) > set(Objective(**settings).metrics)
+    _assert_work(prompted, found[0], sizes, more.get("model.pair_layout", "shared_prefix"))
+
+
+def _assert_work(workbench, step, sizes, layout):
+    """Tokens and FLOPs count the short prompts, and the answers behind them once more."""
+    shape, tokens, flops = load_shape(str(workbench.checkpoint)), 0, 0.0
+    for record in workbench.records:
+        short = []
+        for prompt, *spans in zip(record.short_prompt_ids, record.chosen_spans, record.rejected_spans, strict=True):
+            short.append((len(prompt), *(end - start for start, end in spans)))
+        tokens += sum(record.lengths) + sum(map(sum, short))
+        flops += training_flops(shape, *record.lengths, layout, short)
+    seconds = step["step_seconds"]
+    assert step["tokens_per_second"] * seconds == pytest.approx(tokens, rel=1e-5)
+    assert step["tflops_per_device"] * math.prod(sizes) * 1e12 * seconds == pytest.approx(flops, rel=1e-5)
 
 
 def test_hinge_has_pairs_on_both_sides(workbench, references):
@@ -94,9 +176,7 @@ def _far_from_the_reference(record):
 def test_far_reference_gives_finite_gradients(workbench, workers, tmp_path, settings):
     """exp(log-prob − reference's) is infinite in fp32; without a reference, what it says does not matter."""
     far = [replace(record, **_far_from_the_reference(record)) for record in workbench.records]
-    tokenizer = tiny.tiny_tokenizer(tiny.DEFAULT_STYLE["mistral"])
-    vocab_size = tiny.tiny_model("mistral", tokenizer).config.vocab_size
-    bench = replace(workbench, shards=pairs.write_shards(tmp_path / "shards", far, tokenizer, vocab_size))
+    bench = replace(workbench, shards=pairs.write_tiny_shards(tmp_path / "shards", far))
     records = workbench.records if settings else far
     expected = _by_hugging_face(workbench, records, {"free": True} if settings else {})
     _assert_equal(_train(bench, workers, tmp_path, (2, 1, 1), settings), expected)

@@ -1,6 +1,7 @@
 """Rows of every context-parallel rank against literal lists, and against a construction token by token."""
 
 from collections import Counter
+from dataclasses import replace
 from math import lcm
 from typing import NamedTuple, get_args
 
@@ -12,7 +13,7 @@ from support import tiny_models as tiny, training_pairs as pairs
 
 from nemo_longpo.logprobs import IGNORE_LABEL
 from nemo_longpo.parallel.layout import PairRows, lay_out_pair, padded_length
-from nemo_longpo.parallel.segments import Segments
+from nemo_longpo.parallel.segments import Segments, local_slices, rows_on_rank
 from nemo_longpo.placement import PairLayout
 from nemo_longpo.shards.schema import PairRecord, validate_record
 
@@ -94,7 +95,7 @@ def _rows_of(rows: PairRows) -> dict[str, torch.Tensor]:
 def test_shared_prefix_rows():
     """Four shared rows; then both branches begin with the trunk's last token, which predicts their first."""
     rows = lay_out_pair(TWO_TURNS, "shared_prefix")
-    assert rows.segments == Segments(trunk_rows=4, trunk_tokens=4, branch_rows=(7, 7))
+    assert rows.trees == (Segments(trunk_rows=4, trunk_tokens=4, branch_rows=(7, 7)),)
     parts = {name: [part[0].tolist() for part in value.split((4, 7, 7), 1)] for name, value in _rows_of(rows).items()}
     assert parts == {
         "tokens": [[1, 2, 10, 11], [3, 20, 9, 2, 12, 3, 21], [3, 30, 31, 9, 2, 12, 3]],
@@ -143,11 +144,11 @@ def test_shared_prefix_rows():
 )
 def test_shared_prefix_rows_on_every_rank(cp_size, tp_size, branch_rows, tokens, position_ids):
     rows = lay_out_pair(TWO_TURNS, "shared_prefix", cp_size, tp_size)
-    assert rows.segments == Segments(8 if cp_size == 4 else 4, 4, branch_rows)
+    assert rows.trees == (Segments(8 if cp_size == 4 else 4, 4, branch_rows),)
     local = [rows.on_rank(cp_size, rank) for rank in range(cp_size)]
     assert [share.tokens[0].tolist() for share in local] == tokens
     assert [share.position_ids[0].tolist() for share in local] == position_ids
-    assert all(share.segments == rows.segments for share in local)
+    assert all(share.trees == rows.trees for share in local)
 
 
 @pytest.mark.parametrize(("cp_size", "trunk_rows"), [(1, 1), (2, 4)])
@@ -155,11 +156,41 @@ def test_trunk_of_one_token(cp_size, trunk_rows):
     """That token begins both branches; the trunk is rows of padding, because nothing runs on an empty sequence."""
     record = record_of(trunk=[5], chosen=[6, 7], rejected=[8], chosen_spans=[[0, 2]], rejected_spans=[[0, 1]])
     rows = lay_out_pair(record, "shared_prefix", cp_size)
-    assert rows.segments == Segments(trunk_rows, 0, (2, 1 if cp_size == 1 else 2))
+    assert rows.trees == (Segments(trunk_rows, 0, (2, 1 if cp_size == 1 else 2)),)
     assert rows.tokens[0, trunk_rows : trunk_rows + 3].tolist() == [5, 6, 5]
     assert rows.labels[0, trunk_rows : trunk_rows + 3].tolist() == [6, 7, 8]
     assert rows.position_ids[0, trunk_rows : trunk_rows + 3].tolist() == [0, 1, 0]
     assert (rows.labels[0, :trunk_rows] == IGNORE).all()
+
+
+SHORT = replace(TWO_TURNS, short_prompt_ids=(np.array([1, 2, 11, 3], np.int32), np.array([3], np.int32)))
+
+
+def test_short_prompts_stand_behind_the_document():
+    """Each with its own turn's answers, and positions from 0."""
+    rows = lay_out_pair(SHORT, "shared_prefix", short_prompts=True)
+    first, second = Segments(3, 3, (2, 3)), Segments(1, 0, (2, 1))
+    assert rows.trees == (Segments(4, 4, (7, 7)), first, second)
+    assert rows.lengths == ((5, 7, 7), (4, 2, 3), (1, 2, 1))
+    behind = {name: value[0, 18:].tolist() for name, value in _rows_of(rows).items()}
+    assert behind == {
+        "tokens": [1, 2, 11, 3, 20, 3, 30, 31, 0, 3, 21, 3],
+        "labels": [IGNORE, IGNORE, IGNORE, 20, 9, 30, 31, 9, IGNORE, 21, 9, 9],
+        "position_ids": [0, 1, 2, 3, 4, 3, 4, 5, 0, 0, 1, 0],
+        "chosen_mask": [0, 0, 0, 1, 1, 0, 0, 0, 0, 1, 1, 0],
+        "rejected_mask": [0, 0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 1],
+        "nll_mask": [0, 0, 0, 1, 1, 0, 0, 0, 0, 1, 1, 0],
+        "ref_logps": [0, 0, 0, -0.5, -1.0, -0.5, -1.0, -1.5, 0, -1.5, -2.0, -2.0],
+    }
+    assert [rows.chosen_tokens, rows.rejected_tokens, rows.sequence_tokens, rows.pair_tokens] == [4, 4, 7, 19 + 13]
+
+
+@layouts
+def test_short_prompts_are_laid_out_on_demand_only(layout):
+    for name, value in lay_out_pair(SHORT, layout).tensors().items():
+        assert torch.equal(value, getattr(lay_out_pair(TWO_TURNS, layout), name)), name
+    with pytest.raises(AssertionError, match="document 'doc' has no short prompts"):
+        lay_out_pair(TWO_TURNS, layout, short_prompts=True)
 
 
 @layouts
@@ -216,7 +247,7 @@ def rows_over_ranks(record: PairRecord, layout: PairLayout, cp_size: int, tp_siz
         local = whole.on_rank(cp_size, rank)
         assert local.tokens.shape[1] * cp_size == whole.tokens.shape[1], "ranks hold equal shares"
         assert local.tokens.shape[1] % tp_size == 0, "the share splits over sequence-parallel ranks"
-        numbers = whole.segments.rows_on_rank(cp_size, rank).tolist()
+        numbers = rows_on_rank(whole.trees, cp_size, rank).tolist()
         for sequence, (column, number) in ((s, n) for s in range(len(sides)) for n in enumerate(numbers)):
             key = sides[sequence][number], int(local.position_ids[sequence, column])
             assert key not in found, "held twice"
@@ -226,7 +257,7 @@ def rows_over_ranks(record: PairRecord, layout: PairLayout, cp_size: int, tp_siz
 
 def sides_of_rows(rows: PairRows) -> list[list[int]]:
     """For every row of every sequence: 0 chosen, 1 rejected, 2 padding between them."""
-    segments, count = rows.segments, rows.tokens.shape[1]
+    (segments,), count = rows.trees, rows.tokens.shape[1]
     if not segments.branch_rows:
         return [[0] * count, [1] * count]
     chosen, rejected = segments.branch_rows
@@ -334,6 +365,37 @@ def test_both_layouts_score_the_same(record, cp_size, tp_size):
 
 @layouts
 @settings(max_examples=60, deadline=None)
+@given(records(), st.data(), cp_sizes, tp_sizes)
+def test_each_tree_is_laid_out_as_if_alone(layout, record, data, cp_size, tp_size):
+    """The document's rows are those without short prompts; a turn's, those of a pair with nothing else in it."""
+    lengths = [data.draw(st.integers(1, 20)) for _ in range(record.turns)]
+    prompts = [np.arange(1000 * turn, 1000 * turn + length, dtype=np.int32) for turn, length in enumerate(lengths, 1)]
+    parts = [record]
+    for turn, prompt in enumerate(prompts):
+        chosen, rejected = (slice(*spans[turn]) for spans in (record.chosen_spans, record.rejected_spans))
+        alone = record_of(
+            trunk=prompt,
+            chosen=record.chosen_ids[chosen],
+            rejected=record.rejected_ids[rejected],
+            chosen_spans=[[0, chosen.stop - chosen.start]],
+            rejected_spans=[[0, rejected.stop - rejected.start]],
+            ignore=[[0, len(prompt)]],
+        )
+        logps = {name: (getattr(record, name)[turn],) for name in ("ref_chosen_logps", "ref_rejected_logps")}
+        parts.append(replace(alone, **logps))
+    rows = lay_out_pair(replace(record, short_prompt_ids=tuple(prompts)), layout, cp_size, tp_size, short_prompts=True)
+    expected = [lay_out_pair(part, layout, cp_size, tp_size) for part in parts]
+    assert rows.trees == tuple(tree for part in expected for tree in part.trees)
+    for rank in range(cp_size):
+        found = _rows_of(rows.on_rank(cp_size, rank))
+        for part, where in zip(expected, local_slices(rows.trees, cp_size), strict=True):
+            for name, value in _rows_of(part.on_rank(cp_size, rank)).items():
+                assert torch.equal(found[name][:, where], value), name
+        assert found["tokens"].shape[1] % tp_size == 0
+
+
+@layouts
+@settings(max_examples=60, deadline=None)
 @given(records(), cp_sizes, tp_sizes)
 def test_every_rank_has_whole_pair_counts(layout, record, cp_size, tp_size):
     trunk, chosen, rejected = record.lengths
@@ -366,7 +428,7 @@ def straddles(record: PairRecord, layout: PairLayout, cp_size: int) -> bool:
     sides = sides_of_rows(rows)
     owner = {}
     for rank in range(cp_size):
-        for number in rows.segments.rows_on_rank(cp_size, rank).tolist():
+        for number in rows_on_rank(rows.trees, cp_size, rank).tolist():
             for sequence in range(len(sides)):
                 owner[sides[sequence][number], int(rows.position_ids[sequence, number])] = rank
     first = len(record.trunk_ids) - 1

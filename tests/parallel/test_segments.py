@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from nemo_longpo.parallel.segments import Segments, zigzag_rows
+from nemo_longpo.parallel.segments import Segments, from_tensor, local_slices, rows_on_rank, to_tensor, zigzag_rows
 
 
 @pytest.mark.parametrize(
@@ -66,15 +66,39 @@ def test_branch_slices_count_from_the_first_branch_row():
     assert Segments(8, 6).branch_slices() == []
 
 
-@pytest.mark.parametrize("segments", [Segments(8, 6, (5, 3)), Segments(2**20, 2**20), Segments(4, 0, (1, 1, 2))])
-def test_segments_round_trip_as_tensor(segments):
-    numbers = segments.to_tensor()
+TREES = Segments(8, 6, (5, 3)), Segments(4, 3, (2, 2)), Segments(4, 4)
+
+
+@pytest.mark.parametrize(
+    ("cp_size", "expected"),
+    [
+        (1, [list(range(28))]),
+        (
+            2,
+            [
+                [0, 1, 6, 7, 8, 9, 10, 11, 16, 19, 20, 21, 24, 27],
+                [2, 3, 4, 5, 12, 13, 14, 15, 17, 18, 22, 23, 25, 26],
+            ],
+        ),
+    ],
+)
+def test_rank_holds_its_rows_of_each_tree(cp_size, expected):
+    assert [rows_on_rank(TREES, cp_size, rank).tolist() for rank in range(cp_size)] == expected
+    assert [rows.stop for rows in local_slices(TREES, cp_size)] == [16 // cp_size, 24 // cp_size, 28 // cp_size]
+    assert [rows.start for rows in local_slices(TREES, cp_size)] == [0, 16 // cp_size, 24 // cp_size]
+
+
+@pytest.mark.parametrize(
+    "trees", [TREES, TREES[:1], TREES[2:], (Segments(2**20, 2**20),), (Segments(4, 0, (1, 1, 2)), TREES[2])]
+)
+def test_trees_round_trip_as_tensor(trees):
+    numbers = to_tensor(trees)
     assert (numbers.dtype, numbers.device.type) == (torch.int64, "cpu")
-    assert numbers.shape == (2 + len(segments.branch_rows),)
-    assert Segments.from_tensor(numbers) == segments
+    assert numbers.shape == (sum(3 + len(tree.branch_rows) for tree in trees),)
+    assert from_tensor(numbers) == trees
 
 
 @pytest.mark.parametrize("mask", [torch.ones(4, 4, dtype=torch.int64), torch.ones(4, dtype=torch.bool)])
 def test_a_real_mask_is_refused(mask):
     with pytest.raises(AssertionError, match="an attention mask"):
-        Segments.from_tensor(mask)
+        from_tensor(mask)

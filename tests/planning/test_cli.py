@@ -142,6 +142,25 @@ def test_recipe_matches_the_recommendation(tmp_path, capsys):
     assert flat == [shlex.split(argument)[0].replace('"', "'") for argument in recommended]
 
 
+def test_short_prompts_ask_for_an_objective_that_reads_them(tmp_path, capsys):
+    file = tmp_path / "plan.yaml"
+    assert main([*COMMAND, "--short-tokens", "32768", "16384", "--recipe", str(file)]) == 0
+    assert "; 2 short prompts of 49,152 tokens" in capsys.readouterr().out
+    assert yaml.safe_load(file.read_text())["model"]["objective"] == {"loss_type": "solopo"}
+    assert main([*COMMAND, "--short-tokens", "32768", "16384", "--json"]) == 0
+    asked = json.loads(capsys.readouterr().out)
+    assert main([*COMMAND, "--json"]) == 0
+    without = json.loads(capsys.readouterr().out)
+    assert asked["job"]["short_prompts"] == [32768, 16384]
+    assert asked["flops_per_pair"]["forward"] > 1.1 * without["flops_per_pair"]["forward"]
+    assert asked["recommended"]["speed"]["seconds"] > 1.1 * without["recommended"]["speed"]["seconds"]
+
+
+def test_a_short_prompt_is_no_longer_than_the_document(capsys):
+    assert main([*COMMAND, "--short-tokens", "131073"]) == 2
+    assert "--short-tokens 131073 is more than --length 131072" in capsys.readouterr().err
+
+
 def _leaves(tree, path=()):
     for name, value in tree.items():
         yield from _leaves(value, (*path, name)) if isinstance(value, dict) else [((*path, name), value)]

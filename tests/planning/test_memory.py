@@ -8,6 +8,7 @@ from nemo_longpo.costs.model_shape import MODELS, ModelShape
 from nemo_longpo.placement import Placement
 from nemo_longpo.planning.job import Job
 from nemo_longpo.planning.memory import (
+    attention_moment,
     branch_bytes,
     estimate_memory,
     feed_forward_moment,
@@ -74,6 +75,22 @@ def test_concatenated_has_twice_the_trunk():
     assert job.rows == 2 * 63
     assert branch_bytes(job, Placement()) == 0
     assert sum(layer_widths(job, Placement()).values()) == sum(layer_widths(PAIR, Placement()).values()) - 8
+
+
+@pytest.mark.parametrize(("layout", "rows"), [("shared_prefix", 64 + 23 + 13), ("concatenated", 126 + 44 + 24)])
+def test_short_prompts_add_their_rows(layout, rows):
+    """Two turns share the answers, 2 of 3 and 1 of 1 tokens each; attention never sees more than one tree at once."""
+    job = replace(PAIR, layout=layout, short_prompts=(20, 10))
+    assert job.short == ((20, 2, 1), (10, 2, 1))
+    assert (job.rows, job.tokens) == (rows, 64 + 23 + 13)
+    assert job.branch_rows == (10 if layout == "shared_prefix" else 0)
+    alone = replace(PAIR, layout=layout)
+    assert job.document_alone == alone
+    placement = Placement(cp=2).recomputing("none")
+    more, less = estimate_memory(job, placement), estimate_memory(alone, placement)
+    assert more.activations / less.activations == pytest.approx(job.rows / alone.rows)
+    assert more.inputs / less.inputs == pytest.approx(job.rows / alone.rows)
+    assert attention_moment(job, placement) == attention_moment(alone, placement)
 
 
 def test_tensor_parallelism_splits_activations():

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from nemo_longpo.costs import flops
 from nemo_longpo.costs.devices import GIB, GPUS
 from nemo_longpo.costs.model_shape import MODELS, ModelShape
 from nemo_longpo.placement import Placement
@@ -95,6 +96,21 @@ def test_seconds_are_flops_over_reached_speed():
     assert speed.seconds == pytest.approx(speed.executed_flops / (0.5 * 989e12))
     assert speed.mfu == pytest.approx(0.5 * speed.model_flops / speed.executed_flops)
     assert speed.tokens_per_second == pytest.approx(8 * 140_072 / speed.seconds)
+
+
+def test_short_prompts_cost_time():
+    prompts = (32_768,) * 4
+    alone = Machine(GPUS["h100-80gb"], gpus=1, utilisation=0.5)
+    less, more = (
+        estimate_speed(replace(JOB, short_prompts=short), Placement().recomputing("full"), alone)
+        for short in ((), prompts)
+    )
+    added = 4 * flops.layers_flops(MISTRAL, 32_768, 1125, 1125) + flops.output_flops(MISTRAL, 9000)
+    assert more.model_flops - less.model_flops == pytest.approx(8 * 3 * added)
+    assert more.tokens - less.tokens == 8 * 4 * (32_768 + 2 * 1125)
+    assert more.seconds == pytest.approx(more.executed_flops / (0.5 * 989e12))
+    ring = [layer_communication(replace(JOB, short_prompts=short), Placement(cp=8), H100) for short in ((), prompts)]
+    assert ring[1] == pytest.approx(2 * ring[0], rel=0.01), "as many branch rows again, whose traffic nothing hides"
 
 
 def test_pipeline_idle_time():

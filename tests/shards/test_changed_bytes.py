@@ -32,10 +32,12 @@ def outcome(shards: Path) -> str:
     with pytest.raises(InputError, match="sha256"):
         reader.verify()
     try:
-        lengths = reader.lengths().tolist()
+        lengths, short_lengths = reader.lengths().tolist(), reader.short_lengths()
         for index, record in enumerate(reader):
             validate_record(record, vocab_size=100)
             assert lengths[index] == list(record.lengths)
+            prompts = [len(ids) for ids in record.short_prompt_ids or ()]
+            assert [prompt for prompt, *_ in short_lengths[index]] == prompts
         return "read"
     except InputError as error:
         sentence = str(error)

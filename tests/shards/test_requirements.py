@@ -13,21 +13,23 @@ from nemo_longpo.shards.reader import ShardReader
 from nemo_longpo.shards.requirements import Requirements
 from nemo_longpo.shards.writer import ShardWriter
 
+PROMPTS = tuple(np.arange(tokens, dtype=np.int32) for tokens in (5, 3))
 REQUIREMENTS = Requirements(vocabulary_rows=100, seq_length=16, positions=16, objective=Objective())
 
 
 def check(directory, requirements: Requirements) -> None:
     reader = ShardReader(directory)
-    requirements.check(reader, reader.lengths())
+    requirements.check(reader, reader.lengths(), reader.short_lengths())
 
 
 @pytest.fixture
 def shards_of(tmp_path):
-    def make(ref_context: str):
+    def make(ref_context: str, *prompts: tuple | None):
+        """Three records with the given short prompts, by default with those of PROMPTS each."""
         directory = tmp_path / ref_context
         with ShardWriter(directory, replace(PROVENANCE, ref_context=ref_context)) as writer:
-            for index in range(3):
-                writer.add(make_record(index, ref_context=ref_context))
+            for index, ids in enumerate(prompts or [PROMPTS] * 3):
+                writer.add(make_record(index, ref_context=ref_context, short_prompt_ids=ids))
         return directory
 
     return make
@@ -37,7 +39,7 @@ def shards_of(tmp_path):
 @pytest.mark.parametrize("ref_context", ["short", "long"])
 def test_loss_and_reference_fit(shards_of, loss_type, ref_context):
     directory = shards_of(ref_context)
-    needs_short = loss_type in ("longpo", "longpo_no_nll", "sft_chosen_constraint")
+    needs_short = loss_type in ("longpo", "longpo_no_nll", "sft_chosen_constraint", "solopo")
     refused = needs_short if ref_context == "long" else loss_type == "dpo"
     requirements = replace(REQUIREMENTS, objective=Objective(loss_type))
     if not refused:
@@ -86,3 +88,51 @@ def test_a_record_longer_than_run_or_model(shards_of, limit, sentence):
     check(directory, replace(REQUIREMENTS, positions=None))
     with pytest.raises(InputError, match=f"shard-00000.arrow, record 2, document 'document 2' {sentence}"):
         check(directory, replace(REQUIREMENTS, **limit))
+
+
+SOLOPO = replace(REQUIREMENTS, objective=Objective("solopo"))
+
+
+def test_short_prompts_are_needed_where_the_objective_reads_them(shards_of):
+    directory = shards_of("short", PROMPTS, None, PROMPTS)
+    check(directory, REQUIREMENTS)
+    with pytest.raises(InputError, match=r"loss_type=solopo trains .*, record 1, document 'document 1' has none; pack"):
+        check(directory, SOLOPO)
+
+
+def test_short_prompts_that_are_not_read_are_missing(shards_of):
+    reader = ShardReader(shards_of("short"), short_prompts=False)
+    assert reader.short_lengths() == [[], [], []]
+    with pytest.raises(InputError, match="record 0, document 'document 0' has none"):
+        SOLOPO.check(reader, reader.lengths(), reader.short_lengths())
+
+
+def test_lengths_of_short_prompts_and_their_answers(shards_of):
+    reader = ShardReader(shards_of("short"))
+    answers = [
+        [(a[1] - a[0], b[1] - b[0]) for a, b in zip(r.chosen_spans, r.rejected_spans, strict=True)] for r in reader
+    ]
+    assert reader.short_lengths() == [[(5, *first), (3, *second)] for first, second in answers]
+
+
+@pytest.mark.parametrize("answers", [(2, 7), (7, 2)], ids=["rejected is longer", "chosen is longer"])
+def test_the_longer_answer_of_a_short_prompt_counts(shards_of, answers):
+    reader = ShardReader(shards_of("short"))
+    short = [[(10, 2, 2)], [(1, 1, 1), (10, *answers)], [(10, 2, 2)]]
+    with pytest.raises(InputError, match=r"record 1.* has 17 tokens in a short prompt and its answer, more than"):
+        SOLOPO.check(reader, reader.lengths(), short)
+
+
+def test_a_short_prompt_longer_than_the_run(shards_of):
+    long = (PROMPTS[0], np.arange(40, dtype=np.int32))
+    directory = shards_of("short", PROMPTS, long, PROMPTS)
+    reader = ShardReader(directory)
+    longest = 40 + max(reader.short_lengths()[1][1][1:])
+    check(directory, REQUIREMENTS)
+    check(directory, replace(SOLOPO, seq_length=longest, positions=longest))
+    with pytest.raises(InputError, match=rf"record 1, .* has {longest} tokens in a short prompt and its answer, more"):
+        check(directory, replace(SOLOPO, seq_length=longest - 1))
+    with pytest.raises(
+        InputError, match=rf"has {longest} tokens in a short prompt .* gives it {longest - 1} positions"
+    ):
+        check(directory, replace(SOLOPO, seq_length=longest, positions=longest - 1))

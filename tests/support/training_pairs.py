@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from support import tiny_models as tiny
 from transformers import PreTrainedTokenizerBase
 
 from nemo_longpo.shards.fingerprint import tokenizer_fingerprint
@@ -55,6 +56,16 @@ def edge_records(vocab_size: int) -> list[PairRecord]:
     ]
 
 
+def with_short_prompts(records: list[PairRecord], vocab_size: int) -> list[PairRecord]:
+    """Give every turn a random short prompt: of 1 token, of 6, of 11, …"""
+    rng = np.random.default_rng(13)
+
+    def prompts(record: PairRecord) -> tuple[np.ndarray, ...]:
+        return tuple(rng.integers(0, vocab_size, 1 + 5 * turn).astype(np.int32) for turn in range(record.turns))
+
+    return [replace(record, short_prompt_ids=prompts(record)) for record in records]
+
+
 def _random_branch(rng: np.random.Generator, vocab_size: int, instructions: list[np.ndarray]):
     ids: list[np.ndarray] = []
     spans, logps, place = [], [], 0
@@ -91,6 +102,12 @@ def write_shards(
     return directory
 
 
+def write_tiny_shards(directory: Path, records: list[PairRecord], family: str = "mistral") -> Path:
+    """Write shards for the tokenizer and the vocabulary of a family's tiny model."""
+    tokenizer = tiny.tiny_tokenizer(tiny.DEFAULT_STYLE[family])
+    return write_shards(directory, records, tokenizer, tiny.tiny_model(family, tokenizer).config.vocab_size)
+
+
 def plain_record(record: PairRecord) -> dict[str, list]:
     """Return a record in the form of `reference.longpo_step`, which does not use our classes."""
     return {
@@ -102,4 +119,5 @@ def plain_record(record: PairRecord) -> dict[str, list]:
         "ignore_spans": record.nll_ignore_spans.tolist(),
         "ref_chosen": [turn.tolist() for turn in record.ref_chosen_logps],
         "ref_rejected": [turn.tolist() for turn in record.ref_rejected_logps],
+        "short_prompts": [turn.tolist() for turn in record.short_prompt_ids or ()],
     }

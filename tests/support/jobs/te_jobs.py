@@ -15,11 +15,15 @@ LOCAL_ROWS = 14
 
 
 def _pairs(cp_size: int) -> dict[str, list[int] | None]:
-    """`Segments.to_tensor()` of pairs with 14 rows a rank: trunk with padding, trunk without branches, nothing said."""
+    """`segments.to_tensor()` of pairs with 14 rows a rank: trunk with padding, trunk without branches, nothing said."""
+    two_branches = [2, 8 * cp_size, 8 * cp_size - 3, 2 * cp_size - 1, 4 * cp_size + 1]
+    small = [2, 4 * cp_size, 4 * cp_size - 1, cp_size + 1, 2 * cp_size - 1]
+    smaller = [1, 2 * cp_size, 2 * cp_size, cp_size]
     return {
-        "two branches": [8 * cp_size, 8 * cp_size - 3, 2 * cp_size - 1, 4 * cp_size + 1],
-        "a trunk alone": [LOCAL_ROWS * cp_size, LOCAL_ROWS * cp_size],
-        "no segments": None,
+        "two branches": two_branches,
+        "a trunk alone": [0, LOCAL_ROWS * cp_size, LOCAL_ROWS * cp_size],
+        "three trees": [*small, *smaller, 0, 4 * cp_size, 4 * cp_size],
+        "no trees": None,
     }
 
 
@@ -67,7 +71,7 @@ def _core_attention(spec: Any, config: Any) -> torch.nn.Module:
     )
 
 
-def _run(attention: torch.nn.Module, segments: list[int] | None, rank: int) -> list[torch.Tensor]:
+def _run(attention: torch.nn.Module, trees: list[int] | None, rank: int) -> list[torch.Tensor]:
     """Output and the gradients of query, key and value of some rows, float64."""
     from megatron.core.transformer.enums import AttnMaskType
 
@@ -75,7 +79,7 @@ def _run(attention: torch.nn.Module, segments: list[int] | None, rank: int) -> l
     heads = HEADS, KV_HEADS, KV_HEADS
     inputs = [torch.randn(LOCAL_ROWS, 1, n, HEAD, generator=generator, dtype=torch.float64) for n in heads]
     query, key, value = (tensor.requires_grad_() for tensor in inputs)
-    described = None if segments is None else torch.tensor(segments)
+    described = None if trees is None else torch.tensor(trees)
     out = attention(query, key, value, described, attn_mask_type=AttnMaskType.causal)
     grad = torch.randn(out.shape, generator=generator, dtype=torch.float64)
     return [out.detach(), *torch.autograd.grad(out, inputs, grad)]
@@ -102,8 +106,8 @@ def _differences(comm_type: str, hierarchical: list[int] | None, cp_size: int, r
     assert cp_size == 1 or ours.cp_comm_type == comm_type
     assert [group.size() for group in ours.groups] == (hierarchical or ([cp_size] if cp_size > 1 else []))
     differences = {}
-    for name, segments in _pairs(cp_size).items():
-        found, wanted = (_run(attention, segments, rank) for attention in (ours, expected))
+    for name, trees in _pairs(cp_size).items():
+        found, wanted = (_run(attention, trees, rank) for attention in (ours, expected))
         differences[name] = max(float((one - other).abs().max()) for one, other in zip(found, wanted, strict=True))
     return differences
 
