@@ -145,10 +145,12 @@ def verdict(curves: Curves) -> list[str]:
         apart = learning_curves.paired(at.get(first, {}), at.get(second, {}))
         if apart:
             mean = Mean.of(apart)
-            clear = mean.spread is not None and abs(mean.value) > mean.spread
-            said = ("above" if mean.value > 0 else "below") if clear else "not apart by more than the spread from"
+            said = "above" if mean.value > 0 else "below"
+            if mean.spread is not None and abs(mean.value) <= mean.spread:
+                said = "not apart by more than the spread from"
+            seeds = "" if mean.spread is not None else ", one seed"
             names = [experiment.OBJECTIVES[name] for name in (first, second)]
-            lines.append(f"- {names[0]} is {said} {names[1]} at {long:,} tokens ({mean} points).")
+            lines.append(f"- {names[0]} is {said} {names[1]} at {long:,} tokens ({mean} points{seeds}).")
     short = learning_curves.paired(
         curves.at("longpo", last["longpo"] or "", None), curves.at(experiment.BASE, experiment.BASE, None)
     )
