@@ -1,30 +1,21 @@
-"""Run the stages of a file as steps: start what is missing, watch it, restart lost processes.
-
-The processes of a stage are the tasks of a NeMo-Run experiment. No other file of the data tools uses NeMo-Run.
-"""
+"""Run the stages of a file as steps: start what is missing, watch it, restart lost processes."""
 
 import shlex
 import sys
-import time
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from nemo_longpo import steps, terminal
 from nemo_longpo.errors import InputError, error_sentence
+from nemo_longpo.launching import executors, slurm_jobs
 from nemo_longpo.status_bar import StatusBar
 
 from ..runner import progress, read_stage_settings
 from ..stages.registry import STAGES, Report
 from .config import Pipeline, StageProcesses
-
-_POLL_SECONDS = 1.0
-_LOG_TAIL = 2000  # bytes of a process's log to read and show
-_LOG_DELAY = 5  # seconds that a log may arrive after the end of its process, over a network
 
 
 def pipeline_steps(pipeline: Pipeline) -> list[steps.Step]:
@@ -54,7 +45,7 @@ def run_pipeline(pipeline: Pipeline, redo: str | None = None) -> dict[str, Repor
     stages up to the first unfinished one (later ones have no output yet). Raises InputError if `run_steps` does.
     """
     for name, text in pipeline.executors.items():
-        make_executor(text, f"executors.{name}")
+        executors.make_executor(text, f"executors.{name}")
     records = steps.run_steps(pipeline_steps(pipeline), pipeline.output, redo=redo)
     return {name: record.report for name, record in records.items()}
 
@@ -64,26 +55,25 @@ def _launch(pipeline: Pipeline, stage: StageProcesses) -> Report:
     if report := _check(stage):
         return report
     name = stage.launch.executor
-    executor = make_executor(pipeline.executors[name], f"executors.{name}")
+    executor = executors.make_executor(pipeline.executors[name], f"executors.{name}")
     for attempt in range(stage.launch.restarts + 1):
         if attempt:
             terminal.note(f"{stage.call.stage}: processes were lost; starting again what is missing")
         with _PartsBar(stage) as bar:
             try:
-                logs = run_processes(stage, executor, pipeline.output / "runs", bar.refresh)
+                ended = slurm_jobs.run_tasks(_tasks(stage), executor, pipeline.output / "runs", bar.refresh)
             except (KeyboardInterrupt, SystemExit):
                 tqdm.write(f"{stage.call.stage}: stopped; {bar.finished()} finished parts are kept", file=sys.stderr)
                 raise
-        said = [_tail(folder) for folder in logs]
-        for text in said:
-            if (error := error_sentence(text)) is not None:
+        for process in ended:
+            if (error := error_sentence(process.said)) is not None:
                 raise InputError(f"stage {stage.call.stage!r}: {error}")
         if report := _check(stage):
             return report
-    print(terminal.printable_lines(said[0]), file=sys.stderr)
+    print(terminal.printable_lines(ended[0].said), file=sys.stderr)
     raise InputError(
         f"stage {stage.call.stage!r} lacks parts after {stage.launch.restarts + 1} starts; finished parts are kept, "
-        f"run the same command to continue; the lines above are the last ones of {logs[0]}"
+        f"run the same command to continue; the lines above are the last ones of {ended[0].log}"
     )
 
 
@@ -114,7 +104,10 @@ class _PartsBar:
     def finished(self) -> int:
         return len(list(self._output.glob("part-*.jsonl")))
 
-    def refresh(self) -> None:
+    def refresh(self, jobs: str = "") -> None:
+        """Show what has been done, and `jobs`, a line about the processes."""
+        if jobs:
+            self._bar.set_postfix_str(jobs, refresh=False)
         settings = read_stage_settings(self._output)
         shares, parts = progress.shares_of_parts(self._output)
         self._bar.total = parts if settings is None else settings["parts"]
@@ -124,55 +117,6 @@ class _PartsBar:
             self._bar.refresh()  # the seconds continue between two parts
 
 
-def _tail(folder: Path) -> str:
-    """Return the end of a process's log in its folder; the executor chooses the name of the file."""
-    deadline = time.monotonic() + _LOG_DELAY
-    while not (logs := [path for path in folder.rglob("*") if path.suffix in (".log", ".out")]):
-        if time.monotonic() > deadline:
-            return ""
-        time.sleep(0.2)
-    with max(logs, key=lambda path: path.stat().st_size).open("rb") as file:
-        file.seek(max(0, file.seek(0, 2) - _LOG_TAIL))
-        return file.read().decode("utf-8", "replace")
-
-
-def import_nemo_run() -> Any:
-    """Return the nemo_run package. Raises InputError if it is not installed."""
-    try:
-        import nemo_run
-    except ImportError as error:
-        raise InputError(
-            f"`longpo data run` starts processes through NeMo-Run, which cannot be imported here ({error}); "
-            "pip install nemo_run, or start the stages yourself with --rank and --world-size"
-        ) from error
-    return nemo_run
-
-
-def make_executor(description: Mapping[str, Any], where: str) -> Any:
-    """Return an executor from its class name in nemo_run ("type") and its arguments; nested ones (tunnels) likewise.
-
-    By default it packages no source code: the tasks run installed commands. Raises InputError if the class is unknown
-    or refuses the arguments.
-    """
-    return _build({"packager": {"type": "Packager"}, **description}, where)
-
-
-def _build(description: Mapping[str, Any], where: str) -> Any:
-    nemo_run = import_nemo_run()
-    arguments = {
-        key: _build(value, f"{where}.{key}") if isinstance(value, dict) and "type" in value else value
-        for key, value in description.items()
-        if key != "type"
-    }
-    kind = vars(nemo_run).get(description["type"])
-    if not isinstance(kind, type):
-        raise InputError(f"{where}: nemo_run has no class {description['type']!r}; try LocalExecutor or SlurmExecutor")
-    try:
-        return kind(**arguments)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise InputError(f"{where}: {description['type']} refuses its arguments ({error})") from error
-
-
 def command_lines(stage: StageProcesses) -> list[str]:
     """Return the command of each process of a stage: the words of the stage's call, its rank and the world size."""
     count = stage.launch.processes
@@ -180,33 +124,12 @@ def command_lines(stage: StageProcesses) -> list[str]:
     return [f"{stage.launch.command} {shlex.join([*stage.call.words(), *share])}" for share in shares]
 
 
-def run_processes(stage: StageProcesses, executor: Any, log_dir: Path, watch: Callable[[], None]) -> list[Path]:
-    """Start all processes of a stage, call `watch` until they have ended, and return the folders of their logs.
-
-    The processes' exit status is not returned: only the finished parts count.
-    """
-    nemo_run = import_nemo_run()
-    quiet = {"clean_mode": True, "enable_goodbye_message": False, "skip_status_at_exit": True, "log_level": "WARN"}
-    with nemo_run.Experiment(f"longpo-{stage.call.stage}", base_dir=str(log_dir), **quiet) as experiment:
-        for rank, line in enumerate(command_lines(stage)):
-            script = nemo_run.Script(
-                inline=line,
-                env={name: value.format(rank=rank) for name, value in stage.env.items()},
-            )
-            experiment.add(script, executor=executor, name=f"{stage.call.stage}-{rank}")
-        experiment.run(detach=False)
-        try:
-            while any(not _has_ended(task) for task in experiment.status(return_dict=True).values()):
-                watch()
-                time.sleep(_POLL_SECONDS)
-        except (KeyboardInterrupt, SystemExit):
-            for task in experiment.status(return_dict=True):
-                experiment.cancel(task)
-            raise
-        return [Path(task["local_dir"]) for task in experiment.status(return_dict=True).values()]
-
-
-def _has_ended(task: Mapping[str, Any]) -> bool:
-    from torchx.specs import is_terminal
-
-    return is_terminal(task["status"])
+def _tasks(stage: StageProcesses) -> list[executors.Task]:
+    return [
+        executors.Task(
+            name=f"{stage.call.stage}-{rank}",
+            line=line,
+            env={name: value.format(rank=rank) for name, value in stage.env.items()},
+        )
+        for rank, line in enumerate(command_lines(stage))
+    ]
