@@ -90,7 +90,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     | ADAPTER
     | LAYOUTS
     | PURE,
+    "nemo_longpo.launching": set(),
     "nemo_longpo.data_tools": {
+        "nemo_longpo.launching",
         "nemo_longpo.shards",
         "nemo_longpo.model_directory",
         "nemo_longpo.status_bar",
@@ -113,6 +115,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "nemo_longpo.costs",
         "nemo_longpo.data_tools",
         "nemo_longpo.evaluation",
+        "nemo_longpo.launching",
         "nemo_longpo.model_directory",
         "nemo_longpo.planning",
         "nemo_longpo.yaml_input",
@@ -142,7 +145,7 @@ OPEN_TO_ALL = {
 
 TRAINER = {"nemo", "nemo_run", "megatron", "lightning", "pytorch_lightning", "transformer_engine", "modelopt", "apex"}
 # Starts processes and knows nothing of training; reached from one file only, inside a function.
-LAUNCHER, LAUNCHER_FILE = "nemo_run", "data_tools/pipeline/run.py"
+LAUNCHER, LAUNCHER_FILE = "nemo_run", "nemo_longpo/launching/executors.py"
 MAY_IMPORT_TRAINER = ADAPTER | {
     "nemo_longpo.recipes",
     "nemo_longpo.conversion",

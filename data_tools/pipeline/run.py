@@ -44,8 +44,9 @@ def run_pipeline(pipeline: Pipeline, redo: str | None = None) -> dict[str, Repor
     Everything that can be checked is checked before the first process starts: the executors, and the settings of all
     stages up to the first unfinished one (later ones have no output yet). Raises InputError if `run_steps` does.
     """
-    for name, text in pipeline.executors.items():
-        executors.make_executor(text, f"executors.{name}")
+    made = [executors.make_executor(text, f"executors.{name}") for name, text in pipeline.executors.items()]
+    if redo:
+        slurm_jobs.forget_ended(pipeline.output / "runs", [own for own in made if slurm_jobs.is_slurm(own)])
     records = steps.run_steps(pipeline_steps(pipeline), pipeline.output, redo=redo)
     return {name: record.report for name, record in records.items()}
 

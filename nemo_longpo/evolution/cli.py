@@ -37,7 +37,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from . import evolution_file, forecast, gate, rounds
+    from . import evolution_file, forecast, gate, places, rounds
 
     evolution = evolution_file.load_evolution(arguments.config)
     plan = rounds.evolution_steps(evolution)
@@ -45,14 +45,22 @@ def _run(arguments: argparse.Namespace) -> int:
         return _status(evolution, plan, arguments)
     if arguments.dry_run:
         expected = forecast.forecast(evolution)
+        entries = steps.planned(plan, evolution.output, redo=arguments.redo)
+        waiting = {entry["step"] for entry in entries if entry["commands"]}
+        jobs = [(step.name, step.function) for step in plan if step.name in waiting]
+        scripts = {name: job.script() for name, job in jobs if isinstance(job, places.SlurmStep)}
         if arguments.json:
-            entries = steps.planned(plan, evolution.output, redo=arguments.redo)
-            said = {"output": str(evolution.output), "plan": entries, "rounds": [asdict(own) for own in expected]}
+            costs = [asdict(own) for own in expected]
+            said = {"output": str(evolution.output), "plan": entries, "rounds": costs, "scripts": scripts}
             print(json.dumps(said))
             return 0
         steps.show_plan(plan, evolution.output, redo=arguments.redo)
+        for name, script in scripts.items():
+            terminal.show(f"\nbatch script of {name}:\n{script}")
         terminal.show("\n".join(["", *(own.line() for own in expected)]))
         return 0
+    if arguments.redo:
+        places.check_redo(evolution)
     try:
         records = steps.run_steps(plan, evolution.output, redo=arguments.redo)
     except gate.GateClosedError as closed:

@@ -19,7 +19,7 @@ from nemo_longpo.model_directory.model_config import ModelConfig
 from nemo_longpo.typed_fields import Built, build, is_whole
 from nemo_longpo.yaml_input import read_yaml_mapping
 
-from . import evolution_settings as told
+from . import evolution_settings as told, places
 
 _ADVICE = "see examples/evolve.yaml"
 _PROGRAMS = {"data": ("python", "longpo"), "train": ("longpo", "nemo"), "eval": ("longpo",)}
@@ -54,7 +54,6 @@ def parse_evolution(content: Mapping[Any, Any], path: str) -> told.Evolution:
         raise InputError(f"{path}: 'rounds' is empty; give at least one round with its length")
     _check_variables(file.env, f"{path}: env")
     environments = _typed(told.Environments, file.environments, f"{path}: environments")
-    _check_environments(environments, f"{path}: environments")
     hardware = None if file.hardware is None else _typed(told.Hardware, file.hardware, f"{path}: hardware")
     if hardware is not None:
         devices.find_gpu(hardware.gpu)
@@ -67,7 +66,9 @@ def parse_evolution(content: Mapping[Any, Any], path: str) -> told.Evolution:
         where = f"{path}: round {number}"
         start = rounds[-1].model if rounds else base
         folder = output / f"round-{number}"
-        asked, asked_settings = _evaluation({**file.evaluate, **given.evaluate}, gate, f"{where}: evaluate")
+        data = _data(file, given, environments, start, folder, where)
+        train = _training(file, given, [base, output], f"{where}: train")
+        asked, asked_settings, asked_on = _evaluation(file, given, gate, [base, output], f"{where}: evaluate")
         rounds.append(
             told.Round(
                 number=number,
@@ -78,16 +79,27 @@ def parse_evolution(content: Mapping[Any, Any], path: str) -> told.Evolution:
                 rope_theta=given.rope_theta,
                 rope_scaling=given.rope_scaling,
                 full_attention=file.full_attention and number == 1,
-                data=_data(file, given, environments, start, folder, where),
-                train=_training(file.train, given.train, f"{where}: train"),
+                data=data,
+                train=train,
                 asked=asked,
                 asked_settings=asked_settings,
+                asked_on=asked_on,
             )
         )
+    contained = [
+        name
+        for name, found in (
+            ("train", [own.train.executor for own in rounds]),
+            ("eval", [own.asked_on for own in rounds]),
+        )
+        if any(places.in_container(place, file.executors) for place in found)
+    ]
+    _check_environments(environments, contained, f"{path}: environments")
     return told.Evolution(
         base=base,
         output=output,
         environments=environments,
+        executors=file.executors,
         env=file.env,
         hardware=hardware,
         gate=gate,
@@ -118,9 +130,10 @@ def _check_variables(variables: Mapping[str, str], where: str) -> None:
             raise InputError(f"{where}: {short_repr(name)} is no name of a variable; put it in quotes if it is")
 
 
-def _check_environments(environments: told.Environments, where: str) -> None:
+def _check_environments(environments: told.Environments, contained: list[str], where: str) -> None:
+    """Raises InputError if a program is missing on this machine; those of the `contained` ones are in an image."""
     for name, programs in _PROGRAMS.items():
-        for program in programs:
+        for program in programs if name not in contained else ():
             path = Path(environments.program(name, program))
             if not path.exists():
                 raise InputError(
@@ -212,7 +225,8 @@ def _data(
     return content
 
 
-def _training(shared: Mapping[str, Any], own: Mapping[str, Any], where: str) -> told.Training:
+def _training(file: told.FileFields, given: told.RoundFields, paths: list[Path], where: str) -> told.Training:
+    shared, own = file.train, given.train
     merged: dict[Any, Any] = {}
     for overrides in (shared.get("settings", {}), own.get("settings", {})):
         if not isinstance(overrides, dict):
@@ -231,11 +245,18 @@ def _training(shared: Mapping[str, Any], own: Mapping[str, Any], where: str) -> 
             raise InputError(f"{where}: {name} is set by the rounds themselves; remove it from 'settings'")
     if not is_whole(training.settings.get("trainer.max_steps")):
         raise InputError(f"{where}: settings lack trainer.max_steps, a whole number of optimizer steps; give it")
-    return training
+    places.check_executor(training.executor, file.executors, paths, where)
+    if training.launcher and training.executor != places.HERE:
+        raise InputError(f"{where}: 'launcher' starts training on this machine; remove it, or 'executor'")
+    placement = places.placement(training.executor, file.executors, training.settings, where)
+    return replace(training, settings=training.settings | placement)
 
 
-def _evaluation(content: dict[str, Any], gate: told.GateLimits, where: str) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Return the flags of `longpo eval`, and the settings that decide what it measures."""
+def _evaluation(
+    file: told.FileFields, given: told.RoundFields, gate: told.GateLimits, paths: list[Path], where: str
+) -> tuple[tuple[str, ...], dict[str, Any], str]:
+    """Return the flags of `longpo eval`, the settings that decide what it measures, and the executor it runs on."""
+    content = {**file.evaluate, **given.evaluate}
     kinds = (*settings.ENGINE_SETTINGS, JudgeSettings)
     of_models = {item.name: kind for kind in kinds for item in fields(kind)}
     own_names = [item.name for item in fields(told.Evaluating)]
@@ -250,7 +271,7 @@ def _evaluation(content: dict[str, Any], gate: told.GateLimits, where: str) -> t
     try:
         benchmarks = suites.choose(plain.suite)
         sources.require(benchmarks, Path(plain.data) if plain.data else None, suites.ESSAYS if plain.wording else ())
-        given = {kind: options.settings_from(kind, content).recorded() for kind in kinds}
+        recorded = {kind: options.settings_from(kind, content).recorded() for kind in kinds}
         refuse_passwords(options.settings_from(settings.ServerSettings, content).base_url)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
@@ -269,13 +290,19 @@ def _evaluation(content: dict[str, Any], gate: told.GateLimits, where: str) -> t
         raise InputError(
             f"{where}: the gate watches lengths up to {gate.short_tokens:,} tokens, and none of 'lengths' is; add one"
         )
-    for file in (plain.wording, *(name for name in plain.suite if name.endswith(".jsonl"))):
-        if file and not Path(file).is_file():
-            raise InputError(f"{where}: {file} does not exist; correct it")
-    asked = {name: value for name, value in vars(plain).items() if name != "suite" and value not in (None, ())}
+    names = [*filter(None, [plain.wording]), *(name for name in plain.suite if name.endswith(".jsonl"))]
+    questions = [Path(name) for name in names]
+    for path in questions:
+        if not path.is_file():
+            raise InputError(f"{where}: {path} does not exist; correct it")
+    read = [*paths, *questions, *([Path(plain.data)] if plain.data else [])]
+    places.check_executor(plain.executor, file.executors, read, where)
+    told_of = {name: value for name, value in vars(plain).items() if name != "executor"}
+    asked = {name: value for name, value in told_of.items() if name != "suite" and value not in (None, ())}
     asked |= {name: content[name] for name in of_models if name in content}
     flags = ["--suite", ",".join(plain.suite)]
     flags += [word for name, value in asked.items() for word in options.setting_words(name, value)]
-    measured = {name: value for name, value in vars(plain).items() if name != "data"}
-    deciding = given[settings.EngineSettings] | given[JudgeSettings]
-    return tuple(flags), measured | {name: value for name, value in deciding.items() if name in content}
+    measured = {name: value for name, value in told_of.items() if name != "data"}
+    deciding = recorded[settings.EngineSettings] | recorded[JudgeSettings]
+    measured |= {name: value for name, value in deciding.items() if name in content}
+    return tuple(flags), measured, plain.executor

@@ -34,14 +34,20 @@ class Hardware:
     gpus_per_node: Size = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Training:
-    """A recipe with its overrides. `launcher` are words in front of the command, such as those of `srun`."""
+    """A recipe with its overrides.
+
+    `executor` is this machine, or a name among the file's executors. `launcher` are words in front of the command here.
+    `restarts` are submissions after the first one, if a job runs out of time or loses nodes.
+    """
 
     factory: str
     settings: dict[str, Any] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
     launcher: Names = field(default_factory=list)
+    executor: str = "local"
+    restarts: Count = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +60,7 @@ class Evaluating:
     lengths: tuple[Size, ...] = ()
     samples: Size | None = None
     seed: Count = QuestionSettings.seed
+    executor: str = "local"
 
 
 @dataclass(frozen=True)
@@ -106,8 +113,8 @@ class FileFields:
 class Round:
     """One round, with all that it inherits. `length` and `max_length` are tokens of a document, and of it with answers.
 
-    `data` is the content of the file that `longpo data run` gets; `asked` are the flags of `longpo eval`, and
-    `asked_settings` those among them that decide its results.
+    `data` is the content of the file that `longpo data run` gets; `asked` are the flags of `longpo eval`, which runs on
+    `asked_on`, and `asked_settings` those among them that decide its results.
     """
 
     number: int
@@ -122,6 +129,7 @@ class Round:
     train: Training
     asked: tuple[str, ...]
     asked_settings: dict[str, Any]
+    asked_on: str
 
     @property
     def model(self) -> Path:
@@ -136,6 +144,7 @@ class Evolution:
     base: Path
     output: Path
     environments: Environments
+    executors: Mapping[str, Mapping[str, Any]]
     env: Mapping[str, str]
     hardware: Hardware | None
     gate: GateLimits

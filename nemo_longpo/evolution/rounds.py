@@ -13,7 +13,7 @@ from nemo_longpo.data_tools.stages.registry import STAGES
 from nemo_longpo.errors import InputError
 from nemo_longpo.steps import Step
 
-from . import gate
+from . import gate, places
 from .evolution_settings import Evolution, Round
 
 RESULTS = "results.json"
@@ -30,33 +30,28 @@ def round_steps(evolution: Evolution, own: Round) -> list[Step]:
     """Return the steps of one round, NAME-NUMBER; a step records the settings that decide its output."""
     n, folder, limits = own.number, own.folder, evolution.gate
     start, training, evaluation = folder / "start", folder / "training", folder / "evaluation"
-    env, environments = dict(evolution.env), evolution.environments
     pairs = partial(gate.check_pairs, folder / "data" / "filter" / "report.json", limits, f"data-{n}")
     short = partial(gate.check_short, evaluation / RESULTS, limits, f"evaluate-{n}")
-    longpo = environments.program("train", "longpo")
     return [
         Step(
             name=f"data-{n}",
             title=f"make pairs of up to {own.length:,} tokens",
             function=partial(_write_data_file, folder, own),
-            command=(longpo, "data", "run", str(folder / "data.yaml")),
+            command=(
+                places.program_here(evolution, own.train.executor, "longpo"),
+                "data",
+                "run",
+                str(folder / "data.yaml"),
+            ),
             inputs=(own.start,),
             outputs=(folder / "data",),
             settings=_data_settings(own, evolution),
-            env=env,
+            env=dict(evolution.env),
         ),
         _gate_step(f"pairs-{n}", f"enough pairs are left: {limits.fewest_pairs:,} or more", pairs, folder / "data"),
-        Step(
-            name=f"import-{n}",
-            title="convert the model to NeMo",
-            command=(longpo, *_import_words(own, start)),
-            inputs=(own.start,),
-            outputs=(start,),
-            settings=_import_settings(own, evolution),
-            env=env,
-        ),
+        import_step(evolution, own, f"import-{n}", start),
         train_step(evolution, own, f"train-{n}", shards=folder / "data" / "shards", start=start, training=training),
-        export_step(evolution, f"export-{n}", training, own.model),
+        export_step(evolution, f"export-{n}", training, own.model, executor=own.train.executor),
         evaluate_step(
             evolution,
             own,
@@ -68,10 +63,24 @@ def round_steps(evolution: Evolution, own: Round) -> list[Step]:
     ]
 
 
+def import_step(evolution: Evolution, own: Round, name: str, start: Path) -> Step:
+    """Return the step that makes the checkpoint `start` of the round's model, with its RoPE base and positions."""
+    step = Step(
+        name=name,
+        title="convert the model to NeMo",
+        command=(places.program(evolution, own.train.executor, "train", "longpo"), *_import_words(own, start)),
+        inputs=(own.start,),
+        outputs=(start,),
+        settings=_import_settings(own, evolution),
+        env=dict(evolution.env),
+    )
+    return places.placed(evolution, own.train.executor, step)
+
+
 def train_step(evolution: Evolution, own: Round, name: str, *, shards: Path, start: Path, training: Path) -> Step:
     """Return the step that trains on `shards` from the checkpoint `start`, with the round's settings."""
-    program = evolution.environments.program("train", "nemo")
-    return Step(
+    program = places.program(evolution, own.train.executor, "train", "nemo")
+    step = Step(
         name=name,
         title=f"train at {own.length:,} tokens",
         command=(
@@ -91,10 +100,18 @@ def train_step(evolution: Evolution, own: Round, name: str, *, shards: Path, sta
         settings={"factory": own.train.factory} | _training_settings(own),
         env=dict(evolution.env) | own.train.env,
     )
+    return places.placed(evolution, own.train.executor, step, parallel=True, restarts=own.train.restarts)
 
 
 def export_step(
-    evolution: Evolution, name: str, training: Path, model: Path, *, every: bool = False, max_length: int | None = None
+    evolution: Evolution,
+    name: str,
+    training: Path,
+    model: Path,
+    *,
+    every: bool = False,
+    max_length: int | None = None,
+    executor: str = places.HERE,
 ) -> Step:
     """Return the step that exports the newest checkpoint of a run to `model`, or every one into it.
 
@@ -102,23 +119,24 @@ def export_step(
     """
     words = ["convert", "export", "--checkpoint", str(training), "--output", str(model), "--overwrite"]
     words += (["--every"] if every else []) + ([] if max_length is None else ["--max-length", str(max_length)])
-    return Step(
+    step = Step(
         name=name,
         title=f"convert {'every checkpoint' if every else 'the trained model'} to Hugging Face",
-        command=(evolution.environments.program("train", "longpo"), *words),
+        command=(places.program(evolution, executor, "train", "longpo"), *words),
         inputs=(training,),
         outputs=(model,),
         settings={} if max_length is None else {"max_length": max_length},
         env=dict(evolution.env),
     )
+    return places.placed(evolution, executor, step)
 
 
 def evaluate_step(evolution: Evolution, own: Round, name: str, models: Mapping[str, Path], evaluation: Path) -> Step:
     """Return the step that asks models, by their names for tables, what the round asks."""
-    program = evolution.environments.program("eval", "longpo")
+    program = places.program(evolution, own.asked_on, "eval", "longpo")
     named = [f"{label}={path}" for label, path in models.items()]
     labels = list(models)
-    return Step(
+    step = Step(
         name=name,
         title=f"compare {labels[-1]} with {labels[0]}" if labels[1:] else f"measure {labels[0]}",
         command=(program, "eval", *named, *own.asked, "--output", str(evaluation)),
@@ -127,6 +145,7 @@ def evaluate_step(evolution: Evolution, own: Round, name: str, models: Mapping[s
         settings=own.asked_settings,
         env=dict(evolution.env),
     )
+    return places.placed(evolution, own.asked_on, step)
 
 
 def _gate_step(name: str, title: str, decide: Callable[[], dict[str, Any]], source: Path) -> Step:

@@ -5,7 +5,6 @@ is submitted, and a job without a number is looked for by its name, so that no k
 """
 
 import json
-import re
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +27,7 @@ _SILENCE = 300.0  # seconds that Slurm may know nothing of a job
 
 @dataclass(frozen=True)
 class Job:
-    """A job as it is recorded. `number` is "" until Slurm has given one; `folders` is a pattern of those of its logs."""
+    """A job as it is recorded. `number` is "" until Slurm has given one; `folders` is a pattern for its logs."""
 
     name: str
     folders: str
@@ -43,7 +42,7 @@ def run_tasks(
     Jobs of Slurm that are recorded in `folder` are not submitted again, and go on if this function is stopped; tasks
     of other executors end with it. The exit status of tasks is for the caller to judge.
     """
-    if type(executor).__name__ != executors.SLURM:
+    if not is_slurm(executor):
         return executors.run_attached(tasks, executor, folder, watch)
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [_attach(task, executor, folder) or _submit(task, executor, folder) for task in tasks]
@@ -51,7 +50,9 @@ def run_tasks(
         states = _wait(jobs, executor, watch)
     except (KeyboardInterrupt, SystemExit):
         numbers = " ".join(job.number for job in jobs)
-        terminal.note(f"Slurm jobs go on: {numbers}; the same command watches them further, `scancel {numbers}` ends it")
+        terminal.note(
+            f"Slurm jobs go on: {numbers}; the same command watches them further, `scancel {numbers}` ends it"
+        )
         raise
     ended = []
     for task, job in zip(tasks, jobs, strict=True):
@@ -61,9 +62,23 @@ def run_tasks(
     return ended
 
 
-def unfinished(folder: Path) -> list[Job]:
-    """Return the jobs whose end has not been seen."""
-    return [_read(path) for path in sorted(folder.glob("*.job.json"))]
+def is_slurm(executor: Any) -> bool:
+    return type(executor).__name__ == executors.SLURM
+
+
+def forget_ended(folder: Path, found: Sequence[Any]) -> None:
+    """Remove the records of ended jobs. Raises InputError if one is at work, as one of the executors `found` says."""
+    for path in sorted(folder.glob("*.job.json")):
+        job = _read(path)
+        for executor in found:
+            number = job.number or _number_of(job, executor)
+            state = states_of([replace(job, number=number)], executor).get(number, COMPLETED)
+            if state not in _ENDED:
+                raise InputError(
+                    f"Slurm job {number}, {job.name}, is {state.lower()} and writes what would be removed; end it "
+                    f"with `scancel {number}`, or wait for it, before --redo"
+                )
+        path.unlink()
 
 
 def batch_script(task: executors.Task, executor: Any, folder: Path) -> str:
@@ -75,7 +90,9 @@ def states_of(jobs: Sequence[Job], executor: Any) -> Mapping[str, str]:
     """Return the state of each job by its number, in Slurm's words; it is left out where Slurm knows nothing of it."""
     numbers = ",".join(job.number for job in jobs)
     said = executors.ask(executor, f"sacct --noheader --parsable2 --allocations --jobs={numbers} --format=JobID,State")
-    said += executors.ask(executor, f"squeue --noheader --jobs={numbers} --format='%i|%T'")  # the newest, while it lives
+    said += executors.ask(
+        executor, f"squeue --noheader --jobs={numbers} --format='%i|%T'"
+    )  # the newest, while it lives
     rows = [line.split("|") for line in said.split("\n") if "|" in line]
     return {row[0].strip(): row[1].split()[0] for row in rows if row[1].strip()}
 
@@ -104,12 +121,16 @@ def _attach(task: executors.Task, executor: Any, folder: Path) -> Job | None:
         return None
     job = _read(_record_file(task, folder))
     if not job.number:
-        said = executors.ask(executor, f"squeue --noheader --name={job.name} --format='%i'")
-        if not (numbers := said.split()):
+        if not (number := _number_of(job, executor)):
             return None
-        job = _write(task, folder, replace(job, number=numbers[0]))
+        job = _write(task, folder, replace(job, number=number))
     terminal.note(f"{task.name}: Slurm job {job.number} was submitted before; it is watched further")
     return job
+
+
+def _number_of(job: Job, executor: Any) -> str:
+    """Return the number of a job that was submitted and not noted, "" if there is none at work."""
+    return next(iter(executors.ask(executor, f"squeue --noheader --name={job.name} --format='%i'").split()), "")
 
 
 def _submit(task: executors.Task, executor: Any, folder: Path) -> Job:
@@ -117,12 +138,13 @@ def _submit(task: executors.Task, executor: Any, folder: Path) -> Job:
     prefix = executor.job_name_prefix or executors.JOB_PREFIX
     job = _write(task, folder, Job(prefix + named.name, executors.log_folders(named.name, executor, folder)))
     try:
-        job = replace(job, number=executors.submit(named, executor, folder))
+        number = executors.submit(named, executor, folder)
     except InputError:
         _record_file(task, folder).unlink()
         raise
-    terminal.note(f"{task.name}: Slurm job {job.number}, its logs in {job.folders}")
-    return _write(task, folder, job)
+    job = _write(task, folder, replace(job, number=number))
+    terminal.note(f"{task.name}: Slurm job {number}, its logs in {job.folders}")
+    return job
 
 
 def _wait(jobs: Sequence[Job], executor: Any, watch: Callable[[str], None]) -> dict[str, str]:
@@ -133,7 +155,8 @@ def _wait(jobs: Sequence[Job], executor: Any, watch: Callable[[str], None]) -> d
         now = time.monotonic()
         if now - asked >= pause:
             asked, pause = now, min(1.3 * pause, _LAST_POLL)
-            states |= states_of(jobs, executor)
+            ended = {number: state for number, state in states.items() if state in _ENDED}
+            states = {**ended, **states_of(jobs, executor)}
             missing = [job.number for job in jobs if job.number not in states]
             if all(states.get(job.number) in _ENDED for job in jobs):
                 return states
@@ -151,7 +174,7 @@ def _tail(job: Job, executor: Any) -> tuple[str, str]:
     """Return the pattern of a job's logs, and the end of the newest: of the command, or of the batch script."""
     for start in ("log-", "sbatch_"):
         pattern = f"{job.folders}/{start}*_{job.number}*.out"
-        said = executors.ask(executor, f"tail -q -c {executors.LOG_BYTES} $(ls -t {pattern} | head -n 1)")
+        said = executors.ask(executor, f"ls -t {pattern} | head -n 1 | xargs -r tail -c {executors.LOG_BYTES}")
         if said.strip():
-            return pattern, re.sub(r"^\d+: ", "", said, flags=re.MULTILINE)  # srun may put the task's number in front
+            return pattern, said
     return job.folders, ""

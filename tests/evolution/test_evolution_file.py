@@ -91,6 +91,18 @@ BAD = {
         setter("train", "env", to={"A=B": "x"}),
         "X/evolve.yaml: round 1: train: env: 'A=B' is no name of a variable",
     ),
+    "unknown executor": (
+        setter("train", "executor", to="gpus"),
+        "X/evolve.yaml: round 1: train: executor 'gpus' is not among local",
+    ),
+    "unknown executor of evaluation": (
+        setter("evaluate", "executor", to="gpus"),
+        "X/evolve.yaml: round 1: evaluate: executor 'gpus' is not among local",
+    ),
+    "executor without a type": (
+        setter("executors", to={"gpus": {"account": "team"}}),
+        "X/evolve.yaml: round 1: data: executors.gpus must be a mapping with a 'type', such as LocalExecutor",
+    ),
     "missing stage": (remover("data", "score"), "X/evolve.yaml: round 1: data.score is missing; name the stage"),
     "wrong setting of a stage": (
         setter("rounds", 1, "data", "chunk", "chunk_tokens", to=0),

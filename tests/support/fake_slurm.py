@@ -48,7 +48,7 @@ def run(job, flags):
         time.sleep(0.05)
     save({{**job, "state": "RUNNING"}})
     output = open(flags["output"].strip("'").replace("%j", job["number"]), "ab")
-    variables = dict(SLURM_JOB_ID=job["number"], SLURM_JOB_NODELIST="node", SLURM_NNODES=flags["nodes"], SLURM_NODEID="0")
+    variables = dict(SLURM_JOB_ID=job["number"], SLURM_JOB_NODELIST="node", SLURM_NODEID="0")
     status = subprocess.call(["bash", job["script"]], env=os.environ | variables, stdout=output, stderr=output)
     state = "FAILED" if status else "COMPLETED"
     if here("ends"):
@@ -67,7 +67,7 @@ def srun():
     inside = [source for source, target in mounts if target == "/nemo_run"]
     command = [word.replace("/nemo_run", inside[0]) if inside else word for word in rest]
     open(home + "/started", "a").write(json.dumps([given, command]) + "\\n")
-    output = open(given["--output"], "ab")
+    output = open(given["--output"].replace("%j", os.environ["SLURM_JOB_ID"]), "ab")
     sys.exit(subprocess.call(command, stdout=output, stderr=output, cwd=given.get("--chdir")))
 def squeue():
     living = [job for job in chosen() if job["state"] in ("PENDING", "RUNNING")]

@@ -1,6 +1,5 @@
 """All stages from one file, through the real NeMo-Run on this machine."""
 
-import io
 import json
 import os
 import shutil
@@ -12,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support import fake_slurm
 
 from nemo_longpo.data_tools.pipeline.config import LaunchSettings, StageProcesses
-from nemo_longpo.data_tools.pipeline.run import _PartsBar, make_executor
+from nemo_longpo.data_tools.pipeline.run import _PartsBar
 from nemo_longpo.data_tools.stages.registry import StageCall
 from nemo_longpo.errors import InputError
+from nemo_longpo.launching import executors
 
 pytestmark = pytest.mark.slow
 
@@ -159,28 +160,28 @@ def test_error_of_a_process_is_printed_once(longpo, tmp_path, corpus, model_dir)
 )
 def test_bad_executors(executor, message):
     with pytest.raises(InputError, match=message):
-        make_executor(executor, "executors.x")
+        executors.make_executor(executor, "executors.x")
 
 
-def test_slurm_executor_from_description(tmp_path, monkeypatch):
-    """NeMo-Run itself writes the batch script that would be submitted."""
-    import nemo_run
-
-    monkeypatch.setattr(sys, "stdin", io.StringIO())  # NeMo-Run's tunnel reads it, which pytest forbids
-    executor = make_executor(
-        {
-            "type": "SlurmExecutor",
-            "account": "team",
-            "partition": "batch",
-            "gpus_per_node": 8,
-            "time": "04:00:00",
-            "container_image": "vllm.sqsh",
-            "tunnel": {"type": "LocalTunnel", "job_dir": str(tmp_path)},
-        },
-        "executors.gpu",
-    )
-    with nemo_run.Experiment("slurm", base_dir=str(tmp_path), clean_mode=True) as experiment:
-        experiment.add(nemo_run.Script(inline="longpo data respond"), executor=executor, name="respond-0")
-        experiment.dryrun(log=False, delete_exp_dir=False)
-    scripts = [path.read_text() for path in tmp_path.rglob("*sbatch*")]
-    assert any("#SBATCH --account=team" in text and "#SBATCH --gpus-per-node=8" in text for text in scripts)
+def test_stages_on_slurm_and_a_kill(tmp_path, corpus, model_dir, monkeypatch):
+    """Two jobs share a stage; they outlive a killed command, and the next one watches them further."""
+    home = tmp_path / "slurm"
+    monkeypatch.setenv("PATH", str(fake_slurm.install(home)), prepend=":")
+    monkeypatch.setenv("NEMORUN_HOME", str(tmp_path / "nemo_run"))
+    changes = {"instruct": {"executor": "gpus", "max_new_tokens": 4}, "chunk": {"executor": "gpus"}}
+    config = write_config(tmp_path, corpus, model_dir, stages=("chunk", "instruct"), **changes)
+    content = yaml.safe_load(config.read_text())
+    content["executors"] = {"gpus": {"type": "SlurmExecutor", "account": "team"}}
+    config.write_text(yaml.safe_dump(content))
+    command = [sys.executable, "-m", "nemo_longpo.cli", "data", "run", str(config)]
+    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert run.stderr is not None
+    while "instruct-1: Slurm job" not in run.stderr.readline():
+        assert run.poll() is None
+    run.kill()
+    run.communicate()
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    names = [job["name"].rpartition("-")[0] for job in fake_slurm.jobs(home)]
+    assert names == ["longpo.chunk-0", "longpo.instruct-0", "longpo.instruct-1"]
+    assert len([*(tmp_path / "work" / "instruct").glob("part-*.jsonl")]) == 4
