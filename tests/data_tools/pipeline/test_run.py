@@ -163,25 +163,27 @@ def test_bad_executors(executor, message):
         executors.make_executor(executor, "executors.x")
 
 
-def test_stages_on_slurm_and_a_kill(tmp_path, corpus, model_dir, monkeypatch):
-    """Two jobs share a stage; they outlive a killed command, and the next one watches them further."""
+def test_stage_on_slurm_and_a_kill(tmp_path, corpus, model_dir, monkeypatch):
+    """The job of a stage outlives a killed command, and the next one watches it further."""
     home = tmp_path / "slurm"
     monkeypatch.setenv("PATH", str(fake_slurm.install(home)), prepend=":")
     monkeypatch.setenv("NEMORUN_HOME", str(tmp_path / "nemo_run"))
-    changes = {"instruct": {"executor": "gpus", "max_new_tokens": 4}, "chunk": {"executor": "gpus"}}
-    config = write_config(tmp_path, corpus, model_dir, stages=("chunk", "instruct"), **changes)
+    (home / "hold").touch()
+    config = write_config(tmp_path, corpus, model_dir, stages=("chunk",), chunk={"executor": "gpus"})
     content = yaml.safe_load(config.read_text())
     content["executors"] = {"gpus": {"type": "SlurmExecutor", "account": "team"}}
     config.write_text(yaml.safe_dump(content))
     command = [sys.executable, "-m", "nemo_longpo.cli", "data", "run", str(config)]
     run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert run.stderr is not None
-    while "instruct-1: Slurm job" not in run.stderr.readline():
+    while "chunk-0: Slurm job 101" not in run.stderr.readline():
         assert run.poll() is None
     run.kill()
     run.communicate()
+    redone = subprocess.run([*command, "--redo", "chunk"], capture_output=True, text=True)
+    assert "is pending and writes what would be removed" in redone.stderr
+    (home / "hold").unlink()
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
-    names = [job["name"].rpartition("-")[0] for job in fake_slurm.jobs(home)]
-    assert names == ["longpo.chunk-0", "longpo.instruct-0", "longpo.instruct-1"]
-    assert len([*(tmp_path / "work" / "instruct").glob("part-*.jsonl")]) == 4
+    assert [job["number"] for job in fake_slurm.jobs(home)] == ["101"]
+    assert len([*(tmp_path / "work" / "chunk").glob("part-*.jsonl")]) == 4
