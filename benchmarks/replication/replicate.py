@@ -6,7 +6,7 @@ For every seed a small model writes pairs about long documents; every objective 
 Megatron-Core, all checkpoints are exported and measured, and LongPO goes on to a longer round. All of it by public
 commands, several at a time. The same command continues after a kill. The settings are in
 benchmarks/replication/settings.yaml. Writes replication.json, .md, .svg and .png into the output; with --publish also
-into benchmarks/results.
+into benchmarks/results, and the figure into docs/images.
 """
 
 import argparse
@@ -24,11 +24,12 @@ from nemo_longpo import atomic, errors, steps, terminal
 from nemo_longpo.evaluation.results import pages
 from nemo_longpo.line_plot import curves as drawing
 
-from .. import RESULTS
+from .. import RESULTS, ROOT
 from ..common import results
 from . import comparison_tables, experiment, learning_curves
 
 NAME = "replication"
+FIGURES = ROOT / "docs" / "images"
 SETTINGS = Path(__file__).with_name("settings.yaml")
 PACKAGES = ("torch", "transformers", "nemo-toolkit", "megatron-core")
 
@@ -51,7 +52,7 @@ def main() -> int:
     )
     parser.add_argument("--minutes", type=terminal.positive_number, metavar="N", help="stop then, and report the rest")
     parser.add_argument("--programs", type=Path, metavar="DIR", help="where `longpo` and `nemo` are (default: here)")
-    parser.add_argument("--publish", action="store_true", help="write the results into benchmarks/results, too")
+    parser.add_argument("--publish", action="store_true", help="write into benchmarks/results and docs/images, too")
     steps.add_plan_options(parser)
     try:
         return run(parser.parse_args())
@@ -79,23 +80,23 @@ def run(arguments: argparse.Namespace) -> int:
             steps.run_steps(plan, place.output, redo=arguments.redo, jobs=arguments.jobs)
     except (errors.InputError, TimeIsUpError) as error:
         failure = error
-    done = write(settings, seeds, place, arguments.publish)
+    ended = write(settings, seeds, place, arguments.publish)
     if failure is not None:
-        missing = len(plan) - done
+        missing = sum(step.name not in ended for step in plan)
         terminal.note(
             f"{errors.ERROR_MARK}{missing} of {len(plan)} steps are missing: {failure}; the same command continues"
         )
     return 0 if failure is None else 1
 
 
-def write(settings: experiment.Settings, seeds: range, place: experiment.Place, publish: bool) -> int:
-    """Write tables, figure and numbers of what has been measured so far; returns how many steps have ended."""
+def write(settings: experiment.Settings, seeds: range, place: experiment.Place, publish: bool) -> dict[str, float]:
+    """Write tables, figure and numbers of what has been measured so far; returns the seconds of steps that ended."""
     curves = learning_curves.read_curves(settings, seeds, place)
     seconds = {
         name: record.seconds for name, record in steps.read_records(place.output).items() if record.seconds is not None
     }
     if not curves.found:
-        return len(seconds)
+        return seconds
     result: dict[str, Any] = results.origin(PACKAGES) | {
         "settings": dataclasses.asdict(settings),
         "pairs": learning_curves.pairs_left(settings, seeds, place),
@@ -109,11 +110,12 @@ def write(settings: experiment.Settings, seeds: range, place: experiment.Place, 
     lines += ["", *comparison_tables.verdict(curves)]
     for folder in (place.output, *([RESULTS] if publish else [])):
         results.write_results(NAME, result, lines, folder)
+    for folder in (place.output, *([RESULTS, FIGURES] if publish else [])):
         if graphs:
             atomic.write_file(folder / f"{NAME}.svg", pages.svg_of(drawing.draw(*graphs)))
     for graph, name in zip(graphs, ("long", "short", *(f"round-{n}" for n in range(2, 9))), strict=False):
         atomic.write_file(place.output / f"{NAME}-{name}.png", drawing.png(graph))
-    return len(seconds)
+    return seconds
 
 
 @contextmanager

@@ -241,7 +241,10 @@ def run(*words: str) -> int:
         return replicate.main()
 
 
-def test_whole_run_with_stand_ins_continues_and_writes_what_it_has(tmp_path, told, place, capsys):
+def test_whole_run_with_stand_ins_continues_and_writes_what_it_has(tmp_path, told, place, capsys, monkeypatch):
+    for name in ("RESULTS", "FIGURES"):
+        monkeypatch.setattr(replicate, name, tmp_path / name)
+        (tmp_path / name).mkdir()
     base = shutil.copytree(told["evolution"]["base"], tmp_path / "base")
     (base / "content").write_text("base")
     told["evolution"]["base"] = str(base)
@@ -262,12 +265,17 @@ def test_whole_run_with_stand_ins_continues_and_writes_what_it_has(tmp_path, tol
     assert written["pairs"]["round-1"] == {"0": {"pairs": 5, "turns": 7}}
     longpo.write_text(program)
     before = len(small_evolution.calls(tmp_path))
-    assert run(*words) == 0
+    assert run(*words, "--publish") == 0
     again = small_evolution.calls(tmp_path)[before:]
     assert [call[:3] for call in again] == [["longpo", "convert", "export"], ["longpo", "eval", again[1][2]]]
     written = json.loads((place.output / "replication.json").read_text())
     assert set(written["accuracy"]) == {"base", *OBJECTIVES, "round-2"}
-    assert (place.output / "replication.svg").read_text().startswith("<svg")
+    drawn = (place.output / "replication.svg").read_text()
+    assert drawn.startswith("<svg")
+    assert (tmp_path / "FIGURES" / "replication.svg").read_text() == drawn
+    assert sorted(path.name for path in (tmp_path / "RESULTS").iterdir()) == [
+        *(f"replication.{kind}" for kind in ("json", "md", "svg"))
+    ]
     assert (place.output / "seed-0" / "round-2" / "model" / "content").read_text().count("start of") == 3
 
 
