@@ -9,6 +9,7 @@ import base64
 import hashlib
 import os
 import unicodedata
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,29 @@ def inspect_shards(
         atomic.write_file(page, make_page(reader, summary, values, TokenText(tokenizer), samples))
         summary["page"] = str(page)
     return summary
+
+
+def shard_page(directory: Path, models: Sequence[Path], *, samples: int, most: int) -> tuple[dict[str, Any], str, str]:
+    """Return the summary, the page, and a sentence if it shows token ids, of at most `most` evenly spaced documents.
+
+    `models` are Hugging Face directories whose tokenizer may be that of the shards. Raises InputError if the shards are
+    damaged or hold no documents.
+    """
+    reader = ShardReader(directory)
+    if not len(reader):
+        raise InputError(f"{directory} holds no documents; rebuild the shards with `longpo data pack`")
+    tokenizer, without = None, "no tokenizer of these shards was found"
+    for model in models:
+        try:
+            tokenizer, without = _tokenizer(model, reader), ""
+            break
+        except InputError as error:
+            without = str(error)
+    places = [place * len(reader) // most for place in range(most)] if len(reader) > most else range(len(reader))
+    values = measure(reader[place] for place in places)
+    summary = summarise(reader, values, verified=False)
+    page = make_page(reader, summary, values, TokenText(tokenizer), samples, places)
+    return summary, page, f"Samples are shown as token ids: {without}." if without else ""
 
 
 def _check_page(page: Path, samples: int) -> None:
@@ -105,8 +129,19 @@ def style() -> str:
     return (_FOLDER / "page.css").read_text(encoding="utf-8")
 
 
-def make_page(reader: ShardReader, summary: dict[str, Any], values: Values, text: TokenText, samples: int) -> str:
-    """Return the page as text. It shows `samples` documents, from the lowest to the highest margin."""
+def make_page(
+    reader: ShardReader,
+    summary: dict[str, Any],
+    values: Values,
+    text: TokenText,
+    samples: int,
+    places: Sequence[int] | None = None,
+) -> str:
+    """Return the page as text. It shows `samples` documents, from the lowest to the highest margin.
+
+    `places` are those of the documents that were measured, all without it.
+    """
+    places = range(len(reader)) if places is None else places
     script = (_FOLDER / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     bounds = [f"{100 * bound:g} %" for bound in SHADES]
@@ -122,8 +157,8 @@ def make_page(reader: ShardReader, summary: dict[str, Any], values: Values, text
         summary=summary,
         columns=SPREAD,
         plots=draw(summary, values),
-        documents=len(margins),
-        picked=[(standing, margins[index], reader[index]) for standing, index in pick(margins, samples)],
+        documents=len(reader),
+        picked=[(standing, margins[index], reader[places[index]]) for standing, index in pick(margins, samples)],
         view=lambda record: document_view(record, text),
         shades=shades[::-1],
         flatten=flatten,

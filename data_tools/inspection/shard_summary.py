@@ -129,6 +129,7 @@ def summarise(reader: shard_reader.ShardReader, values: Values, *, verified: boo
         "files": len(manifest.files),
         "bytes": sum(file.bytes for file in manifest.files),
         "counts": asdict(manifest.counts),
+        "measured": len(values["turns_per_document"]),
         "length_histogram": dict(sorted(manifest.length_histogram.items(), key=lambda item: int(item[0]))),
         "distributions": {
             name: dict(zip(SPREAD, [*np.percentile(array, percents).tolist(), float(array.mean())], strict=True))

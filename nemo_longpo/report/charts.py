@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from nemo_longpo.evaluation.results import summary, tables
 from nemo_longpo.evaluation.results.tables import NOTHING, Row, Table
 from nemo_longpo.line_plot.curves import Curve, Graph, shown, thinned
 
@@ -151,6 +152,68 @@ def _median(run: Run, name: str) -> str:
 def _hours(run: Run) -> str:
     seconds = finite(run.values("step_seconds"))
     return shown(math.fsum(seconds) / 3600, 4) if seconds else NOTHING
+
+
+def left_out(runs: Sequence[Run]) -> str:
+    """A sentence about the charts that some run has no values for; empty without any."""
+    missing: dict[str, list[str]] = {}
+    for chart in CHARTS:
+        lacking = [run.label for run in runs if not any(finite(run.values(name)) for name in chart.metrics.values())]
+        if lacking:
+            missing.setdefault("" if len(lacking) == len(runs) else f" by {', '.join(lacking)}", []).append(chart.title)
+    said = "; ".join(f"{', '.join(titles)}{by}" for by, titles in missing.items())
+    return f"Not recorded: {said}. MFU and memory need a GPU, MFU one whose peak is known." if said else ""
+
+
+@dataclass
+class _Scores:
+    """A row of scores by length, of the evaluations with these titles."""
+
+    label: str
+    titles: list[str]
+    cells: dict[int, str]
+
+    def agrees(self, label: str, cells: dict[int, str]) -> bool:
+        shared = self.cells.keys() & cells.keys()
+        return self.label == label and bool(shared) and all(self.cells[length] == cells[length] for length in shared)
+
+    @property
+    def name(self) -> str:
+        return self.label if len(self.titles) > 1 else f"{self.titles[0]}: {self.label}"
+
+
+def lengths_by_round(found: Sequence[tuple[str, summary.Summary]]) -> list[Table]:
+    """A table of every benchmark with lengths: the models of all evaluations below each other, lengths side by side.
+
+    A model that several evaluations have with the same scores, such as the base, is one row. Nothing for a single one.
+    """
+    rows: dict[str, list[_Scores]] = {}
+    headings: dict[str, str] = {}
+    for title, own in found if len(found) > 1 else ():
+        for group in tables.with_lengths(own):
+            headings.setdefault(group.name, tables.heading(group))
+            present = rows.setdefault(group.name, [])
+            for label in own.labels:
+                cells = {part.length or 0: tables.mean_cell(part, label) for part in own.by_length[group.name]}
+                row = next((row for row in present if row.agrees(label, cells)), None)
+                if row is None:
+                    present.append(_Scores(label, [title], cells))
+                else:
+                    row.titles.append(title)
+                    row.cells |= cells
+    return [_by_round(headings[name], own) for name, own in rows.items()]
+
+
+def _by_round(heading: str, rows: Sequence[_Scores]) -> Table:
+    lengths = sorted({length for row in rows for length in row.cells})
+    return Table(
+        title=f"{heading}, by length and round",
+        columns=tuple(map(tables.tokens, lengths)),
+        rows=tuple(
+            Row(name=row.name, cells=tuple(row.cells.get(length, NOTHING) for length in lengths)) for row in rows
+        ),
+        notes=("A dash: not measured in that round.",),
+    )
 
 
 def numbers(run: Run) -> Table:

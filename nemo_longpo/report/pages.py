@@ -11,12 +11,12 @@ from markupsafe import Markup
 from nemo_longpo import atomic
 from nemo_longpo.data_tools.inspection import inspect_shards
 from nemo_longpo.errors import InputError
-from nemo_longpo.evaluation.results import pages as results_pages, paper_layout, plot, tables
+from nemo_longpo.evaluation.results import pages as results_pages, paper_layout, plot, summary, tables
 from nemo_longpo.evaluation.results.report import RESULTS
 from nemo_longpo.evaluation.results.results_json import read_summary
 from nemo_longpo.line_plot import curves, panels
 
-from . import charts
+from . import charts, shard_data
 from .runs import Run, find_places, read_runs
 
 PAGE = "training.html"
@@ -30,8 +30,15 @@ class Evaluation:
 
     title: str
     verdict: str
-    tables: tuple[tables.Table, ...]
-    plot: panels.Plot | None
+    summary: summary.Summary
+
+    @property
+    def tables(self) -> list[tables.Table]:
+        return [*paper_layout.paper_tables(self.summary), *tables.length_tables(self.summary)]
+
+    @property
+    def plot(self) -> panels.Plot | None:
+        return plot.draw(self.summary)
 
 
 def write_report(given: Sequence[str], output: Path, evaluations: Sequence[Path] = ()) -> tuple[list[Path], list[str]]:
@@ -51,7 +58,9 @@ def write_report(given: Sequence[str], output: Path, evaluations: Sequence[Path]
     ]
     results = [_evaluation(*own) for own in (*found, *((str(path), path) for path in evaluations))]
     graphs = charts.graphs(runs)
-    files: dict[str, str | bytes] = {PAGE: page(runs, graphs, results)}
+    data = shard_data.gather(runs, places)
+    files: dict[str, str | bytes] = {PAGE: page(runs, graphs, results, data)}
+    files |= {own.name: own.samples for own in data if own.samples}
     notes = [run.warning for run in runs if run.warning]
     if importlib.util.find_spec("matplotlib"):
         files |= {f"{graph.name}.png": curves.png(graph) for graph in graphs}
@@ -59,9 +68,9 @@ def write_report(given: Sequence[str], output: Path, evaluations: Sequence[Path]
         notes.append("no PNGs are written without matplotlib; install nemo_longpo[report] for them")
     with atomic.explain_full_disk(output, "nothing is lost"):
         output.mkdir(parents=True, exist_ok=True)
-    if (output / PAGE).exists():  # ours, with the PNGs of other runs
-        for name in charts.names():
-            (output / f"{name}.png").unlink(missing_ok=True)
+    if (output / PAGE).exists():  # ours, with the PNGs and samples of other runs
+        for path in (*(output / f"{name}.png" for name in charts.names()), *output.glob("shards-[0-9]*.html")):
+            path.unlink(missing_ok=True)
     for name, content in files.items():
         atomic.write_file(output / name, content)
     return [output / name for name in files], notes
@@ -80,19 +89,20 @@ def _check_output(output: Path) -> None:
 
 def _evaluation(title: str, path: Path) -> Evaluation:
     file = path / RESULTS if path.is_dir() else path
-    summary, verdict = read_summary(file)
-    return Evaluation(
-        title=title,
-        verdict=verdict,
-        tables=(*paper_layout.paper_tables(summary), *tables.length_tables(summary)),
-        plot=plot.draw(summary),
-    )
+    found, verdict = read_summary(file)
+    return Evaluation(title=title, verdict=verdict, summary=found)
 
 
-def page(runs: Sequence[Run], graphs: Sequence[curves.Graph], evaluations: Sequence[Evaluation] = ()) -> str:
+def page(
+    runs: Sequence[Run],
+    graphs: Sequence[curves.Graph],
+    evaluations: Sequence[Evaluation] = (),
+    data: Sequence[shard_data.ShardData] = (),
+) -> str:
     """Return the page. What runs wrote stands in it as text, hidden characters spelled out."""
     style = [inspect_shards.style(), *(file.read_text(encoding="utf-8") for file in _styles())]
     versions = [run.versions for run in runs]
+    parts = {"Runs": runs, "Charts": runs, "Numbers": runs, "Evaluation": evaluations, "Data": data, "Settings": runs}
     text: str = (
         inspect_shards.environment(_FOLDER, results_pages.FOLDER, panels.FOLDER)
         .get_template(PAGE)
@@ -104,10 +114,13 @@ def page(runs: Sequence[Run], graphs: Sequence[curves.Graph], evaluations: Seque
             plots=[curves.draw(graph) for graph in graphs],
             thinned=any(len(run.steps) > curves.MOST_POINTS for run in runs),
             numbers=[charts.numbers(run) for run in runs],
+            left_out=charts.left_out(runs),
             evaluations=evaluations,
+            by_round=charts.lengths_by_round([(own.title, own.summary) for own in evaluations]),
+            data=data,
             settings=charts.by_run("Settings", runs, [run.settings for run in runs]),
             versions=charts.by_run("Versions", runs, versions) if any(versions) else None,
-            parts=["Runs", "Charts", "Numbers", *["Evaluation"] * bool(evaluations), "Settings"],
+            parts=[name for name, there in parts.items() if there],
         )
     )
     return f"{text}\n"

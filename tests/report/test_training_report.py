@@ -1,7 +1,5 @@
 """The page and the PNGs of training runs: numbers are those of metrics.jsonl, text is text, damage is one sentence."""
 
-import html
-import html.parser
 import json
 import math
 import re
@@ -10,6 +8,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 from support.eval_scores import SETTINGS, model_scores
+from support.report_pages import Tags, steps, table_rows, write_run
 
 from nemo_longpo import cli
 from nemo_longpo.checkpoints import run_directory, run_inputs
@@ -24,37 +23,6 @@ from nemo_longpo.report.runs import find_places, read_runs
 
 HOSTILE = "<script>alert(1)</script> & \x1b[31m\u202e \"'"
 SHOWN = "<script>alert(1)</script> & ⟨U+001B⟩[31m⟨U+202E⟩ \"'"
-
-
-def steps(count=6, **changes):
-    """Metrics as training writes them; a change is a function of the step, or None to leave the metric out."""
-    values = {
-        "loss": lambda step: 2.5 / step,
-        "loss/nll": lambda step: 2.25 / step,
-        "loss/longpo": lambda step: 4.123456789 / step,
-        "rewards/chosen": lambda step: -1 / step,
-        "rewards/rejected": lambda step: -0.7 * step,
-        "rewards/margins": lambda step: 0.7 * step - 1 / step,
-        "rewards/accuracies": lambda step: min(1, step / 4),
-        "lr": lambda step: 5e-7 * step / count,
-        "grad_norm": lambda step: 13.607025146484375 / step,
-        "tokens_per_second": lambda step: 90123.4 + step,
-        "mfu": lambda step: 0.4 + 0.01 * step,
-        "step_seconds": lambda step: 36.0,
-        **changes,
-    }
-    return [
-        {"step": step, **{name: value(step) for name, value in values.items() if value}} for step in range(1, count + 1)
-    ]
-
-
-def write_run(log_dir, lines, name="longpo", command="nemo llm finetune --factory longpo optim.config.lr=5e-7"):
-    path = run_directory.metrics_file(log_dir, name)
-    path.parent.mkdir(parents=True)
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    (log_dir / name).mkdir(exist_ok=True)
-    (log_dir / name / "cmd-args.log").write_text(command, encoding="utf-8")
-    return log_dir
 
 
 def read(*given):
@@ -94,17 +62,6 @@ def places(drawing):
     assert all(0 <= x <= width and 0 <= y <= height for line in points for x, y in line)
     assert title < min(level) < max(level) < height - 40
     return [[(read(acrosses, x), read(ups, y)) for x, y in line] for line in points if line[0][1] > title]
-
-
-def table_rows(page, title):
-    part = page[page.index(f"<h3>{title}</h3>") :]
-    body = part[: part.index("</table>")]
-    return {
-        re.search(r'<th scope="row">(.*?)</th>', row)[1]: {
-            column: html.unescape(cell) for column, cell in re.findall(r'data-column="(.*?)">(.*?)</td>', row)
-        }
-        for row in re.findall(r"<tr class.*?</tr>", body, flags=re.S)
-    }
 
 
 def number(text):
@@ -178,6 +135,16 @@ def test_a_run_without_some_metrics_has_no_charts_of_them(tmp_path):
     assert "chosen" not in notes[0]
     with_memory = write_run(tmp_path / "new", steps(memory_gib=lambda step: 61.5))
     assert "Memory: peak of the first GPU, GiB" in drawings(page_of(with_memory))
+    assert "Not recorded: Log-probs, MFU, Speed, Memory. " in page_of(old)
+    both = page_of(old, with_memory)
+    assert "Not recorded: Log-probs, Speed; MFU, Memory by run. " in both
+    assert table_rows(both, "Runs")["run"]["MFU"] == "–"
+
+
+def test_what_was_never_finite_is_not_drawn(tmp_path):
+    run = write_run(tmp_path / "run", steps(grad_norm=lambda step: math.nan))
+    assert "Gradient norm" not in drawings(page_of(run))
+    assert "Not recorded: Log-probs, Gradient norm, Speed, Memory. " in page_of(run)
 
 
 def test_what_is_not_finite_breaks_the_line_and_is_counted(tmp_path):
@@ -243,26 +210,6 @@ def test_pngs_of_an_earlier_report_go(tmp_path):
     (output / "mine.png").write_text("mine")
     files, _ = pages.write_report([str(run)], output)
     assert {file.name for file in output.iterdir()} == {"mine.png", *(file.name for file in files)}
-
-
-class Tags(html.parser.HTMLParser):
-    def __init__(self, page):
-        super().__init__()
-        self.text, self.tags, self.links, self.open = "", [], [], []
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        if tag != "meta":
-            self.open.append(tag)
-        self.links += [value for name, value in attrs if name in ("src", "href", "action", "style") or name[:2] == "on"]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def test_hostile_text_stays_text_and_the_page_loads_nothing(tmp_path):
@@ -408,6 +355,25 @@ def test_evaluation_results_stand_beside(tmp_path):
         with pytest.raises(InputError, match=said):
             pages.write_report([str(run)], tmp_path / "other", [path])
     assert not (tmp_path / "other").exists()
+
+
+def scored(after, more=()):
+    base = {("facts", 64): [1, 0, 1, 0], **dict(more)}
+    models = [model_scores("before", base), model_scores("after", {key: [after] * 4 for key in base})]
+    return summarise(models, SETTINGS, {})
+
+
+def test_scores_stand_by_length_and_round():
+    longer = {("facts", 256): [0, 0, 0, 1]}
+    (table,) = charts.lengths_by_round([("round 1", scored(1)), ("round 2", scored(0, longer))])
+    assert table.columns == ("64", "256")
+    cells = {row.name: [cell.split(" ")[0] for cell in row.cells] for row in table.rows}
+    assert cells == {"before": ["50.0", "25.0"], "round 1: after": ["100.0", "–"], "round 2: after": ["0.0", "0.0"]}
+    other = scored(1)
+    assert charts.lengths_by_round([("alone", other)]) == []
+    base_differs = summarise([model_scores("before", {("facts", 64): [1, 1, 1, 0]})], SETTINGS, {})
+    (table,) = charts.lengths_by_round([("round 1", other), ("round 2", base_differs)])
+    assert [row.name for row in table.rows] == ["round 1: before", "round 1: after", "round 2: before"]
 
 
 def test_every_round_of_an_evolution_is_a_run_with_its_evaluation(tmp_path):
