@@ -14,13 +14,14 @@ from .runs import Run, finite
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """`metrics` of one unit, by what they are called in the legend."""
+    """`metrics` of one unit, by what they are called in the legend; of one objective alone if it is not `usual`."""
 
     name: str
     title: str
     unit: str
     metrics: dict[str, str]
     limits: tuple[float, ...] = ()
+    usual: bool = True
 
 
 CHARTS = (
@@ -46,6 +47,7 @@ CHARTS = (
             "rejected": "rewards/short_rejected",
             "margin": "rewards/short_margins",
         },
+        usual=False,
     ),
     Chart(
         name="alignment",
@@ -53,6 +55,7 @@ CHARTS = (
         unit="distance of rewards on document and short prompts",
         metrics={"": "loss/alignment"},
         limits=(0,),
+        usual=False,
     ),
     Chart(
         name="loss",
@@ -159,7 +162,7 @@ def left_out(runs: Sequence[Run]) -> str:
     missing: dict[str, list[str]] = {}
     for chart in CHARTS:
         lacking = [run.label for run in runs if not any(finite(run.values(name)) for name in chart.metrics.values())]
-        if lacking:
+        if lacking and (chart.usual or len(lacking) < len(runs)):
             missing.setdefault("" if len(lacking) == len(runs) else f" by {', '.join(lacking)}", []).append(chart.title)
     said = "; ".join(f"{', '.join(titles)}{by}" for by, titles in missing.items())
     return f"Not recorded: {said}. MFU and memory need a GPU, MFU one whose peak is known." if said else ""
