@@ -1,16 +1,24 @@
 """Log-probabilities of given tokens without ever holding the [N, V] logits.
 
-Rows pass the output layer a chunk at a time, once in the forward and once more in the backward. Between the two only
-the log-sum-exp of each row is kept: it is all that the backward needs to turn a chunk's logits into their gradient,
-`(onehot(label) − softmax) · grad`, without another reduction over the vocabulary or over ranks. Logits and their sums
-are fp32 whatever the model's precision, and the weight's gradient is summed over chunks in fp32 and rounded once.
+Logits exist a tile at a time, of some rows and some of the vocabulary, once in the forward and once more in the
+backward. Between the two only the log-sum-exp of each row is kept: it is all that the backward needs to turn a tile of
+logits into their gradient, `(onehot(label) − softmax) · grad`, without another reduction over the vocabulary or over
+ranks. Logits and their sums are fp32 whatever the model's precision, and both gradients are summed over tiles in fp32
+and rounded once. On a GPU with Triton a tile is read once each time (`logit_kernels`); the functions here that do the
+same with torch alone are the reference.
 
-Shape legend: N rows (tokens), n rows of a chunk, H hidden size, V vocabulary, P vocabulary rows of this rank (V if the
-vocabulary is not split).
+Shape legend: N rows (tokens), n rows of a tile, H hidden size, V vocabulary, P vocabulary rows of this rank (V if the
+vocabulary is not split), p vocabulary rows of a tile.
 """
 
+import functools
+import importlib.util
+import math
+import subprocess
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,6 +28,8 @@ from torch.autograd.function import once_differentiable
 from nemo_longpo.errors import InputError
 
 IGNORE_LABEL = -100
+# Matrix units are busy with this many rows, and the weight's fp32 gradient is read and written this seldom.
+MOST_ROWS = 8192
 
 
 def token_logprobs(
@@ -28,10 +38,12 @@ def token_logprobs(
     labels_N: Tensor,
     *,
     chunk_size: int,
+    vocab_chunk_size: int | None = None,
     vocab_start: int = 0,
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
-    """`(hidden_NH @ weight_VH.T).log_softmax(-1).gather(-1, labels_N)`, fp32 [N], with `chunk_size` rows of logits.
+    """`(hidden_NH @ weight_VH.T).log_softmax(-1).gather(-1, labels_N)`, fp32 [N], with `chunk_size` rows of logits,
+    of `vocab_chunk_size` columns or all.
 
     Rows whose label is `IGNORE_LABEL` cost nothing, get 0 and pass no gradient on. A label that no rank has gets −inf.
 
@@ -40,7 +52,7 @@ def token_logprobs(
     nothing: the hidden states' gradient is this rank's part of a sum over the group, which the caller completes.
     """
     return _TokenLogprobs.apply(  # type: ignore[no-untyped-call, no-any-return]
-        hidden_NH, weight_PH, labels_N, chunk_size, vocab_start, group
+        hidden_NH, weight_PH, labels_N, (chunk_size, vocab_chunk_size or len(weight_PH)), vocab_start, group
     )
 
 
@@ -60,37 +72,60 @@ class LogitBudget:
         if self.rows is not None and self.rows < 1:
             raise InputError(f"model.logprob_chunk_size is {self.rows}; give at least 1, or null.")
 
-    def chunk_size(self, vocab_rows: int, hidden_size: int, dtype: torch.dtype) -> int:
-        """Return the `chunk_size` with which `token_logprobs` keeps to the budget; at least 1.
+    def tile(self, vocab_rows: int, hidden_size: int, dtype: torch.dtype) -> tuple[int, int]:
+        """Return the `chunk_size` and `vocab_chunk_size` with which `token_logprobs` keeps to the budget.
 
-        A row takes P fp32 logits, in low precision a rounded copy of their gradient, and its own hidden state and
-        gradient. Besides, and whatever the chunk, the backward holds both gradients that it returns, and in low
-        precision the weight's in fp32 too: P · H · 4 bytes.
+        A tile takes n · p fp32 logits, in low precision a rounded copy of their gradient; and its n rows' hidden states
+        with their gradient, in fp32 and rounded. Besides, and whatever the tile, the backward holds both gradients that
+        it returns, and in low precision the weight's in fp32 too: P · H · 4 bytes.
         """
         if self.rows is not None:
-            return self.rows
-        copies = 4 if dtype == torch.float32 else 4 + dtype.itemsize
-        rows = int(self.memory_gb * 1e9 // (vocab_rows * copies + 2 * hidden_size * dtype.itemsize))
-        return max(1, rows - rows % 64 if rows > 64 else rows)  # matrix units like whole tiles
+            return self.rows, vocab_rows
+        budget = int(self.memory_gb * 1e9)
+        logit = 4 if dtype == torch.float32 else 4 + dtype.itemsize
+        states = hidden_size * (2 * dtype.itemsize + 4)
+        rows = max(1, min(MOST_ROWS, math.isqrt(budget // (2 * logit)), budget // (2 * states)))
+        columns = max(64, (budget // rows - states) // logit)
+        if columns >= vocab_rows:
+            return _whole_tiles(budget // (vocab_rows * logit + states)), vocab_rows
+        rows = _whole_tiles(rows)
+        columns = max(64, (budget // rows - states) // logit)
+        return rows, min(_whole_tiles(columns), -(-math.ceil(vocab_rows / -(-vocab_rows // columns)) // 64) * 64)
+
+
+def _whole_tiles(count: int) -> int:
+    """Matrix units like multiples of 64."""
+    return max(1, count - count % 64 if count > 64 else count)
 
 
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_NH: Tensor, weight_PH: Tensor, labels_N: Tensor, chunk_size: int, vocab_start: int, group: Any
+        ctx: Any,
+        hidden_NH: Tensor,
+        weight_PH: Tensor,
+        labels_N: Tensor,
+        tile: tuple[int, int],
+        vocab_start: int,
+        group: Any,
     ) -> Tensor:
         scored = (labels_N != IGNORE_LABEL).nonzero()[:, 0]
         labels = labels_N[scored] - vocab_start
         precise = torch.promote_types(hidden_NH.dtype, torch.float32)
         maximum, picked = local = torch.full((2, len(scored)), -torch.inf, dtype=precise, device=hidden_NH.device)
         total = torch.zeros_like(maximum)
-        for chunk in _chunks(scored, weight_PH, chunk_size):
-            maximum[chunk], picked[chunk], total[chunk] = _summary(hidden_NH[scored[chunk]], weight_PH, labels[chunk])
+        for rows in _slices(len(scored), tile[0]):
+            hidden_nH = hidden_NH[scored[rows]]
+            for columns in _slices(len(weight_PH), tile[1]):
+                largest, found, part = _summary(hidden_nH, weight_PH[columns], labels[rows] - columns.start)
+                both = torch.maximum(maximum[rows], largest)
+                total[rows] = total[rows] * (maximum[rows] - both).exp() + part * (largest - both).exp()
+                maximum[rows], picked[rows] = both, torch.maximum(picked[rows], found)
 
         maximum_of_all, picked = _all_reduce(local.clone(), dist.ReduceOp.MAX, group)
         log_total = _all_reduce(total * (maximum - maximum_of_all).exp(), dist.ReduceOp.SUM, group).log()
         ctx.save_for_backward(hidden_NH, weight_PH, scored, labels, maximum_of_all + log_total)
-        ctx.chunk_size = chunk_size
+        ctx.tile = tile
         # In this order a row that is nearly certain keeps its digits.
         logprobs: Tensor = (picked - maximum_of_all) - log_total
         return logprobs.new_zeros(labels_N.shape).index_copy_(0, scored, logprobs)
@@ -102,43 +137,70 @@ class _TokenLogprobs(torch.autograd.Function):
         needs_hidden, needs_weight, *_ = ctx.needs_input_grad
         grad_hidden_NH = torch.zeros_like(hidden_NH) if needs_hidden else None
         grad_weight_PH = torch.zeros_like(weight_PH, dtype=logsumexp.dtype) if needs_weight else None
-        for chunk in _chunks(scored, weight_PH, ctx.chunk_size):
-            rows = scored[chunk]
-            hidden_nH = hidden_NH[rows]
-            grad_nP = _logit_gradient(hidden_nH, weight_PH, labels[chunk], logsumexp[chunk], grad_N[rows])
-            if grad_hidden_NH is not None:
-                grad_hidden_NH[rows] = grad_nP @ weight_PH
-            if grad_weight_PH is not None:
-                _add_transposed_product(grad_weight_PH, grad_nP, hidden_nH)
-            del grad_nP  # before the next chunk's logits
+        for rows in _slices(len(scored), ctx.tile[0]):
+            places = scored[rows]
+            hidden_nH, grad_n = hidden_NH[places], grad_N[places]
+            sum_nH = torch.zeros_like(hidden_nH, dtype=logsumexp.dtype) if needs_hidden else None
+            for columns in _slices(len(weight_PH), ctx.tile[1]):
+                weight_pH = weight_PH[columns]
+                grad_np = _logit_gradient(hidden_nH, weight_pH, labels[rows] - columns.start, logsumexp[rows], grad_n)
+                if sum_nH is not None:
+                    _add_product(sum_nH, grad_np, weight_pH)
+                if grad_weight_PH is not None:
+                    _add_product(grad_weight_PH[columns], grad_np.T, hidden_nH)
+                del grad_np  # before the next tile's logits
+            if grad_hidden_NH is not None and sum_nH is not None:
+                grad_hidden_NH[places] = sum_nH.to(hidden_NH.dtype)
         if grad_weight_PH is not None:
             grad_weight_PH = grad_weight_PH.to(weight_PH.dtype)
         return grad_hidden_NH, grad_weight_PH, None, None, None, None
 
 
-def _chunks(scored: Tensor, weight_PH: Tensor, chunk_size: int) -> Iterator[slice]:
-    """Slices of the scored rows; none on a rank without vocabulary rows, which has nothing to compute."""
-    for start in range(0, len(scored) if len(weight_PH) else 0, chunk_size):
-        yield slice(start, start + chunk_size)
+def _slices(length: int, size: int) -> Iterator[slice]:
+    """None on a rank without rows of the vocabulary, and where nothing is scored."""
+    for start in range(0, length, max(1, size)):
+        yield slice(start, min(start + size, length))
 
 
-def _summary(hidden_nH: Tensor, weight_PH: Tensor, labels_n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Per row: the largest logit, the label's (−inf if another rank has it), and the sum of exp(logit − largest)."""
-    logits_nP = _product(hidden_nH, weight_PH.T)
-    index, is_local = _within(labels_n, len(weight_PH))
-    picked = logits_nP.gather(-1, index)[:, 0].where(is_local, -torch.inf)
-    maximum = logits_nP.amax(-1)
-    return maximum, picked, logits_nP.sub_(maximum[:, None]).exp_().sum(-1)
+def _summary(hidden_nH: Tensor, weight_pH: Tensor, labels_n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Per row: the largest logit, the label's (−inf if it is in no column), and the sum of exp(logit − largest)."""
+    logits_np = _product(hidden_nH, weight_pH.T)
+    if (fused := _fused_kernels(logits_np.device)) is not None:
+        return fused.summary(logits_np, labels_n)  # type: ignore[no-any-return]
+    index, is_local = _within(labels_n, len(weight_pH))
+    picked = logits_np.gather(-1, index)[:, 0].where(is_local, -torch.inf)
+    maximum = logits_np.amax(-1)
+    return maximum, picked, logits_np.sub_(maximum[:, None]).exp_().sum(-1)
 
 
 def _logit_gradient(
-    hidden_nH: Tensor, weight_PH: Tensor, labels_n: Tensor, logsumexp_n: Tensor, grad_n: Tensor
+    hidden_nH: Tensor, weight_pH: Tensor, labels_n: Tensor, logsumexp_n: Tensor, grad_n: Tensor
 ) -> Tensor:
-    """`(onehot(label) − softmax) · grad`, [n, P], made in the logits' memory, then rounded to the model's precision."""
-    grad_nP = _product(hidden_nH, weight_PH.T).sub_(logsumexp_n[:, None]).exp_().mul_(-grad_n[:, None])
-    index, is_local = _within(labels_n, len(weight_PH))
-    grad_nP.scatter_add_(-1, index, grad_n.where(is_local, 0.0)[:, None])
-    return grad_nP.to(hidden_nH.dtype)
+    """`(onehot(label) − softmax) · grad`, [n, p], rounded to the model's precision."""
+    logits_np = _product(hidden_nH, weight_pH.T)
+    if (fused := _fused_kernels(logits_np.device)) is not None:
+        return fused.gradient(logits_np, labels_n, logsumexp_n, grad_n, hidden_nH.dtype)  # type: ignore[no-any-return]
+    grad_np = logits_np.sub_(logsumexp_n[:, None]).exp_().mul_(-grad_n[:, None])
+    index, is_local = _within(labels_n, len(weight_pH))
+    grad_np.scatter_add_(-1, index, grad_n.where(is_local, 0.0)[:, None])
+    return grad_np.to(hidden_nH.dtype)
+
+
+@functools.cache
+def _fused_kernels(device: torch.device) -> ModuleType | None:
+    """Return `logit_kernels` where Triton can run them; says once if it is there and cannot."""
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return None
+    from nemo_longpo import logit_kernels
+
+    few, label = torch.zeros(1, 1, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+    try:
+        logit_kernels.summary(few, label)
+        logit_kernels.gradient(few, label, few[0], few[0], torch.bfloat16)
+    except (RuntimeError, OSError, subprocess.CalledProcessError) as failure:
+        warnings.warn(f"Triton cannot compile here ({failure}); log-probs take a third more time", stacklevel=1)
+        return None
+    return logit_kernels
 
 
 def _within(labels_n: Tensor, vocab_rows: int) -> tuple[Tensor, Tensor]:
@@ -155,17 +217,14 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     return left.float() @ right.float()  # torch has no such kernel for CPUs
 
 
-def _add_transposed_product(total_PH: Tensor, left_nP: Tensor, right_nH: Tensor) -> None:
-    """`total += left.T @ right`, where `total` may be more precise than the factors.
-
-    Then the product of some columns of `left` at a time: fp32 memory as large as the chunk's logits had is free again.
-    """
-    if total_PH.dtype == left_nP.dtype:
-        torch.addmm(total_PH, left_nP.T, right_nH, out=total_PH)
-        return
-    columns = max(1, left_nP.numel() // right_nH.shape[1])
-    for total, left in zip(torch.split(total_PH, columns), torch.split(left_nP, columns, 1), strict=True):
-        total.add_(_product(left.T, right_nH))
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """`total += left @ right`, where `total` may be more precise than the factors."""
+    if total.dtype == left.dtype:
+        torch.addmm(total, left, right, out=total)
+    elif total.is_cuda:
+        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
+    else:
+        total.add_(_product(left, right))
 
 
 def _all_reduce(tensor: Tensor, op: dist.ReduceOp.RedOpType, group: dist.ProcessGroup | None) -> Tensor:

@@ -47,7 +47,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nemo_longpo.yaml_input": set(),
     # A bar of tqdm that moves a live status.
     "nemo_longpo.status_bar": set(),
-    **dict.fromkeys(PURE, PURE),
+    # The same mathematics in another language, for one device.
+    "nemo_longpo.logit_kernels": set(),
+    **dict.fromkeys(PURE, PURE | {"nemo_longpo.logit_kernels"}),
     "nemo_longpo.shards": PURE | {"nemo_longpo.model_directory"},
     # What training and planning both count.
     "nemo_longpo.costs": {"nemo_longpo.checkpoints", "nemo_longpo.model_directory", "nemo_longpo.yaml_input"},

@@ -1,6 +1,7 @@
 """Token log-probs against `logits.log_softmax(-1).gather(-1, labels)`, in one process and over several."""
 
 from collections.abc import Callable
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -27,8 +28,8 @@ def unfused(hidden, weight, labels, grad):
     return logprobs.detach(), *torch.autograd.grad(logprobs, (hidden, weight), grad)
 
 
-def chunked(hidden, weight, labels, grad, chunk_size):
-    logprobs = token_logprobs(hidden, weight, labels, chunk_size=chunk_size)
+def chunked(hidden, weight, labels, grad, chunk_size, vocab_chunk_size=None):
+    logprobs = token_logprobs(hidden, weight, labels, chunk_size=chunk_size, vocab_chunk_size=vocab_chunk_size)
     return logprobs.detach(), *torch.autograd.grad(logprobs, (hidden, weight), grad)
 
 
@@ -37,10 +38,11 @@ def score_logits(logits: list[list[float]], labels: list[int]) -> torch.Tensor:
     return token_logprobs(torch.eye(len(logits)), torch.tensor(logits).T, torch.tensor(labels), chunk_size=2)
 
 
+@pytest.mark.parametrize("vocab_chunk_size", [None, 1, 3, VOCAB - 1, VOCAB, 1024])
 @pytest.mark.parametrize("chunk_size", [1, 2, 3, SCORED - 1, SCORED, 1024])
-def test_equals_log_softmax_with_its_gradients(chunk_size):
+def test_equals_log_softmax_with_its_gradients(chunk_size, vocab_chunk_size):
     problem = logprob_problem(VOCAB, IGNORED)
-    found = chunked(*problem, chunk_size)
+    found = chunked(*problem, chunk_size, vocab_chunk_size)
     assert found[0].shape == problem[2].shape
     assert found[0].dtype == torch.float32
     for value, expected in zip(found, unfused(*problem), strict=True):
@@ -54,10 +56,11 @@ def test_one_row():
         torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_only_scored_rows_are_computed():
+@pytest.mark.parametrize("vocab_chunk_size", [None, 3])
+def test_only_scored_rows_are_computed(vocab_chunk_size):
     hidden, weight, labels, grad = logprob_problem(VOCAB, IGNORED)
     with FlopCounterMode(display=False) as forward:
-        logprobs = token_logprobs(hidden, weight, labels, chunk_size=3)
+        logprobs = token_logprobs(hidden, weight, labels, chunk_size=3, vocab_chunk_size=vocab_chunk_size)
     with FlopCounterMode(display=False) as backward:
         logprobs.backward(grad)
     assert forward.get_total_flops() == PRODUCT
@@ -130,8 +133,8 @@ def test_label_outside_the_vocabulary_is_impossible():
     assert score_logits([[1.0, 2.0], [2.0, 1.0]], [2, 1]).tolist() == [-np.inf, pytest.approx(-np.log1p(np.e))]
 
 
-@pytest.mark.parametrize("chunk_size", [1, 7, 512])
-def test_bfloat16_is_as_exact_as_full_logits(chunk_size):
+@pytest.mark.parametrize(("chunk_size", "vocab_chunk_size"), [(1, None), (7, 64), (512, None), (512, 23)])
+def test_bfloat16_is_as_exact_as_full_logits(chunk_size, vocab_chunk_size):
     """Root mean square of the error against the float64 truth, for log-probs and both gradients."""
     rows, hidden_size, vocab = 512, 64, 200
     generator = torch.Generator().manual_seed(0)
@@ -143,7 +146,7 @@ def test_bfloat16_is_as_exact_as_full_logits(chunk_size):
     precise = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight)]
     logprobs = (precise[0] @ precise[1].T).log_softmax(-1).gather(-1, labels[:, None])[:, 0]
     truth = logprobs.detach(), *torch.autograd.grad(logprobs, precise, grad.double())
-    found = chunked(hidden, weight, labels, grad, chunk_size)
+    found = chunked(hidden, weight, labels, grad, chunk_size, vocab_chunk_size)
     plain = unfused(hidden, weight, labels, grad)
     assert [value.dtype for value in found] == [torch.float32, torch.bfloat16, torch.bfloat16]
     torch.testing.assert_close(found[0].double(), truth[0], rtol=0, atol=2e-5)  # logits are not rounded
@@ -161,33 +164,35 @@ def peak_bytes(work: Callable[[], None]) -> int:
     return int(np.cumsum([size for _, size in changes]).max())
 
 
-@pytest.mark.parametrize(("dtype", "rows"), [(torch.float32, 448), (torch.bfloat16, 320)])
-def test_chunks_stay_within_memory_budget(dtype, rows):
-    """The rest: both gradients; in bfloat16 the weight's in float32, and on CPUs a float32 copy of the weight."""
-    count, hidden_size, vocab, budget = 1000, 16, 2000, 4e6
+@pytest.mark.parametrize(("dtype", "tile"), [(torch.float32, (704, 1344)), (torch.bfloat16, (576, 1088))])
+def test_tiles_stay_within_memory_budget(dtype, tile):
+    """The rest: both gradients; in bfloat16 the weight's in float32, and on CPUs float32 copies of factors."""
+    count, hidden_size, vocab, budget = 1000, 16, 9000, 4e6
     hidden = torch.randn(count, hidden_size).to(dtype).requires_grad_()
     weight = torch.randn(vocab, hidden_size).to(dtype).requires_grad_()
     labels = torch.randint(0, vocab, (count,))
-    chunk_size = LogitBudget(budget / 1e9).chunk_size(vocab, hidden_size, dtype)
-    assert chunk_size == rows
+    rows, columns = LogitBudget(budget / 1e9).tile(vocab, hidden_size, dtype)
+    assert (rows, columns) == tile
 
     def step() -> None:
-        token_logprobs(hidden, weight, labels, chunk_size=chunk_size).sum().backward()
+        token_logprobs(hidden, weight, labels, chunk_size=rows, vocab_chunk_size=columns).sum().backward()
 
     step()  # a first call also allocates what stays, such as the threads' buffers
     hidden.grad = weight.grad = None
-    copies = 0 if dtype == torch.float32 else 2
-    others = hidden.nbytes + weight.nbytes + copies * 4 * weight.numel() + 100 * count
+    sums = 0 if dtype == torch.float32 else 4 * weight.numel()
+    others = hidden.nbytes + weight.nbytes + sums + 100 * count
     found = peak_bytes(step) - others
     assert 0.7 * budget < found <= budget
 
 
-def test_rows_of_a_budget():
-    assert LogitBudget(1.0).chunk_size(32_768, 4096, torch.bfloat16) == 4672  # of 5,011 rows, whole tiles
-    assert LogitBudget(1.0).chunk_size(152_064, 3584, torch.bfloat16) == 1024
-    assert LogitBudget(0.05).chunk_size(152_064, 3584, torch.bfloat16) == 53
-    assert LogitBudget(1e-9).chunk_size(152_064, 3584, torch.bfloat16) == 1
-    assert LogitBudget(1.0, rows=7).chunk_size(152_064, 3584, torch.bfloat16) == 7
+def test_tile_of_a_budget():
+    """Rows enough for the matrix units, and of the vocabulary what is left; whole multiples of 64."""
+    assert LogitBudget(1.0).tile(32_768, 4096, torch.bfloat16) == (8192, 10_944)
+    assert LogitBudget(1.0).tile(152_064, 3584, torch.bfloat16) == (8192, 15_232)
+    assert LogitBudget(4.0).tile(32_768, 4096, torch.bfloat16) == (17_408, 32_768)
+    assert LogitBudget(0.05).tile(152_064, 3584, torch.bfloat16) == (832, 5120)
+    assert LogitBudget(1e-9).tile(152_064, 3584, torch.bfloat16) == (1, 64)
+    assert LogitBudget(1.0, rows=7).tile(152_064, 3584, torch.bfloat16) == (7, 152_064)
 
 
 def test_cuda_products_are_float32():
@@ -197,7 +202,15 @@ def test_cuda_products_are_float32():
         right = torch.empty(6, 4, dtype=torch.bfloat16, device="cuda")
         product = module._product(left.T, right)
         assert (product.shape, product.dtype, product.device.type) == ((3, 4), torch.float32, "cuda")
-        module._add_transposed_product(torch.empty(3, 4, device="cuda"), left, right)
+        total = torch.empty(3, 4, device="cuda")
+        with patch.object(torch, "addmm") as add:  # of which torch has no simulation
+            module._add_product(total, left.T, right)
+    (start, first, second), named = add.call_args
+    assert (start is total, start is named["out"]) == (True, True)
+    low = torch.empty(3, 6, dtype=torch.bfloat16, device="meta"), torch.empty(6, 4, dtype=torch.bfloat16, device="meta")
+    assert [factor.shape for factor in (first, second)] == [factor.shape for factor in low]
+    added = torch.addmm(torch.empty(3, 4, device="meta"), *low, out_dtype=named["out_dtype"])
+    assert (added.shape, added.dtype) == ((3, 4), torch.float32)
 
 
 @pytest.mark.gpu
@@ -222,7 +235,9 @@ def test_bfloat16_on_cuda_equals_float64():
     ],
 )
 def test_split_vocabulary_equals_one_process(workers, ranks, vocab, ignored):
-    shares = workers.run(gloo_jobs.score_with_my_rows, ranks, vocab=vocab, ignored=ignored, chunk_size=3)
+    shares = workers.run(
+        gloo_jobs.score_with_my_rows, ranks, vocab=vocab, ignored=ignored, chunk_size=3, vocab_chunk_size=2
+    )
     logprobs, hidden_grads, weight_grads, all_reduces = zip(*shares, strict=True)
     expected = [tensor.numpy() for tensor in unfused(*logprob_problem(vocab, ignored))]
     for found in logprobs:

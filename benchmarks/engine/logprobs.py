@@ -1,4 +1,4 @@
-"""Compare two ways to score every token, forward and backward: all logits at once, or a chunk at a time.
+"""Compare two ways to score every token, forward and backward: all logits at once, or a tile at a time.
 
     python -m benchmarks.engine.logprobs
 
@@ -42,11 +42,11 @@ def main() -> None:
     arguments = flags.parse_args()
     measured = [compare(vocab, arguments) for vocab in VOCABULARIES]
     lines = [
-        f"{arguments.rows:,} rows, hidden size {arguments.hidden}, fp32, {arguments.threads} threads, chunks of "
+        f"{arguments.rows:,} rows, hidden size {arguments.hidden}, fp32, {arguments.threads} threads, tiles of "
         f"{arguments.memory_mb:.0f} MB; medians of {arguments.rounds} processes. MB = 10^6 bytes.",
         "",
-        "| vocabulary | rows per chunk | peak MB, all logits | peak MB, chunked | of which gradients | seconds (CPU), "
-        "all logits | seconds (CPU), chunked | logits of 65,536 rows, GB |",
+        "| vocabulary | rows × columns of a tile | peak MB, all logits | peak MB, chunked | of which gradients "
+        "| seconds (CPU), all logits | seconds (CPU), chunked | logits of 65,536 rows, GB |",
         "|---|---|---|---|---|---|---|---|",
         *(row(found) for found in measured),
         "",
@@ -60,12 +60,11 @@ def main() -> None:
 
 def compare(vocab: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Both ways in turn, and what their medians are; stops if they disagree."""
-    chunk_size = LogitBudget(arguments.memory_mb / 1e3).chunk_size(vocab, arguments.hidden, torch.float32)
+    tile = LogitBudget(arguments.memory_mb / 1e3).tile(vocab, arguments.hidden, torch.float32)
     runs: dict[str, list[dict[str, float]]] = {"all": [], "chunked": []}
     for _ in range(arguments.rounds):
         for way, found in runs.items():
-            size = chunk_size if way == "chunked" else None
-            job = vocab, arguments.rows, arguments.hidden, arguments.threads, size
+            job = vocab, arguments.rows, arguments.hidden, arguments.threads, tile if way == "chunked" else None
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
                 found.append(fresh.submit(measure, *job).result())
     for name in ("logprobs", "hidden_gradient", "weight_gradient"):
@@ -75,7 +74,7 @@ def compare(vocab: int, arguments: argparse.Namespace) -> dict[str, Any]:
     names = "seconds", "cpu_seconds", "peak_mb"
     return {
         "vocab": vocab,
-        "chunk_size": chunk_size,
+        "tile": tile,
         "gradients_mb": 4e-6 * arguments.hidden * (vocab + arguments.rows),
         "logits_of_a_rank_gb": 4e-9 * vocab * SEQUENCE / RANKS,
         "medians": {way: {name: median(run[name] for run in found) for name in names} for way, found in runs.items()},
@@ -83,8 +82,8 @@ def compare(vocab: int, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def measure(vocab: int, rows: int, hidden_size: int, threads: int, chunk_size: int | None) -> dict[str, float]:
-    """One forward and backward in this process; `chunk_size` None computes all logits."""
+def measure(vocab: int, rows: int, hidden_size: int, threads: int, tile: tuple[int, int] | None) -> dict[str, float]:
+    """One forward and backward in this process; without a tile, of all logits."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     hidden = torch.randn(rows, hidden_size).requires_grad_()
@@ -92,10 +91,10 @@ def measure(vocab: int, rows: int, hidden_size: int, threads: int, chunk_size: i
     labels = torch.randint(0, vocab, (rows,))
 
     def step(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-        if chunk_size is None:
+        if tile is None:
             logprobs = (hidden @ weight.T).float().log_softmax(-1).gather(-1, labels[:, None])[:, 0]
         else:
-            logprobs = token_logprobs(hidden, weight, labels, chunk_size=chunk_size)
+            logprobs = token_logprobs(hidden, weight, labels, chunk_size=tile[0], vocab_chunk_size=tile[1])
         logprobs.mean().backward()
         return logprobs
 
@@ -123,7 +122,7 @@ def row(found: dict[str, Any]) -> str:
     whole, chunked = (found["medians"][way] for way in ("all", "chunked"))
     cells = [
         f"{found['vocab']:,}",
-        f"{found['chunk_size']:,}",
+        " × ".join(f"{size:,}" for size in found["tile"]),
         f"{whole['peak_mb']:,.0f}",
         f"{chunked['peak_mb']:,.0f} ({chunked['peak_mb'] / whole['peak_mb']:.0%})",
         f"{found['gradients_mb']:,.0f}",

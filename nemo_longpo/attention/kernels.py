@@ -4,12 +4,17 @@ A part covers some keys: `out = softmax(scale · q kᵀ) v` over them, and `lse 
 disjoint keys merge by their weights `exp(lse)`. The backward takes the *merged* out and lse: then it recomputes the
 probabilities of the whole row, and the gradients of the parts add up.
 
-A kernel is a pair of functions for one device. They take any G and at least one key; the forward returns `out`
-[N, H, D] in the query's dtype and `lse` [N, H], natural logarithm, in fp32 (fp64 for fp64).
+A `Kernel` is a pair of functions for one kind of device. They take any G and at least one key; the forward returns
+`out` [N, H, D] in the query's dtype and `lse` [N, H], natural logarithm, in fp32 (fp64 for fp64).
 
 Shape legend: N query rows, M key rows, H query heads, K key/value heads, G = H / K query heads that share one, D head
 size.
 """
+
+import functools
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,6 +22,18 @@ from torch import Tensor
 from nemo_longpo.errors import InputError
 
 aten = torch.ops.aten
+Three = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """`forward(q, k, v, causal, scale) → (out, lse)` and `backward(grad, q, k, v, out, lse, causal, scale) → (dQ, dK,
+    dV)`. Those that fold get grouped heads without a mask as more rows, see `_fold`.
+    """
+
+    forward: Callable[..., tuple[Tensor, Tensor]]
+    backward: Callable[..., Three]
+    folds: bool = True
 
 
 def partial_attention(
@@ -27,14 +44,14 @@ def partial_attention(
     `causal` requires N = M: kernels disagree about which corner of a rectangle the diagonal starts from.
     """
     assert not causal or len(query_NHD) == len(key_MKD), "a causal part is square"
-    forward, kv_heads = (cuda_forward if _is_on_cuda(query_NHD) else cpu_forward), key_MKD.shape[1]
     if not len(key_MKD):
         precise = torch.promote_types(query_NHD.dtype, torch.float32)
         nothing_NH = torch.full(query_NHD.shape[:2], -torch.inf, dtype=precise, device=query_NHD.device)
         return torch.zeros_like(query_NHD), nothing_NH
-    if causal:
-        return forward(query_NHD, key_MKD, value_MKD, causal, scale)
-    out, lse = forward(_fold(query_NHD, kv_heads), key_MKD, value_MKD, causal, scale)
+    kernel, kv_heads = kernel_for(query_NHD, key_MKD), key_MKD.shape[1]
+    if causal or not kernel.folds:
+        return kernel.forward(query_NHD, key_MKD, value_MKD, causal, scale)
+    out, lse = kernel.forward(_fold(query_NHD, kv_heads), key_MKD, value_MKD, causal, scale)
     return _unfold(out, kv_heads, len(query_NHD)), _unfold(lse, kv_heads, len(query_NHD))
 
 
@@ -47,19 +64,31 @@ def partial_attention_backward(
     lse_NH: Tensor,
     causal: bool,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Three:
     """Return one part's gradients of query, key and value; `out_NHD` and `lse_NH` are those of all parts merged."""
-    backward, kv_heads = (cuda_backward if _is_on_cuda(query_NHD) else cpu_backward), key_MKD.shape[1]
     if not len(key_MKD):
         return torch.zeros_like(query_NHD), torch.zeros_like(key_MKD), torch.zeros_like(value_MKD)
-    if causal:
-        return backward(grad_NHD, query_NHD, key_MKD, value_MKD, out_NHD, lse_NH, causal, scale)
+    kernel, kv_heads = kernel_for(query_NHD, key_MKD), key_MKD.shape[1]
+    if causal or not kernel.folds:
+        return kernel.backward(grad_NHD, query_NHD, key_MKD, value_MKD, out_NHD, lse_NH, causal, scale)
     grad, query, out, lse = (_fold(tensor, kv_heads) for tensor in (grad_NHD, query_NHD, out_NHD, lse_NH))
-    grad_q, grad_k, grad_v = backward(grad, query, key_MKD, value_MKD, out, lse, causal, scale)
+    grad_q, grad_k, grad_v = kernel.backward(grad, query, key_MKD, value_MKD, out, lse, causal, scale)
     return _unfold(grad_q, kv_heads, len(query_NHD)), grad_k, grad_v
 
 
-Three = tuple[Tensor, Tensor, Tensor]
+def kernel_for(query_NHD: Tensor, key_MKD: Tensor) -> Kernel:
+    """Choose by device and size. Raises InputError if a query on a GPU is in a dtype that no kernel there takes."""
+    if not query_NHD.is_cuda:
+        return CPU
+    if query_NHD.dtype not in (torch.bfloat16, torch.float16):
+        raise InputError(
+            f"attention over a shared prefix on a GPU takes bf16 or fp16, not {query_NHD.dtype}; "
+            "set trainer.plugins.precision=bf16-mixed and optim.config.bf16=true, or model.pair_layout=concatenated"
+        )
+    large = min(len(query_NHD), len(key_MKD)) >= FEWEST_ROWS_FOR_CUDNN
+    if large and cudnn_lse_shape(query_NHD.device, query_NHD.dtype, query_NHD.shape[2]) is not None:
+        return CUDNN
+    return FLASH_2
 
 
 def cpu_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
@@ -80,7 +109,7 @@ def cpu_backward(
     return grad_q, grad_k, grad_v
 
 
-def cuda_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+def flash_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     """FlashAttention-2 as torch ships it: bf16 or fp16, D a multiple of 8 and at most 256."""
     batch_of_one = (tensor.unsqueeze(0) for tensor in (q, k, v))
     out, lse, *_ = aten._flash_attention_forward(
@@ -89,7 +118,7 @@ def cuda_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) ->
     return out.squeeze(0), lse.squeeze(0).T
 
 
-def cuda_backward(
+def flash_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
 ) -> Three:
     # Only dropout reads the random generator's state, but the signature requires it and a tensor that is never used.
@@ -101,14 +130,70 @@ def cuda_backward(
     return grad_q.squeeze(0), grad_k.squeeze(0), grad_v.squeeze(0)
 
 
-def _is_on_cuda(query: Tensor) -> bool:
-    """Return whether the query is on a GPU. Raises InputError if it is in a dtype that FlashAttention does not take."""
-    if query.is_cuda and query.dtype not in (torch.bfloat16, torch.float16):
-        raise InputError(
-            f"attention over a shared prefix on a GPU takes bf16 or fp16, not {query.dtype}; "
-            "set trainer.plugins.precision=bf16-mixed and optim.config.bf16=true, or model.pair_layout=concatenated"
+# Below, cuDNN has no advantage, and of one row or key it has no kernel.
+FEWEST_ROWS_FOR_CUDNN = 64
+
+
+def cudnn_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """cuDNN's fused attention as torch ships it: bf16 or fp16, any strides but a contiguous D, grouped heads."""
+    out, lse, *_ = aten._scaled_dot_product_cudnn_attention(
+        *map(_heads_first, (q, k, v)), None, True, 0.0, causal, False, scale=scale
+    )
+    return out.squeeze(0).transpose(0, 1), lse.view(q.shape[1], len(q)).T
+
+
+def cudnn_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
+) -> Three:
+    # torch keeps cuDNN's plans by the strides of q, k and v alone: with other strides of the rest, a plan that was made
+    # before would read the wrong elements. So the rest is always contiguous.
+    rows = map(_heads_first, (grad.contiguous(), q, k, v, out.contiguous()))
+    lse_shape = cudnn_lse_shape(q.device, q.dtype, q.shape[2])
+    assert lse_shape is not None, "cuDNN was not chosen"
+    lse = lse.T.contiguous().view(1, q.shape[1], len(q), *lse_shape)
+    # Only dropout reads the random generator's state.
+    unused = torch.zeros((), dtype=torch.int64, device=q.device)
+    gradients = aten._scaled_dot_product_cudnn_attention_backward(
+        *rows, lse, unused, unused, None, None, None, len(q), len(k), 0.0, causal, scale=scale
+    )
+    grad_q, grad_k, grad_v = (gradient.squeeze(0).transpose(0, 1) for gradient in gradients)
+    return grad_q, grad_k, grad_v
+
+
+@functools.cache
+def cudnn_lse_shape(device: torch.device, dtype: torch.dtype, head_size: int) -> tuple[int, ...] | None:
+    """Return what torch appends to [1, H, N] in the shape of cuDNN's lse, (1,) or (); None where cuDNN is no choice.
+
+    That is before Hopper, and where it refuses this head size; then it says so, once.
+    """
+    if torch.cuda.get_device_capability(device) < (9, 0):
+        return None
+    query = torch.zeros(FEWEST_ROWS_FOR_CUDNN + 1, 2, head_size, dtype=dtype, device=device)
+    key = query.narrow(1, 0, 1)
+    try:
+        with torch.no_grad():
+            _out, lse, *_ = aten._scaled_dot_product_cudnn_attention(
+                *map(_heads_first, (query, key, key)), None, True, 0.0, True, False, scale=1.0
+            )
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as refusal:
+        warnings.warn(
+            f"cuDNN refused attention with head size {head_size} ({str(refusal).splitlines()[0]}); branches use "
+            "FlashAttention-2, which takes about twice the time on this GPU",
+            stacklevel=1,
         )
-    return query.is_cuda
+        return None
+    return tuple(lse.shape[3:])
+
+
+def _heads_first(rows: Tensor) -> Tensor:
+    """[N, H, D] → [1, H, N, D], a view."""
+    return rows.unsqueeze(0).transpose(1, 2)
+
+
+CPU, FLASH_2 = Kernel(cpu_forward, cpu_backward), Kernel(flash_forward, flash_backward)
+CUDNN = Kernel(cudnn_forward, cudnn_backward, folds=False)
 
 
 def _fold(rows: Tensor, kv_heads: int) -> Tensor:

@@ -81,11 +81,13 @@ class LogprobOutputLayer(tensor_parallel.ColumnParallelLinear):
         else:
             hidden = tensor_parallel.copy_to_tensor_model_parallel_region(input_, group=self.tp_group)
         weight = self.weight if weight is None else weight
+        rows, columns = self.budget.tile(len(weight), self.input_size, weight.dtype)
         logprobs = token_logprobs(
             hidden.flatten(0, 1),
             weight if self.real_rows == len(weight) else weight[: self.real_rows],
             labels.T.flatten(),
-            chunk_size=self.budget.chunk_size(len(weight), self.input_size, weight.dtype),
+            chunk_size=rows,
+            vocab_chunk_size=columns,
             vocab_start=self.vocab_start,
             group=self.tp_group,
         )

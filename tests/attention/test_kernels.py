@@ -1,6 +1,7 @@
 """Compare kernels with explicit softmax attention, and the CUDA kernel's calls with torch's declarations."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -96,13 +97,32 @@ def test_types(dtype, precise):
     assert (out.dtype, lse.dtype) == (dtype, precise)
 
 
+GPU_KERNELS = {"cuDNN": ((9, 0), kernels.CUDNN), "FlashAttention-2": ((8, 0), kernels.FLASH_2)}
+
+
+@pytest.fixture(params=GPU_KERNELS)
+def gpu_kernel(request, monkeypatch) -> kernels.Kernel:
+    """The kernel of a GPU of some compute capability, which is simulated like its tensors."""
+    capability, kernel = GPU_KERNELS[request.param]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    kernels.cudnn_lse_shape.cache_clear()
+    yield kernel
+    kernels.cudnn_lse_shape.cache_clear()
+
+
+def cuda_problem(rows: int, keys: int, dtype: torch.dtype = torch.bfloat16):
+    """Q, K and V without data; K and V are slices of one tensor."""
+    query = torch.empty(rows, 32, 128, dtype=dtype, device="cuda")
+    return query, *torch.empty(2, keys, 8, 128, dtype=dtype, device="cuda").unbind()
+
+
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_cuda_calls_match_torch_signatures(causal, dtype):
+def test_cuda_calls_match_torch_signatures(gpu_kernel, causal, dtype):
     """Call the real operators without a GPU, on tensors without data."""
     with fake_cuda():
-        query = torch.empty(96, 32, 128, dtype=dtype, device="cuda")
-        key, value = torch.empty(2, 96 if causal else 640, 8, 128, dtype=dtype, device="cuda").unbind()
+        query, key, value = cuda_problem(96, 96 if causal else 640, dtype)
+        assert kernels.kernel_for(query, key) is gpu_kernel
         out, lse = partial_attention(query, key, value, causal, SCALE)
         assert (out.shape, out.dtype, out.is_cuda) == (query.shape, dtype, True)
         assert (lse.shape, lse.dtype, lse.is_cuda) == (query.shape[:2], torch.float32, True)
@@ -111,18 +131,58 @@ def test_cuda_calls_match_torch_signatures(causal, dtype):
             assert (gradient.shape, gradient.dtype, gradient.is_cuda) == (tensor.shape, dtype, True)
 
 
+@pytest.mark.parametrize("gpu_kernel", ["cuDNN"], indirect=True)
+@pytest.mark.parametrize(("rows", "keys"), [(63, 640), (640, 63), (1, 640)])
+def test_few_rows_or_keys_stay_with_flash_attention(gpu_kernel, rows, keys):
+    with fake_cuda():
+        query, key, _ = cuda_problem(rows, keys)
+        assert kernels.kernel_for(query, key) is kernels.FLASH_2
+
+
+@pytest.mark.parametrize("gpu_kernel", ["cuDNN"], indirect=True)
+def test_a_refusal_of_cudnn_is_said_once(gpu_kernel, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise RuntimeError("No valid execution plans built.\nmore")
+
+    monkeypatch.setattr(
+        "nemo_longpo.attention.kernels.aten", SimpleNamespace(_scaled_dot_product_cudnn_attention=refuse)
+    )
+    with fake_cuda():
+        query, key, _ = cuda_problem(96, 640)
+        with pytest.warns(UserWarning, match="cuDNN refused") as said:
+            chosen = [kernels.kernel_for(query, key) for _ in range(3)]
+    assert chosen == [kernels.FLASH_2] * 3
+    (warning,) = said
+    assert str(warning.message) == (
+        "cuDNN refused attention with head size 128 (No valid execution plans built.); branches use FlashAttention-2, "
+        "which takes about twice the time on this GPU"
+    )
+
+
 # As native_functions.yaml of torch 2.9 declares them, the oldest torch that trains on a GPU here (NeMo 25.11).
-TORCH_2_9 = (
-    "_flash_attention_forward(Tensor query, Tensor key, Tensor value, Tensor? cum_seq_q, Tensor? cum_seq_k, "
-    "SymInt max_q, SymInt max_k, float dropout_p, bool is_causal, bool return_debug_mask, *, float? scale=None, "
-    "SymInt? window_size_left=None, SymInt? window_size_right=None, Tensor? seqused_k=None, "
-    "Tensor? alibi_slopes=None) -> (Tensor output, Tensor softmax_logsumexp, Tensor rng_state, Tensor unused, "
-    "Tensor debug_attn_mask)",
-    "_flash_attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, "
-    "Tensor logsumexp, Tensor cum_seq_q, Tensor cum_seq_k, SymInt max_q, SymInt max_k, float dropout_p, "
-    "bool is_causal, Tensor rng_state, Tensor unused, *, float? scale=None, SymInt? window_size_left=None, "
-    "SymInt? window_size_right=None) -> (Tensor, Tensor, Tensor)",
-)
+TORCH_2_9 = {
+    "FlashAttention-2": (
+        "_flash_attention_forward(Tensor query, Tensor key, Tensor value, Tensor? cum_seq_q, Tensor? cum_seq_k, "
+        "SymInt max_q, SymInt max_k, float dropout_p, bool is_causal, bool return_debug_mask, *, float? scale=None, "
+        "SymInt? window_size_left=None, SymInt? window_size_right=None, Tensor? seqused_k=None, "
+        "Tensor? alibi_slopes=None) -> (Tensor output, Tensor softmax_logsumexp, Tensor rng_state, Tensor unused, "
+        "Tensor debug_attn_mask)",
+        "_flash_attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, "
+        "Tensor logsumexp, Tensor cum_seq_q, Tensor cum_seq_k, SymInt max_q, SymInt max_k, float dropout_p, "
+        "bool is_causal, Tensor rng_state, Tensor unused, *, float? scale=None, SymInt? window_size_left=None, "
+        "SymInt? window_size_right=None) -> (Tensor, Tensor, Tensor)",
+    ),
+    "cuDNN": (
+        "_scaled_dot_product_cudnn_attention(Tensor query, Tensor key, Tensor value, Tensor? attn_bias, "
+        "bool compute_log_sumexp, float dropout_p=0.0, bool is_causal=False, bool return_debug_mask=False, *, "
+        "float? scale=None) -> (Tensor output, Tensor logsumexp, Tensor cum_seq_q, Tensor cum_seq_k, SymInt max_q, "
+        "SymInt max_k, Tensor philox_seed, Tensor philox_offset, Tensor debug_attn_mask)",
+        "_scaled_dot_product_cudnn_attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, "
+        "Tensor out, Tensor logsumexp, Tensor philox_seed, Tensor philox_offset, Tensor attn_bias, Tensor cum_seq_q, "
+        "Tensor cum_seq_k, SymInt max_q, SymInt max_k, float dropout_p, bool is_causal, *, float? scale=None) -> "
+        "(Tensor, Tensor, Tensor)",
+    ),
+}
 
 
 class Recorder:
@@ -139,36 +199,71 @@ class Recorder:
         return call
 
 
-def test_cuda_arguments_have_the_declared_names(monkeypatch):
-    """Every argument of both operators has the declared name, in the installed torch and in torch 2.9."""
-    recorder = Recorder()
+@pytest.mark.parametrize("name", GPU_KERNELS)
+def test_cuda_arguments_have_the_declared_names(name, monkeypatch):
+    """Every argument of a kernel's operators has the declared name, in the installed torch and in torch 2.9."""
+    kernel, recorder = GPU_KERNELS[name][1], Recorder()
     monkeypatch.setattr("nemo_longpo.attention.kernels.aten", recorder)
+    monkeypatch.setattr("nemo_longpo.attention.kernels.cudnn_lse_shape", lambda *which: (1,))
     with fake_cuda():
         grad, out, query = torch.empty(3, 96, 32, 128, dtype=torch.bfloat16, device="cuda").unbind()
         key, value = torch.empty(2, 640, 8, 128, dtype=torch.bfloat16, device="cuda").unbind()
-        lse = kernels.cuda_forward(query, key, value, False, SCALE)[1]
-        kernels.cuda_backward(grad, query, key, value, out, lse, False, SCALE)
+        lse = kernel.forward(query, key, value, False, SCALE)[1]
+        kernel.backward(grad, query, key, value, out, lse, False, SCALE)
 
-    operators = torch.ops.aten._flash_attention_forward.default, torch.ops.aten._flash_attention_backward.default
-    for operator, declared in zip(operators, TORCH_2_9, strict=True):
+    flash = name == "FlashAttention-2"
+    assert list(recorder.calls) == [declared.partition("(")[0] for declared in TORCH_2_9[name]]
+    for declared in TORCH_2_9[name]:
+        operator = getattr(torch.ops.aten, declared.partition("(")[0]).default
         here, there = operator._schema, torch._C.parse_schema(declared)
         args, kwargs = recorder.calls[operator._schema.name.removeprefix("aten::")]
-        meant = {}
         for schema in (here, there):
             positional = [argument.name for argument in schema.arguments if not argument.kwarg_only]
             assert len(args) == len(positional), "every positional argument is given, so none can slip"
             assert set(kwargs) <= {argument.name for argument in schema.arguments if argument.kwarg_only}
             meant = dict(zip(positional, args, strict=True)) | kwargs
-            assert (meant["query"].shape, meant["key"].shape) == ((1, 96, 32, 128), (1, 640, 8, 128))
-            assert meant["key"].storage_offset() < meant["value"].storage_offset()
-            assert (meant["max_q"], meant["max_k"]) == (96, 640)
+            rows_first = {
+                name: tensor if flash else tensor.transpose(1, 2)
+                for name, tensor in meant.items()
+                if name in ("query", "key", "value", "grad_out", "out")
+            }
+            assert (rows_first["query"].shape, rows_first["key"].shape) == ((1, 96, 32, 128), (1, 640, 8, 128))
+            assert rows_first["key"].storage_offset() < rows_first["value"].storage_offset()
             assert (meant["dropout_p"], meant["is_causal"], meant["scale"]) == (0.0, False, SCALE)
-            assert meant["cum_seq_q"] is meant["cum_seq_k"] is None, "one dense sequence"
-        if "grad_out" in meant:
-            offsets = [meant[name].storage_offset() for name in ("grad_out", "out", "query")]
-            assert offsets == sorted(offsets)
-            assert (meant["logsumexp"].shape, meant["logsumexp"].is_contiguous()) == ((1, 32, 96), True)
-            assert (meant["rng_state"].shape, meant["rng_state"].dtype) == ((2,), torch.uint64)
+            assert meant.get("cum_seq_q") is meant.get("cum_seq_k") is None, "one dense sequence"
+            assert meant.get("attn_bias") is None
+            assert meant.get("compute_log_sumexp", True)
+            assert not meant.get("return_debug_mask", False)
+            if "max_q" in meant:
+                assert (meant["max_q"], meant["max_k"]) == (96, 640)
+            if "grad_out" in meant:
+                offsets = [rows_first[name].storage_offset() for name in ("grad_out", "out", "query")]
+                assert offsets == sorted(offsets)
+                shape = (1, 32, 96) if flash else (1, 32, 96, 1)
+                assert (meant["logsumexp"].shape, meant["logsumexp"].is_contiguous()) == (shape, True)
+
+
+def test_what_cudnn_plans_do_not_know_is_contiguous(monkeypatch):
+    """torch looks plans up by the strides of Q, K and V; the gradient and the output may come with any."""
+    given = []
+
+    def backward(*args, scale):
+        given.extend(args)
+        return args[1:4]
+
+    operators = SimpleNamespace(_scaled_dot_product_cudnn_attention_backward=backward)
+    monkeypatch.setattr("nemo_longpo.attention.kernels.aten", operators)
+    monkeypatch.setattr("nemo_longpo.attention.kernels.cudnn_lse_shape", lambda *which: ())
+    grad, query, out = torch.randn(9, 3, 4, 8).unbind(1)
+    key, value = torch.randn(2, 7, 2, 8).unbind()
+    gradients = kernels.cudnn_backward(grad, query, key, value, out, torch.randn(9, 4), False, SCALE)
+    assert all(found.equal(tensor) for found, tensor in zip(gradients, (query, key, value), strict=True))
+    assert given[1].stride()[1:] == (8, 96, 1), "no copy of the query"
+    for tensor, meant in ((given[0], grad), (given[4], out)):
+        assert tensor.transpose(1, 2).is_contiguous()
+        assert tensor.squeeze(0).transpose(0, 1).equal(meant)
+    assert given[5].shape == (1, 4, 9), "newer versions of torch append no dimension"
+    assert given[5].is_contiguous()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

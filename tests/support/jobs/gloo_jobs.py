@@ -45,7 +45,7 @@ def logprob_problem(vocab: int, ignored: tuple[int, ...]) -> tuple[Tensor, Tenso
 
 
 def score_with_my_rows(
-    vocab: int, ignored: tuple[int, ...], chunk_size: int
+    vocab: int, ignored: tuple[int, ...], chunk_size: int, vocab_chunk_size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """One rank's log-probs, its part of the hidden states' gradient, its weight rows' gradient, and all-reduces needed.
 
@@ -57,7 +57,15 @@ def score_with_my_rows(
         start = rows_per_rank * group.rank()
         local = weight.detach()[start : start + rows_per_rank].requires_grad_()
         with mock.patch.object(dist, "all_reduce", wraps=dist.all_reduce) as all_reduce:
-            logprobs = token_logprobs(hidden, local, labels, chunk_size=chunk_size, vocab_start=start, group=group)
+            logprobs = token_logprobs(
+                hidden,
+                local,
+                labels,
+                chunk_size=chunk_size,
+                vocab_chunk_size=vocab_chunk_size,
+                vocab_start=start,
+                group=group,
+            )
             hidden_grad, local_grad = torch.autograd.grad(logprobs, (hidden, local), grad)
         return logprobs.detach().numpy(), hidden_grad.numpy(), local_grad.numpy(), all_reduce.call_count
 
