@@ -1,25 +1,28 @@
-"""Measure the engine's attention and layers on one GPU: exactness, time, memory, share of the chip's peak.
+"""Measure the engine's kernels and layers on one GPU: exactness, time, memory, share of the chip's peak.
 
-    python -m benchmarks.gpu.gpu_engine
+    python -m benchmarks.gpu.gpu_engine --minutes 5
 
-Needs torch and this repository's sources, nothing else: no NeMo, no Transformer Engine, no second GPU.
-- Exactness: branch attention with the CUDA kernels, and the naive computation in the same precision, against fp64.
-- Layers: as many layers of a 7B model as fit, forward and backward with recompute, one pair in both layouts, at 32K and
-  128K tokens, and what one of 8 context-parallel ranks computes at 512K. All attention, of the trunk too, runs through
-  the kernels that torch ships; keys and values of other ranks are stood in for by the rank's own, so communication is
-  not in these times. The output layer is measured once, on the same rows.
-- Both layouts of a small pair must agree, as a check of the timed programs themselves.
+Needs torch and this repository's sources, nothing else: no NeMo, no Transformer Engine, no second GPU. What is cheap
+comes first, and every row is written when it is there: whatever ends the program leaves the rows before it. What does
+not fit, or has no time left, is a row that says so.
+- Exactness: branch attention with the GPU's kernels, and the naive computation in the same precision, against fp64.
+  Both layouts of a small pair must agree, as a check of the timed programs themselves.
+- Kernels: attention of one rank's share with every kernel of this GPU, and log-probs in tiles against all logits.
+- Layers: a few layers of a 7B model, forward and backward with recompute, one pair in both layouts: all of it, or what
+  one rank of `cp` times `tp` has. All attention, of the trunk too, runs through the kernels that torch ships; keys and
+  values of other ranks are stood in for by the rank's own, so communication is not in these times, and norms count all
+  of a rank's rows, as without sequence parallelism. The output layer is measured once, on the same rows.
 - The chip's peak is the best of several large bf16 matrix products, measured in the same run.
 Tokens per second of the whole model are derived from these: layers times the number of layers, plus the output layer;
 no optimizer step, no communication. Writes gpu_engine.json and gpu_engine.md into benchmarks/results.
-With `--device cpu --model qwen2.5-0.5b --layers 1 --lengths 256 512/4 --branch 24 --rounds 1` the same program runs
-without a GPU, in fp32, which says nothing but that it works.
+With `--device cpu --model qwen2.5-0.5b --layers 1 --shares 256 512/4/2 --branch 64 --rounds 1 --logprob-rows 64` the
+same program runs without a GPU, in fp32, which says nothing but that it works.
 """
 
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -36,66 +39,100 @@ from nemo_longpo.placement import PairLayout
 
 from .. import RESULTS
 from ..common.results import command, parser
+from .gpu_kernels import DTYPES, attention_rows, best, logprob_rows, measured_peak
 from .gpu_stack import Share, Stack
 
 # The paper's own figures for the same model: (tokens per second, A800 GPUs) by length.
 PAPER = {131072: (4401, 8), 524288: (2744, 16)}
-LOGPROB_MEMORY = 2**30
-DTYPES = {"cuda": torch.bfloat16, "cpu": torch.float32}
+K = 1024
+# Trunk tokens, and over how many context- and tensor-parallel ranks.
+SHARES = (f"{128 * K}/4/2", f"{512 * K}/4/2", f"{1024 * K}/8", f"{32 * K}", f"{128 * K}")
+
+
+class Record:
+    """The rows so far by section, in a file at any time; sections that start after the deadline get one row."""
+
+    def __init__(self, output: Path, minutes: float, about: dict[str, Any]):
+        self.output, self.deadline = output, time.monotonic() + 60 * minutes
+        self.report = about | {"kernels": [], "logprobs": [], "layers": []}
+
+    def add(self, section: str, rows: Iterable[dict[str, Any]], what: dict[str, Any]) -> None:
+        """Each row as it comes, or why there is none."""
+        if time.monotonic() > self.deadline:
+            rows = [{"refused": "no time left"}]
+        found = iter(rows)
+        while True:
+            try:
+                row = next(found, None)
+            except torch.OutOfMemoryError:
+                row = {"refused": "does not fit"}
+            if row is None:
+                return
+            self.report[section].append(what | row)
+            self.write()
+            print(json.dumps(what | row), flush=True)
+            if "refused" in row and torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def write(self) -> None:
+        self.output.write_text(json.dumps(self.report, indent=1) + "\n")
+        self.output.with_suffix(".md").write_text(table(self.report))
 
 
 def main() -> None:
     flags = parser(__doc__)
     flags.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     flags.add_argument("--model", default="mistral-7b", choices=sorted(MODELS))
-    flags.add_argument("--layers", type=int, help="by default as many as fit")
-    flags.add_argument("--lengths", nargs="+", default=["32768", "131072", "524288/8"], help="trunk tokens[/ranks]")
+    flags.add_argument("--layers", type=int, default=2, help="layers at once; one if they do not fit")
+    flags.add_argument("--shares", nargs="+", default=SHARES, help="trunk tokens[/cp ranks[/tp ranks]]")
     flags.add_argument("--branch", type=int, default=4500, help="tokens of each of the two branches")
+    flags.add_argument("--logprob-rows", type=int, default=16 * K)
     flags.add_argument("--rounds", type=int, default=3)
+    flags.add_argument("--minutes", type=float, default=5.0, help="after which nothing new is started")
     flags.add_argument("--output", type=Path, default=RESULTS / "gpu_engine.json")
     arguments = flags.parse_args()
     torch.manual_seed(0)
-    shape, device = MODELS[arguments.model], arguments.device
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
-    report: dict[str, Any] = {
+    shape, device, rounds = MODELS[arguments.model], arguments.device, arguments.rounds
+    about = {
         "command": command(),
-        "device": name,
+        "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
         "torch": torch.__version__,
         "model": arguments.model,
         "branch_tokens": arguments.branch,
         "peak_tflops": measured_peak(device),
         "exactness": exactness(shape, device),
         "layouts_differ_by": layouts_difference(shape, device),
-        "layers": [],
     }
-    for length in arguments.lengths:
-        trunk, _, ranks = length.partition("/")
+    record = Record(arguments.output, arguments.minutes, about)
+    record.write()
+    shares = [share_of(text, arguments.branch) for text in arguments.shares]
+    for share, tp in shares:
+        record.add("kernels", attention_rows(rank_of(shape, tp), share, device, rounds), described(share, tp))
+    for model in {arguments.model: None, "qwen2.5-7b" if device == "cuda" else arguments.model: None}:
+        record.add("logprobs", logprob_rows(MODELS[model], arguments.logprob_rows, device, rounds), {"model": model})
+    for share, tp in shares:
         for layout in get_args(PairLayout):
-            share = Share(int(trunk), arguments.branch, layout, int(ranks or 1))
-            found = measure_most_layers(shape, share, device, arguments.layers, arguments.rounds)
-            found |= measure_output(shape, share, device, arguments.rounds)
-            report["layers"].append(found | derived(shape, share, found, report["peak_tflops"], name))
-            print(json.dumps(report["layers"][-1]), flush=True)
-    arguments.output.write_text(json.dumps(report, indent=1) + "\n")
-    arguments.output.with_suffix(".md").write_text(table(report))
-    print(table(report))
+            placed = replace(share, layout=layout)
+            rows = layer_rows(rank_of(shape, tp), placed, shape, arguments.layers, record.report, rounds, device)
+            record.add("layers", rows, described(placed, tp) | {"layout": layout})
+    print(table(record.report))
 
 
-def measured_peak(device: str) -> float:
-    """TFLOP/s of the best of several square products."""
-    size = 8192 if device == "cuda" else 1024
-    left, right = (torch.randn(size, size, device=device, dtype=DTYPES[device]) for _ in range(2))
-    return 2 * size**3 / min(seconds(lambda: left @ right, device) for _ in range(20)) / 1e12
+def share_of(text: str, branch: int) -> tuple[Share, int]:
+    """Of `tokens/cp/tp`, what a rank holds of the pair, and tp."""
+    trunk, cp, tp = (int(number) for number in [*text.split("/"), 1, 1][:3])
+    return Share(trunk, branch, "shared_prefix", cp), tp
 
 
-def seconds(run: Callable[[], object], device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+def rank_of(shape: ModelShape, tp: int) -> ModelShape:
+    """What a tensor-parallel rank has of every layer."""
+    return replace(
+        shape, heads=shape.heads // tp, kv_heads=shape.kv_heads // tp, ffn=shape.ffn // tp, vocab=-(-shape.vocab // tp)
+    )
+
+
+def described(share: Share, tp: int) -> dict[str, Any]:
+    return {"trunk": share.trunk, "cp": share.cp, "tp": tp}
 
 
 def exactness(shape: ModelShape, device: str) -> dict[str, dict[str, float]]:
@@ -156,24 +193,24 @@ def layouts_difference(shape: ModelShape, device: str) -> float:
     return float(((shared - full).norm() / full.norm()).detach())
 
 
-def measure_most_layers(
-    shape: ModelShape, share: Share, device: str, layers: int | None, rounds: int
-) -> dict[str, Any]:
-    """`measure` with fewer and fewer layers until they fit, unless `layers` says how many."""
-    for count in [layers] if layers else [n for n in (64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2, 1) if n <= shape.layers]:
+def layer_rows(
+    rank: ModelShape, share: Share, whole: ModelShape, layers: int, report: dict[str, Any], rounds: int, device: str
+) -> Iterable[dict[str, Any]]:
+    """One row: `layers` layers, or one where they do not fit, with what follows for the whole model."""
+    for count in sorted({layers, 1}, reverse=True):
         try:
-            return measure(shape, share, device, count, rounds)
+            found = measure(rank, share, device, count, rounds)
+            break
         except torch.OutOfMemoryError:
-            print(f"{count} layers do not fit at {share}", flush=True)
+            if count == 1:
+                raise
         torch.cuda.empty_cache()  # only now has the failed attempt let go of its tensors
-    raise SystemExit(f"not even one layer fits at {share}")
+    found |= measure_output(rank, share, device, rounds)
+    yield found | derived(rank, share, whole, found, report)
 
 
 def measure(shape: ModelShape, share: Share, device: str, layers: int, rounds: int) -> dict[str, Any]:
-    """Seconds per forward and backward, the best of `rounds` after one to warm up, and peak bytes.
-
-    The memory holds weights, gradients and activations, no optimizer.
-    """
+    """Seconds per forward and backward, and peak bytes: weights, gradients and activations, no optimizer."""
     stack = Stack(shape, layers, device, DTYPES[device])
     size = share.trunk_rows + share.branch_rows, share.sequences, shape.hidden
     rows = torch.randn(size, device=device, dtype=DTYPES[device], requires_grad=True)
@@ -186,43 +223,41 @@ def measure(shape: ModelShape, share: Share, device: str, layers: int, rounds: i
 
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    stack_seconds = min([seconds(step, device) for _ in range(rounds + 1)][1:])
+    taken = best(step, device, rounds)
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
-    return {"layers": layers, "seconds": stack_seconds, "peak_bytes": peak}
+    return {"layers": layers, "seconds": taken, "peak_bytes": peak}
 
 
 def measure_output(shape: ModelShape, share: Share, device: str, rounds: int) -> dict[str, float]:
-    """Log-probs of all local rows and their gradients, in chunks."""
+    """Log-probs of all local rows and their gradients, in tiles."""
     count = share.sequences * share.trunk_rows + share.branch_rows
     hidden, weight = (
         torch.randn(rows, shape.hidden, device=device, dtype=DTYPES[device], requires_grad=True)
         for rows in (count, shape.vocab)
     )
     labels = torch.randint(0, shape.vocab, (count,), device=device)
-    chunk = LogitBudget(LOGPROB_MEMORY / 1e9).chunk_size(shape.vocab, shape.hidden, DTYPES[device])
+    rows, columns = LogitBudget(1.0).tile(shape.vocab, shape.hidden, DTYPES[device])
 
     def step() -> None:
         hidden.grad = weight.grad = None
-        token_logprobs(hidden, weight, labels, chunk_size=chunk).mean().backward()
+        token_logprobs(hidden, weight, labels, chunk_size=rows, vocab_chunk_size=columns).mean().backward()
 
-    return {"output_seconds": min([seconds(step, device) for _ in range(rounds + 1)][1:])}
+    return {"output_seconds": best(step, device, rounds)}
 
 
-def derived(shape: ModelShape, share: Share, found: dict, peak_tflops: float, device_name: str) -> dict[str, Any]:
+def derived(rank: ModelShape, share: Share, whole: ModelShape, found: dict, report: dict) -> dict[str, Any]:
     """TFLOP/s of what was measured, and the speed of the whole model that follows, beside the paper's."""
-    stack = replace(shape, layers=found["layers"])
+    stack = replace(rank, layers=found["layers"])
     forward = layers_flops(stack, share.trunk, share.branch, share.branch, share.layout) / share.cp
-    pair_tokens = share.trunk + 2 * share.branch
-    whole = found["seconds"] * shape.layers / found["layers"] + found["output_seconds"]
-    output = output_flops(shape, share.sequences * share.trunk_rows + share.branch_rows)
+    pair_tokens, tp = share.trunk + 2 * share.branch, whole.heads // rank.heads
+    taken = found["seconds"] * whole.layers / found["layers"] + found["output_seconds"]
+    output = output_flops(rank, share.sequences * share.trunk_rows + share.branch_rows)
     published = PAPER.get(share.trunk)
-    speed, data_sheet = pair_tokens / share.cp / whole, peak_of_device(device_name)
+    speed, data_sheet = pair_tokens / (share.cp * tp) / taken, peak_of_device(report["device"])
+    tflops = 4 * forward / found["seconds"] / 1e12
     return {
-        "trunk": share.trunk,
-        "ranks": share.cp,
-        "layout": share.layout,
-        "tflops": 4 * forward / found["seconds"] / 1e12,
-        "share_of_peak": 4 * forward / found["seconds"] / 1e12 / peak_tflops,
+        "tflops": tflops,
+        "share_of_peak": tflops / report["peak_tflops"],
         "output_tflops": 4 * output / found["output_seconds"] / 1e12,
         "tokens_per_second_per_gpu": speed,
         "tokens_per_second_per_gpu_at_a800_peak": None if data_sheet is None else speed * 312e12 / data_sheet,
@@ -239,29 +274,62 @@ def table(report: dict[str, Any]) -> str:
         "",
         "Branch attention, relative RMS error against fp64:",
         "",
-        "| | " + " | ".join(errors["naive, bf16"]) + " |",
-        "|---" * (1 + len(errors["naive, bf16"])) + "|",
-        *(f"| {way} | " + " | ".join(f"{value:.1e}" for value in row.values()) + " |" for way, row in errors.items()),
+        *markdown(
+            ["", *errors["naive, bf16"]],
+            [[way, *(f"{value:.1e}" for value in row.values())] for way, row in errors.items()],
+        ),
+        "",
+        "Attention kernels of one rank's share, TFLOP/s; two branches, heads of this rank:",
+        "",
+        *markdown(
+            ["trunk", "cp", "tp", "part", "rows", "keys", "heads", "kernel", "forward", "backward", "backward GB"],
+            [cells(row, "part", "rows", "keys", "heads", "kernel", "forward_tflops", "backward_tflops",
+                   "backward_peak_gb") for row in report["kernels"]],
+        ),
+        "",
+        "Log-probs and both gradients; memory above hidden states, weight and labels:",
+        "",
+        *markdown(
+            ["model", "vocabulary", "rows", "way", "tile", "s", "TFLOP/s", "peak GB"],
+            [cells(row, "model", "vocab", "rows", "way", "tile", "seconds", "tflops", "peak_gb", place=False)
+             for row in report["logprobs"]],
+        ),
         "",
         "Layers with full recompute, one rank, measured; TFLOP/s count the recompute. Tokens per second per GPU are "
         "derived for the whole model: layers and output layer, without communication and optimizer.",
         "",
-        "| trunk | ranks | layout | layers | s per layer | peak GB | TFLOP/s | of peak | output s | tokens/s/GPU "
-        "| at A800's peak | paper, A800 |",
-        "|---" * 12 + "|",
-    ]
-    for row in report["layers"]:
-        optional = [
-            "-" if row[name] is None else f"{row[name]:,.0f}"
-            for name in ("tokens_per_second_per_gpu_at_a800_peak", "paper_tokens_per_second_per_gpu")
-        ]
-        peak = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e9:.1f}"
-        lines.append(
-            f"| {row['trunk']:,} | {row['ranks']} | {row['layout']} | {row['layers']} "
-            f"| {row['seconds'] / row['layers']:.4f} | {peak} | {row['tflops']:.1f} | {row['share_of_peak']:.0%} "
-            f"| {row['output_seconds']:.3f} | {row['tokens_per_second_per_gpu']:,.0f} | {' | '.join(optional)} |"
-        )
+        *markdown(
+            ["trunk", "cp", "tp", "layout", "layers", "s", "peak bytes", "TFLOP/s", "of peak", "output s",
+             "output TFLOP/s", "tokens/s/GPU", "at A800's peak", "paper, A800"],
+            [cells(row, "layout", "layers", "seconds", "peak_bytes", "tflops", "share_of_peak", "output_seconds",
+                   "output_tflops", "tokens_per_second_per_gpu", "tokens_per_second_per_gpu_at_a800_peak",
+                   "paper_tokens_per_second_per_gpu") for row in report["layers"]],
+        ),
+    ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def cells(row: dict[str, Any], *names: str, place: bool = True) -> list[str]:
+    """The values of a row; one that was not measured says why in its last cell."""
+    shown = [text_of(row.get(name)) for name in (*(("trunk", "cp", "tp") if place else ()), *names)]
+    return [*shown[:-1], row["refused"]] if "refused" in row else shown
+
+
+def text_of(value: Any) -> str:
+    match value:
+        case None:
+            return "-"
+        case float():
+            return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+        case int():
+            return f"{value:,}"
+        case list() | tuple():
+            return " × ".join(f"{number:,}" for number in value)
+    return str(value)
 
 
 if __name__ == "__main__":
