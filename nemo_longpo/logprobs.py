@@ -218,13 +218,29 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """`total += left @ right`, where `total` may be more precise than the factors."""
+    """`total += left @ right`, where `total` may be more precise than the factors.
+
+    Where the product cannot add, it is made of some rows at a time: fp32 memory as large as the logits had is free.
+    """
     if total.dtype == left.dtype:
         torch.addmm(total, left, right, out=total)
-    elif total.is_cuda:
+    elif total.is_cuda and _products_add(total.device, left.dtype):
         torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
     else:
-        total.add_(_product(left, right))
+        rows = max(1, left.numel() // total.shape[1])
+        for part, factor in zip(torch.split(total, rows), torch.split(left, rows), strict=True):
+            part.add_(_product(factor, right))
+
+
+@functools.cache
+def _products_add(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a product of low precision can add to an fp32 matrix; until about torch 2.10 its check refuses that."""
+    one, total = torch.ones(16, 16, dtype=dtype, device=device), torch.ones(16, 16, device=device)
+    try:
+        torch.addmm(total, one, one, out_dtype=torch.float32, out=total)
+    except RuntimeError:
+        return False
+    return bool((total == 17.0).all())
 
 
 def _all_reduce(tensor: Tensor, op: dist.ReduceOp.RedOpType, group: dist.ProcessGroup | None) -> Tensor:

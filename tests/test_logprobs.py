@@ -205,7 +205,10 @@ def test_cuda_products_are_float32():
         product = module._product(left.T, right)
         assert (product.shape, product.dtype, product.device.type) == ((3, 4), torch.float32, "cuda")
         total = torch.empty(3, 4, device="cuda")
-        with patch.object(torch, "addmm") as add:  # of which torch has no simulation
+        # torch has no simulation of a product that adds.
+        with patch.object(torch, "addmm") as add, patch.object(module, "_products_add", return_value=True):
+            module._add_product(total, left.T, right)
+        with patch.object(module, "_products_add", return_value=False):
             module._add_product(total, left.T, right)
     (start, first, second), named = add.call_args
     assert (start is total, start is named["out"]) == (True, True)

@@ -46,7 +46,7 @@ from .gpu_stack import Share, Stack
 PAPER = {131072: (4401, 8), 524288: (2744, 16)}
 K = 1024
 # Trunk tokens, and over how many context- and tensor-parallel ranks.
-SHARES = (f"{128 * K}/4/2", f"{512 * K}/4/2", f"{1024 * K}/8", f"{32 * K}", f"{128 * K}")
+SHARES = (f"{32 * K}", f"{128 * K}/4/2", f"{128 * K}", f"{512 * K}/4/2", f"{1024 * K}/8")
 
 
 class Record:
@@ -110,8 +110,8 @@ def main() -> None:
         record.add("kernels", attention_rows(rank_of(shape, tp), share, device, rounds), described(share, tp))
     for model in {arguments.model: None, "qwen2.5-7b" if device == "cuda" else arguments.model: None}:
         record.add("logprobs", logprob_rows(MODELS[model], arguments.logprob_rows, device, rounds), {"model": model})
-    for share, tp in shares:
-        for layout in get_args(PairLayout):
+    for layout in get_args(PairLayout):
+        for share, tp in shares:
             placed = replace(share, layout=layout)
             rows = layer_rows(rank_of(shape, tp), placed, shape, arguments.layers, record.report, rounds, device)
             record.add("layers", rows, described(placed, tp) | {"layout": layout})
