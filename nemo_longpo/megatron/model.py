@@ -119,8 +119,8 @@ class LongPOModel(llm.GPTModel):
         objective: which loss, and its constants.
         pair_layout: how chosen and rejected become rows. `shared_prefix` runs the document once and both answers after
             it; `concatenated`, two full causal sequences, gives the same numbers at twice the cost.
-        logprob_memory_gb: memory (10⁹ bytes) for logits; it sets how many rows of them are computed at once.
-        logprob_chunk_size: the number of rows, given directly.
+        logprob_memory_gb: memory (10⁹ bytes) for logits; it sets how many of them are computed at once.
+        logprob_chunk_size: instead, the number of rows, with the whole vocabulary.
     """
 
     def __init__(

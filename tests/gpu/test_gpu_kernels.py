@@ -3,6 +3,7 @@
 Low precision may err as the written-out computation in the same precision does, times a margin, and no more.
 """
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -16,10 +17,10 @@ from nemo_longpo.logprobs import IGNORE_LABEL, token_logprobs
 pytestmark = pytest.mark.gpu
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
+NEEDS_HOPPER = pytest.mark.skipif(not HOPPER, reason="needs compute capability 9.0")
 KERNELS = {
-    "cuDNN": pytest.param(
-        kernels.CUDNN, id="cuDNN", marks=pytest.mark.skipif(not HOPPER, reason="needs compute capability 9.0")
-    ),
+    "cuDNN": pytest.param(kernels.CUDNN, id="cuDNN", marks=NEEDS_HOPPER),
+    "cuDNN, folded": pytest.param(replace(kernels.CUDNN, folds=True), id="cuDNN, folded", marks=NEEDS_HOPPER),
     "FlashAttention-2": pytest.param(kernels.FLASH_2, id="FlashAttention-2"),
 }
 # (query rows, keys, causal)
@@ -111,14 +112,14 @@ def test_few_rows_and_keys_are_exact(head):
         assert_exact(*size, 8, 2, head)
 
 
-@pytest.mark.skipif(not HOPPER, reason="needs compute capability 9.0")
+@NEEDS_HOPPER
 @pytest.mark.parametrize("head", [64, 128])
 def test_hopper_chooses_cudnn(head):
     query = torch.empty(64, 8, head, dtype=torch.bfloat16, device="cuda")
     assert kernels.kernel_for(query, query) is kernels.CUDNN
 
 
-@pytest.mark.skipif(not HOPPER, reason="needs compute capability 9.0")
+@NEEDS_HOPPER
 def test_a_gradient_of_other_strides_after_a_plan_was_made():
     """torch would take the plan of the first call for the second, and read the gradient with the wrong strides."""
     scale, (q, k, v, grad, other_k, other_v) = 0.1, strided_problem(300, 500, 8, 2, 128)
