@@ -28,12 +28,13 @@ Three = tuple[Tensor, Tensor, Tensor]
 @dataclass(frozen=True)
 class Kernel:
     """`forward(q, k, v, causal, scale) → (out, lse)` and `backward(grad, q, k, v, out, lse, causal, scale) → (dQ, dK,
-    dV)`. Those that fold get grouped heads without a mask as more rows, see `_fold`.
+    dV)`. One that folds gets grouped heads without a mask as more rows, see `_fold`.
     """
 
     forward: Callable[..., tuple[Tensor, Tensor]]
     backward: Callable[..., Three]
-    folds: bool = True
+    folds_forward: bool = True
+    folds_backward: bool = True
 
 
 def partial_attention(
@@ -49,7 +50,7 @@ def partial_attention(
         nothing_NH = torch.full(query_NHD.shape[:2], -torch.inf, dtype=precise, device=query_NHD.device)
         return torch.zeros_like(query_NHD), nothing_NH
     kernel, kv_heads = kernel_for(query_NHD, key_MKD), key_MKD.shape[1]
-    if causal or not kernel.folds:
+    if causal or not kernel.folds_forward:
         return kernel.forward(query_NHD, key_MKD, value_MKD, causal, scale)
     out, lse = kernel.forward(_fold(query_NHD, kv_heads), key_MKD, value_MKD, causal, scale)
     return _unfold(out, kv_heads, len(query_NHD)), _unfold(lse, kv_heads, len(query_NHD))
@@ -69,7 +70,7 @@ def partial_attention_backward(
     if not len(key_MKD):
         return torch.zeros_like(query_NHD), torch.zeros_like(key_MKD), torch.zeros_like(value_MKD)
     kernel, kv_heads = kernel_for(query_NHD, key_MKD), key_MKD.shape[1]
-    if causal or not kernel.folds:
+    if causal or not kernel.folds_backward:
         return kernel.backward(grad_NHD, query_NHD, key_MKD, value_MKD, out_NHD, lse_NH, causal, scale)
     grad, query, out, lse = (_fold(tensor, kv_heads) for tensor in (grad_NHD, query_NHD, out_NHD, lse_NH))
     grad_q, grad_k, grad_v = kernel.backward(grad, query, key_MKD, value_MKD, out, lse, causal, scale)
@@ -193,13 +194,13 @@ def _heads_first(rows: Tensor) -> Tensor:
 
 
 CPU, FLASH_2 = Kernel(cpu_forward, cpu_backward), Kernel(flash_forward, flash_backward)
-CUDNN = Kernel(cudnn_forward, cudnn_backward, folds=False)
+CUDNN = Kernel(cudnn_forward, cudnn_backward, folds_forward=False)
 
 
 def _fold(rows: Tensor, kv_heads: int) -> Tensor:
     """[N, H, …] → [G·N, K, …]: without a mask, the G heads of one key/value head can be treated as more rows.
 
-    FlashAttention would expand dK and dV to H heads: 1 GiB for 65,536 keys of a 7B model.
+    In a backward, kernels would expand dK and dV to H heads, 1 GiB for 65,536 keys of a 7B model, and round each.
     """
     groups = rows.shape[1] // kv_heads
     return torch.unflatten(rows, 1, (kv_heads, groups)).movedim(2, 0).flatten(0, 1)

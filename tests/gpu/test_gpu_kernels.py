@@ -20,7 +20,12 @@ HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9,
 NEEDS_HOPPER = pytest.mark.skipif(not HOPPER, reason="needs compute capability 9.0")
 KERNELS = {
     "cuDNN": pytest.param(kernels.CUDNN, id="cuDNN", marks=NEEDS_HOPPER),
-    "cuDNN, folded": pytest.param(replace(kernels.CUDNN, folds=True), id="cuDNN, folded", marks=NEEDS_HOPPER),
+    "cuDNN, folded": pytest.param(
+        replace(kernels.CUDNN, folds_forward=True, folds_backward=True), id="cuDNN, folded", marks=NEEDS_HOPPER
+    ),
+    "cuDNN, grouped": pytest.param(
+        replace(kernels.CUDNN, folds_forward=False, folds_backward=False), id="cuDNN, grouped", marks=NEEDS_HOPPER
+    ),
     "FlashAttention-2": pytest.param(kernels.FLASH_2, id="FlashAttention-2"),
 }
 # (query rows, keys, causal)

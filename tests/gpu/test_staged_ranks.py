@@ -142,6 +142,7 @@ def test_collectives(workers, device):
             "exchanged": brought[:, 2 * rank : 2 * rank + 2].flatten(),
             "all, as a list": brought.flatten(),
             "of my neighbour": brought[rank - 1],
+            "of the other neighbour": brought[(rank + 1) % ranks],
             "objects": np.arange(ranks),
         }
         assert results.keys() == expected.keys()

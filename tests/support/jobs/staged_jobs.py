@@ -64,6 +64,13 @@ def collectives(device: str) -> dict[str, np.ndarray]:
         dist.isend(mine(), (rank + 1) % ranks),
         dist.irecv(found["of my neighbour"], (rank - 1) % ranks),
     ]
+    found["of the other neighbour"] = torch.empty_like(mine())
+    works += dist.batch_isend_irecv(
+        [
+            dist.P2POp(dist.isend, mine(), (rank - 1) % ranks),
+            dist.P2POp(dist.irecv, found["of the other neighbour"], (rank + 1) % ranks),
+        ]
+    )
     for work in works:
         work.wait()
     objects: list[Any] = [None] * ranks
