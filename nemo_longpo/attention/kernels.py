@@ -131,6 +131,7 @@ def flash_backward(
     return grad_q.squeeze(0), grad_k.squeeze(0), grad_v.squeeze(0)
 
 
+CUDNN_FROM_CAPABILITY = (9, 0)
 # Below, cuDNN has no advantage, and of one row or key it has no kernel.
 FEWEST_ROWS_FOR_CUDNN = 64
 
@@ -165,9 +166,9 @@ def cudnn_backward(
 def cudnn_lse_shape(device: torch.device, dtype: torch.dtype, head_size: int) -> tuple[int, ...] | None:
     """Return what torch appends to [1, H, N] in the shape of cuDNN's lse, (1,) or (); None where cuDNN is no choice.
 
-    That is before Hopper, and where it refuses this head size; then it says so, once.
+    That is below that compute capability, and where it refuses this head size; then it says so, once.
     """
-    if torch.cuda.get_device_capability(device) < (9, 0):
+    if torch.cuda.get_device_capability(device) < CUDNN_FROM_CAPABILITY:
         return None
     query = torch.zeros(FEWEST_ROWS_FOR_CUDNN + 1, 2, head_size, dtype=dtype, device=device)
     key = query.narrow(1, 0, 1)

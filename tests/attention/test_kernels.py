@@ -97,7 +97,7 @@ def test_types(dtype, precise):
     assert (out.dtype, lse.dtype) == (dtype, precise)
 
 
-GPU_KERNELS = {"cuDNN": ((9, 0), kernels.CUDNN), "FlashAttention-2": ((8, 0), kernels.FLASH_2)}
+GPU_KERNELS = {"cuDNN": (kernels.CUDNN_FROM_CAPABILITY, kernels.CUDNN), "FlashAttention-2": ((8, 0), kernels.FLASH_2)}
 
 
 @pytest.fixture(params=GPU_KERNELS)
