@@ -31,11 +31,13 @@ _LOSS_TYPE = "model.objective.loss_type"
 class Documents:
     """The documents of a round: `count` of them, from `shortest` tokens (by default all alike) to its length.
 
-    Each fact is stated `mentions` times, on average.
+    With `logarithmic` as many have 100 to 200 tokens as 1,000 to 2,000. Each fact is stated `mentions` times, on
+    average.
     """
 
     count: typed_fields.Size
     shortest: typed_fields.Size | None = None
+    logarithmic: bool = False
     mentions: typed_fields.Number = 1
 
 
@@ -147,7 +149,7 @@ def _seed_steps(settings: Settings, seed: int, place: Place) -> list[steps.Step]
 
 def _documents(own: evolution_settings.Round, told: Documents, seed: int) -> steps.Step:
     path = Path(own.data["input"][0])
-    chosen = {"shortest": told.shortest, "mentions": told.mentions}
+    chosen = {name: value for name, value in dataclasses.asdict(told).items() if name != "count"}
 
     def write() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

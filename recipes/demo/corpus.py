@@ -6,6 +6,7 @@ from a mentioned one by its token alone.
 """
 
 import json
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -138,16 +139,26 @@ def make_document(rng: random.Random, tokens: int, facts: int | None = None, men
 
 
 def write_corpus(
-    path: Path, documents: int, tokens: int, seed: int, *, shortest: int | None = None, mentions: float = 1.0
+    path: Path,
+    documents: int,
+    tokens: int,
+    seed: int,
+    *,
+    shortest: int | None = None,
+    logarithmic: bool = False,
+    mentions: float = 1.0,
 ) -> None:
     """Write `documents` documents to a JSONL file, one object with `doc_id` and `text` per line.
 
-    They have `tokens` tokens each, or with `shortest` any number from there on.
+    They have `tokens` tokens each, or with `shortest` any number from there on; `logarithmic` makes as many of 100 to
+    200 tokens as of 1,000 to 2,000.
     """
     rng = random.Random(seed)
     lines = []
     for number in range(documents):
         length = tokens if shortest is None else rng.randint(shortest, tokens)
+        if shortest is not None and logarithmic:
+            length = round(math.exp(rng.uniform(math.log(shortest), math.log(tokens))))
         text = make_document(rng, length, mentions=mentions).text
         lines.append(json.dumps({"doc_id": f"demo-{number:04d}", "text": text}))
     write_file(path, "".join(f"{line}\n" for line in lines))

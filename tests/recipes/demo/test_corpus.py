@@ -96,3 +96,12 @@ def test_corpus_of_many_lengths(tmp_path) -> None:
     assert 47 <= min(lengths) < 80
     assert 170 < max(lengths) <= 200
     assert any(len(set(facts)) < len(facts) for text in texts if (facts := [w for w in text if w.endswith(":")]))
+
+
+def test_corpus_of_many_short_documents(tmp_path) -> None:
+    write_corpus(tmp_path / "a", documents=200, tokens=1600, seed=5, shortest=100, logarithmic=True)
+    lengths = [len(words(json.loads(line)["text"])) for line in (tmp_path / "a").read_text().splitlines()]
+    assert 97 <= min(lengths)
+    assert max(lengths) <= 1600
+    shares = [sum(low <= length < 2 * low for length in lengths) / 200 for low in (100, 200, 400, 800)]
+    assert all(0.15 < share < 0.35 for share in shares), shares
