@@ -3,14 +3,16 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nemo_longpo import atomic, errors, json_input, yaml_input
 from nemo_longpo.checkpoints import run_directory
-from nemo_longpo.evolution import evolution_file, evolution_settings, rounds
 from nemo_longpo.steps import Step, run_steps
 
 from . import corpus, plots
+
+if TYPE_CHECKING:
+    from nemo_longpo.evolution.evolution_settings import Round
 
 DEMO_DIR = Path(__file__).resolve().parent
 BASE_MODEL = DEMO_DIR / "model"
@@ -32,11 +34,13 @@ class DemoSettings:
     seed: int = 0
 
 
-def demo_round(settings: DemoSettings) -> tuple[list[Step], evolution_settings.Round]:
+def demo_round(settings: DemoSettings) -> tuple[list[Step], "Round"]:
     """Return all steps, the writing of the documents before those of the round, and the round.
 
     Raises InputError if a setting is wrong, NeMo is not installed here, or an older version wrote to the output.
     """
+    from nemo_longpo.evolution import evolution_file, rounds
+
     output, tokens, seed = settings.output, settings.tokens, settings.seed
     if before := next((name for name in _OF_BEFORE if (output / name).exists()), None):
         raise errors.InputError(
@@ -80,7 +84,7 @@ def run_demo(settings: DemoSettings, redo: str | None = None) -> dict[str, Any]:
     output = settings.output
     steps, own = demo_round(settings)
     records = run_steps(steps, output, redo=redo)
-    training, results = own.folder / "training", own.folder / "evaluation" / rounds.RESULTS
+    training, results = own.folder / "training", own.folder / "evaluation" / "results.json"
     before, after = (_accuracy(results, label) for label in ("before", "after"))
     plots.plot_accuracy(output / "accuracy.png", before, after, BASE_LENGTH)
     plots.plot_rewards(output / "rewards.png", run_directory.read_metrics(training))
