@@ -117,9 +117,7 @@ def seed_evolution(
     content["train"]["settings"] = content["train"]["settings"] | on_gpu | own
     content["env"] = content.get("env", {}) | ({} if place.cuda else {"CUDA_VISIBLE_DEVICES": ""})
     if place.programs is not None:
-        content["environments"] = dict.fromkeys(("train", "eval"), str(place.programs))
-        for stage in content["data"]:
-            content["data"][stage] = {"command": str(place.programs / "longpo")} | (content["data"][stage] or {})
+        content["environments"] = dict.fromkeys(("data", "train", "eval"), str(place.programs))
     for own_round in content["rounds"]:
         own_round["input"] = [str(folder / f"documents-{own_round.get('length')}.jsonl")]
     return evolution_file.parse_evolution(content, f"evolution of seed {seed}")

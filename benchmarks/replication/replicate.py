@@ -51,7 +51,9 @@ def main() -> int:
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto is a GPU if there is one"
     )
     parser.add_argument("--minutes", type=terminal.positive_number, metavar="N", help="stop then, and report the rest")
-    parser.add_argument("--programs", type=Path, metavar="DIR", help="where `longpo` and `nemo` are (default: here)")
+    parser.add_argument(
+        "--programs", type=Path, metavar="DIR", help="where `longpo`, `nemo` and `python` are (default: here)"
+    )
     parser.add_argument("--publish", action="store_true", help="write into benchmarks/results and docs/images, too")
     steps.add_plan_options(parser)
     try:

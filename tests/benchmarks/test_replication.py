@@ -93,6 +93,14 @@ def test_every_checkpoint_is_measured(tmp_path, told, place):
     assert "--every" in plan["seed-0-export-dpo"].command
 
 
+def test_programs_of_another_folder_serve_every_stage(tmp_path, told, place, monkeypatch):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "without_programs" / "python"))
+    programs = {name: step.command for name, step in plan_of(tmp_path, told, place, [0]).items() if step.command}
+    assert {command[0] for command in programs.values()} <= {str(place.programs / name) for name in ("longpo", "nemo")}
+    stages = experiment.seed_evolution(load(tmp_path, told), 0, place).rounds[0].data["stages"]
+    assert {stage["command"] for stage in stages.values()} == {f"{place.programs}/python -m nemo_longpo.cli"}
+
+
 def test_a_gpu_changes_settings_of_training_and_shows_itself(tmp_path, told, place):
     (on_cpu, on_gpu) = (
         plan_of(tmp_path, told, experiment.Place(output=place.output, programs=place.programs, cuda=cuda))
