@@ -1,10 +1,10 @@
 """How far long work has come, as a small file in what it writes: for `longpo report --follow`, a monitor, or `cat`.
 
 `status.json` lies in the output directory of training, of a data stage, of an evaluation and of a plan of steps, and is
-replaced about once a second. A data stage removes it when it is done. For an output that appears whole the file lies
-beside, as `.NAME.status.json`, while it is made. It is only looked at: the work does not read it, and goes on where it
-cannot be written. Several processes that share an output leave the file to one of them, and to another when that one is
-silent.
+replaced about once a second. Data stages and evaluations remove it when they are done. For an output that appears whole
+the file lies beside, as `.NAME.status.json`, while it is made. It is only looked at: no work reads it, and work goes on
+where it cannot be written. Several processes that share an output leave the file to one of them, and to another when
+that one is silent.
 """
 
 import json

@@ -40,7 +40,7 @@ def evaluate(evaluation: plan.Evaluation) -> list[ModelScores]:
         weights = [_weights(model) for model in asked]
         tokens = [sum(own.values()) for own in weights]
         status = stack.enter_context(
-            live_status.StatusFile(evaluation.output, "evaluation", total=sum(tokens), unit="token")
+            live_status.StatusFile(evaluation.output, "evaluation", kept=False, total=sum(tokens), unit="token")
         )
         return [_run_model(evaluation, model, judge, status, sum(tokens[:place])) for place, model in enumerate(asked)]
 

@@ -136,7 +136,7 @@ def _first(output: Path) -> Work:
 
 
 def _without_status(before: Work) -> Work:
-    """Work of a data stage leaves no status when it is done, and work whose output appears whole leaves none."""
+    """Data stages and evaluations leave no status when they are done; an output that appears whole has none."""
     state = live_status.DONE if before.output.exists() else live_status.STOPPED
     return Work(before.output, live_status.ended(before.status, state))
 
