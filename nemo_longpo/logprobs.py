@@ -30,7 +30,6 @@ from nemo_longpo.errors import InputError
 IGNORE_LABEL = -100
 # Matrix units are busy with this many rows, and the weight's fp32 gradient is read and written this seldom.
 MOST_ROWS = 8192
-FUSED = False  # yet to be compared with float64 on a GPU
 
 
 def token_logprobs(
@@ -190,7 +189,7 @@ def _logit_gradient(
 @functools.cache
 def _fused_kernels(device: torch.device) -> ModuleType | None:
     """Return `logit_kernels` where Triton can run them; says once if it is there and cannot."""
-    if not FUSED or device.type != "cuda" or importlib.util.find_spec("triton") is None:
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
         return None
     from nemo_longpo import logit_kernels
 
@@ -225,7 +224,7 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """
     if total.dtype == left.dtype:
         torch.addmm(total, left, right, out=total)
-    elif FUSED and total.is_cuda and _products_add(total.device, left.dtype):
+    elif total.is_cuda and _products_add(total.device, left.dtype):
         torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
     else:
         rows = max(1, left.numel() // total.shape[1])

@@ -206,7 +206,7 @@ def test_cuda_products_are_float32():
         assert (product.shape, product.dtype, product.device.type) == ((3, 4), torch.float32, "cuda")
         total = torch.empty(3, 4, device="cuda")
         # torch has no simulation of a product that adds.
-        with patch.object(torch, "addmm") as add, patch.multiple(module, FUSED=True, _products_add=lambda *which: True):
+        with patch.object(torch, "addmm") as add, patch.object(module, "_products_add", return_value=True):
             module._add_product(total, left.T, right)
         with patch.object(module, "_products_add", return_value=False):
             module._add_product(total, left.T, right)

@@ -131,7 +131,7 @@ def flash_backward(
     return grad_q.squeeze(0), grad_k.squeeze(0), grad_v.squeeze(0)
 
 
-CUDNN_FROM_CAPABILITY = (99, 0)  # Hopper is (9, 0), where it is yet to be compared with float64
+CUDNN_FROM_CAPABILITY = (9, 0)
 # Below, cuDNN has no advantage, and of one row or key it has no kernel.
 FEWEST_ROWS_FOR_CUDNN = 64
 
