@@ -1,11 +1,13 @@
 """The benchmark for one GPU keeps what it has measured, whatever ends it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from benchmarks.gpu.gpu_engine import Record, Share, rank_of, share_of, table
+from benchmarks.gpu.gpu_engine import Record, Share, layer_rows, rank_of, share_of, table
+from benchmarks.gpu.gpu_kernels import attention_rows, logprob_rows
 from nemo_longpo.costs.model_shape import MODELS
 
 ABOUT = {
@@ -57,3 +59,17 @@ def test_share_of_a_rank():
     whole, rank = MODELS["mistral-7b"], rank_of(MODELS["mistral-7b"], tp)
     assert (rank.heads, rank.kv_heads, rank.vocab) == (whole.heads // 2, whole.kv_heads // 2, whole.vocab // 2)
     assert rank.layer_matrices * 2 == whole.layer_matrices
+
+
+def test_a_rank_is_measured_on_the_cpu():
+    whole = replace(MODELS["mistral-7b"], layers=3, hidden=64, ffn=96, heads=4, kv_heads=2, head_size=16, vocab=101)
+    rank, share = rank_of(whole, 2), Share(48, 8, "shared_prefix", 2)
+    trunk, own = attention_rows(rank, share, "cpu", rounds=1)
+    assert (trunk["rows"], trunk["keys"], own["rows"], own["keys"]) == (16, 24, 4, 4)
+    assert trunk["heads"] == own["heads"] == [2, 1]
+    assert min(row[way] for row in (trunk, own) for way in ("forward_tflops", "backward_tflops")) > 0
+    scored = {row["way"]: row for row in logprob_rows(whole, 32, "cpu", rounds=1)}
+    assert scored.keys() == {"tiles", "tiles, torch alone", "all logits"}
+    (layer,) = layer_rows(rank, share, whole, 2, ABOUT, 1, "cpu")
+    taken = layer["seconds"] * 3 / 2 + layer["output_seconds"]
+    assert layer["tokens_per_second_per_gpu"] == pytest.approx((48 + 16) / 4 / taken)
