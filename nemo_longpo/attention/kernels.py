@@ -86,7 +86,7 @@ def kernel_for(query_NHD: Tensor, key_MKD: Tensor) -> Kernel:
             f"attention over a shared prefix on a GPU takes bf16 or fp16, not {query_NHD.dtype}; "
             "set trainer.plugins.precision=bf16-mixed and optim.config.bf16=true, or model.pair_layout=concatenated"
         )
-    large = min(len(query_NHD), len(key_MKD)) >= FEWEST_ROWS_FOR_CUDNN
+    large = len(query_NHD) * len(key_MKD) >= FEWEST_SCORES_FOR_CUDNN
     if large and cudnn_lse_shape(query_NHD.device, query_NHD.dtype, query_NHD.shape[2]) is not None:
         return CUDNN
     return FLASH_2
@@ -132,8 +132,9 @@ def flash_backward(
 
 
 CUDNN_FROM_CAPABILITY = (9, 0)
-# Below, cuDNN has no advantage, and of one row or key it has no kernel.
-FEWEST_ROWS_FOR_CUDNN = 64
+# Rows times keys. For every new size cuDNN first makes a plan, on an H200 in 60 ms forward and 73 ms backward; over the
+# 32 layers of a 7B model it saves that much from about 4e7 on.
+FEWEST_SCORES_FOR_CUDNN = 2**26
 
 
 def cudnn_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
@@ -170,7 +171,7 @@ def cudnn_lse_shape(device: torch.device, dtype: torch.dtype, head_size: int) ->
     """
     if torch.cuda.get_device_capability(device) < CUDNN_FROM_CAPABILITY:
         return None
-    query = torch.zeros(FEWEST_ROWS_FOR_CUDNN + 1, 2, head_size, dtype=dtype, device=device)
+    query = torch.zeros(65, 2, head_size, dtype=dtype, device=device)
     key = query.narrow(1, 0, 1)
     try:
         with torch.no_grad():

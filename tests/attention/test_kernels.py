@@ -121,7 +121,7 @@ def cuda_problem(rows: int, keys: int, dtype: torch.dtype = torch.bfloat16):
 def test_cuda_calls_match_torch_signatures(gpu_kernel, causal, dtype):
     """Call the real operators without a GPU, on tensors without data."""
     with fake_cuda():
-        query, key, value = cuda_problem(96, 96 if causal else 640, dtype)
+        query, key, value = cuda_problem(8192, 8192 if causal else 16_384, dtype)
         assert kernels.kernel_for(query, key) is gpu_kernel
         out, lse = partial_attention(query, key, value, causal, SCALE)
         assert (out.shape, out.dtype, out.is_cuda) == (query.shape, dtype, True)
@@ -132,11 +132,19 @@ def test_cuda_calls_match_torch_signatures(gpu_kernel, causal, dtype):
 
 
 @pytest.mark.parametrize("gpu_kernel", ["cuDNN"], indirect=True)
-@pytest.mark.parametrize(("rows", "keys"), [(63, 640), (640, 63), (1, 640)])
-def test_few_rows_or_keys_stay_with_flash_attention(gpu_kernel, rows, keys):
+@pytest.mark.parametrize(
+    ("rows", "keys", "chosen"),
+    [
+        (9000, 32_768, kernels.CUDNN),
+        (8192, 8192, kernels.CUDNN),
+        (8192, 8191, kernels.FLASH_2),
+        (1, 1, kernels.FLASH_2),
+    ],
+)
+def test_small_parts_stay_with_flash_attention(gpu_kernel, rows, keys, chosen):
     with fake_cuda():
         query, key, _ = cuda_problem(rows, keys)
-        assert kernels.kernel_for(query, key) is kernels.FLASH_2
+        assert kernels.kernel_for(query, key) is chosen
 
 
 @pytest.mark.parametrize("gpu_kernel", ["cuDNN"], indirect=True)
@@ -148,7 +156,7 @@ def test_a_refusal_of_cudnn_is_said_once(gpu_kernel, monkeypatch):
         "nemo_longpo.attention.kernels.aten", SimpleNamespace(_scaled_dot_product_cudnn_attention=refuse)
     )
     with fake_cuda():
-        query, key, _ = cuda_problem(96, 640)
+        query, key, _ = cuda_problem(8192, 8192)
         with pytest.warns(UserWarning, match="cuDNN refused") as said:
             chosen = [kernels.kernel_for(query, key) for _ in range(3)]
     assert chosen == [kernels.FLASH_2] * 3

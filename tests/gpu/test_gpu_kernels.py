@@ -118,10 +118,11 @@ def test_few_rows_and_keys_are_exact(head):
 
 
 @NEEDS_HOPPER
-@pytest.mark.parametrize("head", [64, 128])
+@pytest.mark.parametrize("head", [64, 128, 256])
 def test_hopper_chooses_cudnn(head):
-    query = torch.empty(64, 8, head, dtype=torch.bfloat16, device="cuda")
+    query = torch.empty(8192, 1, head, dtype=torch.bfloat16, device="cuda")
     assert kernels.kernel_for(query, query) is kernels.CUDNN
+    assert kernels.kernel_for(query, query[1:]) is kernels.FLASH_2
 
 
 @NEEDS_HOPPER

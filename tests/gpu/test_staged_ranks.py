@@ -61,8 +61,9 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory) -> Bench:
-    """A model with heads of 64, two pairs with branches long enough for every kernel, and the truth about them."""
+def bench(workers, tmp_path_factory) -> Bench:
+    """A model with heads of 64, two pairs with branches of about 150 rows, and the truth about them."""
+    workers.run(staged_jobs.get_ready, 4)
     root = tmp_path_factory.mktemp("staged")
     sizes = {"hidden_size": 512, "intermediate_size": 512, "num_attention_heads": 8, "num_key_value_heads": 4}
     hf = tiny.save_tiny(root / "hf", "mistral", initializer_range=0.03, **sizes)

@@ -19,6 +19,13 @@ SETTINGS = {
 }
 
 
+def get_ready() -> None:
+    """Import everything, at the same time in all workers."""
+    from support.jobs import callbacks  # noqa: F401
+
+    from nemo_longpo.recipes import factories  # noqa: F401
+
+
 def finetune(overrides: dict[str, Any], **job: Any) -> list[int]:
     """`megatron_jobs.finetune` of as many ranks as `trainer.devices` says, each a node of its own."""
     from support import staged_backend  # noqa: F401 (registers the backend)
