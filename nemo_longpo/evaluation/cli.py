@@ -119,11 +119,11 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _dry_run(evaluation: "Evaluation", arguments: argparse.Namespace) -> int:
-    from nemo_longpo.costs import devices
+    from nemo_longpo.costs import answering, devices
 
     from . import evaluate, workload
 
-    machine = workload.Machine(gpu=devices.find_gpu(arguments.gpu), gpus=arguments.gpus)
+    machine = answering.Machine(gpu=devices.find_gpu(arguments.gpu), gpus=arguments.gpus)
     works, prices = evaluate.estimate(evaluation, machine)
     if arguments.json:
         said = {"work": [asdict(work) for work in works], "assumptions": machine.assumptions(), "judges": prices}

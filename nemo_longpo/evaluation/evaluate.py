@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from nemo_longpo import atomic, live_status
-from nemo_longpo.costs import model_shape
+from nemo_longpo.costs import answering, model_shape
 from nemo_longpo.data_tools.engines.engine import ReportingEngine
 from nemo_longpo.errors import InputError
 
@@ -82,7 +82,7 @@ def _run_model(
     )
 
 
-def estimate(evaluation: plan.Evaluation, machine: workload.Machine) -> tuple[list[workload.Work], list[str]]:
+def estimate(evaluation: plan.Evaluation, machine: answering.Machine) -> tuple[list[workload.Work], list[str]]:
     """Count what every model would still be asked, per benchmark and length, and say how long it takes; in a sentence
     each, what judges would read.
 

@@ -1,31 +1,17 @@
-"""What a model still has to read and write: counted, shown while it is done, and priced in GPU time before.
-
-A prompt costs the operations of its forward, at a share of the GPU's peak. An answer costs memory traffic: each step
-reads all weights once for the batch, and the keys and values of every sequence in it.
-"""
+"""What a model still has to read and write: counted, shown while it is done, and priced in GPU time before."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from nemo_longpo.costs import devices, flops, model_shape
+from nemo_longpo.costs import answering, model_shape
 from nemo_longpo.data_tools.runner import Usage
-from nemo_longpo.errors import InputError
 from nemo_longpo.live_status import StatusFile
 from nemo_longpo.status_bar import StatusBar
 
 from .judge.dialogues import DialoguePrompts
-from .language_model import Answers, Asked
+from .language_model import Answers
 from .prompts import TaskPrompts
-
-READING_SHARE = 0.4
-"""Of peak FLOP/s while prompts are read, assumed."""
-WRITING_SHARE = 0.6
-"""Of the memory's speed while answers are written, assumed."""
-MEMORY_SHARE = 0.9
-"""Of a GPU's memory for weights, keys and values, assumed."""
-MOST_SEQUENCES = 64
-"""Answers written at once, assumed; fewer where their keys and values do not fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,61 +37,12 @@ class Work:
     seconds: float | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """GPUs that share the work evenly, as one model over all of them or one copy on each."""
-
-    gpu: devices.Gpu
-    gpus: int
-    bytes_per_number: int = 2
-
-    def reading_flops(self, shape: model_shape.ModelShape, segments: Iterable[tuple[int, int]]) -> float:
-        """Count the forward of positions [from, to), each of which meets all positions before it."""
-
-        def whole(rows: int) -> float:
-            return flops.linear_flops(shape, rows) + flops.causal_flops(shape, rows)
-
-        return sum(whole(end) - whole(start) for start, end in segments)
-
-    def reading_seconds(self, operations: float) -> float:
-        return operations / (self.gpus * self.gpu.peak_flops * READING_SHARE)
-
-    def writing_seconds(self, shape: model_shape.ModelShape, asked: Sequence[Asked]) -> float:
-        """Return the time for answers of full length, in batches of as many as fit the memory.
-
-        Raises InputError if the weights and one request do not fit.
-        """
-        weights = self.bytes_per_number * shape.parameters
-        per_token = self.bytes_per_number * 2 * shape.layers * shape.kv_size
-        room = MEMORY_SHARE * self.gpus * self.gpu.memory - weights
-        total = 0.0
-        for one in asked:
-            own = per_token * (one.prompt_tokens + one.new_tokens)
-            if own > room:
-                raise InputError(
-                    f"{self.gpus} x {self.gpu.name} cannot hold the model and a prompt of {one.prompt_tokens:,} tokens "
-                    f"({(weights + own) / devices.GIB:,.0f} GiB); give more with --gpus, or others with --gpu"
-                )
-            at_once = min(MOST_SEQUENCES, int(room / own), len(asked))
-            total += one.new_tokens * (weights / at_once + own)
-        return total / (self.gpus * self.gpu.memory_bandwidth * WRITING_SHARE)
-
-    def assumptions(self) -> str:
-        """Say in one sentence what the times rest on."""
-        return (
-            f"Times are for {self.gpus} x {self.gpu.name}: prompts at {READING_SHARE:.0%} of "
-            f"{self.gpu.peak_flops / 1e12:,.0f} TFLOP/s, answers of full length at {WRITING_SHARE:.0%} of "
-            f"{self.gpu.memory_bandwidth / 1e12:.1f} TB/s in batches of at most {MOST_SEQUENCES}, all GPUs busy; "
-            "loading the model is not in them."
-        )
-
-
 def work_of(
     model: str,
     tasks: Sequence[TaskPrompts | DialoguePrompts],
     answers: Answers,
     shape: model_shape.ModelShape | None,
-    machine: Machine,
+    machine: answering.Machine,
 ) -> Work:
     """Count what a model would still be asked by the tasks of one benchmark and length."""
     distinct = {key: one for task in tasks for key, one in task.distinct.items()}
@@ -114,7 +51,9 @@ def work_of(
     operations = seconds = None
     if shape is not None:
         operations = machine.reading_flops(shape, segments)
-        seconds = machine.reading_seconds(operations) + machine.writing_seconds(shape, missing)
+        seconds = machine.reading_seconds(operations) + machine.writing_seconds(
+            shape, ((one.prompt_tokens, one.new_tokens) for one in missing)
+        )
     return Work(
         model=model,
         benchmark=tasks[0].task.benchmark.name,

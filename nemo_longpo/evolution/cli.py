@@ -57,7 +57,7 @@ def _run(arguments: argparse.Namespace) -> int:
         steps.show_plan(plan, evolution.output, redo=arguments.redo)
         for name, script in scripts.items():
             terminal.show(f"\nbatch script of {name}:\n{script}")
-        terminal.show("\n".join(["", *(own.line() for own in expected)]))
+        terminal.show("\n".join(["", *(line for own in expected for line in own.lines())]))
         return 0
     if arguments.redo:
         places.check_redo(evolution)

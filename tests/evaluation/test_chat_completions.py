@@ -11,7 +11,7 @@ from support.fake_vllm import Fault
 from support.tiny_models import save_tiny
 
 from nemo_longpo import cli
-from nemo_longpo.costs import devices
+from nemo_longpo.costs import answering, devices
 from nemo_longpo.data_tools.engines.engine_options import EngineOptions
 from nemo_longpo.data_tools.settings import EngineSettings, ServerSettings
 from nemo_longpo.errors import InputError
@@ -122,7 +122,7 @@ def test_lengths_are_those_of_a_tokenizer_of_ours(server, data, tmp_path):
     tokenizer = asked.model.tokenizer
     text = tokenizer.apply_chat_template([{"role": "user", "content": ASKED[0]}], tokenize=False)
     assert asked.tasks[0].asked[0][0].prompt_tokens == len(tokenizer(text, add_special_tokens=False)["input_ids"])
-    machine = workload.Machine(gpu=devices.find_gpu("h100-80gb"), gpus=1)
+    machine = answering.Machine(gpu=devices.find_gpu("h100-80gb"), gpus=1)
     (work,), _ = evaluate.estimate(evaluation(server, data, tmp_path), machine)
     assert (work.questions, work.prompt_tokens, work.seconds) == (8, 0, None)
     assert workload.table([work]).splitlines()[1].split()[-1] == "?"

@@ -12,13 +12,12 @@ from lm_eval.api import instance
 from support.tiny_models import save_tiny, sentences
 
 from nemo_longpo import atomic, live_status
-from nemo_longpo.costs import devices, model_shape
+from nemo_longpo.costs import answering, devices, model_shape
 from nemo_longpo.data_tools.engines.engine_options import EngineOptions
 from nemo_longpo.data_tools.runner import Usage
 from nemo_longpo.data_tools.settings import EngineSettings, TransformersSettings
 from nemo_longpo.errors import InputError
 from nemo_longpo.evaluation import evaluate, plan, prompts, suites, workload
-from nemo_longpo.evaluation.language_model import Asked
 
 pytestmark = pytest.mark.slow  # models and the harness are loaded
 
@@ -51,7 +50,7 @@ def evaluation(model, tmp_path_factory):
 
 
 def test_a_dry_run_counts_what_a_run_takes(evaluation, monkeypatch):
-    machine = workload.Machine(gpu=GPU, gpus=1)
+    machine = answering.Machine(gpu=GPU, gpus=1)
     (before,), prices = evaluate.estimate(evaluation, machine)
     assert prices == []
     assert not evaluation.output.exists()
@@ -150,7 +149,7 @@ def test_room_of_a_task_that_is_let_go_is_free_for_the_next(evaluation, tmp_path
 def test_operations_of_shared_prompts_equal_a_sum_over_rows():
     """Each row of the layers costs its matrices and the rows before it, whoever computed these."""
     shape = model_shape.MODELS["qwen2.5-0.5b"]
-    machine = workload.Machine(gpu=GPU, gpus=2)
+    machine = answering.Machine(gpu=GPU, gpus=2)
     segments = [(0, 1000), (1000, 1010), (1000, 1300)]
     rows = [row for start, end in segments for row in range(start, end)]
     by_row = 2 * shape.layers * shape.layer_matrices * len(rows)
@@ -162,8 +161,8 @@ def test_operations_of_shared_prompts_equal_a_sum_over_rows():
 
 def test_time_of_answers_is_memory_traffic():
     shape = model_shape.MODELS["mistral-7b"]
-    machine = workload.Machine(gpu=GPU, gpus=1)
-    asked = [Asked(str(index), 131_000, 100, 0) for index in range(50)]
+    machine = answering.Machine(gpu=GPU, gpus=1)
+    asked = 50 * [(131_000, 100)]
     keys_and_values = 131_100 * 2 * 2 * 32 * 1024
     at_once = int((0.9 * 79.1 * 2**30 - 2 * shape.parameters) // keys_and_values)
     assert at_once == 3

@@ -9,8 +9,6 @@ import pytest
 from support import small_evolution
 
 from nemo_longpo.cli import main
-from nemo_longpo.evolution.evolution_settings import Hardware
-from nemo_longpo.evolution.forecast import forecast
 
 
 def setter(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
@@ -217,33 +215,3 @@ def test_rounds_inherit_and_change(tmp_path, told):
         {"trainer.max_steps": 8, "trainer.devices": 2},
     )
     assert (second.asked_settings["lengths"], second.asked_settings["samples"]) == ((64, 1024), 8)
-
-
-def test_forecast_counts_gpu_hours_and_disk(tmp_path, told):
-    """A file of the example's size: 7.24 B parameters, of 2 bytes in two models and of 14 in two checkpoints."""
-    sizes = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
-    config = tmp_path / "base/config.json"
-    config.write_text(
-        json.dumps(
-            json.loads(config.read_text())
-            | {**sizes, "num_key_value_heads": 8, "vocab_size": 32000, "torch_dtype": "bfloat16"}
-        )
-    )
-    told["rounds"] = [{"length": 131072, "rope_theta": 1e7}, {"length": 262144, "rope_theta": 1e7}]
-    unknown = forecast(small_evolution.load(tmp_path, told))
-    assert [own.gpu_hours for own in unknown] == [None, None]
-    assert unknown[0].disk_bytes == 7_241_732_096 * (2 * 2 + 2 * 14)
-    told["hardware"] = {"gpu": "h100-80gb", "gpus": 16}
-    evolution = small_evolution.load(tmp_path, told)
-    assert evolution.hardware == Hardware("h100-80gb", 16)
-    first, second = forecast(evolution)
-    assert first.gpu_hours is not None
-    assert second.gpu_hours is not None
-    assert 2 < second.gpu_hours / first.gpu_hours < 4  # attention is quadratic, and the rest linear
-    told["train"]["settings"]["trainer.max_steps"] = 8
-    assert forecast(small_evolution.load(tmp_path, told))[0].gpu_hours == pytest.approx(2 * first.gpu_hours)
-    told["train"]["settings"]["model.objective.loss_type"] = "solopo"
-    assert "`longpo plan --short-tokens` estimates" in forecast(small_evolution.load(tmp_path, told))[0].line()
-    del told["train"]["settings"]["model.objective.loss_type"]
-    told["hardware"]["gpus"] = 1
-    assert "do not fit 1 x h100-80gb" in forecast(small_evolution.load(tmp_path, told))[1].line()

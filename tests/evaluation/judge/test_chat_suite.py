@@ -8,11 +8,11 @@ from support.fake_judge import CATEGORIES
 from support.tiny_models import save_tiny
 
 from nemo_longpo.cli import main
-from nemo_longpo.costs import devices
+from nemo_longpo.costs import answering, devices
 from nemo_longpo.data_tools.engines.engine_options import EngineOptions
 from nemo_longpo.data_tools.settings import EngineSettings, TransformersSettings
 from nemo_longpo.errors import InputError
-from nemo_longpo.evaluation import evaluate, plan, suites, workload
+from nemo_longpo.evaluation import evaluate, plan, suites
 from nemo_longpo.evaluation.eval_settings import JudgeSettings
 from nemo_longpo.evaluation.results import report
 
@@ -83,7 +83,7 @@ def test_conversations_need_the_chat_template(chat):
 
 def test_prices_need_no_judge(chat):
     evaluation = chat(judge=JudgeSettings(judge_price=(3.0, 15.0)))
-    machine = workload.Machine(gpu=devices.find_gpu("h100-80gb"), gpus=1)
+    machine = answering.Machine(gpu=devices.find_gpu("h100-80gb"), gpus=1)
     works, (first, second) = evaluate.estimate(evaluation, machine)
     assert [work.questions for work in works] == [len(CATEGORIES), 2]
     assert first.startswith("before: MT-Bench: 10 judgements by the judge, which reads ")
@@ -100,7 +100,7 @@ def test_a_model_behind_chat_completions_takes_turns(chat, server, tmp_path):
         engine=EngineOptions(EngineSettings(engine="server")),
         chat_completions=True,
     )
-    (price,) = evaluate.estimate(evaluation, workload.Machine(gpu=devices.find_gpu("h100-80gb"), gpus=1))[1]
+    (price,) = evaluate.estimate(evaluation, answering.Machine(gpu=devices.find_gpu("h100-80gb"), gpus=1))[1]
     assert "tokens (at 4 characters each, answers empty" in price
     (scores,) = evaluate.evaluate(evaluation)
     assert {sample.score for sample in scores.tasks[0].samples} == {0.8}
