@@ -39,14 +39,14 @@ class Forecast:
 
     def lines(self) -> list[str]:
         rest = f", without {len(self.not_counted)} whose documents say how long they are" if self.not_counted else ""
+        name = f"round {self.number}"
         return [
-            f"round {self.number}:",
-            f"  data: {self.documents:,} documents, {_hours(self.data_gpu_hours)}, about "
+            f"{name}, data: {self.documents:,} documents, {_hours(self.data_gpu_hours)}, about "
             f"{self.data_bytes / 1e9:,.3g} GB of disk",
-            f"  training: {self.steps:,} steps, {_hours(self.gpu_hours)}; at most {self.disk_bytes / 1e9:,.3g} GB of "
+            f"{name}, training: {self.steps:,} steps, {_hours(self.gpu_hours)}; at most {self.disk_bytes / 1e9:,.3g} GB of "
             "disk for the imported model, two checkpoints and the exported model",
-            f"  evaluation: {_hours(self.evaluation_gpu_hours)} for benchmarks of stated lengths{rest}",
-            *([f"  {self.why}"] if self.why else []),
+            f"{name}, evaluation: {_hours(self.evaluation_gpu_hours)} for benchmarks of stated lengths{rest}",
+            *([f"{name}: {self.why}"] if self.why else []),
         ]
 
 

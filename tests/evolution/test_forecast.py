@@ -87,14 +87,15 @@ def test_what_does_not_fit_is_said(tmp_path, told, capsys):
     told["rounds"] = [{"length": 131072, "rope_theta": 1e7}, {"length": 1048576, "rope_theta": 1e8}]
     told["hardware"] = {"gpu": "h100-80gb", "gpus": 1}
     assert main(["evolve", str(small_evolution.write(tmp_path, told)), "--dry-run"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    second = lines[lines.index("round 2:") :]
-    assert second[1].startswith("  data: 32 documents, GPU hours unknown, about ")
-    assert second[2].startswith("  training: 4 steps, GPU hours unknown; at most 232 GB of disk for the imported")
-    assert second[3].endswith(
+    second = [line for line in capsys.readouterr().out.splitlines() if line.startswith("round 2")]
+    assert second[0].startswith("round 2, data: 32 documents, GPU hours unknown, about ")
+    assert second[1].startswith("round 2, training: 4 steps, GPU hours unknown; at most 232 GB of disk for")
+    assert second[2].endswith(
         "about 0.0 GPU hours for benchmarks of stated lengths, without 1 whose documents say how long they are"
     )
-    assert second[4].startswith("  1 x h100-80gb cannot hold the model and a prompt of 1,048,576 tokens (142 GiB); tra")
+    assert second[3].startswith(
+        "round 2: 1 x h100-80gb cannot hold the model and a prompt of 1,048,576 tokens (142 GiB); "
+    )
 
 
 def test_forecast_counts_gpu_hours_and_disk(tmp_path, told):
