@@ -43,8 +43,9 @@ class Forecast:
         return [
             f"{name}, data: {self.documents:,} documents, {_hours(self.data_gpu_hours)}, about "
             f"{self.data_bytes / 1e9:,.3g} GB of disk",
-            f"{name}, training: {self.steps:,} steps, {_hours(self.gpu_hours)}; at most {self.disk_bytes / 1e9:,.3g} GB of "
-            "disk for the imported model, two checkpoints and the exported model",
+            f"{name}, training: "
+            f"{self.steps:,} steps, {_hours(self.gpu_hours)}; at most {self.disk_bytes / 1e9:,.3g} GB "
+            "of disk for the imported model, two checkpoints and the exported model",
             f"{name}, evaluation: {_hours(self.evaluation_gpu_hours)} for benchmarks of stated lengths{rest}",
             *([f"{name}: {self.why}"] if self.why else []),
         ]
