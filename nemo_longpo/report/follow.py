@@ -63,41 +63,44 @@ def _with_steps(output: Path, status: live_status.Status, depth: int) -> Work:
 
 def drawn(work: Work, now: float) -> list[str]:
     """The lines of a terminal view, from the plan to the steps at work."""
-    lines = _drawn(work)
+    lines = _drawn(work, now)
     if silent := work.silence(now):
         lines.append(f"  {_silence(work, silent)}")
     return lines
 
 
-def _drawn(work: Work) -> list[str]:
+def _drawn(work: Work, now: float) -> list[str]:
     status, running = work.status, work.status.state == live_status.RUNNING
-    lines = [f"{status.what}: {_state(status)}"]
+    lines = [f"{status.what}: {_state(status, now)}"]
     if running and status.total:
         share = min(status.done / status.total, 1)
         lines.append(f"  [{'=' * int(_BAR * share):<{_BAR}}] {share:4.0%}  {status.counts()}")
     lines += [f"  {said}" for said in (status.doing if running else "", "" if work.steps else status.said) if said]
-    return [*lines, *(f"  {line}" for step in work.steps for line in _drawn(step))]
+    return [*lines, *(f"  {line}" for step in work.steps for line in _drawn(step, now))]
 
 
 def line(work: Work, now: float) -> str:
     """The same on one line, for where nothing can be redrawn."""
-    said = _line(work)
+    said = _line(work, now)
     return f"{said}; {_silence(work, silent)}" if (silent := work.silence(now)) else said
 
 
-def _line(work: Work) -> str:
+def _line(work: Work, now: float) -> str:
     status = work.status
     if not work.steps:
-        return f"{status.what}: {', '.join(filter(None, (_state(status), status.line())))}"
-    steps = "; ".join(map(_line, work.steps))
+        return f"{status.what}: {', '.join(filter(None, (_state(status, now), status.line())))}"
+    steps = "; ".join(_line(step, now) for step in work.steps)
     return f"{status.what}: {', '.join(filter(None, (status.doing, status.counts())))} > {steps}"
 
 
-def _state(status: live_status.Status) -> str:
-    taken = live_status.duration(max(0.0, status.updated - status.started))
+def _state(status: live_status.Status, now: float) -> str:
+    running = status.state == live_status.RUNNING and not status.is_gone
+    taken = live_status.duration(max(0.0, (now if running else status.updated) - status.started))
+    if running:
+        return f"at work for {taken}"
     if status.is_gone:
         return f"process {status.pid} is gone without a word, {taken} after its start; the same command continues"
-    return f"at work for {taken}" if status.state == live_status.RUNNING else f"{status.state} after {taken}"
+    return f"{status.state} after {taken}"
 
 
 def _silence(work: Work, seconds: float) -> str:

@@ -53,6 +53,8 @@ def test_the_step_at_work_stands_inside_of_its_plans(nested):
     assert follow.line(work, now).startswith(
         "evolved: data-1: make pairs, 1 of 7 steps > data: respond: answer twice, 2 "
     )
+    later = follow.drawn(work, work.status.started + 180)
+    assert later[0] == "evolved: at work for 3 min", "also where nothing was said for so long"
     change(nested / "data" / "run", updated=work.status.started - 1)
     assert follow.look(nested).steps[0].steps == (), "what it said before the plan was started is old"
 
