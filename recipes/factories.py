@@ -91,7 +91,6 @@ def _trainer(precision: Precision, max_steps: int) -> run.Config[nl.Trainer]:
             strategy.LongPOStrategy,
             ddp=run.Config(
                 DistributedDataParallelConfig,
-                check_for_nan_in_grad=True,
                 overlap_grad_reduce=True,
                 overlap_param_gather=True,
             ),

@@ -27,8 +27,9 @@ class MetricsCallback(pl.Callback, io.IOMixin):
     `tokens_per_second` (trunk and both branches of every pair, and of every short prompt that is read),
     `tflops_per_device` (10¹² FLOPs per second that forward and backward of the pairs need; recompute does not count),
     `mfu` (their share of the device's bf16 peak, only if the peak is known), `memory_gib` (the most that tensors have
-    taken on the first rank's GPU so far, 2³⁰ bytes) and `step_seconds`. After a resume, lines of steps that will be
-    trained again are dropped. The first rank says in `status.json` how far it has come.
+    taken on the first rank's GPU so far, 2³⁰ bytes) and `step_seconds`; `skipped` is 1 in the line of a step that
+    was left out, and missing in others. After a resume, lines of steps that will be trained again are dropped. The first
+    rank says in `status.json` how far it has come.
     """
 
     _status: live_status.StatusFile | None = None  # of the first rank, once training has started
@@ -87,8 +88,9 @@ class MetricsCallback(pl.Callback, io.IOMixin):
             **compute_speed(flops / seconds / trainer.world_size, device),
             **({} if device is None else {"memory_gib": torch.cuda.max_memory_allocated() / 2**30}),
             "step_seconds": seconds,
+            **({"skipped": 1} if trainer.callback_metrics.get("skipped") else {}),
         }
-        shown = {name: value for name, value in record.items() if name not in ("step", "grad_norm")}
+        shown = {name: value for name, value in record.items() if name not in ("step", "grad_norm", "skipped")}
         pl_module.log_dict(shown, batch_size=1)
         if trainer.is_global_zero:
             with explain_full_disk(self._path, run_directory.GOES_ON), self._path.open("a") as file:

@@ -1,10 +1,12 @@
 """NeMo's Megatron strategy for machines with and without an accelerator."""
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Optional, Union
+from typing import Any, Literal, Optional, Union, get_args
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from megatron.core.distributed import DistributedDataParallelConfig
 from nemo.lightning import MegatronStrategy, resume
@@ -14,7 +16,7 @@ from nemo_longpo.checkpoints import run_directory
 from nemo_longpo.errors import InputError
 from nemo_longpo.placement import CpCommType, Placement
 
-from . import backend, full_disk, job_settings, run_inputs
+from . import backend, finite_steps, full_disk, job_settings, run_inputs
 from .model import LongPOModel
 
 
@@ -33,6 +35,9 @@ class LongPOStrategy(MegatronStrategy):
         cp_comm_type: how context-parallel ranks exchange the trunk's keys and values on GPUs, see
             `nemo_longpo.parallel.cp_comm`; on the CPU they are always gathered.
         hierarchical_context_parallel_sizes: for `a2a+p2p`, how many ranks exchange heads, how many form a ring.
+        non_finite_steps: what happens when a loss or a gradient is not finite: `error` ends the run, `skip` leaves the
+            step out; see `FiniteSteps`.
+        max_skipped_steps: how many steps in a row `skip` may leave out before it ends the run.
     """
 
     def __init__(
@@ -48,8 +53,15 @@ class LongPOStrategy(MegatronStrategy):
         ddp: Union[Literal["megatron", "pytorch"], DistributedDataParallelConfig] = "megatron",  # noqa: UP007
         cp_comm_type: CpCommType = "p2p",
         hierarchical_context_parallel_sizes: Optional[list[int]] = None,  # noqa: UP045
+        non_finite_steps: finite_steps.NonFinite = "error",
+        max_skipped_steps: int = 3,
         **kwargs: Any,
     ):
+        if non_finite_steps not in get_args(finite_steps.NonFinite) or max_skipped_steps < 1:
+            raise InputError(
+                f"trainer.strategy.non_finite_steps={non_finite_steps} with max_skipped_steps={max_skipped_steps}: the "
+                f"first is one of {', '.join(get_args(finite_steps.NonFinite))}, the second 1 or more."
+            )
         full_disk.leave_to_main_thread()
         self.backend = backend.start_backend()
         super().__init__(sequence_parallel=sequence_parallel, ddp=ddp, **kwargs | self.backend.strategy_settings)
@@ -67,6 +79,9 @@ class LongPOStrategy(MegatronStrategy):
             hierarchical_context_parallel_sizes=hierarchical_context_parallel_sizes,
         )
         self.check_hashes = True
+        self.finite_steps = finite_steps.FiniteSteps(non_finite_steps, max_skipped_steps)
+        if isinstance(self.ddp_config, DistributedDataParallelConfig):
+            self.ddp_config.check_for_nan_in_grad = False  # it would raise on one rank, and name nothing
 
     def connect(self, model: pl.LightningModule) -> None:
         assert isinstance(model, LongPOModel), model
@@ -85,6 +100,24 @@ class LongPOStrategy(MegatronStrategy):
                 setattr(optimizer, name, value)
         super().connect(model)
         job_settings.complete(self.backend.prepare(model.config), model.rope)
+
+    def setup_megatron_parallel(self, trainer: pl.Trainer) -> None:
+        super().setup_megatron_parallel(trainer)
+        self.megatron_parallel.callbacks.add(self.finite_steps)
+
+    def optimizer_step(self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
+        """Run forward and backward, then apply the step if it is finite. Raises InputError on all ranks if it ends the
+        run."""
+        loss = closure()
+        trained = [weight for weight in self.megatron_parallel.parameters() if weight.requires_grad]
+        # Under a dynamic loss scale, infinite gradients are how Megatron finds the scale; it leaves out such steps.
+        gradients = [] if self.model.config.fp16 else [weight.main_grad for weight in trained]
+        applied = self.finite_steps.may_be_applied(self.trainer.global_step + 1, gradients)
+        self.lightning_module.log("skipped", float(not applied), batch_size=1)
+        if applied:
+            return super().optimizer_step(optimizer, lambda: loss, model, **kwargs)
+        self.lightning_module.log("grad_norm", torch.nan, batch_size=1)
+        return loss
 
     def load_checkpoint(self, checkpoint_path: str | Path, selective_restore: bool = False) -> dict[str, Any]:
         """Load the run's own checkpoint or, with `selective_restore`, its start. Raises InputError if it is damaged."""

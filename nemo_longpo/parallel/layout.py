@@ -48,7 +48,7 @@ class PairRows:
     same positions, which begin anew in each tree. The masks, fp32 [B, S], select the rows whose log-probs enter each
     sum: chosen and rejected responses, and the NLL of each tree's chosen sequence. `ref_logps`, fp32 [B, S], are the
     reference's log-probs of the response labels, zero elsewhere. The counts (fp32 scalars) are of the document's tree,
-    the same on every rank.
+    the same on every rank. `doc_id` names the pair.
     """
 
     tokens: Tensor
@@ -63,6 +63,7 @@ class PairRows:
     sequence_tokens: Tensor
     lengths: tuple[tuple[int, int, int], ...]
     trees: tuple[Segments, ...]
+    doc_id: str
 
     @property
     def pair_tokens(self) -> int:
@@ -120,6 +121,7 @@ def lay_out_pair(
         **{name: torch.tensor(count) for name, count in counts.items()},
         lengths=tuple(part.lengths for part in parts),
         trees=tuple(tree for _, tree in arranged),
+        doc_id=record.doc_id,
     )
 
 

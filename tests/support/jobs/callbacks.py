@@ -31,6 +31,17 @@ class SaveGradients(pl.Callback):
         dist_checkpointing.save(step.pipeline.sharded_state_dict(), self.directory)
 
 
+class PoisonGradient(pl.Callback):
+    """Make one number of one rank's gradients NaN, after the backward of a step (from 1)."""
+
+    def __init__(self, rank: int, step: int):
+        self.rank, self.step = rank, step
+
+    def on_megatron_step_end(self, step) -> None:
+        if (dist.get_rank(), step.step_i + 1) == (self.rank, self.step):
+            next(step.pipeline.parameters()).main_grad.view(-1)[-1] = float("nan")
+
+
 class CountRows(pl.Callback):
     """Note how many rows the layers of this rank were given in each forward pass of a micro-batch."""
 

@@ -85,6 +85,13 @@ def refusal(overrides: dict[str, Any], **job: Any) -> str:
     raise AssertionError("the run was not refused")
 
 
+def refusal_of_poisoned_gradient(overrides: dict[str, Any], rank: int, step: int) -> str:
+    """As `refusal`; after the backward of a step, a gradient of one rank is no number."""
+    from support.jobs.callbacks import PoisonGradient
+
+    return refusal(overrides, callbacks=[PoisonGradient(rank, step)])
+
+
 def attempt(overrides: dict[str, Any]) -> None:
     """A run that may fail, where PyTorch unpickles whatever it is given, as older versions did."""
     with mock.patch.dict(os.environ, TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD="1"), contextlib.suppress(Exception):
