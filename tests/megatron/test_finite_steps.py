@@ -1,7 +1,6 @@
 """A step whose loss or gradient is no number: which documents are named, and that it never reaches the weights."""
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,11 +69,11 @@ def test_all_ranks_name_the_document(workers, workbench, poisoned, tmp_path, siz
 
 
 def test_newest_sound_checkpoint_stays_and_the_run_goes_on_without_the_step(workers, workbench, poisoned, tmp_path):
-    """One pair per step, so that some steps come before the third document's, and some after."""
-    given = poisoned | parallel(cp=2) | {"data.global_batch_size": 1, "trainer.max_steps": 4}
+    """One pair per step, in an order that has the third document third."""
+    given = poisoned | parallel(cp=2) | {"data.global_batch_size": 1, "data.seed": 1, "trainer.max_steps": 4}
     messages = workers.run(megatron_jobs.refusal, 2, overrides=given, checkpoints=True)
-    (bad,) = {int(found[1]) for message in messages if (found := re.match(r"Step (\d): the loss of 'doc-2'", message))}
-    assert 1 < bad < 4, "choose another seed"
+    bad = 3
+    assert all(message.startswith(f"Step {bad}: the loss of 'doc-2'") for message in messages)
     folder = tmp_path / "run" / "longpo" / "checkpoints"
     assert list_checkpoints(folder).newest.name.startswith(f"global_step={bad - 1}")
     assert [metrics["step"] for metrics in read_metrics(tmp_path / "run")] == list(range(1, bad))
