@@ -27,8 +27,8 @@ class MetricsCallback(pl.Callback, io.IOMixin):
     `tokens_per_second` (trunk and both branches of every pair, and of every short prompt that is read),
     `tflops_per_device` (10¹² FLOPs per second that forward and backward of the pairs need; recompute does not count),
     `mfu` (their share of the device's bf16 peak, only if the peak is known), `memory_gib` (the most that tensors have
-    taken on the first rank's GPU so far, 2³⁰ bytes) and `step_seconds`; `skipped` is 1 in the line of a step that
-    was left out, and missing in others. After a resume, lines of steps that will be trained again are dropped. The first
+    taken on the first rank's GPU so far, 2³⁰ bytes) and `step_seconds`; `skipped` is 1 in the line of a step that was
+    left out, and missing in others. After a resume, lines of steps that will be trained again are dropped. The first
     rank says in `status.json` how far it has come.
     """
 
