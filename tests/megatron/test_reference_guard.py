@@ -163,3 +163,13 @@ def test_what_cannot_be_compared_is_said(workers, workbench, tmp_path):
     assert f"{shards}: the policy was not compared with the reference's log-probs, because no stored pair has" in log
     given = settings(workbench, shards, tmp_path / "sft", model__objective__loss_type="sft_chosen")
     assert "was not compared" not in train(workers, given)
+
+
+@MISTRAL
+def test_rounding_of_bfloat16_is_allowed(workers, workbench, tmp_path):
+    shards = make_shards(workbench, tmp_path / "shards")
+    bf16 = {"trainer__plugins__precision": "bf16-mixed", "optim__config__bf16": True}
+    log = train(workers, settings(workbench, shards, tmp_path / "run", **bf16))
+    ((mean, _),) = figures(log)
+    assert 1e-5 < mean < 0.05
+    assert "0.1 on average is allowed in float32/bfloat16" in log
