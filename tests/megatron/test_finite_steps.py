@@ -1,6 +1,5 @@
 """A step whose loss or gradient is no number: which documents are named, and that it never reaches the weights."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,7 +105,6 @@ def test_skipping_has_an_end(workers, workbench, poisoned, tmp_path):
     assert first == second
     assert first.startswith("Step 3: the loss of 'doc-2' is not a finite number. 2 step(s) before it were left out")
     assert [metrics["skipped"] for metrics in read_metrics(tmp_path / "run")] == [1, 1]
-    json.loads((tmp_path / "run" / "longpo" / "metrics.jsonl").read_text().splitlines()[0])
 
 
 def test_gradient_of_one_rank_stops_all(workers, workbench, tmp_path):
