@@ -105,6 +105,7 @@ def gpu_kernel(request, monkeypatch) -> kernels.Kernel:
     """The kernel of a GPU of some compute capability, which is simulated like its tensors."""
     capability, kernel = GPU_KERNELS[request.param]
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    monkeypatch.setattr(kernels, "_planned", set())
     kernels.cudnn_lse_shape.cache_clear()
     yield kernel
     kernels.cudnn_lse_shape.cache_clear()
@@ -145,6 +146,16 @@ def test_small_parts_stay_with_flash_attention(gpu_kernel, rows, keys, chosen):
     with fake_cuda():
         query, key, _ = cuda_problem(rows, keys)
         assert kernels.kernel_for(query, key) is chosen
+
+
+@pytest.mark.parametrize("gpu_kernel", ["cuDNN"], indirect=True)
+def test_plans_of_cudnn_are_bounded(gpu_kernel, monkeypatch):
+    """torch keeps one for every size that it has seen, as long as the process lives."""
+    monkeypatch.setattr(kernels, "MOST_PLANS", 2)
+    with fake_cuda():
+        sizes = [cuda_problem(9000, keys)[:2] for keys in (10_000, 10_001, 10_002, 10_001, 10_000)]
+        chosen = [kernels.kernel_for(query, key) for query, key in sizes]
+    assert chosen == [kernels.CUDNN, kernels.CUDNN, kernels.FLASH_2, kernels.CUDNN, kernels.CUDNN]
 
 
 @pytest.mark.parametrize("gpu_kernel", ["cuDNN"], indirect=True)
