@@ -71,7 +71,7 @@ def write_file(
 def write_for_display(path: Path, content: str) -> None:
     """Put `content` at `path` by a rename, or leave what is there, whatever goes wrong: it is only looked at.
 
-    The disk is not waited for, so this takes less than a millisecond, and a loss of power may leave an empty file.
+    The disk is not waited for, so a loss of power may leave an empty file.
     """
     new = path.with_name(f".{path.name}.new")
     try:
