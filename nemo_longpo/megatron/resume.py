@@ -23,6 +23,8 @@ from .model import ArchitectureFromCheckpoint, LongPOModel
 def load_architecture(checkpoint: Path, trusted: bool = False) -> llm.GPTConfig:
     """Return the model config of a NeMo checkpoint; `trusted` allows building any object that it names.
 
+    A record without `vocab_size`, which is what NeMo's own Mistral importer writes, is completed by the tokenizer's.
+
     Raises:
         InputError: no such directory, not a NeMo checkpoint, an architecture that is not trained here, or a config that
             names other objects.
@@ -36,6 +38,8 @@ def load_architecture(checkpoint: Path, trusted: bool = False) -> llm.GPTConfig:
     recorded = _load_context(context, "model.config", trusted, build=False)
     if not _is_trained_here(recorded.__fn_or_cls__):
         raise InputError(f"{checkpoint} holds a {recorded.__fn_or_cls__.__name__}; {trust.TRAINED_HERE}.")
+    if recorded.vocab_size is None:
+        recorded.vocab_size = _vocabulary_rows(context, recorded.make_vocab_size_divisible_by, trusted)
     # A config of a GPU run may not be constructible on a CPU; settings of a CPU run must not get into checkpoints.
     settings = copy.deepcopy(recorded)
     config = fdl.build(backend.current_backend().prepare(settings))
@@ -44,8 +48,6 @@ def load_architecture(checkpoint: Path, trusted: bool = False) -> llm.GPTConfig:
             f"{checkpoint} limits attention to a sliding window of {config.window_size[0]} tokens, and nemo_longpo "
             "trains full attention; import the model with `longpo convert import --full-attention`."
         )
-    if config.vocab_size is None:
-        config.vocab_size = recorded.vocab_size = _vocabulary_rows(context, config, trusted)
     config.__io__ = recorded
     return config
 
@@ -58,13 +60,9 @@ def _load_context(
     return io.load_context(context, subpath=subpath, build=build)
 
 
-def _vocabulary_rows(context: Path, config: llm.GPTConfig, trusted: bool) -> int:
-    """Return the embedding rows of a model from NeMo's own Mistral importer, which does not record them.
-
-    Rows that tensor parallelism may have added do not count.
-    """
+def _vocabulary_rows(context: Path, multiple: int, trusted: bool) -> int:
+    """Return the embedding rows for the tokenizer of a checkpoint; rows that tensor parallelism adds do not count."""
     tokens = _load_context(context, "model.tokenizer", trusted, build=True).vocab_size
-    multiple = config.make_vocab_size_divisible_by
     return -(-tokens // multiple) * multiple
 
 

@@ -1,10 +1,13 @@
 """A killed run continues exactly: weights, optimizer state, learning rate, data order."""
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from support import tiny_models
+from support.exploits import edit_recorded
 from support.jobs import megatron_jobs, resume_jobs
 from support.worker_pool import WorkerPool
 from torch.distributed.checkpoint import FileSystemReader, load
@@ -136,3 +139,14 @@ def test_the_last_step_is_saved_once(workbench, workers, tmp_path):
     settings["resume.resume_if_exists"] = False
     (message,) = workers.run(megatron_jobs.refusal, 1, overrides=settings, checkpoints=True)
     assert "holds checkpoints already (global_step=2), and this run would start over beside them" in message
+
+
+@pytest.mark.parametrize("workbench", ["mistral"], indirect=True)
+def test_rows_that_are_not_recorded_are_those_of_the_tokenizer(workers, workbench, tmp_path):
+    """As in a checkpoint of NeMo's own Mistral importer."""
+    checkpoint = shutil.copytree(workbench.checkpoint, tmp_path / "checkpoint")
+    tokens = len(tiny_models.tiny_tokenizer(tiny_models.DEFAULT_STYLE["mistral"]))
+    for multiple, rows in ((1, tokens), (128, -(-tokens // 128) * 128)):
+        for name, value in (("vocab_size", None), ("make_vocab_size_divisible_by", multiple)):
+            edit_recorded(checkpoint, "model.config", name, {"type": "leaf", "value": value})
+        assert workers.run(megatron_jobs.embedding_rows, 1, checkpoint=str(checkpoint)) == [(rows, rows)]

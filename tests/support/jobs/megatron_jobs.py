@@ -4,6 +4,7 @@ import contextlib
 import gc
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -96,3 +97,11 @@ def attempt(overrides: dict[str, Any]) -> None:
     """A run that may fail, where PyTorch unpickles whatever it is given, as older versions did."""
     with mock.patch.dict(os.environ, TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD="1"), contextlib.suppress(Exception):
         finetune(overrides)
+
+
+def embedding_rows(checkpoint: str) -> tuple[int, int]:
+    """The rows of a model's embedding as training sees them, and as it records them in its own checkpoints."""
+    from nemo_longpo.megatron.resume import load_architecture
+
+    config = load_architecture(Path(checkpoint))
+    return config.vocab_size, config.__io__.vocab_size
