@@ -100,7 +100,7 @@ def run_attached(tasks: Sequence[Task], executor: Any, folder: Path, watch: Call
 def _has_ended(task: Mapping[str, Any]) -> bool:
     from torchx.specs import is_terminal
 
-    return is_terminal(task["status"])
+    return bool(is_terminal(task["status"]))
 
 
 def _tail(folder: Path) -> str:
