@@ -96,7 +96,7 @@ def test_all_stages_and_again(longpo, tmp_path, corpus, model_dir):
     rewritten = {
         path.relative_to(tmp_path / "work").parts[0] for path, when in written.items() if after.get(path) != when
     }
-    assert rewritten - {"runs", "logs"} == {"respond", "filter", "score", "shards"}
+    assert rewritten - {"runs", "logs", "status.json"} == {"respond", "filter", "score", "shards"}
 
 
 def test_a_killed_process_is_replaced(tmp_path, corpus, model_dir):
