@@ -60,5 +60,5 @@ def test_small_example(tmp_path, monkeypatch):
     monkeypatch.setattr("nemo_longpo.recipes.demo.corpus.write_corpus", lambda path, *_, **__: path.touch())
     exec(re.sub(r"\\\n#\s*", "", writing), {})
     evolution = load_evolution(EXAMPLES / "evolve_small.yaml")
-    assert [own.length for own in evolution.rounds] == [256, 1024]
+    assert [own.length for own in evolution.rounds] == [1536, 4096]
     check_commands(evolution)
