@@ -3,10 +3,14 @@
 import atexit
 import gc
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# In a shell's background processes ignore Ctrl-C, and so do those that they start; tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Imports leave a million objects that stay to the end: the collector need not look at them all the time, nor at exit.
 gc.set_threshold(50_000)
