@@ -297,7 +297,7 @@ def evolve_yaml(shop: Workshop) -> Prepared:
             "\n".join(step.command_lines()).encode()
             assert not any("\0" in word for word in (*step.command, *step.env, *step.env.values()))
         for own in forecast(evolution):
-            own.line()
+            "\n".join(own.lines()).encode()
 
     return mutated_yaml(told), write_and(read, folder / "evolve.yaml")
 
