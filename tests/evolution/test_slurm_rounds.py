@@ -1,6 +1,5 @@
 """Rounds whose training and evaluation are Slurm jobs, on stand-ins for Slurm and for the programs of the image."""
 
-import importlib
 import json
 import re
 import signal
@@ -13,7 +12,6 @@ import pytest
 from support import fake_slurm, small_evolution
 
 from nemo_longpo.cli import main
-from nemo_longpo.launching import slurm_jobs
 
 pytestmark = pytest.mark.slow  # importing NeMo-Run takes seconds
 
@@ -23,12 +21,7 @@ IMAGE = {"container_image": "longpo.sqsh"}
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-    home = tmp_path / "slurm"
-    monkeypatch.setenv("PATH", str(fake_slurm.install(home)), prepend=":")
-    scheduler = importlib.import_module("nemo_run.run.torchx_backend.schedulers.slurm")
-    monkeypatch.setattr(scheduler, "SLURM_JOB_DIRS", str(tmp_path / "nemo_run/jobs"))
-    monkeypatch.setattr(slurm_jobs, "_FIRST_POLL", 0.05)
-    return home
+    return fake_slurm.use(monkeypatch, tmp_path)
 
 
 @pytest.fixture

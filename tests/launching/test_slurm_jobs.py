@@ -1,6 +1,5 @@
 """Batch scripts word for word, and jobs that are watched, killed, lost and found again, on stand-ins for Slurm."""
 
-import importlib
 import json
 import re
 import signal
@@ -51,12 +50,7 @@ CONTAINER = (
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
     """The folder of the stand-ins, which are in front of PATH."""
-    home = tmp_path / "slurm"
-    monkeypatch.setenv("PATH", str(fake_slurm.install(home)), prepend=":")
-    scheduler = importlib.import_module("nemo_run.run.torchx_backend.schedulers.slurm")
-    monkeypatch.setattr(scheduler, "SLURM_JOB_DIRS", str(tmp_path / "nemo_run/jobs"))
-    monkeypatch.setattr(slurm_jobs, "_FIRST_POLL", 0.05)
-    return home
+    return fake_slurm.use(monkeypatch, tmp_path)
 
 
 @pytest.fixture

@@ -1,9 +1,12 @@
 """Stand-ins for the programs of Slurm: they keep jobs as files, and run their batch scripts on this machine."""
 
+import importlib
 import json
 import sys
 from pathlib import Path
 from typing import Any
+
+from nemo_longpo.launching import slurm_jobs
 
 # Jobs lie in `jobs` beside the `bin` of the programs. Files beside it: while there is `hold`, jobs are pending; with
 # `refuse`, sbatch fails; with `forget`, sacct knows nothing; each line of `ends` is the state that one job ends with.
@@ -106,3 +109,13 @@ def jobs(folder: Path) -> list[dict[str, Any]]:
 def started(folder: Path) -> list[tuple[dict[str, str], list[str]]]:
     """Return the options and the command of each `srun`."""
     return [tuple(json.loads(line)) for line in (folder / "started").read_text().splitlines()]
+
+
+def use(monkeypatch: Any, folder: Path) -> Path:
+    """Put the stand-ins in front of PATH, NeMo-Run's notes into `folder`, and poll often; return their folder."""
+    scheduler = importlib.import_module("nemo_run.run.torchx_backend.schedulers.slurm")
+    home = folder / "slurm"
+    monkeypatch.setenv("PATH", str(install(home)), prepend=":")
+    monkeypatch.setattr(scheduler, "SLURM_JOB_DIRS", str(folder / "nemo_run/jobs"))
+    monkeypatch.setattr(slurm_jobs, "_FIRST_POLL", 0.05)
+    return home
