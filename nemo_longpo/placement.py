@@ -23,6 +23,8 @@ class Placement:
     of GPUs. The strategy of a job knows neither this number nor dp, and leaves dp at 1. Sequence parallelism goes with
     tp > 1 if nothing else is said. Fields with long names are settings of `LongPOStrategy`, except
     `grad_reduce_in_fp32`, which is one of the precision plugin. `offload_optimizer` keeps the optimizer in host memory.
+    `offload_layer_inputs` keeps the inputs of recomputed layers there, and with `mlp_tile_tokens` the feed-forward part
+    of a layer is computed, and again in the backward, so many rows at a time; both are settings of `LongPOModel`.
     """
 
     tp: int = 1
@@ -40,6 +42,8 @@ class Placement:
     hierarchical_context_parallel_sizes: Sequence[int] | None = None
     offload_optimizer: bool = False
     grad_reduce_in_fp32: bool = True
+    offload_layer_inputs: bool = False
+    mlp_tile_tokens: int | None = None
 
     def recomputing(self, what: Recompute, layers: int | None = None) -> "Placement":
         """Return this placement with another recompute: nothing, one part of every layer, or whole layers.
