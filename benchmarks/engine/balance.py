@@ -12,7 +12,7 @@ import platform
 
 import numpy as np
 
-from nemo_longpo.costs.flops import forward_flops
+from nemo_longpo.costs.flops import PairLengths, forward_flops
 from nemo_longpo.costs.model_shape import MODELS
 from nemo_longpo.parallel.sampling import RecordOrder, epoch_order
 
@@ -29,7 +29,8 @@ def main() -> None:
     for name, (shortest, longest) in LENGTHS.items():
         rng = np.random.default_rng(0)
         trunks = np.exp(rng.uniform(np.log(shortest), np.log(longest), DOCUMENTS))
-        costs = np.array([forward_flops(MODELS["mistral-7b"], trunk, BRANCH, BRANCH) for trunk in trunks])
+        pairs = [PairLengths(round(trunk), BRANCH, BRANCH) for trunk in trunks]
+        costs = np.array([forward_flops(MODELS["mistral-7b"], pair) for pair in pairs])
         for batch_size in BATCH_SIZES:
             for dp_size in DP_SIZES:
                 found = [imbalance(costs, batch_size, dp_size, window) for window in (0, *WINDOWS)]

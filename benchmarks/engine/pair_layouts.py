@@ -19,7 +19,7 @@ from typing import Any
 from support.training_pairs import write_shards
 
 from nemo_longpo.conversion.importer import import_checkpoint
-from nemo_longpo.costs.flops import executed_flops
+from nemo_longpo.costs.flops import PairLengths, executed_flops
 from nemo_longpo.costs.model_shape import ModelShape
 
 from .. import RESULTS
@@ -84,7 +84,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]
 
 
 def summary(trunk: int, answer: int, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    flops = [executed_flops(SHAPE, trunk, answer, answer, layout) for layout in LAYOUTS]
+    flops = [executed_flops(SHAPE, PairLengths(trunk, answer, answer), layout) for layout in LAYOUTS]
     kept = ("seconds", "cpu_seconds", "peak_mb")
     medians = {name: {what: median(step[what] for step in runs[name]) for what in kept} for name in LAYOUTS}
     plain, shared = (medians[name] for name in LAYOUTS)

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from nemo_longpo.attention.branches import branch_attention
 from nemo_longpo.costs.devices import peak_of_device
-from nemo_longpo.costs.flops import layers_flops, output_flops
+from nemo_longpo.costs.flops import PairLengths, layers_flops, output_flops
 from nemo_longpo.costs.model_shape import MODELS, ModelShape
 from nemo_longpo.logprobs import LogitBudget, token_logprobs
 from nemo_longpo.placement import PairLayout
@@ -248,7 +248,7 @@ def measure_output(shape: ModelShape, share: Share, device: str, rounds: int) ->
 def derived(rank: ModelShape, share: Share, whole: ModelShape, found: dict, report: dict) -> dict[str, Any]:
     """TFLOP/s of what was measured, and the speed of the whole model that follows, beside the paper's."""
     stack = replace(rank, layers=found["layers"])
-    forward = layers_flops(stack, share.trunk, share.branch, share.branch, share.layout) / share.cp
+    forward = layers_flops(stack, PairLengths(share.trunk, share.branch, share.branch), share.layout) / share.cp
     pair_tokens, tp = share.trunk + 2 * share.branch, whole.heads // rank.heads
     taken = found["seconds"] * whole.layers / found["layers"] + found["output_seconds"]
     output = output_flops(rank, share.sequences * share.trunk_rows + share.branch_rows)

@@ -15,11 +15,12 @@ layer:
 
 The output layer scores the same rows in both: the chosen sequence and the rejected branch.
 
-A short prompt with its two answers (lengths as of a pair: prompt, chosen, rejected) costs as much as a pair of its own
-lengths, but for the output layer, which scores the answers alone.
+A short prompt with its two answers costs as much as a pair of its own lengths, but for the output layer, which scores
+the answers alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from nemo_longpo.placement import PairLayout
 
@@ -27,6 +28,34 @@ from .model_shape import ModelShape
 
 BACKWARD = 2
 """Backward operations per forward one: the gradient of the input and that of the weight or the other operand."""
+
+Lengths = tuple[int, int, int]
+"""Tokens of a trunk and of the two branches behind it."""
+
+
+@dataclass(frozen=True)
+class PairLengths:
+    """Tokens of a pair: its trunk and both branches, and prompt, chosen and rejected answer of each short prompt."""
+
+    trunk: int
+    chosen: int
+    rejected: int
+    short: Sequence[Lengths] = ()
+
+    @property
+    def trees(self) -> tuple[Lengths, ...]:
+        """Everything that attention sees apart: the document first, then each short prompt."""
+        return (self.trunk, self.chosen, self.rejected), *self.short
+
+    @property
+    def tokens(self) -> int:
+        """Every trunk once, and all branches."""
+        return sum(map(sum, self.trees))
+
+    @property
+    def scored(self) -> int:
+        """Rows whose log-probs are wanted, in both layouts."""
+        return self.trunk + self.chosen + self.rejected + sum(first + second for _, first, second in self.short)
 
 
 def linear_flops(shape: ModelShape, rows: float) -> float:
@@ -44,73 +73,71 @@ def output_flops(shape: ModelShape, rows: float) -> float:
     return 2 * shape.table * rows
 
 
-Lengths = tuple[int, int, int]
+@dataclass(frozen=True)
+class LayersFlops:
+    """The forward of all layers by the kernels that run it: matrices, attention of trunks (of whole sequences where
+    they are concatenated), attention of branches.
+    """
+
+    linear: float
+    trunk: float
+    branches: float
+
+    @property
+    def total(self) -> float:
+        return self.linear + self.trunk + self.branches
 
 
-def layers_flops(
-    shape: ModelShape,
-    trunk: float,
-    chosen: float,
-    rejected: float,
-    layout: PairLayout = "shared_prefix",
-    short: Sequence[Lengths] = (),
-) -> float:
-    """Count the forward of all layers for one pair and its short prompts; lengths in tokens. See the table above."""
-    return sum(_tree_flops(shape, *lengths, layout) for lengths in ((trunk, chosen, rejected), *short))
+def layers_by_part(shape: ModelShape, pair: PairLengths, layout: PairLayout = "shared_prefix") -> LayersFlops:
+    """Count the forward of all layers for one pair and its short prompts. See the table above."""
+    linear, trunks, branches = (sum(part) for part in zip(*_parts(shape, pair, layout), strict=True))
+    return LayersFlops(linear, trunks, branches)
 
 
-def _tree_flops(shape: ModelShape, trunk: float, chosen: float, rejected: float, layout: PairLayout) -> float:
-    branches = chosen, rejected
-    if layout == "concatenated":
-        return sum(linear_flops(shape, trunk + rows) + causal_flops(shape, trunk + rows) for rows in branches)
-    across = 4 * shape.layers * shape.query_size * trunk
-    behind = sum(across * rows + causal_flops(shape, rows) for rows in branches)
-    return linear_flops(shape, trunk + chosen + rejected) + causal_flops(shape, trunk) + behind
+def _parts(shape: ModelShape, pair: PairLengths, layout: PairLayout) -> Iterator[tuple[float, float, float]]:
+    for trunk, *answers in pair.trees:
+        if layout == "concatenated":
+            for rows in answers:
+                yield linear_flops(shape, trunk + rows), causal_flops(shape, trunk + rows), 0.0
+        else:
+            across = 4 * shape.layers * shape.query_size * trunk
+            behind = sum(across * rows + causal_flops(shape, rows) for rows in answers)
+            yield linear_flops(shape, trunk + sum(answers)), causal_flops(shape, trunk), behind
 
 
-def scored_rows(trunk: float, chosen: float, rejected: float, short: Sequence[Lengths] = ()) -> float:
-    """Count the rows whose log-probs are wanted, in both layouts."""
-    return trunk + chosen + rejected + sum(first + second for _, first, second in short)
+def layers_flops(shape: ModelShape, pair: PairLengths, layout: PairLayout = "shared_prefix") -> float:
+    """Count the forward of all layers for one pair and its short prompts."""
+    return layers_by_part(shape, pair, layout).total
 
 
-def forward_flops(
-    shape: ModelShape,
-    trunk: float,
-    chosen: float,
-    rejected: float,
-    layout: PairLayout = "shared_prefix",
-    short: Sequence[Lengths] = (),
-) -> float:
-    """Count the forward of one pair: layers and output layer; lengths in tokens."""
-    scored = output_flops(shape, scored_rows(trunk, chosen, rejected, short))
-    return layers_flops(shape, trunk, chosen, rejected, layout, short) + scored
+def forward_flops(shape: ModelShape, pair: PairLengths, layout: PairLayout = "shared_prefix") -> float:
+    """Count the forward of one pair: layers and output layer."""
+    return layers_flops(shape, pair, layout) + output_flops(shape, pair.scored)
 
 
-def training_flops(
-    shape: ModelShape,
-    trunk: float,
-    chosen: float,
-    rejected: float,
-    layout: PairLayout = "shared_prefix",
-    short: Sequence[Lengths] = (),
-) -> float:
+def training_flops(shape: ModelShape, pair: PairLengths, layout: PairLayout = "shared_prefix") -> float:
     """Count forward and backward of one pair: three forwards, without recompute. Utilisation is measured by it."""
-    return (1 + BACKWARD) * forward_flops(shape, trunk, chosen, rejected, layout, short)
+    return (1 + BACKWARD) * forward_flops(shape, pair, layout)
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """Shares (0 to 1) of the layers' forward that run a second time: matrices, attention."""
+
+    linear: float = 0.0
+    attention: float = 0.0
 
 
 def executed_flops(
     shape: ModelShape,
-    trunk: float,
-    chosen: float,
-    rejected: float,
+    pair: PairLengths,
     layout: PairLayout = "shared_prefix",
-    short: Sequence[Lengths] = (),
-    recomputed: float = 0.0,
+    again: Recomputed = Recomputed(),
 ) -> float:
-    """Count what the device does: `recomputed` (0 to 1) of the layers' forward again, and the logits once more.
+    """Count what the device does: what is recomputed of the layers' forward, and the logits once more.
 
     The log-probs never keep logits, so their backward forms them a second time.
     """
-    again = recomputed * layers_flops(shape, trunk, chosen, rejected, layout, short)
-    logits = output_flops(shape, scored_rows(trunk, chosen, rejected, short))
-    return training_flops(shape, trunk, chosen, rejected, layout, short) + again + logits
+    forward = layers_by_part(shape, pair, layout)
+    layers = again.linear * forward.linear + again.attention * (forward.trunk + forward.branches)
+    return training_flops(shape, pair, layout) + layers + output_flops(shape, pair.scored)

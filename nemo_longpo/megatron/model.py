@@ -71,10 +71,10 @@ class LongPOLossReduction(megatron_parallel.MegatronLossReduction):
     """NeMo's hook between a micro-batch's output and the schedule; every metric is a mean over the batch's pairs.
 
     Adds the `WORK` of a pair to the metrics of `longpo_loss`: its tokens, and the FLOPs of its forward and backward,
-    `training_flops(trunk, chosen, rejected, short=…)`.
+    `training_flops(lengths)`.
     """
 
-    def __init__(self, objective: Objective, training_flops: Callable[..., float]) -> None:
+    def __init__(self, objective: Objective, training_flops: Callable[[flops.PairLengths], float]) -> None:
         super().__init__()
         self.objective = objective
         self.training_flops = training_flops
@@ -83,7 +83,8 @@ class LongPOLossReduction(megatron_parallel.MegatronLossReduction):
         sums = sum_pair(forward_out, batch, self.objective, topology.current_topology().cp_group)
         loss, metrics = longpo_loss(sums, self.objective)
         document, *short = batch.lengths
-        work = {"tokens": batch.pair_tokens, "flops": self.training_flops(*document, short=short)}
+        lengths = flops.PairLengths(*document, short)
+        work = {"tokens": batch.pair_tokens, "flops": self.training_flops(lengths)}
         return loss, metrics | {name: loss.new_tensor(work[name]) for name in WORK}
 
     def reduce(self, losses_reduced_per_micro_batch: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

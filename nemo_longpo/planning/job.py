@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from nemo_longpo.costs.flops import Lengths
+from nemo_longpo.costs.flops import PairLengths
 from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.placement import GLOBAL_BATCH_SIZE, LOGPROB_MEMORY_GB, PairLayout, Placement, Precision
 
@@ -30,15 +30,13 @@ class Job:
     short_prompts: tuple[int, ...] = ()
 
     @property
-    def short(self) -> tuple[Lengths, ...]:
-        """Tokens of each short prompt and of its two answers."""
+    def lengths(self) -> PairLengths:
+        """Tokens of the document's pair, and of each short prompt with its two answers."""
         turns = max(len(self.short_prompts), 1)
-        return tuple((prompt, -(-self.chosen // turns), -(-self.rejected // turns)) for prompt in self.short_prompts)
-
-    @property
-    def trees(self) -> tuple[Lengths, ...]:
-        """Tokens of trunk, chosen and rejected: of the document first, then of each short prompt."""
-        return (self.trunk, self.chosen, self.rejected), *self.short
+        answers = -(-self.chosen // turns), -(-self.rejected // turns)
+        return PairLengths(
+            self.trunk, self.chosen, self.rejected, tuple((prompt, *answers) for prompt in self.short_prompts)
+        )
 
     @property
     def document_alone(self) -> "Job":
@@ -46,25 +44,27 @@ class Job:
         return replace(self, short_prompts=())
 
     @property
-    def pair(self) -> tuple[ModelShape, int, int, int, PairLayout, tuple[Lengths, ...]]:
+    def pair(self) -> tuple[ModelShape, PairLengths, PairLayout]:
         """What the formulas of `costs.flops` take."""
-        return self.shape, self.trunk, self.chosen, self.rejected, self.layout, self.short
+        return self.shape, self.lengths, self.layout
 
     @property
     def tokens(self) -> int:
         """Trained tokens of one pair: every trunk once, and both branches; the same for both layouts."""
-        return sum(map(sum, self.trees))
+        return self.lengths.tokens
 
     @property
     def branch_rows(self) -> int:
         """Rows that go through branch attention."""
-        return sum(chosen + rejected for _, chosen, rejected in self.trees) if self.layout == "shared_prefix" else 0
+        if self.layout == "concatenated":
+            return 0
+        return sum(chosen + rejected for _, chosen, rejected in self.lengths.trees)
 
     @property
     def rows(self) -> int:
         """Rows of one pair that run through the layers."""
         if self.layout == "concatenated":
-            return sum(2 * (trunk + max(answers)) for trunk, *answers in self.trees)
+            return sum(2 * (trunk + max(answers)) for trunk, *answers in self.lengths.trees)
         return self.tokens
 
     @property

@@ -118,12 +118,12 @@ def nothing_fits(found: Search) -> str:
 def render(job: Job, machine: Machine, wishes: Wishes, found: Search) -> str:
     """Return the report for a terminal; `found` has a candidate."""
     best, gpu = found.candidates[0], machine.gpu
-    speed = best.speed
+    speed, prompts = best.speed, job.short_prompts
     return "\n".join(
         [
             f"{job.shape.parameters / 1e9:.2f} B parameters; {job.pairs} pairs per step, each a trunk of "
             f"{job.trunk:,} tokens and branches of {job.chosen:,} and {job.rejected:,}, {job.layout}"
-            + (f"; {len(job.short)} short prompts of {sum(job.short_prompts):,} tokens" if job.short else ""),
+            + (f"; {len(prompts)} short prompts of {sum(prompts):,} tokens" if prompts else ""),
             f"{machine.gpus} x {gpu.name} of {gpu.memory / devices.GIB:.1f} GiB, {wishes.margin:.0%} of it left free; "
             f"computing at {machine.utilisation:.0%} of {gpu.peak_flops / 1e12:.0f} TFLOP/s",
             "",

@@ -76,7 +76,7 @@ class Speed:
 
 def estimate_speed(job: Job, placement: Placement, machine: Machine) -> Speed:
     """Estimate the time of a step. Data-parallel replicas are taken to be balanced."""
-    executed = flops.executed_flops(*job.pair, recomputed_share(job, placement))
+    executed = flops.executed_flops(*job.pair, recomputed(job, placement))
     pairs = -(-job.pairs // placement.dp)
     # Of one pair on one pipeline stage; the stages work at the same time.
     compute = executed / (placement.tp * placement.cp * placement.pp) / machine.flops_per_second
@@ -95,16 +95,14 @@ def estimate_speed(job: Job, placement: Placement, machine: Machine) -> Speed:
     )
 
 
-def recomputed_share(job: Job, placement: Placement) -> float:
-    """Return the share of the layers' forward that runs a second time, by FLOPs."""
+def recomputed(job: Job, placement: Placement) -> flops.Recomputed:
+    """Return the shares of the layers' forward that run a second time, by FLOPs."""
     shape, layers = job.shape, job.stage_layers(placement)
-    whole, linear = flops.layers_flops(*job.pair), flops.linear_flops(job.shape, job.rows)
-    shares = {
-        "core_attn": (whole - linear) / whole,
-        "mlp": linear * 3 * shape.hidden * shape.ffn / shape.layer_matrices / whole,
-    }
-    parts = sum(shares[part] for part in placement.recomputed_parts)
-    return parts + placement.recomputed_layers(layers) / layers
+    whole, parts = placement.recomputed_layers(layers) / layers, placement.recomputed_parts
+    feed_forward = 3 * shape.hidden * shape.ffn / shape.layer_matrices
+    return flops.Recomputed(
+        linear=whole + ("mlp" in parts) * feed_forward, attention=whole + float("core_attn" in parts)
+    )
 
 
 def branch_traffic(
@@ -135,9 +133,9 @@ def layer_communication(job: Job, placement: Placement, machine: Machine) -> flo
     kv_rows = job.rows_per_gpu(placement) - job.branch_rows / cp
     ring = 2 * shape.kv_size * kv_rows * size * (cp - 1) / tp / link
     if job.layout == "concatenated":
-        sequences = sum(2 * flops.causal_flops(shape, trunk + max(answers)) for trunk, *answers in job.trees)
+        sequences = sum(2 * flops.causal_flops(shape, trunk + max(answers)) for trunk, *answers in job.lengths.trees)
     else:
-        sequences = sum(flops.causal_flops(shape, trunk) for trunk, *_ in job.trees)
+        sequences = sum(flops.causal_flops(shape, trunk) for trunk, *_ in job.lengths.trees)
     attention = sequences / shape.layers / (cp * tp) / machine.flops_per_second
     # The backward sends gradients too, and computes 2.5 times as much: it forms the scores anew.
     ring_seconds = (1 + again) * max(0.0, ring - attention) + max(0.0, 2 * ring - 2.5 * attention)

@@ -2,7 +2,16 @@
 
 import pytest
 
-from nemo_longpo.costs.flops import executed_flops, forward_flops, layers_flops, output_flops, training_flops
+from nemo_longpo.costs.flops import (
+    PairLengths,
+    Recomputed,
+    executed_flops,
+    forward_flops,
+    layers_by_part,
+    layers_flops,
+    output_flops,
+    training_flops,
+)
 from nemo_longpo.costs.model_shape import MODELS, ModelShape
 
 MISTRAL = MODELS["mistral-7b"]
@@ -13,8 +22,8 @@ MISTRAL = MODELS["mistral-7b"]
     [(131_072, 1.342e16, 7.09e15, 1.89), (524_288, 1.614e17, 8.20e16, 1.97)],
 )
 def test_known_costs_of_long_pairs(trunk, concatenated, shared, ratio):
-    full = layers_flops(MISTRAL, trunk, 4500, 4500, "concatenated")
-    once = layers_flops(MISTRAL, trunk, 4500, 4500, "shared_prefix")
+    full = layers_flops(MISTRAL, PairLengths(trunk, 4500, 4500), "concatenated")
+    once = layers_flops(MISTRAL, PairLengths(trunk, 4500, 4500), "shared_prefix")
     assert full == pytest.approx(concatenated, rel=5e-4)
     assert once == pytest.approx(shared, rel=5e-4)
     assert full / once == pytest.approx(ratio, abs=0.005)
@@ -31,35 +40,39 @@ def test_flops_match_counted_products():
         feed_forward = product(rows, 8, 40) + product(rows, 20, 8)
         return projections + feed_forward + 4 * 2 * product(1, 5, 1) * seen
 
-    trunk, chosen, rejected = 30, 7, 4
+    pair = PairLengths(30, 7, 4)
     shared = layer(41, 30**2 / 2 + 7 * 30 + 7**2 / 2 + 4 * 30 + 4**2 / 2)
     full = layer(37, 37**2 / 2) + layer(34, 34**2 / 2)
     output = product(41, 8, 11)
-    assert forward_flops(shape, trunk, chosen, rejected, "shared_prefix") == 3 * shared + output
-    assert forward_flops(shape, trunk, chosen, rejected, "concatenated") == 3 * full + output
+    assert forward_flops(shape, pair, "shared_prefix") == 3 * shared + output
+    assert forward_flops(shape, pair, "concatenated") == 3 * full + output
     assert output_flops(shape, 41) == output
 
-    prompts = [(10, 3, 2), (6, 4, 2)]
+    pair = PairLengths(30, 7, 4, short=[(10, 3, 2), (6, 4, 2)])
     shared += layer(15, 10**2 / 2 + 3 * 10 + 3**2 / 2 + 2 * 10 + 2**2 / 2)
     shared += layer(12, 6**2 / 2 + 4 * 6 + 4**2 / 2 + 2 * 6 + 2**2 / 2)
     full += layer(13, 13**2 / 2) + layer(12, 12**2 / 2) + layer(10, 10**2 / 2) + layer(8, 8**2 / 2)
     output = product(41 + 5 + 6, 8, 11)
-    assert forward_flops(shape, trunk, chosen, rejected, "shared_prefix", prompts) == 3 * shared + output
-    assert forward_flops(shape, trunk, chosen, rejected, "concatenated", prompts) == 3 * full + output
-    executed = executed_flops(shape, trunk, chosen, rejected, "shared_prefix", prompts, recomputed=1.0)
+    assert forward_flops(shape, pair, "shared_prefix") == 3 * shared + output
+    assert forward_flops(shape, pair, "concatenated") == 3 * full + output
+    executed = executed_flops(shape, pair, "shared_prefix", Recomputed(1.0, 1.0))
     assert executed == 3 * (3 * shared + output) + 3 * shared + output, (
         "three forwards, the layers and the logits again"
     )
 
 
 def test_training_is_three_forwards():
-    lengths = 8192, 900, 700
-    forward, layers = forward_flops(MISTRAL, *lengths), layers_flops(MISTRAL, *lengths)
-    logits_again = output_flops(MISTRAL, sum(lengths))
-    assert training_flops(MISTRAL, *lengths) == 3 * forward
-    assert executed_flops(MISTRAL, *lengths) == 3 * forward + logits_again
-    assert executed_flops(MISTRAL, *lengths, recomputed=0.5) == pytest.approx(3 * forward + logits_again + layers / 2)
+    pair = PairLengths(8192, 900, 700)
+    forward, layers = forward_flops(MISTRAL, pair), layers_by_part(MISTRAL, pair)
+    logits_again = output_flops(MISTRAL, pair.scored)
+    assert pair.scored == pair.tokens == 9792
+    assert training_flops(MISTRAL, pair) == 3 * forward
+    assert executed_flops(MISTRAL, pair) == 3 * forward + logits_again
+    some = executed_flops(MISTRAL, pair, again=Recomputed(0.5, 0.25))
+    attention = layers.trunk + layers.branches
+    assert some == pytest.approx(3 * forward + logits_again + layers.linear / 2 + attention / 4)
 
 
 def test_layouts_cost_equal_without_trunk():
-    assert layers_flops(MISTRAL, 0, 500, 300, "shared_prefix") == layers_flops(MISTRAL, 0, 500, 300, "concatenated")
+    pair = PairLengths(0, 500, 300)
+    assert layers_flops(MISTRAL, pair, "shared_prefix") == layers_flops(MISTRAL, pair, "concatenated")

@@ -14,7 +14,7 @@ from support.training_pairs import with_short_prompts, write_tiny_shards
 
 from nemo_longpo.checkpoints.run_directory import find_checkpoint, metrics_file, read_metrics
 from nemo_longpo.cli import main as longpo
-from nemo_longpo.costs.flops import training_flops
+from nemo_longpo.costs.flops import PairLengths, training_flops
 from nemo_longpo.costs.model_shape import load_shape
 
 pytestmark = pytest.mark.distributed
@@ -158,7 +158,7 @@ def _work_of_two(workbench) -> Iterator[Any]:
     """Tokens and FLOPs of every two records: what a global batch of two may have taken."""
     shape = load_shape(str(workbench.checkpoint))
     for records in combinations(workbench.records, 2):
-        flops = sum(training_flops(shape, *record.lengths) for record in records)
+        flops = sum(training_flops(shape, PairLengths(*record.lengths)) for record in records)
         yield pytest.approx((sum(sum(record.lengths) for record in records), flops), rel=1e-5)
 
 

@@ -14,7 +14,7 @@ from support.parity import TOLERANCE, WEIGHT, assert_equal_gradients, train_one_
 from support.reference import longpo_step
 from transformers import AutoModelForCausalLM
 
-from nemo_longpo.costs.flops import training_flops
+from nemo_longpo.costs.flops import PairLengths, training_flops
 from nemo_longpo.costs.model_shape import load_shape
 from nemo_longpo.objective import METRICS, Objective
 
@@ -149,7 +149,7 @@ def _assert_work(workbench, step, sizes, layout):
         for prompt, *spans in zip(record.short_prompt_ids, record.chosen_spans, record.rejected_spans, strict=True):
             short.append((len(prompt), *(end - start for start, end in spans)))
         tokens += sum(record.lengths) + sum(map(sum, short))
-        flops += training_flops(shape, *record.lengths, layout, short)
+        flops += training_flops(shape, PairLengths(*record.lengths, short), layout)
     seconds = step["step_seconds"]
     assert step["tokens_per_second"] * seconds == pytest.approx(tokens, rel=1e-5)
     assert step["tflops_per_device"] * math.prod(sizes) * 1e12 * seconds == pytest.approx(flops, rel=1e-5)

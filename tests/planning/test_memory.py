@@ -81,7 +81,7 @@ def test_concatenated_has_twice_the_trunk():
 def test_short_prompts_add_their_rows(layout, rows):
     """Two turns share the answers, 2 of 3 and 1 of 1 tokens each; attention never sees more than one tree at once."""
     job = replace(PAIR, layout=layout, short_prompts=(20, 10))
-    assert job.short == ((20, 2, 1), (10, 2, 1))
+    assert job.lengths.short == ((20, 2, 1), (10, 2, 1))
     assert (job.rows, job.tokens) == (rows, 64 + 23 + 13)
     assert job.branch_rows == (10 if layout == "shared_prefix" else 0)
     alone = replace(PAIR, layout=layout)

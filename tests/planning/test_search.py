@@ -10,7 +10,7 @@ from nemo_longpo.costs.model_shape import MODELS, ModelShape
 from nemo_longpo.placement import Placement
 from nemo_longpo.planning.job import Job
 from nemo_longpo.planning.search import Wishes, impossible, search
-from nemo_longpo.planning.speed import Machine, branch_traffic, estimate_speed, layer_communication, recomputed_share
+from nemo_longpo.planning.speed import Machine, branch_traffic, estimate_speed, layer_communication, recomputed
 
 MISTRAL, QWEN = MODELS["mistral-7b"], MODELS["qwen2.5-7b"]
 SMALL = ModelShape(layers=2, hidden=64, ffn=96, heads=4, kv_heads=4, head_size=16, vocab=10)
@@ -105,7 +105,7 @@ def test_short_prompts_cost_time():
         estimate_speed(replace(JOB, short_prompts=short), Placement().recomputing("full"), alone)
         for short in ((), prompts)
     )
-    added = 4 * flops.layers_flops(MISTRAL, 32_768, 1125, 1125) + flops.output_flops(MISTRAL, 9000)
+    added = 4 * flops.layers_flops(MISTRAL, flops.PairLengths(32_768, 1125, 1125)) + flops.output_flops(MISTRAL, 9000)
     assert more.model_flops - less.model_flops == pytest.approx(8 * 3 * added)
     assert more.tokens - less.tokens == 8 * 4 * (32_768 + 2 * 1125)
     assert more.seconds == pytest.approx(more.executed_flops / (0.5 * 989e12))
@@ -119,13 +119,12 @@ def test_pipeline_idle_time():
 
 
 def test_recomputed_share_of_the_forward():
-    assert recomputed_share(JOB, Placement()) == 0
-    assert recomputed_share(JOB, Placement().recomputing("full")) == 1
-    assert recomputed_share(JOB, Placement().recomputing("full", 8)) == 0.25
-    mlp, core = (recomputed_share(JOB, Placement().recomputing(kind)) for kind in ("mlp", "core_attn"))
-    linear = 1 - core
-    assert mlp == pytest.approx(linear * 3 * 4096 * 14336 / MISTRAL.layer_matrices)
-    assert 0.2 < mlp < 0.25
+    assert recomputed(JOB, Placement()) == flops.Recomputed(0, 0)
+    assert recomputed(JOB, Placement().recomputing("full")) == flops.Recomputed(1, 1)
+    assert recomputed(JOB, Placement().recomputing("full", 8)) == flops.Recomputed(0.25, 0.25)
+    assert recomputed(JOB, Placement().recomputing("core_attn")) == flops.Recomputed(0, 1)
+    mlp = recomputed(JOB, Placement().recomputing("mlp"))
+    assert mlp == flops.Recomputed(3 * 4096 * 14336 / MISTRAL.layer_matrices, 0)
 
 
 def test_slow_links_and_hidden_rings():
