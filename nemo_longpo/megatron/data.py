@@ -210,8 +210,8 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
     def _order(self, model: Any, dp_size: int) -> sampling.RecordOrder:
         shape = model_shape.ModelShape.from_nemo(vars(model.config), "the model's configuration")
         costs = [
-            flops.forward_flops(shape, flops.PairLengths(*document, short), model.pair_layout)
-            for document, short in zip(self.lengths.tolist(), self.short_lengths, strict=True)
+            flops.forward_flops(shape, flops.PairLengths(trunk, chosen, rejected, short), model.pair_layout)
+            for (trunk, chosen, rejected), short in zip(self.lengths.tolist(), self.short_lengths, strict=True)
         ]
         return sampling.RecordOrder(
             costs_N=np.array(costs),
