@@ -72,6 +72,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "nemo_longpo.checkpoints",
         "nemo_longpo.evolution",
         "nemo_longpo.line_plot",
+        "nemo_longpo.model_directory",
         "nemo_longpo.yaml_input",
     },
     "nemo_longpo.conversion": PURE

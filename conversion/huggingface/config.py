@@ -78,9 +78,13 @@ def for_import(
     Raises InputError if the model is not supported, or if the change needs a decision that was not given.
     """
     changed = with_rope(config, theta, scaling)
-    check_supported(changed)
+    shape = check_supported(changed)
     if max_length is not None:
         changed = with_max_length(changed, max_length)
+        if max_length > (config.max_position_embeddings or 0):
+            changed.rope.require_reach(
+                max_length, shape.head_size, config.file, length="--max-length", base="--rope-theta"
+            )
     if full_attention:
         return with_full_attention(changed)
     if changed.dual_chunk_attention_config:

@@ -19,7 +19,7 @@ from nemo_longpo.model_directory.model_config import ModelConfig
 from nemo_longpo.typed_fields import Built, build, is_whole
 from nemo_longpo.yaml_input import read_yaml_mapping
 
-from . import evolution_settings as told, places
+from . import evolution_settings as told, places, reach
 
 _ADVICE = "see examples/evolve.yaml"
 _PROGRAMS = {"data": ("python", "longpo"), "train": ("longpo", "nemo"), "eval": ("longpo",)}
@@ -57,54 +57,55 @@ def parse_evolution(content: Mapping[Any, Any], path: str) -> told.Evolution:
     hardware = None if file.hardware is None else _typed(told.Hardware, file.hardware, f"{path}: hardware")
     if hardware is not None:
         devices.find_gpu(hardware.gpu)
-    gate = _typed(told.GateLimits, file.gate, f"{path}: gate")
-    base, output = Path(file.base).absolute(), Path(file.output).absolute()
-    own = [_typed(told.RoundFields, given, f"{path}: round {number}") for number, given in enumerate(file.rounds, 1)]
-    _check_lengths(own, file, ModelConfig.read(base), path)
-    rounds: list[told.Round] = []
-    for number, given in enumerate(own, 1):
-        where = f"{path}: round {number}"
-        start = rounds[-1].model if rounds else base
-        folder = output / f"round-{number}"
-        data = _data(file, given, environments, start, folder, where)
-        train = _training(file, given, [base, output], f"{where}: train")
-        asked, asked_settings, asked_on = _evaluation(file, given, gate, [base, output], f"{where}: evaluate")
-        rounds.append(
-            told.Round(
-                number=number,
-                length=given.length,
-                max_length=given.length + file.branch_tokens,
-                start=start,
-                folder=folder,
-                rope_theta=given.rope_theta,
-                rope_scaling=given.rope_scaling,
-                full_attention=file.full_attention and number == 1,
-                data=data,
-                train=train,
-                asked=asked,
-                asked_settings=asked_settings,
-                asked_on=asked_on,
-            )
-        )
-    contained = [
-        name
-        for name, found in (
-            ("train", [own.train.executor for own in rounds]),
-            ("eval", [own.asked_on for own in rounds]),
-        )
-        if any(places.in_container(place, file.executors) for place in found)
-    ]
-    _check_environments(environments, contained, f"{path}: environments")
-    return told.Evolution(
-        base=base,
-        output=output,
+    shared = told.Evolution(
+        base=Path(file.base).absolute(),
+        output=Path(file.output).absolute(),
         environments=environments,
         executors=file.executors,
         env=file.env,
         hardware=hardware,
-        gate=gate,
-        rounds=tuple(rounds),
+        gate=_typed(told.GateLimits, file.gate, f"{path}: gate"),
+        rounds=(),
     )
+    given = [_typed(told.RoundFields, own, f"{path}: round {number}") for number, own in enumerate(file.rounds, 1)]
+    reach.check_lengths(given, file, ModelConfig.read(shared.base), path)
+    rounds: list[told.Round] = []
+    for number, own in enumerate(given, 1):
+        start = rounds[-1].model if rounds else shared.base
+        rounds.append(_round(number, own, start, file, shared, f"{path}: round {number}"))
+    _check_environments(environments, _contained(rounds, file.executors), f"{path}: environments")
+    return replace(shared, rounds=tuple(rounds))
+
+
+def _round(
+    number: int, own: told.RoundFields, start: Path, file: told.FileFields, shared: told.Evolution, where: str
+) -> told.Round:
+    """Return a round that starts from the model `start`, with all that it inherits."""
+    paths, folder = [shared.base, shared.output], shared.output / f"round-{number}"
+    data = _data(file, own, shared.environments, start, folder, where)
+    train = _training(file, own, paths, f"{where}: train")
+    asked, asked_settings, asked_on = _evaluation(file, own, shared.gate, paths, f"{where}: evaluate")
+    return told.Round(
+        number=number,
+        length=own.length,
+        max_length=own.length + file.branch_tokens,
+        start=start,
+        folder=folder,
+        rope_theta=own.rope_theta,
+        rope_scaling=own.rope_scaling,
+        full_attention=file.full_attention and number == 1,
+        data=data,
+        train=train,
+        asked=asked,
+        asked_settings=asked_settings,
+        asked_on=asked_on,
+    )
+
+
+def _contained(rounds: list[told.Round], executors: Mapping[str, Any]) -> list[str]:
+    """Return the environments that lie in a container in some round."""
+    used = {"train": [own.train.executor for own in rounds], "eval": [own.asked_on for own in rounds]}
+    return [name for name, found in used.items() if any(places.in_container(place, executors) for place in found)]
 
 
 def _typed(kind: type[Built], content: Mapping[str, Any], where: str) -> Built:
@@ -140,38 +141,6 @@ def _check_environments(environments: told.Environments, contained: list[str], w
                     f"{where}: {path} does not exist; give as {name!r} the bin directory of an environment in which "
                     f"nemo_longpo is installed{' with NeMo' if program == 'nemo' else ''}, or install it there"
                 )
-
-
-def _check_lengths(rounds: list[told.RoundFields], file: told.FileFields, base: ModelConfig, path: str) -> None:
-    """Raises InputError if a length does not rise, or the base model has no positions for it."""
-    (reach,) = base.require("max_position_embeddings")
-    own_theta = theta = base.theta
-    scaled, before = False, 0
-    if base.active_window and not file.full_attention:
-        raise InputError(
-            f"{path}: {base.file} limits attention to a window of {base.active_window:,} tokens, and no length beyond "
-            "it can be learned; set full_attention: true to drop the window"
-        )
-    for number, own in enumerate(rounds, 1):
-        where = f"{path}: round {number}"
-        if own.length <= before:
-            raise InputError(
-                f"{where}: its length of {own.length:,} tokens is not above {before:,}, that of the round "
-                "before; give rounds of rising lengths"
-            )
-        if own.rope_theta is not None and own.rope_theta < theta:
-            raise InputError(
-                f"{where}: rope_theta {own.rope_theta:g} is below {theta:g}, that of the model it starts "
-                "from; raise it, or leave it out to keep that one"
-            )
-        theta, before = own.rope_theta or theta, own.length
-        scaled = scaled or own.rope_scaling not in (None, "keep", "none")
-        if own.length + file.branch_tokens > reach and theta <= own_theta and not scaled:
-            raise InputError(
-                f"{where}: the base model reaches {reach:,} positions with its RoPE base {own_theta:g}, and the round "
-                f"needs {own.length:,} with {file.branch_tokens:,} for answers; give a higher rope_theta, a "
-                "rope_scaling, or a shorter length"
-            )
 
 
 def _data(

@@ -122,6 +122,13 @@ class ModelConfig(ConfigFields):
             return self.head_dim
         return self.hidden_size // self.num_attention_heads
 
+    def require_head_size(self) -> int:
+        """The size of a head. Raises InputError if the file does not say it."""
+        if self.head_size is None:
+            self.require("hidden_size", "num_attention_heads")
+        assert self.head_size is not None
+        return self.head_size
+
     @property
     def qkv_bias(self) -> bool:
         """True if the query, key and value projections have biases, as in every Qwen2."""

@@ -113,6 +113,30 @@ class RopeSettings:
         """a, by which rotated queries and keys are multiplied."""
         return 1.0 if self.scaling is None else self.scaling.magnitude
 
+    def require_reach(
+        self, positions: int, head_size: int, where: str, *, length: str, base: str = "", spare: int = 0
+    ) -> None:
+        """Raises InputError, beginning with `where`, if heads of size D cannot tell so many positions apart.
+
+        The slowest rotation turns by θ^(−(D−2)/D) per position (arXiv 2104.09864), so it repeats after 2π·θ^((D−2)/D):
+        no training helps beyond. A scaling slows it by `factor` at most. `length`, with `spare` positions behind it,
+        and `base` name what may be set to other values.
+        """
+        if head_size <= 2:
+            return
+        part = (head_size - 2) / head_size
+        slow = 2 * math.pi * (1.0 if self.scaling is None else self.scaling.factor)
+        most = math.floor(slow * self.theta**part)
+        if positions <= most:
+            return
+        advice = [f"{base} of {_rounded_up((positions / slow) ** (1 / part)):g} or more"] if base else []
+        advice += [f"{length} of at most {most - spare:,}"] if most > spare else []
+        raise InputError(
+            f"{where}: {positions - spare:,} tokens{f' with {spare:,} for answers' if spare else ''} cannot be told "
+            f"apart: with RoPE base {self.theta:g} even the slowest rotation repeats after {most:,} positions; give "
+            f"{' or '.join(advice)}"
+        )
+
     def softmax_scale(self, head_size: int) -> float:
         """a² / √D: queries and keys need no factor of their own when the scores have it."""
         return self.attention_factor**2 * float(head_size**-0.5)
@@ -172,6 +196,12 @@ def _require_number(name: str, value: object, *, at_least: float = -math.inf, ab
     if not (number and value >= at_least and value > above):  # type: ignore[operator]
         wanted = f"above {above:g}" if above > -math.inf else f"of at least {at_least:g}"
         raise InputError(f"{name} is {value!r}; it must be a number {wanted}")
+
+
+def _rounded_up(value: float) -> float:
+    """To two digits."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return math.ceil(value / unit) * unit
 
 
 def _require_length(value: object) -> None:

@@ -54,6 +54,19 @@ BAD = {
         setter("rounds", 1, "rope_theta", to=5e3),
         "X/evolve.yaml: round 2: rope_theta 5000 is below 10000, that of the model it starts from; raise it",
     ),
+    "a length beyond the RoPE base of its round": (
+        setter("rounds", 1, "length", to=9_000_000),
+        "X/evolve.yaml: round 2: 9,000,000 tokens with 64 for answers cannot be told apart: with RoPE base 100000 even "
+        "the slowest rotation repeats after 1,986 positions; give a rope_theta of 2.1e+12 or more or a length of at",
+    ),
+    "a scaling that is no JSON": (
+        setter("rounds", 0, "rope_scaling", to="yarn"),
+        "X/evolve.yaml: round 1: rope_scaling is 'yarn'; give keep, none, or a scaling without rope_theta as JSON",
+    ),
+    "a scaling of no known type": (
+        setter("rounds", 0, "rope_scaling", to='{"rope_type": "spiral"}'),
+        "X/evolve.yaml: round 1: rope_scaling: rope scaling of type spiral is not supported; choose linear, yarn",
+    ),
     "missing environment": (
         setter("environments", "train", to="nowhere/bin"),
         "/nowhere/bin/longpo does not exist; give as 'train' the bin directory of an environment in which nemo_longpo",
@@ -203,6 +216,18 @@ def test_scaling_reaches_further_without_another_base(tmp_path, told):
         del own["rope_theta"]
     told["rounds"][0]["rope_scaling"] = '{"rope_type": "linear", "factor": 16.0}'
     assert [own.rope_scaling is None for own in small_evolution.load(tmp_path, told).rounds] == [False, True]
+
+
+def test_scaling_of_another_base_needs_a_decision(tmp_path, told, capsys):
+    config = tmp_path / "base/config.json"
+    scaling = {"rope_type": "linear", "factor": 2.0}
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"rope_scaling": scaling}))
+    assert "round 1: the scaling of the model it starts from was made for RoPE base 1000, not 10000; give" in refusal(
+        tmp_path, told, capsys
+    )
+    for own in told["rounds"]:
+        own["rope_scaling"] = "keep"
+    assert len(small_evolution.load(tmp_path, told).rounds) == 2
 
 
 def test_rounds_inherit_and_change(tmp_path, told):

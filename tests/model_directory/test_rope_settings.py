@@ -1,14 +1,17 @@
 """RoPE scaling in `config.json`: both dialects are read, nothing is ignored, and writing round-trips."""
 
 import math
+import re
 
 import pytest
 
+from nemo_longpo.attention import rope
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.model_config import ModelConfig
 from nemo_longpo.model_directory.rope_settings import (
     LinearScaling,
     Llama3Scaling,
+    RopeSettings,
     YarnScaling,
     parse_scaling,
     scaling_settings,
@@ -99,3 +102,18 @@ def test_refuses_an_empty_ramp_of_llama3():
 )
 def test_positions_of_a_model(length, scaling, positions):
     assert usable_positions(length, scaling) == positions
+
+
+@pytest.mark.parametrize(
+    ("theta", "scaling"), [(1e5, None), (1e7, None), (1e4, LinearScaling(8.0)), (1e6, YARN_OF_32K)]
+)
+def test_positions_are_refused_behind_a_whole_turn_of_the_slowest_rotation(theta, scaling):
+    settings = RopeSettings(theta, scaling)
+    turn = 2 * math.pi / float(rope.inverse_frequencies(settings, 64).min())
+    settings.require_reach(int(turn * 0.9999), 64, "here", length="--tokens")
+    with pytest.raises(InputError) as refused:
+        settings.require_reach(int(turn * 1.0001), 64, "here", length="--tokens", base="--rope-theta", spare=100)
+    said = re.search(r"^here: .* give --rope-theta of (\S+) or more or --tokens of at most (\S+)$", str(refused.value))
+    assert said
+    assert int(said[2].replace(",", "")) == pytest.approx(turn - 100, rel=1e-4)
+    RopeSettings(float(said[1]), scaling).require_reach(int(turn * 1.0001), 64, "here", length="--tokens")

@@ -219,3 +219,10 @@ def test_window_that_transformers_assumes():
 def test_both_names_of_the_dtype(fields, found, changed):
     assert parse(fields).stored_dtype == found
     assert with_dtype(parse(fields), "float16").raw == fields | changed
+
+
+def test_positions_need_a_base_that_tells_them_apart():
+    given = parse(config("llama", rope_theta=1e4, head_dim=64))
+    with pytest.raises(InputError, match=r"^here: 9,000,000 tokens cannot be told apart: .*; give --rope-theta of "):
+        for_import(given, max_length=9_000_000)
+    assert for_import(given, theta=1e9, max_length=9_000_000).max_position_embeddings == 9_000_000
