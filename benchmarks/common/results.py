@@ -39,7 +39,8 @@ def write_results(name: str, result: dict[str, Any], lines: list[str], directory
     directory.mkdir(parents=True, exist_ok=True)
     (directory / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
     versions = ", ".join(f"{package} {number}" for package, number in result["versions"].items())
-    head = [f"`{result['command']}` on {result['machine']}; Python {result['python']}, {versions}.", ""]
+    software = ", ".join(filter(None, [f"Python {result['python']}", versions]))
+    head = [f"`{result['command']}` on {result['machine']}; {software}.", ""]
     text = "\n".join([*head, *lines]) + "\n"
     (directory / f"{name}.md").write_text(text)
     print(text)

@@ -21,40 +21,32 @@ class Gpu:
     peak_flops: float
     nvlink: float
     network: float
+    pcie: float
+
+
+def _gpu(name: str, gib: float, bandwidth: float, peak: float, links: tuple[float, float, float]) -> Gpu:
+    nvlink, network, pcie = links
+    return Gpu(
+        name=name,
+        memory=gib * GIB,
+        memory_bandwidth=bandwidth,
+        peak_flops=peak,
+        nvlink=nvlink,
+        network=network,
+        pcie=pcie,
+    )
 
 
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu(
-            name="a100-80gb", memory=79.2 * GIB, memory_bandwidth=2.04e12, peak_flops=312e12, nvlink=300e9, network=25e9
-        ),
-        Gpu(
-            name="a800-80gb", memory=79.2 * GIB, memory_bandwidth=2.04e12, peak_flops=312e12, nvlink=200e9, network=25e9
-        ),
-        Gpu(
-            name="h100-80gb", memory=79.1 * GIB, memory_bandwidth=3.35e12, peak_flops=989e12, nvlink=450e9, network=50e9
-        ),
-        Gpu(
-            name="h800-80gb", memory=79.1 * GIB, memory_bandwidth=3.35e12, peak_flops=989e12, nvlink=200e9, network=50e9
-        ),
-        Gpu(name="h20-96gb", memory=95.0 * GIB, memory_bandwidth=4.0e12, peak_flops=148e12, nvlink=450e9, network=50e9),
-        Gpu(
-            name="h200-141gb",
-            memory=139.8 * GIB,
-            memory_bandwidth=4.8e12,
-            peak_flops=989e12,
-            nvlink=450e9,
-            network=50e9,
-        ),
-        Gpu(
-            name="b200-180gb",
-            memory=178.0 * GIB,
-            memory_bandwidth=8.0e12,
-            peak_flops=2250e12,
-            nvlink=900e9,
-            network=50e9,
-        ),
+        _gpu("a100-80gb", 79.2, 2.04e12, 312e12, (300e9, 25e9, 32e9)),
+        _gpu("a800-80gb", 79.2, 2.04e12, 312e12, (200e9, 25e9, 32e9)),
+        _gpu("h100-80gb", 79.1, 3.35e12, 989e12, (450e9, 50e9, 64e9)),
+        _gpu("h800-80gb", 79.1, 3.35e12, 989e12, (200e9, 50e9, 64e9)),
+        _gpu("h20-96gb", 95.0, 4.0e12, 148e12, (450e9, 50e9, 64e9)),
+        _gpu("h200-141gb", 139.8, 4.8e12, 989e12, (450e9, 50e9, 64e9)),
+        _gpu("b200-180gb", 178.0, 8.0e12, 2250e12, (900e9, 50e9, 64e9)),
     )
 }
 

@@ -22,8 +22,8 @@ EXAMPLE = """examples:
   longpo plan --model mistral-7b --length 131072 --gpus 8 --recipe plan.yaml
   nemo llm finetune --yaml plan.yaml data.paths=SHARDS resume.restore_config.path=CHECKPOINT
 
-Memory and time are computed from formulas, not measured; the time is that of the stated utilisation. The exit status
-is 1 when nothing fits."""
+Memory and time are computed from formulas; how fast kernels run was measured where the report says so. The exit
+status is 1 when nothing fits."""
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -64,13 +64,13 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--gpu", default="h100-80gb", metavar="NAME", help=f"{', '.join(devices.GPUS)} (default: %(default)s)"
     )
     machine.add_argument("--gpu-memory", type=positive_number, metavar="GIB", help="instead of the named GPU's own")
-    for flag, share, meaning in (
-        ("--utilisation", Machine.utilisation, "of the GPU's peak while it computes"),
-        ("--margin", Wishes.margin, "of memory left free"),
-    ):
-        machine.add_argument(
-            flag, type=_share, default=share, metavar="SHARE", help=f"{meaning} (default: %(default)s)"
-        )
+    machine.add_argument(
+        "--margin",
+        type=_share,
+        default=Wishes.margin,
+        metavar="SHARE",
+        help="of memory left free (default: %(default)s)",
+    )
 
     wishes = parser.add_argument_group("fixed beforehand; what is left out is chosen")
     for flag, meaning in (("--tp", "tensor-"), ("--pp", "pipeline-"), ("--cp", "context-")):
@@ -151,7 +151,7 @@ def _machine(arguments: argparse.Namespace) -> Machine:
             f"--gpus {arguments.gpus} does not fill nodes of {arguments.gpus_per_node}; give a multiple, or another "
             "--gpus-per-node."
         )
-    return Machine(gpu, arguments.gpus, arguments.gpus_per_node, arguments.utilisation)
+    return Machine(gpu, arguments.gpus, arguments.gpus_per_node)
 
 
 def _share(text: str) -> float:

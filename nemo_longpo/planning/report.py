@@ -8,6 +8,7 @@ from typing import Any
 from nemo_longpo.costs import devices, flops
 from nemo_longpo.placement import Placement
 
+from .compute import Compute
 from .job import Job
 from .memory import Memory
 from .search import Candidate, Refusal, Search, Wishes
@@ -84,7 +85,7 @@ def as_json(job: Job, machine: Machine, wishes: Wishes, found: Search) -> dict[s
     candidates = [described(candidate) for candidate in found.candidates]
     return {
         "job": asdict(job),
-        "machine": asdict(machine) | {"margin": wishes.margin},
+        "machine": asdict(replace(machine, measured=machine.rates)) | {"margin": wishes.margin},
         "flops_per_pair": {"forward": flops.forward_flops(*job.pair), "ratio": layout_ratio(job)},
         "recommended": candidates[0] if candidates else None,
         "alternatives": candidates[1:],
@@ -125,7 +126,7 @@ def render(job: Job, machine: Machine, wishes: Wishes, found: Search) -> str:
             f"{job.trunk:,} tokens and branches of {job.chosen:,} and {job.rejected:,}, {job.layout}"
             + (f"; {len(prompts)} short prompts of {sum(prompts):,} tokens" if prompts else ""),
             f"{machine.gpus} x {gpu.name} of {gpu.memory / devices.GIB:.1f} GiB, {wishes.margin:.0%} of it left free; "
-            f"computing at {machine.utilisation:.0%} of {gpu.peak_flops / 1e12:.0f} TFLOP/s",
+            f"speed of kernels: {machine.rates.source}",
             "",
             f"recommended: {_describe(job, best.placement)}",
             "",
@@ -134,8 +135,9 @@ def render(job: Job, machine: Machine, wishes: Wishes, found: Search) -> str:
             f"FLOPs     forward of one pair {flops.forward_flops(*job.pair):.3g}; a shared prefix costs "
             f"{layout_ratio(job):.2f}x less",
             f"          step {speed.model_flops:.3g} (three forwards), {speed.executed_flops:.3g} with recompute",
-            f"expected  {speed.seconds:,.0f} s per step: computing {speed.compute:,.1f}, exposed communication "
-            f"{speed.communication:,.1f}, pipeline idle {speed.idle:,.1f}, optimizer on the CPU {speed.optimizer:,.1f}",
+            f"expected  {speed.seconds:,.1f} s per step: computing {speed.compute.total:,.1f}, exposed communication "
+            f"{speed.communication:,.1f}, pipeline idle {speed.idle:,.1f}, optimizer {speed.optimizer:,.1f}",
+            f"          computing: {_kinds(speed.compute)}",
             f"          {speed.tokens_per_second:,.0f} tokens/s, {speed.tokens_per_second / speed.gpus:,.0f} per GPU; "
             f"model FLOP utilisation {speed.mfu:.1%}",
             "",
@@ -145,6 +147,12 @@ def render(job: Job, machine: Machine, wishes: Wishes, found: Search) -> str:
             *_refusals(found.refusals),
         ]
     )
+
+
+def _kinds(compute: Compute) -> str:
+    kinds = asdict(compute) | {"element-wise": compute.element_wise}
+    del kinds["element_wise"]
+    return ", ".join(f"{kind.replace('_', ' ')} {seconds:,.1f}" for kind, seconds in kinds.items())
 
 
 def _memory_table(memory: Memory, usable: float) -> list[str]:

@@ -1,4 +1,4 @@
-"""Time of an optimizer step: arithmetic at a stated utilisation, exposed communication, the pipeline's idle share.
+"""Time of an optimizer step: computing, exposed communication, the pipeline's idle share, the optimizer.
 
 What is sent, per layer and pair (letters as in memory.py, W ranks of a group, each sends (W − 1) / W of a whole):
 
@@ -16,30 +16,32 @@ from dataclasses import dataclass
 
 from nemo_longpo.costs import flops
 from nemo_longpo.costs.devices import Gpu
+from nemo_longpo.costs.rates import Rates, rates_of
 from nemo_longpo.placement import Placement
 
+from .compute import ATTENTION_BACKWARD, Compute, compute_seconds, recomputed
 from .job import Job
 from .memory import parameters_per_gpu
 
-HOST_LINK = 25e9
-"""Bytes per second between GPU and CPU, one direction (PCIe 4)."""
+ADAM = 28
+"""Bytes of memory traffic per parameter: its gradient, and its fp32 weight and both averages read and written."""
 
 HOST_OPTIMIZER = 20e9
-"""Bytes per second of memory traffic that the CPU's Adam reaches per GPU of a node; it moves 28 per parameter."""
+"""Bytes per second of memory traffic that the CPU's Adam reaches per GPU of a node, assumed."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """GPUs of one kind in equal nodes. `utilisation`: the share of their peak that they reach while they compute."""
+    """GPUs of one kind in equal nodes. `measured` are rates of this machine, instead of those known of its kind."""
 
     gpu: Gpu
     gpus: int = 8
     gpus_per_node: int = Placement.gpus_per_node
-    utilisation: float = 0.4
+    measured: Rates | None = None
 
     @property
-    def flops_per_second(self) -> float:
-        return self.gpu.peak_flops * self.utilisation
+    def rates(self) -> Rates:
+        return self.measured or rates_of(self.gpu)
 
     def link(self, ranks: int) -> float:
         """Bytes per second and GPU for a group of neighbouring ranks."""
@@ -50,7 +52,7 @@ class Machine:
 class Speed:
     """Seconds of one step and what they are spent on; `idle` is the pipeline's."""
 
-    compute: float
+    compute: Compute
     communication: float
     idle: float
     optimizer: float
@@ -62,7 +64,7 @@ class Speed:
 
     @property
     def seconds(self) -> float:
-        return self.compute + self.communication + self.idle + self.optimizer
+        return self.compute.total + self.communication + self.idle + self.optimizer
 
     @property
     def tokens_per_second(self) -> float:
@@ -79,29 +81,19 @@ def estimate_speed(job: Job, placement: Placement, machine: Machine) -> Speed:
     executed = flops.executed_flops(*job.pair, recomputed(job, placement))
     pairs = -(-job.pairs // placement.dp)
     # Of one pair on one pipeline stage; the stages work at the same time.
-    compute = executed / (placement.tp * placement.cp * placement.pp) / machine.flops_per_second
+    compute = compute_seconds(job, placement, machine.rates)
     sent = job.stage_layers(placement) * layer_communication(job, placement, machine)
     gradients, optimizer = _optimizer_seconds(job, placement, machine)
     return Speed(
-        compute=pairs * compute,
+        compute=compute.times(pairs),
         communication=pairs * sent + gradients,
-        idle=(placement.pp - 1) * (compute + sent),
+        idle=(placement.pp - 1) * (compute.total + sent),
         optimizer=optimizer,
         tokens=job.pairs * job.tokens,
         model_flops=job.pairs * flops.training_flops(*job.pair),
         executed_flops=job.pairs * executed,
         gpus=placement.gpus,
         peak_flops=machine.gpu.peak_flops,
-    )
-
-
-def recomputed(job: Job, placement: Placement) -> flops.Recomputed:
-    """Return the shares of the layers' forward that run a second time, by FLOPs."""
-    shape, layers = job.shape, job.stage_layers(placement)
-    whole, parts = placement.recomputed_layers(layers) / layers, placement.recomputed_parts
-    feed_forward = 3 * shape.hidden * shape.ffn / shape.layer_matrices
-    return flops.Recomputed(
-        linear=whole + ("mlp" in parts) * feed_forward, attention=whole + float("core_attn" in parts)
     )
 
 
@@ -136,9 +128,10 @@ def layer_communication(job: Job, placement: Placement, machine: Machine) -> flo
         sequences = sum(2 * flops.causal_flops(shape, trunk + max(answers)) for trunk, *answers in job.lengths.trees)
     else:
         sequences = sum(flops.causal_flops(shape, trunk) for trunk, *_ in job.lengths.trees)
-    attention = sequences / shape.layers / (cp * tp) / machine.flops_per_second
-    # The backward sends gradients too, and computes 2.5 times as much: it forms the scores anew.
-    ring_seconds = (1 + again) * max(0.0, ring - attention) + max(0.0, 2 * ring - 2.5 * attention)
+    attention, rates = sequences / shape.layers / (cp * tp), machine.rates
+    # The backward sends gradients too.
+    ring_seconds = (1 + again) * max(0.0, ring - attention / rates.trunk_forward)
+    ring_seconds += max(0.0, 2 * ring - ATTENTION_BACKWARD * attention / rates.trunk_backward)
 
     sent = branch_traffic(job.branch_rows, shape.heads, shape.kv_heads, shape.head_size, cp, size, lse_bytes=0)
     forward, backward = (number / tp / link for number in sent)
@@ -146,14 +139,16 @@ def layer_communication(job: Job, placement: Placement, machine: Machine) -> flo
 
 
 def _optimizer_seconds(job: Job, placement: Placement, machine: Machine) -> tuple[float, float]:
-    """Return seconds once per step, for P parameters on this GPU and W = dp · cp ranks: exchange, and Adam on the CPU.
+    """Return seconds once per step, for P parameters on this GPU and W = dp · cp ranks: exchange, and Adam.
 
-    Gradients are reduce-scattered and weights gathered: (gradient + weight) · P · (W−1)/W bytes. On the CPU, gradients
-    come down and weights go up for this GPU's share, P / W, with 28 bytes of memory traffic per parameter.
+    Gradients are reduce-scattered and weights gathered: (gradient + weight) · P · (W−1)/W bytes. Adam moves `ADAM`
+    bytes for each of this GPU's share, P / W, in its memory or in the host's; to there, gradients come down and weights
+    go up.
     """
     ranks = placement.dp * placement.cp
     parameters = parameters_per_gpu(job, placement, "only" if placement.pp == 1 else "first")
     moved = (4 if placement.grad_reduce_in_fp32 else job.number_bytes) + job.number_bytes
     exchange = moved * parameters * (ranks - 1) / ranks / machine.link(placement.tp * ranks)
-    offload = parameters / ranks * (moved / HOST_LINK + 28 / HOST_OPTIMIZER)
-    return exchange, offload if placement.offload_optimizer else 0.0
+    if placement.offload_optimizer:
+        return exchange, parameters / ranks * (moved / machine.rates.host_link + ADAM / HOST_OPTIMIZER)
+    return exchange, parameters / ranks * ADAM / machine.rates.element_wise

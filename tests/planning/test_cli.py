@@ -90,7 +90,7 @@ def test_bad_input_is_one_line(capsys, arguments, message):
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [["--length", "0"], ["--utilisation", "1.5"], ["--gpu-memory", "x"]])
+@pytest.mark.parametrize("arguments", [["--length", "0"], ["--margin", "1.5"], ["--gpu-memory", "x"]])
 def test_values_out_of_range(capsys, arguments):
     with pytest.raises(SystemExit):
         main([*COMMAND, *arguments])

@@ -8,9 +8,10 @@ from nemo_longpo.costs import flops
 from nemo_longpo.costs.devices import GIB, GPUS
 from nemo_longpo.costs.model_shape import MODELS, ModelShape
 from nemo_longpo.placement import Placement
+from nemo_longpo.planning.compute import compute_seconds
 from nemo_longpo.planning.job import Job
 from nemo_longpo.planning.search import Wishes, impossible, search
-from nemo_longpo.planning.speed import Machine, branch_traffic, estimate_speed, layer_communication, recomputed
+from nemo_longpo.planning.speed import Machine, branch_traffic, estimate_speed, layer_communication
 
 MISTRAL, QWEN = MODELS["mistral-7b"], MODELS["qwen2.5-7b"]
 SMALL = ModelShape(layers=2, hidden=64, ffn=96, heads=4, kv_heads=4, head_size=16, vocab=10)
@@ -54,8 +55,9 @@ def test_full_recompute_starts_at_one_layer():
 
 
 def test_optimizer_stays_on_the_gpu_if_possible():
-    (candidate,) = search(JOB, H100, Wishes(tp=1, cp=8)).candidates
-    (away,) = search(JOB, H100, Wishes(tp=1, cp=8, offload_optimizer=True)).candidates
+    longer = replace(JOB, trunk=524_288)
+    (candidate,) = search(longer, H100, Wishes(tp=2, cp=4)).candidates
+    (away,) = search(longer, H100, Wishes(tp=2, cp=4, offload_optimizer=True)).candidates
     assert not candidate.placement.offload_optimizer
     assert away.speed.seconds < candidate.speed.seconds
 
@@ -89,18 +91,30 @@ def test_refusal_names_missing_memory():
     assert f"needs {needed:.1f} GiB of 71.2, {closest.missing / GIB:.1f} too many" in closest.reason
 
 
-def test_seconds_are_flops_over_reached_speed():
-    alone = Machine(GPUS["h100-80gb"], gpus=1, utilisation=0.5)
-    speed = estimate_speed(JOB, Placement().recomputing("full"), alone)
-    assert (speed.communication, speed.idle, speed.optimizer) == (0, 0, 0)
-    assert speed.seconds == pytest.approx(speed.executed_flops / (0.5 * 989e12))
-    assert speed.mfu == pytest.approx(0.5 * speed.model_flops / speed.executed_flops)
+def test_seconds_of_a_step_alone():
+    alone = replace(H100, gpus=1)
+    placement = Placement().recomputing("full")
+    speed = estimate_speed(JOB, placement, alone)
+    assert (speed.communication, speed.idle) == (0, 0)
+    assert speed.optimizer == pytest.approx(28 * MISTRAL.parameters / H100.rates.element_wise)
+    assert speed.compute == compute_seconds(JOB, placement, H100.rates).times(8)
+    assert speed.seconds == pytest.approx(speed.compute.total + speed.optimizer)
+    assert speed.mfu == pytest.approx(speed.model_flops / speed.seconds / 989e12)
     assert speed.tokens_per_second == pytest.approx(8 * 140_072 / speed.seconds)
+
+
+def test_rates_of_the_machine_itself_come_first():
+    slow = replace(H100.rates, matrices=H100.rates.matrices / 2)
+    known, measured = (
+        estimate_speed(JOB, Placement(cp=8), machine) for machine in (H100, replace(H100, measured=slow))
+    )
+    assert measured.compute.matrices == pytest.approx(2 * known.compute.matrices)
+    assert measured.compute.trunk_attention == known.compute.trunk_attention
 
 
 def test_short_prompts_cost_time():
     prompts = (32_768,) * 4
-    alone = Machine(GPUS["h100-80gb"], gpus=1, utilisation=0.5)
+    alone = replace(H100, gpus=1)
     less, more = (
         estimate_speed(replace(JOB, short_prompts=short), Placement().recomputing("full"), alone)
         for short in ((), prompts)
@@ -108,23 +122,14 @@ def test_short_prompts_cost_time():
     added = 4 * flops.layers_flops(MISTRAL, flops.PairLengths(32_768, 1125, 1125)) + flops.output_flops(MISTRAL, 9000)
     assert more.model_flops - less.model_flops == pytest.approx(8 * 3 * added)
     assert more.tokens - less.tokens == 8 * 4 * (32_768 + 2 * 1125)
-    assert more.seconds == pytest.approx(more.executed_flops / (0.5 * 989e12))
+    assert 1.2 * less.seconds < more.seconds < less.seconds * more.executed_flops / less.executed_flops * 1.1
     ring = [layer_communication(replace(JOB, short_prompts=short), Placement(cp=8), H100) for short in ((), prompts)]
     assert ring[1] == pytest.approx(2 * ring[0], rel=0.01), "as many branch rows again, whose traffic nothing hides"
 
 
 def test_pipeline_idle_time():
     speed = estimate_speed(JOB, Placement(pp=4), H100)
-    assert speed.idle == pytest.approx((speed.compute + speed.communication) * 3 / 8)
-
-
-def test_recomputed_share_of_the_forward():
-    assert recomputed(JOB, Placement()) == flops.Recomputed(0, 0)
-    assert recomputed(JOB, Placement().recomputing("full")) == flops.Recomputed(1, 1)
-    assert recomputed(JOB, Placement().recomputing("full", 8)) == flops.Recomputed(0.25, 0.25)
-    assert recomputed(JOB, Placement().recomputing("core_attn")) == flops.Recomputed(0, 1)
-    mlp = recomputed(JOB, Placement().recomputing("mlp"))
-    assert mlp == flops.Recomputed(3 * 4096 * 14336 / MISTRAL.layer_matrices, 0)
+    assert speed.idle == pytest.approx((speed.compute.total + speed.communication) * 3 / 8)
 
 
 def test_slow_links_and_hidden_rings():
