@@ -20,7 +20,7 @@ from nemo_longpo.errors import InputError
 
 from .eval_settings import Key
 from .judge.client import ChatServer, Reply, parse_chat_address
-from .language_model import Answers, Asked, EngineLM, Messages, Tokens, before_stop, key_of
+from .language_model import Answers, Asked, EngineLM, Messages, Questions, Tokens, before_stop, key_of
 
 
 def open_server(name: str, settings: ServerSettings) -> ChatServer:
@@ -111,9 +111,9 @@ class ChatLM(EngineLM):
         """Return the kept answer."""
         return before_stop(self.answers[key], request.args[1].get("until") or ()).strip()
 
-    def generate_until(self, requests: list[instance.Instance], disable_tqdm: bool = False) -> list[str]:
+    def answer(self, requests: Sequence[instance.Instance], readings: Questions) -> list[str]:
         """The model's answers at temperature 0, in order; each is kept as soon as it is there."""
-        asked = [self.read(request)[0] for request in requests]
+        asked = [one for one, _ in readings]
         missing = {
             one.key: (one, request) for one, request in zip(asked, requests, strict=True) if one.key not in self.answers
         }

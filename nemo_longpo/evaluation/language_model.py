@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import jinja2
 from lm_eval.api import instance, model
@@ -25,8 +25,6 @@ from nemo_longpo.errors import InputError
 Tokens: TypeAlias = "array[int]"
 """Token ids in four bytes each; a list takes nine times as many."""
 Messages = Sequence[dict[str, str]]
-Work = Callable[[ReportingEngine, list[Any], list[int], Done[Any]], None]
-"""Asks an engine those of the questions that have these indices, and reports each answer."""
 
 
 def key_of(question: Any) -> str:
@@ -81,13 +79,19 @@ def _read(path: Path) -> dict[str, Any]:
 class Asked:
     """A request by the name of its answer: how many tokens the model reads for it, and the most that it writes.
 
-    The first `shareable` tokens may be computed together with those of other requests.
+    The first `shareable` tokens may be computed together with those of other requests; where an answer is given and
+    scored, it begins behind the next one.
     """
 
     key: str
     prompt_tokens: int
     new_tokens: int
     shareable: int
+
+
+Questions = Sequence[tuple[Asked, Tokens]]
+Work = Callable[[ReportingEngine, Questions, list[int], Done[Any]], None]
+"""Asks an engine those of the questions that have these indices, and reports each answer."""
 
 
 class EngineLM(model.TemplateLM):
@@ -172,10 +176,11 @@ class EngineLM(model.TemplateLM):
             prompt, limit, stops = self._prompt(request)
             asked = Asked(self._key("generate", [prompt, limit, stops]), len(prompt), limit, len(prompt) - 1)
             return asked, prompt
-        context, continuation = self._pair(*request.args)
-        key = self._key("score", [context, continuation])
+        return self._choice(*self._pair(*request.args))
+
+    def _choice(self, context: list[int], continuation: list[int]) -> tuple[Asked, Tokens]:
         whole = array("i", [*context, *continuation])
-        return Asked(key, len(whole), 0, len(context) - 1), whole
+        return Asked(self._key("score", [context, continuation]), len(whole), 0, len(context) - 1), whole
 
     def recall(self, request: instance.Instance, key: str) -> Any:
         """Return the kept answer to a request, in the form in which `generate_until` or `loglikelihood` returns it."""
@@ -186,13 +191,19 @@ class EngineLM(model.TemplateLM):
 
     def generate_until(self, requests: list[instance.Instance], disable_tqdm: bool = False) -> list[str]:
         """The model's greedy answers, in order."""
-        by_limit: dict[int, list[Any]] = defaultdict(list)
-        for request in requests:
-            question = self._prompt(request)
-            by_limit[question[1]].append(question)
-        keys = {limit: iter(self._ask("generate", by_limit[limit], self._generate)) for limit in sorted(by_limit)}
-        limits = [int(request.args[1]["max_gen_toks"]) for request in requests]
-        return [self.recall(request, next(keys[limit])) for request, limit in zip(requests, limits, strict=True)]
+        return self.answer(requests, [self.read(request) for request in requests])
+
+    def answer(self, requests: Sequence[instance.Instance], readings: Questions) -> list[Any]:
+        """Return the answer to each request, whose reading `read` has returned, and ask for those that are missing.
+
+        The engine is told all of one length, so that it computes the same ones together whichever are left.
+        """
+        groups: dict[tuple[str, int], dict[str, tuple[Asked, Tokens]]] = defaultdict(dict)
+        for request, (asked, ids) in zip(requests, readings, strict=True):
+            groups[request.request_type, asked.new_tokens][asked.key] = asked, ids
+        for kind, limit in sorted(groups):
+            self._ask(groups[kind, limit], self._generate if kind == "generate_until" else self._score)
+        return [self.recall(request, asked.key) for request, (asked, _) in zip(requests, readings, strict=True)]
 
     def _prompt(self, request: instance.Instance) -> tuple[Tokens, int, list[int]]:
         prompt, settings = request.args
@@ -205,13 +216,6 @@ class EngineLM(model.TemplateLM):
     def _text(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def _loglikelihood_tokens(
-        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
-    ) -> list[tuple[float, bool]]:
-        """log p(continuation | context), and False: no task of ours asks whether it is the greedy one."""
-        questions: list[Any] = [[context, continuation] for _, context, continuation in requests]
-        return [(float(self.answers[key]), False) for key in self._ask("score", questions, self._score)]
-
     def close(self) -> None:
         """Give back the engine's memory. It is loaded again if another answer is missing."""
         if self._engine is not None:
@@ -221,19 +225,22 @@ class EngineLM(model.TemplateLM):
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
         raise NotImplementedError("no benchmark here asks for the likelihood of whole texts")
 
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
+    ) -> list[tuple[float, bool]]:
+        """log p(continuation | context), and False: no task of ours asks whether it is the greedy one."""
+        readings = [self._choice(context, continuation) for _, context, continuation in requests]
+        self._ask({asked.key: (asked, ids) for asked, ids in readings}, self._score)
+        return [(float(self.answers[asked.key]), False) for asked, _ in readings]
+
     def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         if context:
             return self._encode_pair(context, continuation)
         return [self.prefix_token_id], self.tok_encode(continuation, add_special_tokens=False)
 
-    def _ask(self, method: Literal["generate", "score"], questions: list[Any], work: Work) -> list[str]:
-        """Ask the engine what no earlier run has asked, keep each answer at once, and return the names of all.
-
-        The engine sees all questions, so that it computes the same ones together whichever are left.
-        """
-        keys = [self._key(method, question) for question in questions]
-        distinct = dict(zip(keys, questions, strict=True))
-        names = list(distinct)
+    def _ask(self, questions: Mapping[str, tuple[Asked, Tokens]], work: Work) -> None:
+        """Ask the engine those of the questions, by name, that no earlier run has asked; keep each answer at once."""
+        names = list(questions)
         missing = [index for index, key in enumerate(names) if key not in self.answers]
 
         def keep(index: int, found: Any) -> None:
@@ -242,17 +249,16 @@ class EngineLM(model.TemplateLM):
 
         if missing:
             self._engine = self._engine or self._load_engine()
-            work(self._engine, list(distinct.values()), missing, keep)
-        return keys
+            work(self._engine, list(questions.values()), missing, keep)
 
-    def _generate(self, engine: ReportingEngine, questions: list[Any], wanted: list[int], keep: Done[Any]) -> None:
-        greedy = Sampling(max_new_tokens=questions[0][1], stop_ids=self._stop_ids)
-        prompts = [prompt for prompt, _, _ in questions]
+    def _generate(self, engine: ReportingEngine, questions: Questions, wanted: list[int], keep: Done[Any]) -> None:
+        greedy = Sampling(max_new_tokens=questions[0][0].new_tokens, stop_ids=self._stop_ids)
+        prompts = [prompt for _, prompt in questions]
         engine.generate(prompts, greedy, [0] * len(prompts), self._tick, lambda at, found: keep(at, found.ids), wanted)
 
-    def _score(self, engine: ReportingEngine, questions: list[Any], wanted: list[int], keep: Done[Any]) -> None:
-        sequences = [[*context, *continuation] for context, continuation in questions]
-        spans = [[(len(context), len(context) + len(continuation))] for context, continuation in questions]
+    def _score(self, engine: ReportingEngine, questions: Questions, wanted: list[int], keep: Done[Any]) -> None:
+        spans = [[(asked.shareable + 1, asked.prompt_tokens)] for asked, _ in questions]
+        sequences = [ids.tolist() for _, ids in questions]
         engine.score(
             sequences, spans, self._tick, lambda at, found: keep(at, float(found[0].sum(dtype="float64"))), wanted
         )

@@ -1,7 +1,7 @@
 """The prompts of a task as a model will read them, their lengths, and what does not fit."""
 
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -26,7 +26,7 @@ class TaskPrompts:
     `dropped` documents did not fit. `longest_prompt` and the sums are of the requests that are left. `make` returns the
     task and its texts, which are made again where they are too long to be held; `task` is then without its documents.
     `computed` are the ranges [from, to) of positions to compute for what is not answered yet, if they were counted:
-    what several requests begin with is in it once.
+    what several requests begin with is in it once. `ids` are the tokens of requests by name, where texts are held.
     """
 
     task: EvalTask
@@ -35,6 +35,7 @@ class TaskPrompts:
     dropped: int
     computed: list[tuple[int, int]]
     make: Callable[[], tuple[EvalTask, Requests]]
+    ids: Mapping[str, Tokens]
 
     @property
     def requests(self) -> Requests:
@@ -68,37 +69,36 @@ class TaskPrompts:
 
 @dataclass
 class HeldTexts:
-    """How many characters of prompts a model's tasks may hold until they are asked."""
+    """How many bytes of prompts and their tokens a model's tasks may hold until they are asked."""
 
     room: int = 128 << 20
 
-    def take(self, requests: list[Instance]) -> bool:
-        """Return whether these texts still fit; if not, they take no room."""
-        size = _characters(requests)
+    def take(self, size: int) -> bool:
+        """Return whether so much still fits; if not, it takes no room."""
         fits = size <= self.room
         self.room -= size if fits else 0
         return fits
 
-    def give_back(self, taken: Iterable[list[Instance]]) -> None:
-        """What a task held that is made again after all; others may hold theirs."""
-        self.room += sum(map(_characters, taken))
-
 
 class _Texts:
-    """The texts of one task, as long as `held` has room for all of them; `kept` is None once it has not."""
+    """Texts and tokens of one task, as long as `held` has room for all of them; `kept` is None once it has not."""
 
     def __init__(self, held: HeldTexts | None):
-        self._held = held
+        self._held, self._size = held, 0
         self.kept: Requests | None = {}
+        self.ids: dict[str, Tokens] = {}
 
-    def keep(self, number: int, requests: list[Instance]) -> None:
+    def keep(self, number: int, requests: list[Instance], ids: Mapping[str, Tokens]) -> None:
         if self.kept is None:
             return
-        if self._held is None or self._held.take(requests):
+        size = size_of(requests, ids)
+        if self._held is None or self._held.take(size):
+            self._size += size
             self.kept[number] = requests
-        else:
-            self._held.give_back(self.kept.values())
-            self.kept = None
+            self.ids |= ids
+        else:  # what was held is made again after all; others may hold theirs
+            self._held.room += self._size
+            self.kept, self.ids = None, {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +169,7 @@ def prompts_of(
             dropped += 1
             continue
         asked[number] = [one for one, _ in read]
-        texts.keep(number, own)
+        texts.keep(number, own, {one.key: ids for one, ids in read})
         if count_computed:
             missing |= {one.key: (ids, one.shareable) for one, ids in read if one.key not in model.answers}
     if not asked:
@@ -185,6 +185,7 @@ def prompts_of(
         dropped=dropped,
         computed=prefixes.segments(*zip(*missing.values(), strict=True)) if missing else [],
         make=partial(_made_again, again, form, asked) if again and kept is None else lambda: (task, kept or {}),
+        ids=texts.ids,
     )
 
 
@@ -211,10 +212,10 @@ def answer(prompts: TaskPrompts, model: EngineLM) -> list[Sample]:
     for number, own in texts.items():
         for request, one in zip(own, prompts.asked[number], strict=True):
             by_kind[request.request_type].append((request, one))
-    for kind, chosen in by_kind.items():
-        ask: Any = {"generate_until": model.generate_until, "loglikelihood": model.loglikelihood}[kind]
+    for chosen in by_kind.values():
         if any(one.key not in model.answers for _, one in chosen):
-            ask([request for request, _ in chosen], disable_tqdm=True)
+            known = [(one, prompts.ids[one.key]) if one.key in prompts.ids else model.read(own) for own, one in chosen]
+            model.answer([request for request, _ in chosen], known)
         for request, one in chosen:
             request.resps = [model.recall(request, one.key)]
     return [_score(prompts, task.task, number, own) for number, own in texts.items()]
@@ -224,9 +225,10 @@ def _texts(request: Instance) -> list[str]:
     return [part for part in request.args if isinstance(part, str)]
 
 
-def _characters(requests: list[Instance]) -> int:
-    """Of all texts of a question, in memory: its choices share one context."""
-    return sum({id(text): len(text) for request in requests for text in _texts(request)}.values())
+def size_of(requests: list[Instance], ids: Mapping[str, Tokens]) -> int:
+    """Bytes of all texts of a question in memory, of which its choices share one context, and of its tokens."""
+    texts = {id(text): len(text) for request in requests for text in _texts(request)}
+    return sum(texts.values()) + sum(len(own) * own.itemsize for own in ids.values())
 
 
 def _score(prompts: TaskPrompts, harness: Any, number: int, requests: list[Instance]) -> Sample:

@@ -20,7 +20,7 @@ class Engine:
     """Repeats the last token of a prompt, in the order of the prompts; dies after `most` requests."""
 
     def __init__(self, most=1000):
-        self.most, self.asked, self.calls, self.closed = most, [], [], 0
+        self.most, self.asked, self.calls, self.spans, self.closed = most, [], [], [], 0
 
     def _each(self, requests, wanted, done, answer):
         self.calls.append((len(requests), list(wanted)))
@@ -34,6 +34,7 @@ class Engine:
         self._each(prompts, wanted, done, lambda prompt: Completion([prompt[-1]] * 2, "length"))
 
     def score(self, sequences, spans, tick, done, wanted):
+        self.spans += [spans[index][0] for index in wanted]
         self._each(sequences, wanted, done, lambda sequence: [np.array([-0.5, -0.25], dtype=np.float32)])
 
     def close(self):
@@ -76,12 +77,19 @@ def test_a_kill_loses_only_what_was_not_answered(tmp_path):
 
 
 def test_log_likelihoods_are_kept_too(tmp_path):
-    pairs = [(("", ""), [5, 6], [7, 8]), (("", ""), [5, 6], [9, 9])]
+    choices = [SimpleNamespace(request_type="loglikelihood", args=("A boat", f" {word}")) for word in ("one", "two")]
+
+    def ask(engine):
+        model = language_model(tmp_path, engine)
+        return model.answer(choices, [model.read(choice) for choice in choices])
+
+    dying = Engine(most=1)
     with pytest.raises(Killed):
-        language_model(tmp_path, Engine(most=1))._loglikelihood_tokens(pairs)
+        ask(dying)
     again = Engine()
-    assert language_model(tmp_path, again)._loglikelihood_tokens(pairs) == [(-0.75, False)] * 2
-    assert again.asked == [[5, 6, 9, 9]]
+    assert ask(again) == [(-0.75, False)] * 2
+    assert dying.asked + again.asked == [TOKENIZER(f"A boat {word}")["input_ids"] for word in ("one", "two")]
+    assert again.spans == [(len(TOKENIZER("A boat")["input_ids"]), len(again.asked[0]))]
 
 
 def test_other_limits_and_models_are_asked_again(tmp_path):

@@ -4,6 +4,7 @@ import fcntl
 import gc
 import json
 import weakref
+from array import array
 from dataclasses import replace
 from datetime import date
 
@@ -17,7 +18,7 @@ from nemo_longpo.data_tools.engines.engine_options import EngineOptions
 from nemo_longpo.data_tools.runner import Usage
 from nemo_longpo.data_tools.settings import EngineSettings, TransformersSettings
 from nemo_longpo.errors import InputError
-from nemo_longpo.evaluation import evaluate, plan, prompts, suites, workload
+from nemo_longpo.evaluation import evaluate, language_model, plan, prompts, suites, workload
 
 pytestmark = pytest.mark.slow  # models and the harness are loaded
 
@@ -85,8 +86,8 @@ def test_texts_that_are_made_again_give_the_same_scores(evaluation, tmp_path, mo
     made = []
     original = prompts.HeldTexts.take
 
-    def refuse(self, requests):
-        made.append(original(self, requests))
+    def refuse(self, size):
+        made.append(original(self, size))
         return False
 
     held = evaluate.evaluate(evaluation)
@@ -117,15 +118,28 @@ def test_texts_beyond_the_room_are_let_go(evaluation, monkeypatch):
 def test_choices_share_their_context_and_what_does_not_fit_takes_no_room():
     context = "Where is the boat?"
     question = [instance.Instance("loglikelihood", {}, (context, choice), 0) for choice in (" in Oslo", " in Lima")]
-    size = len(context) + 2 * 8
+    size = prompts.size_of(question, {"a": array("i", [1, 2, 3])})
+    assert size == len(context) + 2 * 8 + 3 * 4
     held = prompts.HeldTexts(2 * size)
-    assert held.take(question)
+    assert held.take(size)
     assert held.room == size
-    assert not held.take(question * 2 + [instance.Instance("loglikelihood", {}, ("x" * size, ""), 0)])
-    assert held.take(question)
-    assert not held.take(question)
-    held.give_back([question, question])
-    assert held.room == 2 * size
+    assert not held.take(size + 1)
+    assert held.take(size)
+    assert not held.take(size)
+
+
+def test_a_prompt_is_tokenised_once(evaluation, tmp_path, monkeypatch):
+    """Also where the answers are asked for by another language model than the one that made the prompts."""
+    texts = []
+    original = language_model.EngineLM.tok_encode
+
+    def count(self, text, *rest, **options):
+        texts.append(text)
+        return original(self, text, *rest, **options)
+
+    monkeypatch.setattr(language_model.EngineLM, "tok_encode", count)
+    evaluate.evaluate(replace(evaluation, output=tmp_path / "out"))
+    assert (len(texts), len(set(texts))) == (9, 9)
 
 
 def test_room_of_a_task_that_is_let_go_is_free_for_the_next(evaluation, tmp_path):
@@ -133,7 +147,7 @@ def test_room_of_a_task_that_is_let_go_is_free_for_the_next(evaluation, tmp_path
     (asked,) = plan.prepare(evaluation)
     whole = prompts.HeldTexts()
     left = whole.room
-    assert whole.take(next(iter(asked.tasks[0].requests.values())))
+    assert whole.take(prompts.size_of(next(iter(asked.tasks[0].requests.values())), {}))
     (tmp_path / "few.jsonl").write_text('{"prompt": "Where is the boat?", "answers": ["Oslo"]}\n')
     few = suites.choose([str(tmp_path / "few.jsonl")])
     both = replace(evaluation, benchmarks=(*evaluation.benchmarks, *few), output=tmp_path / "out")
