@@ -16,7 +16,7 @@ IMPORT_EXAMPLE = """example:
       --rope-scaling '{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}'
 
 The output is a NeMo checkpoint for `resume.restore_config.path`, under any parallel sizes. Weights keep their dtype and
-bits. Supported: Mistral, Qwen2.5 and Llama 3, as safetensors (see --allow-pickle). Needs NeMo, no GPU; what its
+bits. Supported: Mistral, Qwen2.5, Qwen3 and Llama 3, as safetensors (see --allow-pickle). Needs NeMo, no GPU; what its
 libraries print while they load is shown with LONGPO_VERBOSE=1."""
 
 EXPORT_EXAMPLE = """example:

@@ -93,7 +93,7 @@ class Family:
     """A model family: how Hugging Face and NeMo call it, and its name table.
 
     NeMo's classes lie in `nemo.collections.llm.gpt.model.{nemo_module}`; `nemo_llama3_config` is the configuration
-    that has Llama 3's RoPE scaling, where NeMo has one.
+    that has Llama 3's RoPE scaling, where NeMo has one; `nemo_positions` are the fields with the number of positions.
     """
 
     model_type: str
@@ -103,6 +103,11 @@ class Family:
     nemo_model: str
     nemo_config: str
     nemo_llama3_config: str | None = None
+    nemo_positions: tuple[str, ...] = ("seq_length",)
+
+    @property
+    def qk_norm(self) -> bool:
+        return any(entry.key.endswith("q_layernorm.weight") for entry in self.entries)
 
     def copies(self, model_shape: ModelShape) -> dict[str, str]:
         """Names that a file may hold besides the one they are tied to."""

@@ -12,8 +12,8 @@ from .fusions import Fusion
 PER_LAYER = "model.layers.{layer}."
 
 
-def decoder_entries(*, qkv_bias: bool) -> tuple[Entry, ...]:
-    """RMSNorm, grouped-query attention, SwiGLU."""
+def decoder_entries(*, qkv_bias: bool = False, qk_norm: bool = False) -> tuple[Entry, ...]:
+    """RMSNorm, grouped-query attention, SwiGLU. `qk_norm`: an RMSNorm of every head's query and key, one per layer."""
     attention = PER_LAYER + "self_attn."
     mlp = PER_LAYER + "mlp."
     qkv_rows = {"q_proj": "query_size", "k_proj": "kv_size", "v_proj": "kv_size"}
@@ -22,6 +22,12 @@ def decoder_entries(*, qkv_bias: bool) -> tuple[Entry, ...]:
         {f"{attention}{name}.bias": (rows,) for name, rows in qkv_rows.items()},
         Fusion.QKV,
     )
+    norms = [
+        Entry(
+            f"decoder.layers.self_attention.{side}_layernorm.weight", {f"{attention}{side}_norm.weight": ("head_size",)}
+        )
+        for side in ("q", "k")
+    ]
     return (
         Entry("embedding.word_embeddings.weight", {"model.embed_tokens.weight": ("vocab", "hidden")}),
         Entry(
@@ -34,6 +40,7 @@ def decoder_entries(*, qkv_bias: bool) -> tuple[Entry, ...]:
             Fusion.QKV,
         ),
         *([bias] if qkv_bias else []),
+        *(norms if qk_norm else []),
         Entry(
             "decoder.layers.self_attention.linear_proj.weight", {attention + "o_proj.weight": ("hidden", "query_size")}
         ),
@@ -56,7 +63,7 @@ FAMILIES = (
     Family(
         model_type="mistral",
         architecture="MistralForCausalLM",
-        entries=decoder_entries(qkv_bias=False),
+        entries=decoder_entries(),
         nemo_module="mistral",
         nemo_model="MistralModel",
         nemo_config="MistralConfig7B",
@@ -70,9 +77,18 @@ FAMILIES = (
         nemo_config="Qwen2Config",
     ),
     Family(
+        model_type="qwen3",
+        architecture="Qwen3ForCausalLM",
+        entries=decoder_entries(qk_norm=True),
+        nemo_module="qwen3",
+        nemo_model="Qwen3Model",
+        nemo_config="Qwen3Config",
+        nemo_positions=("seq_length", "max_position_embeddings"),
+    ),
+    Family(
         model_type="llama",
         architecture="LlamaForCausalLM",
-        entries=decoder_entries(qkv_bias=False),
+        entries=decoder_entries(),
         nemo_module="llama",
         nemo_model="LlamaModel",
         nemo_config="LlamaConfig",

@@ -28,6 +28,7 @@ REQUIRED = (
 COMPUTED: Mapping[str, tuple[tuple[object, ...], str]] = {
     "hidden_act": (("silu", "swish"), "only silu (SwiGLU layers) is supported"),
     "attention_bias": ((False, None), "attention has no biases but those of Qwen2"),
+    "use_qk_norm": ((False, None), "queries and keys have norms in Qwen3 only"),
     "mlp_bias": ((False, None), "feed-forward layers have no biases"),
     "partial_rotary_factor": ((1, None), "only heads that are rotated as a whole are supported"),
     "quantization_config": ((None, {}), "the file describes a quantized model; convert the unquantized one"),

@@ -37,8 +37,8 @@ def nemo_configuration(
 ) -> tuple[str, dict[str, Any]]:
     """NeMo's model configuration of a Hugging Face one: the class's name, and its fields.
 
-    `vocab_size` is the exact number of embedding rows: NeMo then pads nothing. `seq_length` is
-    `max_position_embeddings`, never null. Of RoPE scalings NeMo's configurations know the linear one, and Llama's that
+    `vocab_size` is the exact number of embedding rows: NeMo then pads nothing. The number of
+    positions is never null. Of RoPE scalings NeMo's configurations know the linear one, and Llama's that
     of Llama 3; training reads all of them from the `config.json` in ARTIFACTS.
     """
     import torch
@@ -54,7 +54,7 @@ def nemo_configuration(
         "vocab_size": model_shape.vocab,
         "make_vocab_size_divisible_by": 1,
         "share_embeddings_and_output_weights": model_shape.tied,
-        "seq_length": config.max_position_embeddings,
+        **dict.fromkeys(family.nemo_positions, config.max_position_embeddings),
         "rotary_base": config.theta,
         "seq_len_interpolation_factor": scaling.factor if isinstance(scaling, rope_settings.LinearScaling) else None,
         "layernorm_epsilon": 1e-6 if config.rms_norm_eps is None else config.rms_norm_eps,

@@ -29,7 +29,6 @@ COMPUTED_AS = {
     "rotary_interleaved": False,
     "gated_linear_unit": True,
     "add_bias_linear": False,
-    "qk_layernorm": False,
     "multi_latent_attention": False,
     "num_moe_experts": None,
 }
@@ -92,7 +91,7 @@ def _config(
 ) -> model_config.ModelConfig:
     """`config.json` of a NeMo configuration, without the number of positions if it is null, as in NeMo's Mistral."""
     family = _family(config, where)
-    _check_computed_as(config, where)
+    _check_computed_as(config, COMPUTED_AS | {"qk_layernorm": family.qk_norm}, where)
     nemo = model_config.ModelConfig.from_nemo(config, where)
     nemo.require("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", advice="pass --base")
     fields = {
@@ -100,6 +99,8 @@ def _config(
         "model_type": family.model_type,
         "hidden_act": "silu",
         **nemo_names.as_huggingface(config),
+        # Qwen3 has the number of positions apart from the length of training.
+        "max_position_embeddings": config.get("max_position_embeddings") or config.get("seq_length"),
         "num_key_value_heads": nemo.kv_heads,
         "head_dim": nemo.head_size,
         "vocab_size": _vocabulary_rows(config, tokenizer, weights),
@@ -107,7 +108,9 @@ def _config(
         "attention_dropout": config.get("attention_dropout", 0.0),
         "torch_dtype": str(weights.dtype(WORD_EMBEDDINGS)).removeprefix("torch."),
     }
-    unwritten = {"attention_bias"} | ({"max_position_embeddings"} if not fields["max_position_embeddings"] else set())
+    unwritten = {"attention_bias", "use_qk_norm"}
+    if not fields["max_position_embeddings"]:
+        unwritten.add("max_position_embeddings")
     return model_config.ModelConfig.parse(
         {name: value for name, value in fields.items() if name not in unwritten}, where, nemo_names.NEMO_NAMES
     )
@@ -122,8 +125,8 @@ def _family(config: Mapping[str, Any], where: str) -> Family:
     raise InputError(f"{where} describes a {target}; supported are {supported} and their variants")
 
 
-def _check_computed_as(config: Mapping[str, Any], where: str) -> None:
-    for name, expected in COMPUTED_AS.items():
+def _check_computed_as(config: Mapping[str, Any], computed_as: Mapping[str, Any], where: str) -> None:
+    for name, expected in computed_as.items():
         if config.get(name, expected) != expected:
             raise InputError(f"{where}: {name} is {config[name]}; the exported model would compute with {expected}")
 

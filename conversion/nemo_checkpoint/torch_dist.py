@@ -39,6 +39,8 @@ EXTRA_STATE_OWNERS = (
 )
 """Modules that load an `_extra_state` object (FP8 scales); it is empty in a new checkpoint."""
 
+QK_NORMS = ("decoder.layers.self_attention.q_layernorm", "decoder.layers.self_attention.k_layernorm")
+
 
 def extra_states(model_shape: ModelShape) -> dict[str, object]:
     """Megatron's unique keys (`name/shard_{offset}_{shape}`) of the empty objects that Transformer Engine asks for.
@@ -46,7 +48,8 @@ def extra_states(model_shape: ModelShape) -> dict[str, object]:
     An empty tensor is what it stores for a module that keeps no FP8 scales.
     """
     states: dict[str, object] = {}
-    for owner in EXTRA_STATE_OWNERS:
+    norms = QK_NORMS if model_shape.qk_norm else ()
+    for owner in (*EXTRA_STATE_OWNERS, *norms):
         count = model_shape.layers if ".layers." in owner else 1
         for index in range(count):
             states[f"{KEY_PREFIX}{owner}._extra_state/shard_{index}_{count}"] = torch.empty(0, dtype=torch.uint8)

@@ -26,7 +26,9 @@ ADVICE = (
     "if you know who made the checkpoint and mean to run what it names, set resume.trust_checkpoint=True (with longpo "
     "convert verify: --trust-checkpoint)"
 )
-TRAINED_HERE = "nemo_longpo trains Mistral (MistralConfig7B), Qwen2.5 (Qwen2Config) and Llama 3 (LlamaConfig)"
+TRAINED_HERE = (
+    "nemo_longpo trains Mistral (MistralConfig7B), Qwen2.5 (Qwen2Config), Qwen3 (Qwen3Config) and Llama 3 (LlamaConfig)"
+)
 
 _MODELS = "nemo.collections.llm.gpt.model"
 
@@ -40,6 +42,8 @@ ARCHITECTURES = (
     | _names(f"{_MODELS}.qwen2", "Qwen2Config Qwen2Config500M Qwen2Config1P5B Qwen2Config7B Qwen2Config72B")
     | _names(f"{_MODELS}.qwen2", "Qwen25Config500M Qwen25Config1P5B Qwen25Config3B Qwen25Config7B Qwen25Config14B")
     | _names(f"{_MODELS}.qwen2", "Qwen25Config32B Qwen25Config72B")
+    | _names(f"{_MODELS}.qwen3", "Qwen3Config Qwen3Config600M Qwen3Config1P7B Qwen3Config4B Qwen3Config8B")
+    | _names(f"{_MODELS}.qwen3", "Qwen3Config14B Qwen3Config32B")
     | _names(f"{_MODELS}.llama", "LlamaConfig Llama2Config7B Llama2Config13B Llama2Config70B Llama3Config")
     | _names(f"{_MODELS}.llama", "Llama3Config8B Llama3Config70B Llama31Config Llama31Config8B Llama31Config70B")
     | _names(f"{_MODELS}.llama", "Llama31Config405B Llama32Config1B Llama32Config3B CodeLlamaConfig7B")

@@ -13,10 +13,11 @@ from nemo_longpo.yaml_input import read_yaml_mapping
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """A decoder with RMSNorm, grouped-query attention and a gated feed-forward: Mistral, Qwen2.5 and their relatives.
+    """A decoder with RMSNorm, grouped-query attention and a gated feed-forward: Mistral, Qwen and their relatives.
 
     `ffn` is the width behind the gate, so a layer holds 3 · hidden · ffn feed-forward weights. `tied` shares the
-    embedding table with the output layer; `bias` adds one to the query, key and value projections.
+    embedding table with the output layer; `bias` adds one to the query, key and value projections, `qk_norm` a norm
+    to each head's query and to its key, the same for all heads.
     """
 
     layers: int
@@ -28,6 +29,7 @@ class ModelShape:
     vocab: int
     tied: bool = False
     bias: bool = False
+    qk_norm: bool = False
 
     @classmethod
     def of(cls, config: model_config.ModelConfig) -> "ModelShape":
@@ -48,6 +50,7 @@ class ModelShape:
             vocab=vocab,
             tied=bool(config.tie_word_embeddings),
             bias=config.qkv_bias,
+            qk_norm=config.qk_norm,
         )
 
     @classmethod
@@ -72,8 +75,9 @@ class ModelShape:
 
     @property
     def layer_vectors(self) -> int:
-        """Two norms, and the biases if there are any; every tensor-parallel rank holds the norms whole."""
-        return 2 * self.hidden + (self.query_size + 2 * self.kv_size if self.bias else 0)
+        """Norms, and the biases if there are any; every tensor-parallel rank holds the norms whole."""
+        heads = 2 * self.head_size if self.qk_norm else 0
+        return 2 * self.hidden + heads + (self.query_size + 2 * self.kv_size if self.bias else 0)
 
     @property
     def table(self) -> int:
@@ -96,13 +100,20 @@ _PUBLISHED = {
     "qwen2.5-14b": (48, 5120, 13824, 40, 8, 128, 152064),
     "qwen2.5-32b": (64, 5120, 27648, 40, 8, 128, 152064),
     "qwen2.5-72b": (80, 8192, 29568, 64, 8, 128, 152064),
+    "qwen3-0.6b": (28, 1024, 3072, 16, 8, 128, 151936),
+    "qwen3-1.7b": (28, 2048, 6144, 16, 8, 128, 151936),
+    "qwen3-4b": (36, 2560, 9728, 32, 8, 128, 151936),
+    "qwen3-8b": (36, 4096, 12288, 32, 8, 128, 151936),
+    "qwen3-14b": (40, 5120, 17408, 40, 8, 128, 151936),
+    "qwen3-32b": (64, 5120, 25600, 64, 8, 128, 151936),
 }
-_TIED = {"qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-3b"}
+_TIED = {"qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-3b", "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b"}
 MODELS = {
     name: ModelShape(
         **dict(zip(("layers", "hidden", "ffn", "heads", "kv_heads", "head_size", "vocab"), sizes, strict=True)),
         tied=name in _TIED,
-        bias=name.startswith("qwen"),
+        bias=name.startswith("qwen2.5"),
+        qk_norm=name.startswith("qwen3"),
     )
     for name, sizes in _PUBLISHED.items()
 }

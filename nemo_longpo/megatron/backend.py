@@ -106,9 +106,12 @@ class CpuBackend(Backend):
             )
 
     def layer_spec(self, config: GPTConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
-        assert (config.normalization, config.qk_layernorm) == ("RMSNorm", False), "the CPU layer has plain RMSNorms"
-        layer = get_gpt_layer_local_spec(normalization=config.normalization)
+        assert config.normalization == "RMSNorm", "the CPU layer has RMSNorms"
+        layer = get_gpt_layer_local_spec(normalization=config.normalization, qk_layernorm=config.qk_layernorm)
         layer.submodules.self_attention.submodules.core_attention = attention.CpuPairAttention
+        if config.qk_layernorm:
+            layer.submodules.self_attention.submodules.q_layernorm = attention.RMSNorm
+            layer.submodules.self_attention.submodules.k_layernorm = attention.RMSNorm
         layer.submodules.input_layernorm = attention.RMSNorm
         layer.submodules.pre_mlp_layernorm = attention.RMSNorm
         layers = [layer] * get_num_layers_to_build(config, vp_stage)

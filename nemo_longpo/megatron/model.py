@@ -114,7 +114,8 @@ class LongPOModel(llm.GPTModel):
     """Trains a decoder on preference pairs.
 
     Args:
-        config: the architecture, NeMo's `MistralConfig`, `Qwen2Config` or `LlamaConfig`; by default the checkpoint's.
+        config: the architecture, NeMo's `MistralConfig`, `Qwen2Config`, `Qwen3Config` or `LlamaConfig`; by default the
+            checkpoint's.
         rope_scaling: a `rope_scaling` object as in Hugging Face's `config.json` (linear, yarn or llama3), on top of the
             config's `rotary_base`; by default the checkpoint's own.
         objective: which loss, and its constants.

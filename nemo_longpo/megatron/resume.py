@@ -67,10 +67,11 @@ def _vocabulary_rows(context: Path, multiple: int, trusted: bool) -> int:
 
 
 def _is_trained_here(config: type) -> bool:
-    """Return false for Llama 4, in Llama 3's module, and for configs from other modules: their layers differ."""
-    bases = (llm.MistralConfig7B, llm.Qwen2Config, llm.LlamaConfig)
+    """Return false for Llama 4 and the mixtures of experts, in the modules of Llama 3 and Qwen3, and for configs from
+    other modules: their layers differ."""
+    bases = (llm.MistralConfig7B, llm.Qwen2Config, llm.Qwen3Config, llm.LlamaConfig)
     known = issubclass(config, bases) and config.__module__ in {base.__module__ for base in bases}
-    return known and not issubclass(config, llm.Llama4Config)
+    return known and not issubclass(config, (llm.Llama4Config, llm.gpt.model.qwen3.Qwen3MoEConfig))
 
 
 def load_rope_scaling(checkpoint: Path) -> dict[str, Any] | None:

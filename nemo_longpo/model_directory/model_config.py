@@ -23,6 +23,13 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "sliding_window": 4096,
         "max_window_layers": 28,
     },
+    "qwen3": {
+        "num_key_value_heads": 32,
+        "head_dim": 128,
+        "use_sliding_window": False,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
+    },
     "llama": {},
 }
 """By `model_type`, what `transformers` takes for a field that the file does not name.
@@ -135,13 +142,18 @@ class ModelConfig(ConfigFields):
         return self.model_type == "qwen2" or bool(self.raw.get("attention_bias"))
 
     @property
+    def qk_norm(self) -> bool:
+        """True if each head's query and key pass an RMSNorm before they are rotated, as in every Qwen3."""
+        return self.model_type == "qwen3" or bool(self.raw.get("use_qk_norm"))
+
+    @property
     def stored_dtype(self) -> str:
         """transformers 5's `dtype` or 4's `torch_dtype`; float32 if the file names none, as in transformers 4."""
         return self.dtype or self.torch_dtype or "float32"
 
     @property
     def has_window_switch(self) -> bool:
-        """True for Qwen2, whose window is off by default and which has layers without one."""
+        """True for Qwen2 and Qwen3, whose window is off by default and which has layers without one."""
         return "use_sliding_window" in DEFAULTS.get(str(self.model_type), {})
 
     @property

@@ -20,6 +20,7 @@ NEMO_NAMES = {
     "tie_word_embeddings": "share_embeddings_and_output_weights",
     "attention_dropout": "attention_dropout",
     "attention_bias": "add_qkv_bias",
+    "use_qk_norm": "qk_layernorm",
 }
 """Field of `config.json` → field of NeMo's configuration. `rope_scaling` and `sliding_window` differ in form too."""
 

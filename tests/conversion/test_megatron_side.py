@@ -149,7 +149,7 @@ def test_nemo_checkpoint_exports_same_files(case, side, hf_models, tmp_path):
     assert files(export_checkpoint(side.wait() / "saved" / case, tmp_path / "back")) == files(hf_models[case])
 
 
-CONVERTED = ("mistral", "qwen2-untied-bf16", "llama", "llama-tied-fp16")
+CONVERTED = ("mistral", "qwen2-untied-bf16", "qwen3", "llama", "llama-tied-fp16")
 
 
 @pytest.mark.parametrize("case", CONVERTED)

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from transformers import LlamaConfig, MistralConfig, Qwen2Config
+from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from nemo_longpo.costs.model_shape import MODELS, ModelShape, load_shape
 from nemo_longpo.errors import InputError
@@ -31,6 +31,12 @@ SMALL = ModelShape(layers=2, hidden=64, ffn=96, heads=4, kv_heads=2, head_size=1
         ("qwen2.5-1.5b", 1_543_714_304),
         ("qwen2.5-7b", 7_615_616_512),
         ("qwen2.5-72b", 72_706_203_648),
+        ("qwen3-0.6b", 751_632_384 - 151936 * 1024),  # the file on the Hub holds the tied table twice, as that of 1.7B
+        ("qwen3-1.7b", 2_031_739_904 - 151936 * 2048),
+        ("qwen3-4b", 4_022_468_096),
+        ("qwen3-8b", 8_190_735_360),
+        ("qwen3-14b", 14_768_307_200),
+        ("qwen3-32b", 32_762_123_264),
     ],
 )
 def test_published_parameter_counts(name, parameters):
@@ -45,13 +51,18 @@ def test_hugging_face_directory_and_file(tmp_path):
     assert load_shape(str(tmp_path)) == replace(SMALL, kv_heads=4, head_size=24, bias=False)
 
 
-def test_key_value_heads_that_transformers_assumes(tmp_path):
+FAMILIES = {"mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config, "llama": LlamaConfig}
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_heads_that_transformers_assumes(kind, tmp_path):
     file = tmp_path / "config.json"
-    for kind, config_class in {"mistral": MistralConfig, "qwen2": Qwen2Config, "llama": LlamaConfig}.items():
-        given = {**HUGGING_FACE, "model_type": kind, "num_attention_heads": 32}
-        del given["num_key_value_heads"]
-        file.write_text(json.dumps(given))
-        assert load_shape(str(file)).kv_heads == config_class(num_attention_heads=32).num_key_value_heads
+    given = {**HUGGING_FACE, "model_type": kind, "hidden_size": 64, "num_attention_heads": 32}
+    del given["num_key_value_heads"]
+    file.write_text(json.dumps(given))
+    assumed, found = FAMILIES[kind](hidden_size=64, num_attention_heads=32), load_shape(str(file))
+    assert found.kv_heads == assumed.num_key_value_heads
+    assert found.head_size == (getattr(assumed, "head_dim", None) or 2)
 
 
 def test_head_size_defaults_to_hidden_over_heads():
@@ -68,9 +79,9 @@ def test_nemo_checkpoint(tmp_path):
     (tmp_path / "context" / "model.yaml").write_text(
         "config:\n  num_layers: 2\n  hidden_size: 64\n  ffn_hidden_size: 96\n  num_attention_heads: 4\n"
         "  num_query_groups: 2\n  kv_channels: 16\n  vocab_size: 421\n  add_qkv_bias: true\n"
-        "  share_embeddings_and_output_weights: true\n"
+        "  share_embeddings_and_output_weights: true\n  qk_layernorm: true\n"
     )
-    assert load_shape(str(tmp_path)) == SMALL
+    assert load_shape(str(tmp_path)) == replace(SMALL, qk_norm=True)
 
 
 @pytest.mark.parametrize(

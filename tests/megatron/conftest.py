@@ -24,7 +24,7 @@ class Workbench:
     records: list[PairRecord]
 
 
-@pytest.fixture(scope="session", params=["mistral", "qwen2", "llama"])
+@pytest.fixture(scope="session", params=["mistral", "qwen2", "qwen3", "llama"])
 def workbench(request, tmp_path_factory) -> Workbench:
     """Pairs of 1 to 3 turns, of unequal lengths and at the edges; an odd number of vocabulary rows."""
     root = tmp_path_factory.mktemp(request.param)

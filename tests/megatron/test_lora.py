@@ -20,7 +20,7 @@ from nemo_longpo.conversion.model_on_disk import open_nemo
 from nemo_longpo.conversion.nemo_checkpoint.adapters import Adapters
 from nemo_longpo.objective import METRICS
 
-pytestmark = [pytest.mark.distributed, pytest.mark.parametrize("workbench", ["mistral"], indirect=True)]
+pytestmark = pytest.mark.distributed
 
 TOLERANCE = 1e-4
 RANK, ALPHA = 4, 8
@@ -104,7 +104,11 @@ def _overrides(workbench, run: Path, **more) -> dict:
     }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("workbench", "case"),
+    [*(("mistral", case) for case in CASES), ("qwen3", "tp 2, sequence parallel, full recompute")],
+    indirect=["workbench"],
+)
 def test_adapter_gradients_match_merged_weights(workbench, workers, tmp_path, case):
     cp, tp, strategy = CASES[case]
     overrides = _overrides(
@@ -148,6 +152,7 @@ def test_adapter_gradients_match_merged_weights(workbench, workers, tmp_path, ca
             assert torch.allclose(tensor, weights[name], rtol=0, atol=1e-6), name
 
 
+@pytest.mark.parametrize("workbench", ["mistral"], indirect=True)
 def test_stopped_run_of_adapters_resumes(workbench, workers, tmp_path):
     """With two context ranks; the checkpoint holds adapters and their optimizer state, and none of the weights.
 

@@ -45,11 +45,29 @@ QWEN2 = {
     "concatenated, cp 2": (2, 1, 1, 1, CONCATENATED),
     "concatenated, pp 2": (1, 1, 2, 1, CONCATENATED),
 }
+# Every rank has some of the heads: the gradient of a norm that all heads share is the sum over tensor-parallel ranks,
+# with sequence parallelism and without.
+QWEN3 = {
+    "cp 2": (2, 1, 1, 1, {}),
+    "tp 2": (1, 2, 1, 1, {}),
+    "tp 2, sequence parallel, full recompute": (1, 2, 1, 1, SEQUENCE_PARALLEL | FULL),
+    "cp 2, tp 2, sequence parallel": (2, 2, 1, 1, SEQUENCE_PARALLEL),
+    "pp 2": (1, 1, 2, 1, {}),
+    "concatenated, cp 2, tp 2, sequence parallel, full recompute": (
+        *(2, 2, 1, 1),
+        CONCATENATED | SEQUENCE_PARALLEL | FULL,
+    ),
+}
 # As Mistral, but for the RoPE scaling.
 LLAMA = {"cp 2": (2, 1, 1, 1, {})}
 CASES = [
     pytest.param(family, case, id=f"{family}: {name}")
-    for family, cases in (("mistral", PARALLEL | MISTRAL), ("qwen2", PARALLEL | QWEN2), ("llama", LLAMA))
+    for family, cases in (
+        ("mistral", PARALLEL | MISTRAL),
+        ("qwen2", PARALLEL | QWEN2),
+        ("qwen3", QWEN3),
+        ("llama", LLAMA),
+    )
     for name, case in cases.items()
 ]
 

@@ -63,7 +63,7 @@ CASES = {
     "one process": ("mistral", (1, 1, 1, 1), {}),
     "cp 2, dp 2": ("mistral", (2, 1, 1, 2), {}),
     "tp 2, sequence parallel": ("qwen2", (1, 2, 1, 1), {"trainer__strategy__sequence_parallel": True}),
-    "pp 2, cp 2": ("mistral", (2, 1, 2, 1), {}),
+    "pp 2, cp 2": ("qwen3", (2, 1, 2, 1), {}),
     "RoPE scaling, concatenated": ("llama", (2, 1, 1, 1), {"model__pair_layout": "concatenated"}),
     "whole documents": ("mistral", (2, 1, 1, 1), {"model__objective__loss_type": "dpo"}),
 }

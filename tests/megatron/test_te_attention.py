@@ -46,7 +46,7 @@ def test_attention_equals_the_cpu_backend(te_workers, ranks, settings):
             assert max(differences.values()) <= 1e-12, (setting, differences)
 
 
-@pytest.mark.parametrize("workbench", ["qwen2"], indirect=True)
+@pytest.mark.parametrize("workbench", ["qwen2", "qwen3"], indirect=True)
 def test_training_equals_the_cpu_backend(workbench, te_workers, tmp_path):
     """From the same checkpoint: the first step's metrics, and gradients under the same names and shapes."""
 
@@ -77,8 +77,11 @@ def test_training_equals_the_cpu_backend(workbench, te_workers, tmp_path):
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert (found[name] - tensor).norm() <= 1e-5 * tensor.norm() + 1e-7, name
+    of_heads = sum(name.endswith(("q_layernorm.weight", "k_layernorm.weight")) for name in found)
+    assert of_heads == (2 if workbench.hf.parent.name.startswith("qwen3") else 0)
     for noted in calls:
         assert noted["DotProductAttention.__init__"] == 2, "a layer without Transformer Engine's attention"
+        assert noted["RMSNorm.__init__"] == 1 + 2 * of_heads, "the final norm, and those of two layers"
         assert noted["DotProductAttention.forward"] == 2 * 2 * len(workbench.records), "layers, recompute, pairs"
         assert noted["apply_rotary_pos_emb"] == 2 * noted["DotProductAttention.forward"], "query and key"
 

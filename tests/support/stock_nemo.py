@@ -14,7 +14,13 @@ from unittest.mock import patch
 from support import te_stand_in
 from support.megatron_side import LEARNING_RATE, examine, train
 
-CONVERTED = {"mistral": "Mistral", "qwen2-untied-bf16": "Qwen2", "llama": "Llama", "llama-tied-fp16": "Llama"}
+CONVERTED = {
+    "mistral": "Mistral",
+    "qwen2-untied-bf16": "Qwen2",
+    "qwen3": "Qwen3",
+    "llama": "Llama",
+    "llama-tied-fp16": "Llama",
+}
 """Case → NeMo's classes."""
 
 
@@ -23,7 +29,7 @@ def convert(case: str, hf: Path, nemo: Path, output: Path) -> None:
     from nemo.collections import llm
     from support.jobs.megatron_jobs import leave_process_group
 
-    config = {"Mistral": llm.MistralConfig7B, "Qwen2": llm.Qwen2Config, "Llama": llm.LlamaConfig}[CONVERTED[case]]
+    config = getattr(llm, {"Mistral": "MistralConfig7B"}.get(CONVERTED[case], f"{CONVERTED[case]}Config"))
     sizes = {"num_layers": 1, "hidden_size": 8, "ffn_hidden_size": 8, "num_attention_heads": 1}  # read from HF instead
     model = getattr(llm, f"{CONVERTED[case]}Model")(config(**sizes))
     llm.import_ckpt(model, f"hf://{hf}", output / "imported" / case)

@@ -22,10 +22,12 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 STYLES = ("mistral-v0.1", "mistral-v0.2", "mistral-v0.3", "qwen2.5", "llama-3")
-DEFAULT_STYLE = {"mistral": "mistral-v0.2", "qwen2": "qwen2.5", "llama": "llama-3"}
+DEFAULT_STYLE = {"mistral": "mistral-v0.2", "qwen2": "qwen2.5", "qwen3": "qwen2.5", "llama": "llama-3"}
 
 _ALTERNATE = (
     "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
@@ -157,6 +159,11 @@ _LLAMA3 = {
 _MODELS: dict[str, tuple[type, type, dict[str, Any]]] = {
     "mistral": (MistralConfig, MistralForCausalLM, {"tie_word_embeddings": False, "sliding_window": None}),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, {"tie_word_embeddings": True, "sliding_window": None}),
+    "qwen3": (
+        Qwen3Config,
+        Qwen3ForCausalLM,
+        {"tie_word_embeddings": True, "sliding_window": None, "head_dim": 24},
+    ),
     "llama": (LlamaConfig, LlamaForCausalLM, {"tie_word_embeddings": False, "rope_scaling": _LLAMA3}),
 }
 
@@ -164,7 +171,8 @@ _MODELS: dict[str, tuple[type, type, dict[str, Any]]] = {
 def tiny_model(family: str, tokenizer: PreTrainedTokenizerFast, *, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """A random fp32 model: 2 layers, hidden 64, 4 heads, 2 kv heads.
 
-    `mistral` is untied; `qwen2` tied, with biases; `llama` untied, with the RoPE scaling of Llama 3.1 on 64 positions.
+    `mistral` is untied; `qwen2` tied, with biases; `qwen3` tied, with norms of queries and keys in
+    heads that are wider than hidden / heads; `llama` untied, with the RoPE scaling of Llama 3.1 on 64 positions.
 
     The vocabulary is odd, so that it does not divide by 2. Norm weights and biases are random too, so that a test
     notices when one is lost. `overrides` go to the configuration.

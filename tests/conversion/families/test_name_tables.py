@@ -13,7 +13,8 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.model_config import ModelConfig
 
 # Family, then layers, hidden and feed-forward size, heads, groups, vocabulary, tied, parameters;
-# the numbers of the model cards' safetensors.
+# the numbers of the model cards' safetensors. The files of Qwen3-0.6B and 1.7B hold the tied table twice: 751,632,384
+# and 2,031,739,904.
 PUBLISHED = {
     "Mistral-7B v0.1 and v0.2": ("mistral", 32, 4096, 14336, 32, 8, 32000, False, 7_241_732_096),
     "Mistral-7B v0.3": ("mistral", 32, 4096, 14336, 32, 8, 32768, False, 7_248_023_552),
@@ -24,6 +25,12 @@ PUBLISHED = {
     "Qwen2.5-14B": ("qwen2", 48, 5120, 13824, 40, 8, 152064, False, 14_770_033_664),
     "Qwen2.5-32B": ("qwen2", 64, 5120, 27648, 40, 8, 152064, False, 32_763_876_352),
     "Qwen2.5-72B": ("qwen2", 80, 8192, 29568, 64, 8, 152064, False, 72_706_203_648),
+    "Qwen3-0.6B": ("qwen3", 28, 1024, 3072, 16, 8, 151936, True, 751_632_384 - 151936 * 1024),
+    "Qwen3-1.7B": ("qwen3", 28, 2048, 6144, 16, 8, 151936, True, 2_031_739_904 - 151936 * 2048),
+    "Qwen3-4B": ("qwen3", 36, 2560, 9728, 32, 8, 151936, True, 4_022_468_096),
+    "Qwen3-8B": ("qwen3", 36, 4096, 12288, 32, 8, 151936, False, 8_190_735_360),
+    "Qwen3-14B": ("qwen3", 40, 5120, 17408, 40, 8, 151936, False, 14_768_307_200),
+    "Qwen3-32B": ("qwen3", 64, 5120, 25600, 64, 8, 151936, False, 32_762_123_264),
     "Llama-3.2-1B": ("llama", 16, 2048, 8192, 32, 8, 128256, True, 1_235_814_400),
     "Llama-3.2-3B": ("llama", 28, 3072, 8192, 24, 8, 128256, True, 3_212_749_824),
     "Llama-3.1-8B": ("llama", 32, 4096, 14336, 32, 8, 128256, False, 8_030_261_248),
@@ -34,7 +41,7 @@ PUBLISHED = {
 def published_config(name: str) -> dict[str, Any]:
     model_type, layers, hidden, feed_forward, heads, groups, vocabulary, tied, _ = PUBLISHED[name]
     (architecture,) = (family.architecture for family in FAMILIES if family.model_type == model_type)
-    return {
+    return {  # without head_dim: it is hidden / heads, or what transformers takes for it
         "architectures": [architecture],
         "model_type": model_type,
         "num_hidden_layers": layers,
@@ -57,7 +64,7 @@ def test_parameters_of_published_models(name):
     assert parts == megatron == model_shape.parameters == PUBLISHED[name][-1]
 
 
-@pytest.mark.parametrize("name", ["Mistral-7B v0.3", "Qwen2.5-0.5B", "Qwen2.5-7B", "Llama-3.2-3B", "Llama-3.1-8B"])
+@pytest.mark.parametrize("name", ["Mistral-7B v0.3", "Qwen2.5-0.5B", "Qwen2.5-7B", "Qwen3-4B", "Llama-3.1-8B"])
 def test_names_and_shapes_match_transformers(name):
     config = published_config(name) | {"num_hidden_layers": 2}
     with torch.device("meta"):

@@ -71,8 +71,13 @@ def test_a_window_and_a_linear_scaling(mistral, tmp_path):
     ("changes", "message"),
     [
         (
+            {"_target_": "nemo.collections.llm.gpt.model.gemma.GemmaConfig2B"},
+            "describes a .*GemmaConfig2B; supported are Mis",
+        ),
+        ({"qk_layernorm": True}, "qk_layernorm is True; the exported model would compute with False"),
+        (
             {"_target_": "nemo.collections.llm.gpt.model.qwen3.Qwen3Config"},
-            "describes a .*Qwen3Config; supported are Mis",
+            "qk_layernorm is False; the exported model would compute with True",
         ),
         ({"num_moe_experts": 8}, "num_moe_experts is 8; the exported model would compute with None"),
         ({"rotary_percent": 0.5}, "rotary_percent is 0.5; the exported model would compute with 1.0"),

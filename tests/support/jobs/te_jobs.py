@@ -35,7 +35,7 @@ def prepare(directory: str) -> None:
     cpu.activate()
 
 
-def _config(comm_type: str, hierarchical: list[int] | None, cp_size: int):
+def _config(comm_type: str, hierarchical: list[int] | None, cp_size: int, qk_norm: bool = False):
     from nemo.collections.llm import MistralConfig7B
 
     return MistralConfig7B(
@@ -46,6 +46,7 @@ def _config(comm_type: str, hierarchical: list[int] | None, cp_size: int):
         num_query_groups=KV_HEADS,
         kv_channels=HEAD,
         window_size=None,
+        qk_layernorm=qk_norm,
         softmax_scale=SCALE,
         context_parallel_size=cp_size,
         cp_comm_type=comm_type,
@@ -149,20 +150,25 @@ def refusals() -> list[str]:
 
 
 def only_core_attention_differs() -> None:
-    """Our layer is NeMo's, field by field, but for the core attention; and NeMo's is not changed by making ours."""
+    """Our layer is NeMo's, field by field, but for the core attention; and NeMo's is not changed by making ours.
+
+    Norms of queries and keys are Transformer Engine's.
+    """
+    from megatron.core.extensions.transformer_engine import TENorm
     from nemo.collections.llm.gpt.model.base import default_layer_spec
 
     from nemo_longpo.megatron.backend import Backend
     from nemo_longpo.megatron.te_attention import TEPairAttention
 
-    config = _config("p2p", None, 1)
-    ours, theirs = Backend().layer_spec(config), default_layer_spec(config)
-    attention = theirs.submodules.self_attention.submodules
-    assert attention.core_attention is TEPairAttention.__base__
-    core = ours.submodules.self_attention.submodules.core_attention
-    assert core.module is TEPairAttention
-    attention.core_attention = core
-    assert ours == theirs
+    for qk_norm in (False, True):
+        config = _config("p2p", None, 1, qk_norm)
+        ours, theirs = Backend().layer_spec(config), default_layer_spec(config)
+        attention, found = (layer.submodules.self_attention.submodules for layer in (theirs, ours))
+        assert attention.core_attention is TEPairAttention.__base__
+        assert found.core_attention.module is TEPairAttention
+        assert (found.q_layernorm is TENorm, found.k_layernorm is TENorm) == (qk_norm, qk_norm)
+        attention.core_attention = found.core_attention
+        assert ours == theirs
 
 
 def hierarchical_groups(sizes: list[int]) -> list[list[int]]:
