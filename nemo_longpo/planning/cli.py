@@ -72,12 +72,31 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="of memory left free (default: %(default)s)",
     )
 
+    machine.add_argument(
+        "--host-memory",
+        type=positive_number,
+        default=Wishes.host_memory / devices.GIB,
+        metavar="GIB",
+        help="of a node, for what is kept there (default: 2 TB, a DGX H100's)",
+    )
+
     wishes = parser.add_argument_group("fixed beforehand; what is left out is chosen")
     for flag, meaning in (("--tp", "tensor-"), ("--pp", "pipeline-"), ("--cp", "context-")):
         _add_count(wishes, flag, f"{meaning}parallel size")
     wishes.add_argument("--recompute", choices=get_args(placement.Recompute), help="what the backward computes again")
     wishes.add_argument(
         "--offload-optimizer", action=argparse.BooleanOptionalAction, help="keep the optimizer in host memory"
+    )
+    wishes.add_argument(
+        "--offload-layer-inputs",
+        action=argparse.BooleanOptionalAction,
+        help="keep the inputs of recomputed layers in host memory",
+    )
+    wishes.add_argument(
+        "--mlp-tile-tokens",
+        type=lambda text: 0 if text == "none" else whole_number(text),
+        metavar="N|none",
+        help="rows of a feed-forward part that are computed at once, and again in the backward",
     )
     wishes.add_argument(
         "--gradients", choices=("fp32", "bf16"), default="fp32", help="type of summed gradients (default: %(default)s)"
@@ -126,6 +145,9 @@ def run(arguments: argparse.Namespace) -> int:
         cp=arguments.cp,
         recompute=arguments.recompute,
         offload_optimizer=arguments.offload_optimizer,
+        offload_layer_inputs=arguments.offload_layer_inputs,
+        mlp_tile_tokens=arguments.mlp_tile_tokens,
+        host_memory=arguments.host_memory * devices.GIB,
         grad_reduce_in_fp32=arguments.gradients == "fp32",
         margin=arguments.margin,
     )

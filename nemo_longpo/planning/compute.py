@@ -13,7 +13,7 @@ Forward operations of a pair are those of `costs.flops`; with r the share of the
 Context and tensor parallelism divide all of them, pipeline stages all but the log-probs, which the last one computes.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from nemo_longpo.costs import flops
 from nemo_longpo.costs.model_shape import ModelShape
@@ -46,21 +46,34 @@ class Compute:
 
 def compute_seconds(job: Job, placement: Placement, rates: Rates) -> Compute:
     """Estimate one pair on one GPU of the last pipeline stage; see the table above."""
-    forward, again = flops.layers_by_part(*job.pair), recomputed(job, placement)
-    ranks = placement.tp * placement.cp
-    stage = ranks * placement.pp
+    again = recomputed(job, placement)
+    layers = _layers(job, placement, rates, flops.Recomputed(1 + again.linear, 1 + again.attention), backward=1)
+    output = flops.output_flops(job.shape, job.lengths.scored) / (placement.tp * placement.cp)
+    return replace(layers, logprobs=4 * output / rates.logprobs)
+
+
+def forward_seconds(job: Job, placement: Placement, rates: Rates) -> Compute:
+    """Estimate the first forward of one pair through the layers of a pipeline stage, on one GPU."""
+    return _layers(job, placement, rates, flops.Recomputed(1, 1), backward=0)
+
+
+def _layers(job: Job, placement: Placement, rates: Rates, forwards: flops.Recomputed, backward: int) -> Compute:
+    """Add up so many forwards of matrices and of attention, and one backward or none."""
+    forward = flops.layers_by_part(*job.pair)
+    stage = placement.tp * placement.cp * placement.pp
 
     def attention(operations: float, forward_rate: float, backward_rate: float) -> float:
-        return operations / stage * ((1 + again.attention) / forward_rate + ATTENTION_BACKWARD / backward_rate)
+        scored = forwards.attention / forward_rate + backward * ATTENTION_BACKWARD / backward_rate
+        return operations / stage * scored
 
     once, back = element_wise_widths(job.shape)
     rows = job.rows_per_gpu(placement) * job.stage_layers(placement) / placement.tp
-    moved = rows * ((1 + again.linear) * once + back) * job.number_bytes
+    moved = rows * (forwards.linear * once + backward * back) * job.number_bytes
     return Compute(
-        matrices=(1 + flops.BACKWARD + again.linear) * forward.linear / stage / rates.matrices,
+        matrices=(forwards.linear + backward * flops.BACKWARD) * forward.linear / stage / rates.matrices,
         trunk_attention=attention(forward.trunk, rates.trunk_forward, rates.trunk_backward),
         branch_attention=attention(forward.branches, rates.branch_forward, rates.branch_backward),
-        logprobs=4 * flops.output_flops(job.shape, job.lengths.scored) / ranks / rates.logprobs,
+        logprobs=0.0,
         element_wise=moved / rates.element_wise,
     )
 
@@ -76,10 +89,12 @@ def element_wise_widths(shape: ModelShape) -> tuple[float, float]:
 
 
 def recomputed(job: Job, placement: Placement) -> flops.Recomputed:
-    """Return the shares of the layers' forward that run a second time, by FLOPs."""
+    """Return the shares of the layers' forward that run a second time, by FLOPs.
+
+    A feed-forward part in tiles runs again in the backward, if its whole layer does not: then it runs there alone.
+    """
     shape, layers = job.shape, job.stage_layers(placement)
     whole, parts = placement.recomputed_layers(layers) / layers, placement.recomputed_parts
     feed_forward = 3 * shape.hidden * shape.ffn / shape.layer_matrices
-    return flops.Recomputed(
-        linear=whole + ("mlp" in parts) * feed_forward, attention=whole + float("core_attn" in parts)
-    )
+    times = ("mlp" in parts) + (1 - whole if placement.mlp_tile_tokens else 0)
+    return flops.Recomputed(linear=whole + times * feed_forward, attention=whole + float("core_attn" in parts))

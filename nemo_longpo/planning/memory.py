@@ -31,7 +31,10 @@ other half plus Megatron's offset, their product. With `bias_activation_fusion` 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes by part. `layer` and `logprobs` are transient and never alive together, so the larger of them counts."""
+    """Bytes by part. `layer` and `logprobs` are transient and never alive together, so the larger of them counts.
+
+    `host` is what this GPU keeps in the memory of its node.
+    """
 
     weights: float
     gradients: float
@@ -71,16 +74,17 @@ def estimate_memory(job: Job, placement: Placement) -> Memory:
         parameters = parameters_per_gpu(job, placement, stage)
         ranks = 1 if job.on_cpu else placement.dp * placement.cp
         optimizer = (8 if size == 4 else 12) * parameters / ranks
+        alive = pairs if stage == "first" else 1
         return Memory(
             weights=size * parameters,
             gradients=(4 if placement.grad_reduce_in_fp32 else size) * parameters,
             optimizer=0.0 if placement.offload_optimizer else optimizer,
-            activations=kept_activations(job, placement) * (pairs if stage == "first" else 1),
+            activations=kept_activations(job, placement) * alive + returned_inputs(job, placement, stage),
             layer=max(feed_forward_moment(job, placement), attention_moment(job, placement)),
             logprobs=0.0 if stage == "first" else logprob_moment(job, placement),
             inputs=input_bytes(job, placement),
             communication=communication_bytes(job, placement),
-            host=optimizer if placement.offload_optimizer else 0.0,
+            host=(optimizer if placement.offload_optimizer else 0.0) + offloaded_inputs(job, placement, stage) * alive,
         )
 
     stages: tuple[Stage, ...] = ("only",) if placement.pp == 1 else ("first", "last")
@@ -120,12 +124,36 @@ def layer_widths(job: Job, placement: Placement) -> dict[str, float]:
 
 
 def kept_activations(job: Job, placement: Placement) -> float:
-    """Σ over layers of kept width · R · b / tp for one pair: all of `layer_widths`, or what recompute leaves of it."""
+    """Σ over layers of kept width · R · b / tp for one pair: all of `layer_widths`, or what recompute leaves of it.
+
+    A feed-forward part in tiles keeps nothing but its input, as if it were recomputed. Inputs in host memory do not
+    count.
+    """
     widths = layer_widths(job, placement)
     layers = job.stage_layers(placement)
     again = placement.recomputed_layers(layers)
-    kept = sum(widths.values()) - sum(widths[part] for part in placement.recomputed_parts)
-    return _per_gpu(job, placement, again * widths["input"] + (layers - again) * kept)
+    dropped = {*placement.recomputed_parts, *(("mlp",) if placement.mlp_tile_tokens else ())}
+    kept = sum(width for part, width in widths.items() if part not in dropped)
+    inputs = 0 if placement.offload_layer_inputs else again * widths["input"]
+    return _per_gpu(job, placement, inputs + (layers - again) * kept)
+
+
+def offloaded_inputs(job: Job, placement: Placement, stage: Stage) -> float:
+    """Inputs of recomputed layers in host memory, h · R · b / tp each, for one pair. Those that a later stage receives
+    stay on the GPU, since the schedule holds them there."""
+    if not placement.offload_layer_inputs:
+        return 0.0
+    layers = placement.recomputed_layers(job.stage_layers(placement)) - (stage == "last")
+    return _per_gpu(job, placement, layers * job.shape.hidden)
+
+
+def returned_inputs(job: Job, placement: Placement, stage: Stage) -> float:
+    """Of inputs in host memory, two are on the GPU during the backward: one is used, the next one comes. Of a later
+    stage, also the one that it received."""
+    if not placement.offload_layer_inputs:
+        return 0.0
+    layers = placement.recomputed_layers(job.stage_layers(placement))
+    return _per_gpu(job, placement, min(layers, 2 + (stage == "last")) * job.shape.hidden)
 
 
 def feed_forward_moment(job: Job, placement: Placement) -> float:
@@ -133,12 +161,19 @@ def feed_forward_moment(job: Job, placement: Placement) -> float:
 
     Recomputed width · R · b / tp, then R · b / tp times h + max(2f at the gate, f + gathers): with sequence
     parallelism the gradient behind fc2 (h · tp), then fc1's input and its gradient (2h · tp) are whole.
+
+    In tiles, all of the feed-forward part is of one tile's rows. All rows have the gradients behind and before it (2h).
     """
-    shape, widths = job.shape, layer_widths(job, placement)
+    shape, widths, tile = job.shape, layer_widths(job, placement), placement.mlp_tile_tokens
     whole = sum(widths.values()) if _recomputes_last_layer(job, placement) else 0
-    recomputed = widths["mlp"] if "mlp" in (placement.recomputed_parts) else whole
     gathered = 2 * shape.hidden * (placement.tp if placement.tp > 1 else 0.5)
-    return _per_gpu(job, placement, recomputed + shape.hidden + max(2 * shape.ffn, shape.ffn + gathered))
+    gradients = shape.hidden + max(2 * shape.ffn, shape.ffn + gathered)
+    if tile is not None:
+        of_tile = min(tile, job.rows_per_gpu(placement)) * job.number_bytes / placement.tp
+        rest = max(0, whole - widths["mlp"]) + 2 * shape.hidden
+        return _per_gpu(job, placement, rest) + of_tile * (widths["mlp"] + gradients)
+    recomputed = widths["mlp"] if "mlp" in placement.recomputed_parts else whole
+    return _per_gpu(job, placement, recomputed + gradients)
 
 
 def attention_moment(job: Job, placement: Placement) -> float:

@@ -10,8 +10,7 @@ from nemo_longpo.placement import Placement
 
 from .compute import Compute
 from .job import Job
-from .memory import Memory
-from .search import Candidate, Refusal, Search, Wishes
+from .search import Candidate, Refusal, Search, Wishes, sparing
 from .speed import Machine
 
 PARTS = {
@@ -83,9 +82,10 @@ def as_json(job: Job, machine: Machine, wishes: Wishes, found: Search) -> dict[s
         }
 
     candidates = [described(candidate) for candidate in found.candidates]
+    limits = {"margin": wishes.margin, "host_memory": wishes.host_memory}
     return {
         "job": asdict(job),
-        "machine": asdict(replace(machine, measured=machine.rates)) | {"margin": wishes.margin},
+        "machine": asdict(replace(machine, measured=machine.rates)) | limits,
         "flops_per_pair": {"forward": flops.forward_flops(*job.pair), "ratio": layout_ratio(job)},
         "recommended": candidates[0] if candidates else None,
         "alternatives": candidates[1:],
@@ -130,7 +130,7 @@ def render(job: Job, machine: Machine, wishes: Wishes, found: Search) -> str:
             "",
             f"recommended: {_describe(job, best.placement)}",
             "",
-            *_memory_table(best.memory, gpu.memory * (1 - wishes.margin)),
+            *_memory_table(best, gpu.memory * (1 - wishes.margin), wishes.host_memory),
             "",
             f"FLOPs     forward of one pair {flops.forward_flops(*job.pair):.3g}; a shared prefix costs "
             f"{layout_ratio(job):.2f}x less",
@@ -155,12 +155,15 @@ def _kinds(compute: Compute) -> str:
     return ", ".join(f"{kind.replace('_', ' ')} {seconds:,.1f}" for kind, seconds in kinds.items())
 
 
-def _memory_table(memory: Memory, usable: float) -> list[str]:
+def _memory_table(best: Candidate, usable: float, host_memory: float) -> list[str]:
+    memory, devices_of_node = best.memory, best.placement.devices
     lines = [f"  {name:<14}{getattr(memory, name) / devices.GIB:6.1f}  {meaning}" for name, meaning in PARTS.items()]
     remark = f"of {usable / devices.GIB:.1f} usable; of `layer` and `logprobs` the larger counts"
     lines.append(f"  {'total':<14}{memory.total / devices.GIB:6.1f}  {remark}")
     if memory.host:
-        lines.append(f"  {'host':<14}{memory.host / devices.GIB:6.1f}  of the node's memory, for each of its GPUs")
+        node, has = memory.host * devices_of_node / devices.GIB, host_memory / devices.GIB
+        remark = f"in host memory for each GPU, so {node:,.1f} of the node's {has:,.1f}"
+        lines.append(f"  {'host':<14}{memory.host / devices.GIB:6.1f}  {remark}")
     return ["GiB per GPU", *lines]
 
 
@@ -188,4 +191,4 @@ def _sizes(placement: Placement) -> str:
 def _describe(job: Job, placement: Placement) -> str:
     recomputed = placement.recomputed_layers(job.stage_layers(placement))
     parts = [_sizes(placement), f"recompute {placement.recompute}" + (f" of {recomputed} layers" if recomputed else "")]
-    return ", ".join([*parts, "optimizer on the CPU"] if placement.offload_optimizer else parts)
+    return ", ".join([*parts, *sparing(placement)])

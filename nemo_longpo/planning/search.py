@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 
 from nemo_longpo.costs.devices import GIB
 from nemo_longpo.placement import Placement, Recompute
@@ -10,12 +11,19 @@ from .job import Job
 from .memory import Memory, estimate_memory
 from .speed import Machine, Speed, estimate_speed
 
+TILE_TOKENS = 16384
+"""Rows of a feed-forward tile: its products still keep a GPU's matrix units busy."""
+
+SAME_SPEED = 0.01
+"""Of the time of a step: what is gained by less does not pay for another setting."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Wishes:
     """What the user fixes; None leaves it to the search.
 
-    `margin` is the share of the GPU's memory left free, for fragmentation and for what no formula here counts.
+    `mlp_tile_tokens` of 0 wants no tiles. `margin` is the share of the GPU's memory left free, for fragmentation and
+    for what no formula here counts. `host_memory` is that of a node in bytes, by default a DGX H100's 2 TB.
     """
 
     tp: int | None = None
@@ -23,8 +31,11 @@ class Wishes:
     cp: int | None = None
     recompute: Recompute | None = None
     offload_optimizer: bool | None = None
+    offload_layer_inputs: bool | None = None
+    mlp_tile_tokens: int | None = None
     grad_reduce_in_fp32: bool = True
     margin: float = 0.1
+    host_memory: float = 2e12
 
 
 @dataclass(frozen=True)
@@ -63,24 +74,49 @@ def search(job: Job, machine: Machine, wishes: Wishes) -> Search:
         if reason:
             refusals.append(Refusal(placement, reason))
             continue
-        tried = [
-            Candidate(variant, estimate_memory(job, variant), estimate_speed(job, variant, machine))
-            for variant in _variants(job, placement, wishes)
-        ]
-        fitting = [candidate for candidate in tried if candidate.memory.total <= room]
+        fitting: list[Candidate] = []
+        tried: list[tuple[Placement, Memory]] = []
+        for ladder in _ladders(job, placement, wishes):
+            for way in ladder:
+                tried.append((way, memory := estimate_memory(job, way)))
+                if memory.total <= room and memory.host * way.devices <= wishes.host_memory:
+                    fitting.append(Candidate(way, memory, estimate_speed(job, way, machine)))
+                    break
         if fitting:
-            candidates.append(min(fitting, key=_preference))
-            continue
-        least = min(tried, key=lambda candidate: candidate.memory.total)
-        total, missing, on_cpu = least.memory.total, least.memory.total - room, least.placement.offload_optimizer
-        reason = (
-            f"needs {total / GIB:.1f} GiB of {room / GIB:.1f}, {missing / GIB:.1f} too many, with recompute "
-            f"{least.placement.recompute}{' and the optimizer on the CPU' if on_cpu else ''}"
-        )
-        refusals.append(Refusal(least.placement, reason, missing))
+            candidates.append(_best(fitting))
+        else:
+            refusals.append(_refusal(tried, room, wishes.host_memory))
     candidates.sort(key=_preference)
     refusals.sort(key=lambda refusal: float("inf") if refusal.missing is None else refusal.missing)
     return Search(candidates, refusals)
+
+
+def _refusal(tried: list[tuple[Placement, Memory]], room: float, host_memory: float) -> Refusal:
+    """Say what is missing where least is: on the GPU or, if it has room, in the node's memory."""
+
+    def missing(way: tuple[Placement, Memory]) -> tuple[float, float]:
+        placement, memory = way
+        return max(0.0, memory.total - room), memory.host * placement.devices - host_memory
+
+    placement, memory = closest = min(tried, key=missing)
+    too_many, of_node = missing(closest)
+    needs, has, where = memory.total, room, ""
+    if not too_many:
+        too_many, needs, has, where = of_node, of_node + host_memory, host_memory, " of the node's memory"
+    reason = f"needs {needs / GIB:.1f} GiB of {has / GIB:.1f}{where}, {too_many / GIB:.1f} too many, with " + ", ".join(
+        [f"recompute {placement.recompute}", *sparing(placement)]
+    )
+    return Refusal(placement, reason, too_many)
+
+
+def sparing(placement: Placement) -> list[str]:
+    """Name what saves the GPU's memory besides recompute."""
+    tile = placement.mlp_tile_tokens
+    return [
+        *(["layer inputs in host memory"] if placement.offload_layer_inputs else []),
+        *([f"feed-forward tiles of {tile:,}"] if tile else []),
+        *(["optimizer on the CPU"] if placement.offload_optimizer else []),
+    ]
 
 
 def impossible(job: Job, placement: Placement) -> str | None:
@@ -119,15 +155,39 @@ def _placements(machine: Machine, wishes: Wishes) -> Iterator[Placement]:
                 )
 
 
-def _variants(job: Job, placement: Placement, wishes: Wishes) -> Iterator[Placement]:
-    """Yield all ways to save memory, from nothing to everything; whole layers one by one."""
+def _ladders(job: Job, placement: Placement, wishes: Wishes) -> Iterator[Iterator[Placement]]:
+    """Yield all ways to save memory; within one ladder each step takes less memory and more time than the one before.
+
+    Where the user leaves it open, `mlp` recompute is not combined with tiles, which do the same with less memory.
+    """
     layers = job.stage_layers(placement)
     recomputes: tuple[Recompute, ...] = ("none", "mlp", "full") if wishes.recompute is None else (wishes.recompute,)
-    for offload in (False, True) if wishes.offload_optimizer is None else (wishes.offload_optimizer,):
-        for recompute in recomputes:
-            # All layers is Megatron's method "uniform", for which no number is given.
-            for again in (*range(1, layers), None) if recompute == "full" else (None,):
-                yield replace(placement.recomputing(recompute, again), offload_optimizer=offload)
+    tiles = (0, TILE_TOKENS) if wishes.mlp_tile_tokens is None else (wishes.mlp_tile_tokens,)
+    for offload, inputs, tile, recompute in product(
+        _either(wishes.offload_optimizer), _either(wishes.offload_layer_inputs), tiles, recomputes
+    ):
+        if (inputs and recompute != "full") or (tile and recompute == "mlp" and wishes.recompute is None):
+            continue
+        base = replace(placement, offload_optimizer=offload, offload_layer_inputs=inputs, mlp_tile_tokens=tile or None)
+        # All layers is Megatron's method "uniform", for which no number is given.
+        counts = (*range(1, layers), None) if recompute == "full" else (None,)
+        yield (base.recomputing(recompute, again) for again in counts)
+
+
+def _either(wish: bool | None) -> tuple[bool, ...]:
+    return (False, True) if wish is None else (wish,)
+
+
+def _best(fitting: list[Candidate]) -> Candidate:
+    """Return the fastest, or one that is as fast with fewer settings."""
+    fastest = min(fitting, key=_preference)
+    same = [
+        candidate
+        for candidate in fitting
+        if candidate.placement.offload_optimizer == fastest.placement.offload_optimizer
+        and candidate.speed.seconds <= fastest.speed.seconds * (1 + SAME_SPEED)
+    ]
+    return min(same, key=lambda candidate: (len(sparing(candidate.placement)), *_preference(candidate)))
 
 
 def _preference(candidate: Candidate) -> tuple[bool, float, float]:

@@ -8,6 +8,8 @@ What is sent, per layer and pair (letters as in memory.py, W ranks of a group, e
 | trunk's ring    | 2K · R · b · (W−1)/tp          | 4K · R · b · (W−1)/tp          | its attention  |
 | branches        | `branch_traffic` / tp          | `branch_traffic` / tp          | nothing        |
 
+Inputs of layers in host memory are copied while a layer computes; what takes longer than that layer is not hidden.
+
 Once per step: gradients to their owners and weights back, over dp · cp ranks. Recomputed layers send their forward
 twice.
 """
@@ -19,7 +21,7 @@ from nemo_longpo.costs.devices import Gpu
 from nemo_longpo.costs.rates import Rates, rates_of
 from nemo_longpo.placement import Placement
 
-from .compute import ATTENTION_BACKWARD, Compute, compute_seconds, recomputed
+from .compute import ATTENTION_BACKWARD, Compute, compute_seconds, forward_seconds, recomputed
 from .job import Job
 from .memory import parameters_per_gpu
 
@@ -83,6 +85,7 @@ def estimate_speed(job: Job, placement: Placement, machine: Machine) -> Speed:
     # Of one pair on one pipeline stage; the stages work at the same time.
     compute = compute_seconds(job, placement, machine.rates)
     sent = job.stage_layers(placement) * layer_communication(job, placement, machine)
+    sent += copy_seconds(job, placement, machine)
     gradients, optimizer = _optimizer_seconds(job, placement, machine)
     return Speed(
         compute=compute.times(pairs),
@@ -136,6 +139,21 @@ def layer_communication(job: Job, placement: Placement, machine: Machine) -> flo
     sent = branch_traffic(job.branch_rows, shape.heads, shape.kv_heads, shape.head_size, cp, size, lse_bytes=0)
     forward, backward = (number / tp / link for number in sent)
     return tensor_seconds + ring_seconds + (1 + again) * forward + backward
+
+
+def copy_seconds(job: Job, placement: Placement, machine: Machine) -> float:
+    """Return the seconds per pair that copies of layers' inputs to host memory and back take longer than a layer.
+
+    A layer's input leaves while its layer runs forward, and comes back while the layer behind runs again and backward.
+    """
+    if not placement.offload_layer_inputs:
+        return 0.0
+    layers = job.stage_layers(placement)
+    whole = compute_seconds(job, placement, machine.rates)
+    forward = forward_seconds(job, placement, machine.rates).total / layers
+    backward = (whole.total - whole.logprobs) / layers - forward
+    copy = job.rows_per_gpu(placement) * job.shape.hidden * job.number_bytes / placement.tp / machine.rates.host_link
+    return placement.recomputed_layers(layers) * (max(0.0, copy - forward) + max(0.0, copy - backward))
 
 
 def _optimizer_seconds(job: Job, placement: Placement, machine: Machine) -> tuple[float, float]:

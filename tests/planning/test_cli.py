@@ -28,7 +28,17 @@ def test_report(capsys):
     assert "a shared prefix costs 1.89x less" in text
     assert "    trainer.strategy.context_parallel_size=4 \\\n" in text
     assert "also possible" in text
-    assert re.search(r"refused, \d+ in all\n  tp 1, cp ", text)
+    assert main([*COMMAND, "--no-offload-layer-inputs", "--mlp-tile-tokens", "none"]) == 0
+    assert re.search(r"refused, \d+ in all\n  tp 1, cp ", capsys.readouterr().out)
+
+
+def test_a_million_tokens_say_what_the_node_holds(capsys):
+    assert main([*COMMAND[:3], "--length", "1048576", "--gpus", "8"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"recommended: .*, layer inputs in host memory, feed-forward tiles of 16,384\n", text)
+    assert re.search(r"  host  +\d+\.\d  in host memory for each GPU, so \d+\.\d of the node's 1,862\.6\n", text)
+    assert main([*COMMAND[:3], "--length", "1048576", "--gpus", "8", "--host-memory", "1", "--json"]) == 0
+    assert not json.loads(capsys.readouterr().out)["recommended"]["setup"]["offload_layer_inputs"]
 
 
 def test_every_reason_is_given_once(capsys):
@@ -54,8 +64,8 @@ def test_json_has_everything_the_report_has(capsys):
     ("arguments", "sentence"),
     [
         (
-            ["--gpu-memory", "12"],
-            r"nothing fits; the closest is tp 8, .*, which needs \d+\.\d GiB of 10\.8, .* too many",
+            ["--gpu-memory", "8"],
+            r"nothing fits; the closest is tp 8, .*, which needs \d+\.\d GiB of 7\.2, .* too many",
         ),
         (["--tp", "3"], "the sizes given do not divide the number of GPUs"),
         (["--model", "qwen2.5-7b", "--tp", "8"], "28 attention heads do not divide by tp 8"),
@@ -69,7 +79,7 @@ def test_nothing_fits(capsys, arguments, sentence):
 
 
 def test_nothing_fits_in_json(capsys):
-    assert main([*COMMAND, "--gpu-memory", "12", "--json"]) == 1
+    assert main([*COMMAND, "--gpu-memory", "8", "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["recommended"] is None
     assert found["refused"][0]["missing_bytes"] > 0
@@ -175,7 +185,7 @@ def test_recipe_file_is_checked_before_the_search(name, tmp_path, capsys):
 
 
 def test_no_recipe_where_nothing_fits(tmp_path):
-    assert main([*COMMAND, "--gpu-memory", "12", "--recipe", str(tmp_path / "plan.yaml")]) == 1
+    assert main([*COMMAND, "--gpu-memory", "8", "--recipe", str(tmp_path / "plan.yaml")]) == 1
     assert not list(tmp_path.iterdir())
 
 

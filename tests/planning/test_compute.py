@@ -8,7 +8,7 @@ from nemo_longpo.costs.flops import Recomputed
 from nemo_longpo.costs.model_shape import MODELS, ModelShape
 from nemo_longpo.costs.rates import KINDS, Rates
 from nemo_longpo.placement import Placement
-from nemo_longpo.planning.compute import compute_seconds, recomputed
+from nemo_longpo.planning.compute import compute_seconds, forward_seconds, recomputed
 from nemo_longpo.planning.job import Job
 
 SHAPE = ModelShape(layers=4, hidden=8, ffn=20, heads=4, kv_heads=2, head_size=2, vocab=100)
@@ -76,4 +76,18 @@ def test_recomputed_share_of_the_forward():
     assert recomputed(job, Placement().recomputing("full")) == Recomputed(1, 1)
     assert recomputed(job, Placement().recomputing("full", 8)) == Recomputed(0.25, 0.25)
     assert recomputed(job, Placement().recomputing("core_attn")) == Recomputed(0, 1)
-    assert recomputed(job, Placement().recomputing("mlp")) == Recomputed(3 * 4096 * 14336 / mistral.layer_matrices, 0)
+    feed_forward = 3 * 4096 * 14336 / mistral.layer_matrices
+    assert recomputed(job, Placement().recomputing("mlp")) == Recomputed(feed_forward, 0)
+    # Tiles run again in the backward, of a recomputed layer there alone.
+    tiled = Placement(mlp_tile_tokens=16384)
+    assert recomputed(job, tiled) == Recomputed(feed_forward, 0)
+    assert recomputed(job, tiled.recomputing("full")) == Recomputed(1, 1)
+    assert recomputed(job, tiled.recomputing("full", 8)) == Recomputed(0.25 + 0.75 * feed_forward, 0.25)
+    assert recomputed(job, tiled.recomputing("mlp")) == Recomputed(2 * feed_forward, 0)
+
+
+def test_first_forward_alone():
+    for placement in (Placement(), Placement().recomputing("full")):
+        found = forward_seconds(JOB, placement, ONE)
+        assert (found.matrices, found.trunk_attention, found.branch_attention) == (MATRICES, TRUNK, BRANCHES)
+        assert (found.element_wise, found.logprobs) == (4 * 64 * 2 * 340, 0)

@@ -15,7 +15,9 @@ from nemo_longpo.planning.memory import (
     kept_activations,
     layer_widths,
     logprob_moment,
+    offloaded_inputs,
     parameters_per_gpu,
+    returned_inputs,
     ring_bytes,
 )
 
@@ -126,6 +128,70 @@ def test_optimizer_memory():
     assert estimate_memory(on_cpu, Placement(cp=4, dp=2).recomputing("full")).optimizer == whole
     away = estimate_memory(LONG, Placement(cp=8, offload_optimizer=True).recomputing("full"))
     assert (away.optimizer, away.host) == (0, whole / 8)
+
+
+INPUT = 8 * 64 * 2  # hidden · rows · bytes
+
+
+def test_offloaded_inputs_are_in_host_memory():
+    """Two of four layers' inputs are on the GPU at once: one is used while the next one comes."""
+    stay, leave = (estimate_memory(PAIR, _full(offload_layer_inputs=away)) for away in (False, True))
+    assert stay.activations == kept_activations(PAIR, _full()) == 4 * INPUT
+    assert (leave.activations, leave.host) == (2 * INPUT, 4 * INPUT)
+    assert stay.total - leave.total == 2 * INPUT
+    assert stay.host == 0
+
+
+def test_offload_leaves_kept_layers_alone():
+    stay, leave = (
+        estimate_memory(PAIR, Placement(offload_layer_inputs=away).recomputing("full", 3)) for away in (False, True)
+    )
+    assert stay.activations - leave.activations == INPUT
+    assert leave.host == 3 * INPUT
+
+
+def test_offload_under_a_pipeline():
+    """The first stage has the inputs of two pairs in host memory, and those of the one in backward on the GPU."""
+    placement = _full(pp=2, offload_layer_inputs=True)
+    no_logits = replace(PAIR, shape=replace(SMALL, vocab=2), logprob_memory_gb=1e-9)
+    memory = estimate_memory(no_logits, placement)  # of the first stage, where the last one has no more
+    assert (offloaded_inputs(PAIR, placement, "first"), returned_inputs(PAIR, placement, "first")) == (2 * INPUT,) * 2
+    assert (memory.activations, memory.host) == (2 * INPUT, 2 * 2 * INPUT)
+    # The last one holds what it received until the backward.
+    assert (offloaded_inputs(PAIR, placement, "last"), returned_inputs(PAIR, placement, "last")) == (INPUT, 2 * INPUT)
+
+
+def test_host_memory_adds_up():
+    both = estimate_memory(PAIR, _full(offload_layer_inputs=True, offload_optimizer=True))
+    assert both.host == 4 * INPUT + 12 * SMALL.parameters
+
+
+def test_tiles_hold_one_tile():
+    """Of 64 rows, 16 have the feed-forward part's values and gradients; all have a gradient behind and before it."""
+    whole, tiled = _full(), _full(mlp_tile_tokens=16)
+    per_row = sum(layer_widths(PAIR, whole).values())
+    mlp = 8 + 5 * 20
+    gradients = 8 + 2 * 20
+    assert feed_forward_moment(PAIR, whole) == (per_row + gradients) * 64 * 2
+    assert feed_forward_moment(PAIR, tiled) == (per_row - mlp + 16) * 64 * 2 + (mlp + gradients) * 16 * 2
+    # A tile of more rows than there are is one of all.
+    assert feed_forward_moment(PAIR, _full(mlp_tile_tokens=999)) == (per_row + gradients + 16) * 64 * 2
+    assert estimate_memory(PAIR, tiled).activations == estimate_memory(PAIR, whole).activations
+
+
+def test_layers_in_tiles_keep_no_feed_forward_values():
+    tiled = Placement(mlp_tile_tokens=16)
+    assert kept_activations(PAIR, tiled) == kept_activations(PAIR, Placement().recomputing("mlp"))
+    assert feed_forward_moment(PAIR, tiled) == 16 * 64 * 2 + (8 + 5 * 20 + 8 + 2 * 20) * 16 * 2
+
+
+def test_tiles_are_shared_by_tensor_parallel_ranks():
+    one, four = (feed_forward_moment(LONG, _full(tp=tp, mlp_tile_tokens=16384)) for tp in (1, 4))
+    assert one / 4 < four < one / 3
+
+
+def _full(**settings) -> Placement:
+    return Placement(**settings).recomputing("full")
 
 
 def test_total_counts_the_larger_transient_part():

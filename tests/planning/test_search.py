@@ -10,12 +10,13 @@ from nemo_longpo.costs.model_shape import MODELS, ModelShape
 from nemo_longpo.placement import Placement
 from nemo_longpo.planning.compute import compute_seconds
 from nemo_longpo.planning.job import Job
-from nemo_longpo.planning.search import Wishes, impossible, search
-from nemo_longpo.planning.speed import Machine, branch_traffic, estimate_speed, layer_communication
+from nemo_longpo.planning.search import TILE_TOKENS, Wishes, impossible, search
+from nemo_longpo.planning.speed import Machine, branch_traffic, copy_seconds, estimate_speed, layer_communication
 
 MISTRAL, QWEN = MODELS["mistral-7b"], MODELS["qwen2.5-7b"]
 SMALL = ModelShape(layers=2, hidden=64, ffn=96, heads=4, kv_heads=4, head_size=16, vocab=10)
 H100 = Machine(GPUS["h100-80gb"])
+PLAIN = Wishes(offload_optimizer=False, offload_layer_inputs=False, mlp_tile_tokens=0)
 JOB = Job(shape=MISTRAL, trunk=131_072, chosen=4500, rejected=4500)
 
 
@@ -62,6 +63,59 @@ def test_optimizer_stays_on_the_gpu_if_possible():
     assert away.speed.seconds < candidate.speed.seconds
 
 
+@pytest.mark.parametrize("shape", [MISTRAL, QWEN], ids=["mistral", "qwen2.5"])
+def test_a_million_tokens_fit_on_one_node(shape):
+    longest = replace(JOB, shape=shape, trunk=2**20)
+    best = search(longest, H100, Wishes()).candidates[0]
+    assert best.placement.offload_layer_inputs
+    assert best.placement.mlp_tile_tokens == TILE_TOKENS
+    assert not best.placement.offload_optimizer
+    assert best.memory.host * 8 < 2e12
+    assert not search(longest, H100, PLAIN).candidates
+
+
+def test_half_a_million_tokens_fit_on_four_gpus_or_recompute_less():
+    half, four = replace(JOB, trunk=2**19), replace(H100, gpus=4)
+    assert search(half, four, Wishes()).candidates
+    assert not search(half, four, PLAIN).candidates
+    best, before = (search(half, H100, wishes).candidates[0] for wishes in (Wishes(), PLAIN))
+    assert best.placement.recompute_num_layers < before.placement.recompute_num_layers
+    assert best.speed.seconds < 0.99 * before.speed.seconds
+
+
+def test_simple_settings_at_equal_speed():
+    """More settings are taken where they save more than a percent of the step, and only there."""
+    job = replace(JOB, trunk=2**18)
+    for candidate in search(job, H100, Wishes()).candidates:
+        placement = candidate.placement
+        plain = search(job, H100, replace(PLAIN, tp=placement.tp, pp=placement.pp, cp=placement.cp)).candidates
+        if plain and not placement.offload_optimizer:
+            more = bool(placement.offload_layer_inputs or placement.mlp_tile_tokens)
+            assert more == (plain[0].speed.seconds > 1.01 * candidate.speed.seconds), placement
+
+
+def test_refused_for_the_nodes_memory():
+    longest, wishes = replace(JOB, trunk=2**20), Wishes(tp=4, cp=2, offload_layer_inputs=True, offload_optimizer=False)
+    needed = search(longest, H100, wishes).candidates[0].memory.host * 8
+    (refusal,) = search(longest, H100, replace(wishes, host_memory=needed - GIB)).refusals
+    assert (
+        f"needs {needed / GIB:.1f} GiB of {needed / GIB - 1:.1f} of the node's memory, 1.0 too many" in refusal.reason
+    )
+    assert refusal.missing == pytest.approx(GIB)
+
+
+def test_copies_cost_what_a_layer_does_not_hide():
+    placement = Placement(cp=8, offload_layer_inputs=True).recomputing("full")
+    assert copy_seconds(JOB, placement, H100) == 0
+    slow = replace(H100, measured=replace(H100.rates, host_link=1e6))
+    assert copy_seconds(JOB, replace(placement, offload_layer_inputs=False), slow) == 0
+    copies = 2 * 32 * 140_072 / 8 * 4096 * 2 / 1e6
+    compute = compute_seconds(JOB, placement, H100.rates)
+    assert copy_seconds(JOB, placement, slow) == pytest.approx(copies - (compute.total - compute.logprobs))
+    step = [estimate_speed(JOB, placement, machine).communication for machine in (H100, slow)]
+    assert step[1] - step[0] == pytest.approx(8 * copy_seconds(JOB, placement, slow))
+
+
 @pytest.mark.parametrize(
     ("shape", "placement", "reason"),
     [
@@ -83,7 +137,7 @@ def test_context_parallelism_needs_two_chunks_per_rank():
 
 
 def test_refusal_names_missing_memory():
-    found = search(replace(JOB, trunk=2**20), Machine(GPUS["h100-80gb"], gpus=4), Wishes())
+    found = search(replace(JOB, trunk=2**20), Machine(GPUS["h100-80gb"], gpus=4), PLAIN)
     assert not found.candidates
     closest = found.refusals[0]
     assert closest.missing == min(refusal.missing for refusal in found.refusals if refusal.missing)
