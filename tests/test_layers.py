@@ -53,7 +53,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nemo_longpo.shards": PURE | {"nemo_longpo.model_directory"},
     # What training and planning both count.
     "nemo_longpo.costs": {"nemo_longpo.checkpoints", "nemo_longpo.model_directory", "nemo_longpo.yaml_input"},
-    "nemo_longpo.planning": {"nemo_longpo.costs"},
+    "nemo_longpo.planning": {"nemo_longpo.costs", "nemo_longpo.planning.calibration"},
+    # Runs the kernels that plans count with.
+    "nemo_longpo.planning.calibration": PURE
+    | {"nemo_longpo.attention", "nemo_longpo.costs", "nemo_longpo.planning", "nemo_longpo.logit_kernels"},
     **{unit: LAYOUTS | PURE | {"nemo_longpo.model_directory", "nemo_longpo.shards"} for unit in LAYOUTS},
     "nemo_longpo.backends": set(),
     "nemo_longpo.megatron": {

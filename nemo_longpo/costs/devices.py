@@ -50,24 +50,25 @@ GPUS = {
     )
 }
 
-# As `torch.cuda.get_device_name` spells them. Cards of one name differ in speed by their form, so names match whole.
+# As `torch.cuda.get_device_name` spells them, with their FLOP/s and, where it is one, the name above. Cards of one name
+# differ in speed by their form, so names match whole.
 _DEVICES = {
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-PCIE-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA A100 80GB PCIe": 312e12,
-    "NVIDIA A800-SXM4-80GB": 312e12,
-    "NVIDIA A800 80GB PCIe": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100 NVL": 835e12,
-    "NVIDIA H800": 989e12,
-    "NVIDIA H20": 148e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA H200 NVL": 836e12,
-    "NVIDIA GH200 480GB": 989e12,
-    "NVIDIA B200": 2250e12,
-    "NVIDIA L40S": 362e12,
+    "NVIDIA A100-SXM4-40GB": (312e12, None),
+    "NVIDIA A100-PCIE-40GB": (312e12, None),
+    "NVIDIA A100-SXM4-80GB": (312e12, "a100-80gb"),
+    "NVIDIA A100 80GB PCIe": (312e12, None),
+    "NVIDIA A800-SXM4-80GB": (312e12, "a800-80gb"),
+    "NVIDIA A800 80GB PCIe": (312e12, None),
+    "NVIDIA H100 80GB HBM3": (989e12, "h100-80gb"),
+    "NVIDIA H100 PCIe": (756e12, None),
+    "NVIDIA H100 NVL": (835e12, None),
+    "NVIDIA H800": (989e12, "h800-80gb"),
+    "NVIDIA H20": (148e12, "h20-96gb"),
+    "NVIDIA H200": (989e12, "h200-141gb"),
+    "NVIDIA H200 NVL": (836e12, None),
+    "NVIDIA GH200 480GB": (989e12, None),
+    "NVIDIA B200": (2250e12, "b200-180gb"),
+    "NVIDIA L40S": (362e12, None),
 }
 
 
@@ -80,4 +81,11 @@ def find_gpu(name: str) -> Gpu:
 
 def peak_of_device(device_name: str) -> float | None:
     """Return the dense bf16 FLOP/s of a device by its CUDA name, None if it is not known."""
-    return _DEVICES.get(device_name)
+    peak, _ = _DEVICES.get(device_name, (None, None))
+    return peak
+
+
+def preset_of_device(device_name: str) -> str | None:
+    """Return the name of a device's preset by its CUDA name, None if it has none."""
+    _, preset = _DEVICES.get(device_name, (None, None))
+    return preset

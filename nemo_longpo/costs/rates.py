@@ -8,11 +8,21 @@ usually reach, and as much of PCIe 5.
 """
 
 from dataclasses import dataclass, fields
+from typing import Annotated
+
+from nemo_longpo.typed_fields import Kind
 
 from .devices import GPUS, Gpu
 
 HOST_LINK_SHARE = 25 / 32
 """Of PCIe's speed in one direction, assumed."""
+
+
+def _is_rate(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e30
+
+
+Rate = Annotated[float, Kind("a number above 0", _is_rate)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,14 +35,14 @@ class Rates:
     `source` says where the figures come from.
     """
 
-    matrices: float
-    trunk_forward: float
-    trunk_backward: float
-    branch_forward: float
-    branch_backward: float
-    logprobs: float
-    element_wise: float
-    host_link: float
+    matrices: Rate
+    trunk_forward: Rate
+    trunk_backward: Rate
+    branch_forward: Rate
+    branch_backward: Rate
+    logprobs: Rate
+    element_wise: Rate
+    host_link: Rate
     source: str
 
 

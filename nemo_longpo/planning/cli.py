@@ -8,9 +8,11 @@ from typing import get_args
 
 from nemo_longpo import atomic, placement
 from nemo_longpo.costs import devices, model_shape
+from nemo_longpo.costs.rates import KINDS
 from nemo_longpo.errors import InputError
 from nemo_longpo.terminal import note, positive_number, show, whole_number
 
+from . import rates_file
 from .job import Job
 from .report import as_json, as_recipe, nothing_fits, render
 from .search import Wishes, search
@@ -20,6 +22,7 @@ EXAMPLE = """examples:
   longpo plan --model mistral-7b --length 131072 --gpus 8
   longpo plan --model models/Qwen2.5-7B-Instruct --length 524288 --gpus 16 --gpu a800-80gb --json
   longpo plan --model mistral-7b --length 131072 --gpus 8 --recipe plan.yaml
+  longpo plan --calibrate
   nemo llm finetune --yaml plan.yaml data.paths=SHARDS resume.restore_config.path=CHECKPOINT
 
 Memory and time are computed from formulas; how fast kernels run was measured where the report says so. The exit
@@ -37,8 +40,8 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     job = parser.add_argument_group("what is trained")
     models = f"{', '.join(model_shape.MODELS)}, a Hugging Face or a NeMo directory"
-    job.add_argument("--model", required=True, metavar="NAME|DIR", help=models)
-    _add_count(job, "--length", "tokens of the trunk: document and first instruction", required=True)
+    job.add_argument("--model", metavar="NAME|DIR", help=models)
+    _add_count(job, "--length", "tokens of the trunk: document and first instruction")
     _add_count(job, "--branch-tokens", "of each answer branch", placement.TYPICAL_BRANCH)
     job.add_argument(
         "--short-tokens",
@@ -58,7 +61,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
 
     machine = parser.add_argument_group("on what")
-    _add_count(machine, "--gpus", "GPUs of all nodes", required=True)
+    _add_count(machine, "--gpus", "GPUs of all nodes")
     _add_count(machine, "--gpus-per-node", "of them", Machine.gpus_per_node)
     machine.add_argument(
         "--gpu", default="h100-80gb", metavar="NAME", help=f"{', '.join(devices.GPUS)} (default: %(default)s)"
@@ -102,6 +105,19 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--gradients", choices=("fp32", "bf16"), default="fp32", help="type of summed gradients (default: %(default)s)"
     )
 
+    speed = parser.add_argument_group("how fast kernels run")
+    speed.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="measure this machine's GPU, under a minute, and write the rates; without --model that is all",
+    )
+    speed.add_argument(
+        "--rates",
+        metavar=f"FILE|{rates_file.DATA_SHEET}",
+        help=f"rates that --calibrate has written (default: those of this machine, if it is such a GPU), or "
+        f"{rates_file.DATA_SHEET}: what is known of the GPU",
+    )
+
     parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
     parser.add_argument(
         "--recipe", type=Path, metavar="FILE.yaml", help="write what is recommended for `nemo llm finetune --yaml`"
@@ -109,15 +125,19 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.set_defaults(run=run)
 
 
-def _add_count(
-    group: "argparse._ArgumentGroup", flag: str, meaning: str, default: int | None = None, required: bool = False
-) -> None:
+def _add_count(group: "argparse._ArgumentGroup", flag: str, meaning: str, default: int | None = None) -> None:
     meaning += "" if default is None else " (default: %(default)s)"
-    group.add_argument(flag, type=whole_number, metavar="N", default=default, required=required, help=meaning)
+    group.add_argument(flag, type=whole_number, metavar="N", default=default, help=meaning)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the plan; 1 if nothing fits. Raises InputError if a value does not go with another."""
+    if arguments.calibrate:
+        _calibrate(arguments.rates)
+        if arguments.model is None:
+            return 0
+    if missing := [f"--{name}" for name in ("model", "length", "gpus") if getattr(arguments, name) is None]:
+        raise InputError(f"longpo plan needs {', '.join(missing)}; or --calibrate, to measure this machine's GPU")
     recipe: Path | None = arguments.recipe
     if recipe and (recipe.suffix not in (".yaml", ".yml") or not recipe.parent.is_dir()):
         raise InputError(
@@ -164,6 +184,22 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _calibrate(wish: str | None) -> None:
+    if wish == rates_file.DATA_SHEET:
+        raise InputError(f"--calibrate writes a file; give one with --rates instead of {wish}, or leave it out")
+    from . import calibration
+
+    file = Path(wish) if wish else rates_file.default_file()
+    rates_file.check_writable(file)
+    found = calibration.calibrate()
+    rates_file.write(file, found)
+    for kind in KINDS:
+        note(f"{kind:<16}{getattr(found.rates, kind) / 1e12:8.3g}e12 per second: {found.measured[kind]}")
+    preset = devices.preset_of_device(found.device)
+    use = f"plans for --gpu {preset} use them" if preset and not wish else f"give plans --rates {file}"
+    note(f"longpo plan: wrote the rates of {found.device} to {file}; {use}")
+
+
 def _machine(arguments: argparse.Namespace) -> Machine:
     gpu = devices.find_gpu(arguments.gpu)
     if arguments.gpu_memory is not None:
@@ -173,7 +209,7 @@ def _machine(arguments: argparse.Namespace) -> Machine:
             f"--gpus {arguments.gpus} does not fill nodes of {arguments.gpus_per_node}; give a multiple, or another "
             "--gpus-per-node."
         )
-    return Machine(gpu, arguments.gpus, arguments.gpus_per_node)
+    return Machine(gpu, arguments.gpus, arguments.gpus_per_node, rates_file.measured_rates(arguments.rates, gpu.name))
 
 
 def _share(text: str) -> float:

@@ -117,4 +117,5 @@ def test_forecast_counts_gpu_hours_and_disk(tmp_path, told):
     assert "`longpo plan --short-tokens` estimates" in forecast(small_evolution.load(tmp_path, told))[0].why
     del told["train"]["settings"]["model.objective.loss_type"]
     told["hardware"]["gpus"] = 1
+    told["rounds"][1]["length"] = 2**20
     assert "training does not fit 1 x h100-80gb" in forecast(small_evolution.load(tmp_path, told))[1].why
