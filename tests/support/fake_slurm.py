@@ -112,10 +112,14 @@ def started(folder: Path) -> list[tuple[dict[str, str], list[str]]]:
 
 
 def use(monkeypatch: Any, folder: Path) -> Path:
-    """Put the stand-ins in front of PATH, NeMo-Run's notes into `folder`, and poll often; return their folder."""
+    """Put the stand-ins in front of PATH, NeMo-Run's notes into `folder`, and poll often; return their folder.
+
+    Commands that the test starts inherit the first two.
+    """
     scheduler = importlib.import_module("nemo_run.run.torchx_backend.schedulers.slurm")
     home = folder / "slurm"
     monkeypatch.setenv("PATH", str(install(home)), prepend=":")
+    monkeypatch.setenv("NEMORUN_HOME", str(folder / "nemo_run"))
     monkeypatch.setattr(scheduler, "SLURM_JOB_DIRS", str(folder / "nemo_run/jobs"))
     monkeypatch.setattr(slurm_jobs, "_FIRST_POLL", 0.05)
     return home

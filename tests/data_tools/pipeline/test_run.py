@@ -165,9 +165,7 @@ def test_bad_executors(executor, message):
 
 def test_stage_on_slurm_and_a_kill(tmp_path, corpus, model_dir, monkeypatch):
     """The job of a stage outlives a killed command, and the next one watches it further."""
-    home = tmp_path / "slurm"
-    monkeypatch.setenv("PATH", str(fake_slurm.install(home)), prepend=":")
-    monkeypatch.setenv("NEMORUN_HOME", str(tmp_path / "nemo_run"))
+    home = fake_slurm.use(monkeypatch, tmp_path)
     (home / "hold").touch()
     config = write_config(tmp_path, corpus, model_dir, stages=("chunk",), chunk={"executor": "gpus"})
     content = yaml.safe_load(config.read_text())
