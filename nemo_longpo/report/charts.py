@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from nemo_longpo.evaluation.results import summary, tables
@@ -24,38 +24,24 @@ class Chart:
     usual: bool = True
 
 
+def _of_rewards(name: str, title: str, prompt: str = "", *, usual: bool = True) -> Chart:
+    curves = {"chosen": "chosen", "rejected": "rejected", "margin": "margins"}
+    metrics = {label: f"rewards/{prompt}{metric}" for label, metric in curves.items()}
+    return Chart(name=name, title=title, unit="β · (log p − reference log p)", metrics=metrics, usual=usual)
+
+
+def _of_one(
+    name: str, title: str, metric: str, unit: str = "", *, limits: tuple[float, ...] = (0,), usual: bool = True
+) -> Chart:
+    return Chart(name=name, title=title, unit=unit, metrics={"": metric}, limits=limits, usual=usual)
+
+
 CHARTS = (
-    Chart(
-        name="rewards",
-        title="Rewards",
-        unit="β · (log p − reference log p)",
-        metrics={"chosen": "rewards/chosen", "rejected": "rewards/rejected", "margin": "rewards/margins"},
-    ),
-    Chart(
-        name="accuracy",
-        title="Reward accuracy",
-        unit="share of pairs with margin > 0",
-        metrics={"": "rewards/accuracies"},
-        limits=(0, 1),
-    ),
-    Chart(
-        name="short-rewards",
-        title="Rewards on short prompts",
-        unit="β · (log p − reference log p)",
-        metrics={
-            "chosen": "rewards/short_chosen",
-            "rejected": "rewards/short_rejected",
-            "margin": "rewards/short_margins",
-        },
-        usual=False,
-    ),
-    Chart(
-        name="alignment",
-        title="Alignment",
-        unit="distance of rewards on document and short prompts",
-        metrics={"": "loss/alignment"},
-        limits=(0,),
-        usual=False,
+    _of_rewards("rewards", "Rewards"),
+    _of_one("accuracy", "Reward accuracy", "rewards/accuracies", "share of pairs with margin > 0", limits=(0, 1)),
+    _of_rewards("short-rewards", "Rewards on short prompts", "short_", usual=False),
+    _of_one(
+        "alignment", "Alignment", "loss/alignment", "distance of rewards on document and short prompts", usual=False
     ),
     Chart(
         name="loss",
@@ -74,13 +60,13 @@ CHARTS = (
             "reference, rejected": "ref_logps/rejected",
         },
     ),
-    Chart(name="gradient-norm", title="Gradient norm", unit="", metrics={"": "grad_norm"}, limits=(0,)),
-    Chart(name="learning-rate", title="Learning rate", unit="", metrics={"": "lr"}, limits=(0,)),
-    Chart(name="tokens", title="Tokens per second", unit="", metrics={"": "tokens_per_second"}, limits=(0,)),
-    Chart(name="mfu", title="MFU", unit="share of the device's bf16 peak", metrics={"": "mfu"}, limits=(0,)),
-    Chart(name="flops", title="Speed", unit="TFLOP/s per device", metrics={"": "tflops_per_device"}, limits=(0,)),
-    Chart(name="seconds", title="Time of a step", unit="seconds", metrics={"": "step_seconds"}, limits=(0,)),
-    Chart(name="memory", title="Memory", unit="peak of the first GPU, GiB", metrics={"": "memory_gib"}, limits=(0,)),
+    _of_one("gradient-norm", "Gradient norm", "grad_norm"),
+    _of_one("learning-rate", "Learning rate", "lr"),
+    _of_one("tokens", "Tokens per second", "tokens_per_second"),
+    _of_one("mfu", "MFU", "mfu", "share of the device's bf16 peak"),
+    _of_one("flops", "Speed", "tflops_per_device", "TFLOP/s per device"),
+    _of_one("seconds", "Time of a step", "step_seconds", "seconds"),
+    _of_one("memory", "Memory", "memory_gib", "peak of the first GPU, GiB"),
 )
 
 
@@ -99,22 +85,21 @@ def _name(chart: Chart, label: str) -> str:
 
 
 def _graphs(chart: Chart, runs: Sequence[Run]) -> Iterator[Graph]:
-    if len(runs) == 1:
-        curves = [_curve(label, runs[0], metric) for label, metric in chart.metrics.items()]
-        yield _graph(chart, chart.name, chart.title, curves)
-        return
-    for label, metric in chart.metrics.items():
-        title = f"{chart.title}, {label}" if label else chart.title
-        yield _graph(chart, _name(chart, label), title, [_curve(run.label, run, metric) for run in runs])
-
-
-def _graph(chart: Chart, name: str, title: str, curves: Sequence[Curve]) -> Graph:
     """Every run keeps its colour, also where it has no such metric."""
-    return Graph(name=name, title=title, unit=chart.unit, curves=tuple(curves), limits=chart.limits)
-
-
-def _curve(label: str, run: Run, metric: str) -> Curve:
-    return Curve(label, thinned(run.values(metric)))
+    if len(runs) == 1:
+        parts = [(chart.name, chart.title, [(label, runs[0], metric) for label, metric in chart.metrics.items()])]
+    else:
+        parts = [
+            (
+                _name(chart, label),
+                ", ".join(filter(None, (chart.title, label))),
+                [(run.label, run, metric) for run in runs],
+            )
+            for label, metric in chart.metrics.items()
+        ]
+    for name, title, own in parts:
+        curves = tuple(Curve(label, thinned(run.values(metric))) for label, run, metric in own)
+        yield Graph(name=name, title=title, unit=chart.unit, curves=curves, limits=chart.limits)
 
 
 def overview(runs: Sequence[Run]) -> Table:
@@ -128,8 +113,8 @@ def overview(runs: Sequence[Run]) -> Table:
                 cells=(
                     f"{int(run.steps[-1]['step']):,}",
                     *(_late(run, name) for name in ("loss", "rewards/margins", "rewards/accuracies", "grad_norm")),
-                    *(_median(run, name) for name in ("tokens_per_second", "mfu")),
-                    _hours(run),
+                    *(_combined(run.values(name), statistics.median) for name in ("tokens_per_second", "mfu")),
+                    _combined(run.values("step_seconds"), lambda seconds: math.fsum(seconds) / 3600),
                 ),
             )
             for run in runs
@@ -143,18 +128,12 @@ def overview(runs: Sequence[Run]) -> Table:
 
 def _late(run: Run, name: str) -> str:
     values = run.values(name)
-    late = finite(values[-math.ceil(len(values) / 10) :]) if values else []
-    return shown(math.fsum(late) / len(late), 4) if late else NOTHING
+    return _combined(values[-math.ceil(len(values) / 10) :], statistics.fmean)
 
 
-def _median(run: Run, name: str) -> str:
-    values = finite(run.values(name))
-    return shown(statistics.median(values), 4) if values else NOTHING
-
-
-def _hours(run: Run) -> str:
-    seconds = finite(run.values("step_seconds"))
-    return shown(math.fsum(seconds) / 3600, 4) if seconds else NOTHING
+def _combined(values: Sequence[tuple[int, float]], combine: Callable[[list[float]], float]) -> str:
+    sound = finite(values)
+    return shown(combine(sound), 4) if sound else NOTHING
 
 
 def left_out(runs: Sequence[Run]) -> str:
@@ -232,12 +211,10 @@ def numbers(run: Run) -> Table:
 def _numbers(run: Run, name: str) -> tuple[str, ...]:
     values = run.values(name)
     sound = finite(values)
-    ends = (min(sound), max(sound)) if sound else ()
     return (
         shown(values[0][1]),
         shown(values[-1][1]),
-        *(shown(end) for end in ends or ()),
-        *((NOTHING, NOTHING) if not ends else ()),
+        *((shown(min(sound)), shown(max(sound))) if sound else (NOTHING, NOTHING)),
         _late(run, name),
         f"{len(values) - len(sound):,}" if len(values) > len(sound) else NOTHING,
     )
@@ -245,18 +222,16 @@ def _numbers(run: Run, name: str) -> tuple[str, ...]:
 
 def by_run(title: str, runs: Sequence[Run], values: Sequence[dict[str, str]]) -> Table:
     """What each run has under a name, a column for each run; rows that differ are marked and come first."""
-    names = list(dict.fromkeys(name for own in values for name in own))
-    cells = {name: tuple(own.get(name, NOTHING) for own in values) for name in names}
-    names.sort(key=lambda name: len(set(cells[name])) == 1)  # stable
-    differ = [len(set(cells[name])) > 1 for name in names]
+    names = dict.fromkeys(name for own in values for name in own)
+    rows = {name: tuple(own.get(name, NOTHING) for own in values) for name in names}
+    differ = {name: cells for name, cells in rows.items() if len(set(cells)) > 1}
+    dashes = "Shaded rows differ. A dash: the run's command leaves it to the recipe, or no record has it."
     return Table(
         title=title,
         columns=tuple(run.label for run in runs),
         rows=tuple(
-            Row(name=name, cells=cells[name], kind="change" if differs else "ours")
-            for name, differs in zip(names, differ, strict=True)
+            Row(name=name, cells=cells, kind="change" if name in differ else "ours")
+            for name, cells in (differ | rows).items()
         ),
-        notes=("Shaded rows differ. A dash: the run's command leaves it to the recipe, or no record has it.",)
-        if any(differ)
-        else (),
+        notes=(dashes,) if differ else (),
     )

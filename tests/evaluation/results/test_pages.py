@@ -1,12 +1,12 @@
 """Markdown, page and plot: numbers in their places, what models wrote as text and nothing else, the paper's rows."""
 
-import html.parser
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
 from support.eval_scores import SETTINGS, model_scores
+from support.report_pages import Tags
 
 from nemo_longpo.evaluation.results import pages, plot
 from nemo_longpo.evaluation.results.paper_layout import paper_tables, read_paper
@@ -55,28 +55,6 @@ def test_terminal_table():
     ]
 
 
-class Texts(html.parser.HTMLParser):
-    """All text of a page, the names of its tags, and the values of attributes that load or link."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.text, self.tags, self.links, self.open = "", [], [], []
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        if tag != "meta":
-            self.open.append(tag)
-        self.links += [value for name, value in attrs if name in ("src", "href", "action", "style") or name[:2] == "on"]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-
 def test_hostile_text_stays_text():
     label = f"m {HOSTILE}"
     found = small(label)
@@ -88,7 +66,7 @@ def test_hostile_text_stays_text():
                 object.__setattr__(sample, "id", f"{sample.id} {HOSTILE}")
     page = page_of(found)
     shown = "<script>alert(1)</script> & ⟨U+001B⟩[31m⟨U+202E⟩abc⟨U+2066⟩ \"'"
-    read = Texts(page)
+    read = Tags(page)
     assert "script" not in read.tags
     assert not read.open
     assert all(link.startswith("#") for link in read.links)
