@@ -228,26 +228,21 @@ def run_import(arguments: argparse.Namespace) -> None:
 
 
 def run_export(arguments: argparse.Namespace) -> None:
-    from nemo_longpo.checkpoints.run_directory import find_checkpoints
+    from . import exporter
 
-    from .exporter import export_checkpoint
-
-    run, output = arguments.checkpoint, arguments.output
-    places = [(path, output / path.name) for path in find_checkpoints(run)] if arguments.every else [(run, output)]
-    written = [
-        export_checkpoint(
-            checkpoint,
-            place,
-            dtype=arguments.dtype,
-            max_length=arguments.max_length,
-            base=arguments.base,
-            base_checkpoint=arguments.base_checkpoint,
-            check_hashes=arguments.check_hashes,
-            overwrite=arguments.overwrite,
-            workers=arguments.workers,
-        )
-        for checkpoint, place in places
-    ]
+    options = {
+        "dtype": arguments.dtype,
+        "max_length": arguments.max_length,
+        "base": arguments.base,
+        "base_checkpoint": arguments.base_checkpoint,
+        "check_hashes": arguments.check_hashes,
+        "overwrite": arguments.overwrite,
+        "workers": arguments.workers,
+    }
+    if arguments.every:
+        written = exporter.export_every(arguments.checkpoint, arguments.output, **options)
+    else:
+        written = [exporter.export_checkpoint(arguments.checkpoint, arguments.output, **options)]
     for path in written:
         _show_output(path, arguments.json)
 

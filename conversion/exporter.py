@@ -7,16 +7,18 @@ parallel sizes. The new files have the tensors, names and dtypes of the imported
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 
-from nemo_longpo.checkpoints.run_directory import find_checkpoint
+from nemo_longpo.checkpoints.run_directory import find_checkpoint, find_checkpoints
 from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.errors import InputError
+from nemo_longpo.live_status import StatusFile
 from nemo_longpo.model_directory import downloads, model_config
 from nemo_longpo.terminal import note
 
@@ -25,7 +27,7 @@ from .families.family import Family, Piece
 from .huggingface import directory, tensor_files
 from .huggingface.config import DTYPES, with_dtype, with_max_length
 from .huggingface.weights import HfWeights
-from .model_on_disk import Access, Weights, open_nemo
+from .model_on_disk import Access, ModelOnDisk, Weights, open_nemo
 from .nemo_checkpoint.context import HEADERS, WEIGHT_LIST
 
 DEFAULT_FILE_BYTES = 5_000_000_000
@@ -73,7 +75,42 @@ def export_checkpoint(
     outputs.require_apart(output, *filter(None, (checkpoint, base)))
     outputs.require_free(output, overwrite=overwrite)
     access = Access(base=base, base_checkpoint=base_checkpoint, check_hashes=check_hashes)
-    source = open_nemo(checkpoint, access)
+    with progress.Parts(output, f"export of {checkpoint.name}") as parts:
+        parts.start("hold the checkpoint to its record")
+        source = open_nemo(checkpoint, access)
+        _export(source, output, parts, dtype=dtype, max_length=max_length, overwrite=overwrite, workers=workers)
+    return output
+
+
+def export_every(run: Path, output: Path, *, overwrite: bool = False, **options: Any) -> list[Path]:
+    """Export every complete checkpoint of a run, as `export_checkpoint` does, each to a directory of its name.
+
+    Raises InputError, before the first one, if the run has none or one of the directories in `output` is taken.
+    """
+    places = {output / checkpoint.name: checkpoint for checkpoint in find_checkpoints(run)}
+    for place in places:
+        outputs.require_free(place, overwrite=overwrite)
+    output.mkdir(parents=True, exist_ok=True)
+    inside = [place.name for place in places]
+    with StatusFile(
+        output, f"exports of {run.name}", kept=False, total=len(places), unit="model", inside=inside
+    ) as own:
+        for number, (place, checkpoint) in enumerate(places.items()):
+            own.update(done=number, doing=f"export {checkpoint.name}", now=True)
+            export_checkpoint(checkpoint, place, overwrite=overwrite, **options)
+    return list(places)
+
+
+def _export(
+    source: ModelOnDisk,
+    output: Path,
+    parts: progress.Parts,
+    *,
+    dtype: str | None,
+    max_length: int | None,
+    overwrite: bool,
+    workers: int,
+) -> None:
     outputs.require_apart(output, source.weights.directory.parent)  # adapters know their base without an option
     family, model_shape = source.family, source.model_shape
     config = source.config
@@ -95,9 +132,10 @@ def export_checkpoint(
     with outputs.new_model(output, overwrite=overwrite, size=size) as partial:
         _write_companions(partial, source.origin, config)
         files = lay_out(partial, targets, original_headers(source.origin))
-        write_weights(files, source.weights, targets, family, model_shape, workers)
+        advance = parts.start("write the weights", sum(target.size for target in targets.values()))
+        write_weights(files, source.weights, targets, family, model_shape, workers, advance)
         _write_index(partial, source.origin, targets, dtype)
-    return output
+        parts.start("wait for the disk")
 
 
 def _write_companions(output: Path, origin: directory.HfDirectory, config: model_config.ModelConfig) -> None:
@@ -115,6 +153,7 @@ def write_weights(
     family: Family,
     model_shape: ModelShape,
     workers: int,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> None:
     copies = family.copies(model_shape)
     not_finite = tensor_values.NotFinite()
@@ -132,7 +171,8 @@ def write_weights(
         return size
 
     total = sum(target.size for target in targets.values())
-    progress.work_through(family.pieces(model_shape), convert, title="export", total=total, workers=workers)
+    pieces = family.pieces(model_shape)
+    progress.work_through(pieces, convert, title="export", total=total, workers=workers, advance=advance)
     if not_finite.names:
         note(f"export: {not_finite}")
 

@@ -59,14 +59,25 @@ def import_checkpoint(
     not_finite = tensor_values.NotFinite()
     chunks = plan_chunks(weights, family, model_shape, not_finite)
     size = sum(chunk.size for chunk in chunks) + outputs.bytes_of(source.companions())
-    with outputs.new_model(output, overwrite=overwrite, size=size) as partial_output:
+    with (
+        progress.Parts(output, f"import of {model.name}") as parts,
+        outputs.new_model(output, overwrite=overwrite, size=size) as partial_output,
+    ):
+        parts.start("describe the model to NeMo")
         _write_context(partial_output / "context", source, config, family, model_shape, weights)
+        advance = parts.start("write the weights", sum(chunk.size for chunk in chunks))
         torch_dist.write_checkpoint(
-            partial_output / "weights", chunks, torch_dist.extra_states(model_shape), workers=workers
+            partial_output / "weights",
+            chunks,
+            torch_dist.extra_states(model_shape),
+            workers=workers,
+            advance=advance,
         )
         if any(source.path.glob("*.safetensors")):  # pickles score no shards, so their fingerprint is never needed
+            parts.start("name the model by its weights")
             run_inputs.write_origin(partial_output / "context", weights_fingerprint(source.path))
-        integrity.write_record(partial_output)
+        integrity.write_record(partial_output, parts.start("record the hashes of all files", size))
+        parts.start("wait for the disk")
     if not_finite.names:
         note(f"import: {not_finite}")
     return output

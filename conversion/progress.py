@@ -1,16 +1,18 @@
-"""The output of a running conversion: one progress bar over its threads; the output of libraries is hidden."""
+"""What a running conversion says: bars, and a status beside the output; the output of libraries is hidden."""
 
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TypeVar
 
 from tqdm import tqdm
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.live_status import StatusFile
 
 DEFAULT_WORKERS = min(4, os.cpu_count() or 1)
 """Threads are enough: reading, copying and writing a tensor let other threads run."""
@@ -18,17 +20,45 @@ DEFAULT_WORKERS = min(4, os.cpu_count() or 1)
 VERBOSE = "LONGPO_VERBOSE"
 """Environment variable; 1 lets libraries print."""
 
+_MEGABYTE = 1_000_000
 _OUT, _ERR = 1, 2
 Item = TypeVar("Item")
 
 
+class Parts(StatusFile):
+    """The status of a conversion, beside its output: which part is at work, and how many megabytes of it are done."""
+
+    def __init__(self, output: Path, what: str):
+        super().__init__(output, what, whole=True, unit="megabyte")
+
+    def start(self, doing: str, size: int = 0) -> Callable[[int], None]:
+        """Begin a part of `size` bytes; 0 if nobody counts them. Returns what is told how many more are done."""
+        done = 0
+
+        def advance(more: int) -> None:
+            nonlocal done
+            done += more
+            self.update(done=done / _MEGABYTE)
+
+        self.update(doing=doing, done=0, total=size / _MEGABYTE or None, now=True)
+        self.begin()
+        return advance
+
+
 def work_through(
-    items: Iterable[Item], work: Callable[[Item], int], *, title: str, total: int, workers: int, unit: str = "B"
+    items: Iterable[Item],
+    work: Callable[[Item], int],
+    *,
+    title: str,
+    total: int,
+    workers: int,
+    unit: str = "B",
+    advance: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Call `work` on every item, `workers` at a time.
 
-    `work` returns how much of `total` it has done, in bytes or another `unit`. After an error or Ctrl-C no further item
-    is begun, and those in work are waited for.
+    `work` returns how much of `total` it has done, in bytes or another `unit`; `advance` is told too. After an error or
+    Ctrl-C no further item is begun, and those in work are waited for.
     """
     with (
         tqdm(desc=title, total=total, unit=unit, unit_scale=unit == "B") as bar,
@@ -36,6 +66,7 @@ def work_through(
     ):
         for size in pool.map(work, items):
             bar.update(size)
+            advance(size)
 
 
 @contextmanager

@@ -2,9 +2,9 @@
 
 `status.json` lies in the output directory of training, of a data stage, of an evaluation and of a plan of steps, and is
 replaced about once a second. Data stages and evaluations remove it when they are done. For an output that appears whole
-the file lies beside, as `.NAME.status.json`, while it is made. It is only looked at: no work reads it, and work goes on
-where it cannot be written. Several processes that share an output leave the file to one of them, and to another when
-that one is silent.
+(shards, a converted model) it lies beside, as `.NAME.status.json`, while it is made. It is only looked at: no work
+reads it, and work goes on where it cannot be written. Several processes that share an output leave the file to one of
+them, and to another when that one is silent.
 """
 
 import json
@@ -17,9 +17,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
-from nemo_longpo import atomic, errors, terminal, typed_fields
+from nemo_longpo import atomic, errors, typed_fields
 from nemo_longpo.terminal import number, printable
 
 NAME = "status.json"
@@ -68,7 +68,8 @@ class Status:
         """How far it has come."""
         if not self.total:
             return ""
-        parts = [f"{number(round(self.done, 1))} of {terminal.count(round(self.total), self.unit)}"]
+        total = round(self.total, 1)
+        parts = [f"{number(round(self.done, 1))} of {number(total)} {self.unit}{'s' * (total != 1)}"]
         if self.rate:
             slow = f"{duration(1 / self.rate)} per {self.unit}"
             parts.append(f"{number(self.rate)} {self.unit}s/s" if self.rate >= 1 else slow)
@@ -109,7 +110,7 @@ class StatusFile:
         self.begin()
         self.update(now=True)
 
-    def __enter__(self) -> "StatusFile":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

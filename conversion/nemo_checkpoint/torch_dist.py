@@ -159,12 +159,17 @@ class Chunk:
 
 
 def write_checkpoint(
-    directory: Path, chunks: Sequence[Chunk], objects: Mapping[str, object], *, workers: int = 1
+    directory: Path,
+    chunks: Sequence[Chunk],
+    objects: Mapping[str, object],
+    *,
+    workers: int = 1,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Write a checkpoint of tensors and pickled objects (Megatron's ShardedObjects, by unique key).
 
     Each worker holds one chunk at a time, and what `load` needs to make it. They append to a file each, so with several
-    of them a tensor's place differs from run to run.
+    of them a tensor's place differs from run to run. `advance` is told the bytes of each chunk that is written.
     """
     directory.mkdir(parents=True)
     places: dict[metadata.MetadataIndex, filesystem._StorageInfo] = {}
@@ -187,7 +192,8 @@ def write_checkpoint(
         for key, value in objects.items():
             # Megatron saves the list of a key's local objects; there is one rank here.
             save(metadata.MetadataIndex(key), [value])
-        work_through(chunks, convert, title="import", total=sum(chunk.size for chunk in chunks), workers=workers)
+        total = sum(chunk.size for chunk in chunks)
+        work_through(chunks, convert, title="import", total=total, workers=workers, advance=advance)
     (directory / ".metadata").write_bytes(pickle.dumps(_metadata(chunks, objects, places)))
     torch.save({"content_metadata": {"singleton_local_shards": False}}, directory / "common.pt")
     (directory / "metadata.json").write_text(json.dumps(BACKEND))

@@ -134,7 +134,7 @@ def _first(output: Path) -> Work:
         raise InputError(f"{output} does not exist; give the output of work that has been started")
     raise InputError(
         f"{output} holds no {live_status.NAME} that can be read; give a training run, the output of a data stage, "
-        "of longpo eval, or of longpo evolve, demo or data run, once it has been started"
+        "of longpo eval or convert, or of longpo evolve, demo or data run, once it has been started"
     )
 
 
