@@ -52,6 +52,7 @@ def parse_evolution(content: Mapping[Any, Any], path: str) -> told.Evolution:
     file = _typed(told.FileFields, content, path)
     if not file.rounds:
         raise InputError(f"{path}: 'rounds' is empty; give at least one round with its length")
+    _check_places(file, path)
     _check_variables(file.env, f"{path}: env")
     environments = _typed(told.Environments, file.environments, f"{path}: environments")
     hardware = None if file.hardware is None else _typed(told.Hardware, file.hardware, f"{path}: hardware")
@@ -68,11 +69,17 @@ def parse_evolution(content: Mapping[Any, Any], path: str) -> told.Evolution:
         rounds=(),
     )
     given = [_typed(told.RoundFields, own, f"{path}: round {number}") for number, own in enumerate(file.rounds, 1)]
-    reach.check_lengths(given, file, ModelConfig.read(shared.base), path)
+    try:
+        base = ModelConfig.read(shared.base)
+    except InputError as error:
+        raise InputError(f"{path}: base: {error}") from error
+    reach.check_lengths(given, file, base, path)
     rounds: list[told.Round] = []
     for number, own in enumerate(given, 1):
-        start = rounds[-1].model if rounds else shared.base
-        rounds.append(_round(number, own, start, file, shared, f"{path}: round {number}"))
+        where, before = f"{path}: round {number}", rounds[-1] if rounds else None
+        found = _round(number, own, before.model if before else shared.base, file, shared, where)
+        reach.check_sizes(found, {**file.evaluate, **own.evaluate}, base, before, where)
+        rounds.append(found)
     _check_environments(environments, _contained(rounds, file.executors), f"{path}: environments")
     return replace(shared, rounds=tuple(rounds))
 
@@ -123,6 +130,16 @@ def _check_texts(value: Any, where: str) -> None:
             _check_texts(part, where)
             if isinstance(value, dict):
                 _check_texts(value[part], f"{where}: {part}" if isinstance(part, str) else where)
+
+
+def _check_places(file: told.FileFields, path: str) -> None:
+    for name in ("base", "output"):
+        if not getattr(file, name).strip():
+            raise InputError(f"{path}: {name!r} is empty; give a directory")
+    output = Path(file.output).absolute()
+    above = next(place for place in (output, *output.parents) if place.exists())
+    if not above.is_dir():
+        raise InputError(f"{path}: output: {above} is a file; give a directory")
 
 
 def _check_variables(variables: Mapping[str, str], where: str) -> None:
@@ -212,8 +229,9 @@ def _training(file: told.FileFields, given: told.RoundFields, paths: list[Path],
     for name in _OWN_OVERRIDES:
         if name in training.settings:
             raise InputError(f"{where}: {name} is set by the rounds themselves; remove it from 'settings'")
-    if not is_whole(training.settings.get("trainer.max_steps")):
-        raise InputError(f"{where}: settings lack trainer.max_steps, a whole number of optimizer steps; give it")
+    if not is_whole(steps := training.settings.get("trainer.max_steps")):
+        found = "settings lack trainer.max_steps" if steps is None else f"trainer.max_steps is {short_repr(steps)}, not"
+        raise InputError(f"{where}: {found}{', ' if steps is None else ' '}a whole number of optimizer steps; give it")
     places.check_executor(training.executor, file.executors, paths, where)
     if training.launcher and training.executor != places.HERE:
         raise InputError(f"{where}: 'launcher' starts training on this machine; remove it, or 'executor'")

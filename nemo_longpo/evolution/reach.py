@@ -1,9 +1,10 @@
-"""Whether rounds can reach their lengths, with the positions of the base model or with RoPE settings of their own."""
+"""Whether rounds can reach their lengths: positions, RoPE settings, and what has to be read as a whole."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nemo_longpo.data_tools.settings import ChunkSettings
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.model_config import ModelConfig
 from nemo_longpo.model_directory.rope_settings import RopeScaling, RopeSettings, parse_scaling
@@ -78,3 +79,44 @@ def _scaling(text: str | None, positions: int, where: str) -> RopeScaling | None
             'as \'{"rope_type": "linear", "factor": 4.0}\''
         )
     return parse_scaling(described, f"{where}: rope_scaling", positions)
+
+
+def check_sizes(
+    own: told.Round, evaluate: Mapping[str, Any], base: ModelConfig, before: told.Round | None, where: str
+) -> None:
+    """Raises InputError if chunks, documents or questions of a round are longer than what has to read them.
+
+    `evaluate` are the options of `longpo eval`, `before` the round before.
+    """
+    (of_base,) = base.require("max_position_embeddings")
+    chunk, respond = (own.data["stages"][name] for name in ("chunk", "respond"))
+    size, positions = chunk.get("chunk_tokens", ChunkSettings.chunk_tokens), before.max_length if before else of_base
+    if size >= positions:
+        raise InputError(
+            f"{where}: data.chunk: chunk_tokens {size:,} leaves no room in the {positions:,} positions of {own.start}; "
+            "make it smaller by the length of an instruction and an answer"
+        )
+    longest = chunk["max_document_tokens"]
+    if longest is None or longest > own.length:
+        raise InputError(
+            f"{where}: data.chunk: max_document_tokens is {longest}, and the round has a length of {own.length}; leave "
+            "it out, or give at most so many"
+        )
+    if respond.get("engine") == "vllm" and respond["max_model_len"] <= longest:
+        raise InputError(
+            f"{where}: data.respond: max_model_len is {respond['max_model_len']}, and documents have up to {longest} "
+            "tokens; leave it out, or make it larger by an instruction and an answer"
+        )
+    _check_questions(own, evaluate, of_base, where)
+
+
+def _check_questions(own: told.Round, evaluate: Mapping[str, Any], of_base: int, where: str) -> None:
+    """Base and model of the round are asked the same; vLLM may run both with other positions than their own."""
+    further = evaluate.get("max_model_len") if evaluate.get("engine") == "vllm" else None
+    positions, asked = further or min(of_base, own.max_length), max(own.asked_settings["lengths"], default=0)
+    if asked > positions:
+        whose = "max_model_len says" if further else "the base has" if positions == of_base else "the round has"
+        raise InputError(
+            f"{where}: evaluate: lengths go up to {asked:,} tokens, and {whose} {positions:,} positions; leave out "
+            "what is longer, or ask with engine: vllm and max_model_len, which may be larger than a model's positions"
+        )

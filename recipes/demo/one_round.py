@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from nemo_longpo import atomic, errors, json_input, yaml_input
 from nemo_longpo.checkpoints import run_directory
 from nemo_longpo.model_directory.model_config import ModelConfig
-from nemo_longpo.model_directory.rope_settings import RopeSettings
 from nemo_longpo.steps import Step, run_steps
 
 from . import corpus, plots
@@ -52,10 +51,13 @@ def demo_round(settings: DemoSettings) -> tuple[list[Step], "Round"]:
     file = output / "documents.jsonl"
     content = yaml_input.read_yaml_mapping(DEMO_DIR / "round.yaml", "install nemo_longpo again")
     content |= {"base": str(BASE_MODEL), "output": str(output), "input": [str(file)], "prompts": str(PROMPTS)}
-    (own,) = content["rounds"]
-    own["length"] = tokens
-    heads, spare = ModelConfig.read(BASE_MODEL).require_head_size(), content["branch_tokens"]
-    RopeSettings(own["rope_theta"]).require_reach(tokens + spare, heads, "longpo demo", length="--tokens", spare=spare)
+    (positions,) = ModelConfig.read(BASE_MODEL).require("max_position_embeddings")
+    if tokens > positions:
+        raise errors.InputError(
+            f"--tokens {tokens:,} is more than the demo's model reaches: it is measured before training too, and has "
+            f"{positions:,} positions; give at most so many"
+        )
+    content["rounds"][0]["length"] = tokens
     content["data"]["chunk"] |= {"min_document_tokens": tokens // 2, "seed": seed}
     content["data"]["instruct"]["seed"] = seed
     content["train"]["settings"] |= {

@@ -35,7 +35,10 @@ BAD = {
     "misspelt key": (setter("gate", "most_lots", to=1), "X/evolve.yaml: gate: unknown key 'most_lots'; did you mean"),
     "misspelt in a round": (setter("rounds", 1, "rope", to=1), "X/evolve.yaml: round 2: unknown key 'rope'; "),
     "no base": (remover("base"), "X/evolve.yaml: field 'base' is missing; see examples/evolve.yaml"),
-    "base that is none": (setter("base", to="nowhere"), "nowhere is not a Hugging Face model directory"),
+    "base that is none": (
+        setter("base", to="/nowhere"),
+        "X/evolve.yaml: base: /nowhere is not a Hugging Face model directory: it holds no config.json",
+    ),
     "a text for a number": (
         setter("rounds", 0, "rope_theta", to="1e7"),
         "X/evolve.yaml: round 1: field 'rope_theta' should be a number from 0 to 1e300, not '1e7'",
@@ -47,7 +50,7 @@ BAD = {
     ),
     "a length beyond the base": (
         remover("rounds", 0, "rope_theta"),
-        "X/evolve.yaml: round 1: the base model reaches 128 positions with its RoPE base 1000, and the round needs 256 "
+        "X/evolve.yaml: round 1: the base model reaches 256 positions with its RoPE base 1000, and the round needs 256 "
         "with 64 for answers; give a higher rope_theta, a rope_scaling, or a shorter length",
     ),
     "a falling RoPE base": (
@@ -66,6 +69,44 @@ BAD = {
     "a scaling of no known type": (
         setter("rounds", 0, "rope_scaling", to='{"rope_type": "spiral"}'),
         "X/evolve.yaml: round 1: rope_scaling: rope scaling of type spiral is not supported; choose linear, yarn",
+    ),
+    "questions longer than the base reads": (
+        setter("rounds", 1, "evaluate", to={"lengths": [64, 1024]}),
+        "X/evolve.yaml: round 2: evaluate: lengths go up to 1,024 tokens, and the base has 256 positions; leave out "
+        "what is longer, or ask with engine: vllm and max_model_len, which may be larger than a model's positions",
+    ),
+    "questions longer than vLLM reads": (
+        setter("evaluate", to={"suite": ["ruler_vt"], "lengths": [64, 512], "engine": "vllm", "max_model_len": 500}),
+        "X/evolve.yaml: round 1: evaluate: lengths go up to 512 tokens, and max_model_len says 500 positions; leave",
+    ),
+    "chunks longer than the base reads": (
+        setter("data", "chunk", "chunk_tokens", to=256),
+        "X/evolve.yaml: round 1: data.chunk: chunk_tokens 256 leaves no room in the 256 positions of X/base; make it",
+    ),
+    "chunks longer than the model of round 1 reads": (
+        setter("rounds", 1, "data", "chunk", "chunk_tokens", to=320),
+        "X/evolve.yaml: round 2: data.chunk: chunk_tokens 320 leaves no room in the 320 positions of X/out/round-1",
+    ),
+    "documents longer than the round": (
+        setter("data", "chunk", "max_document_tokens", to=512),
+        "X/evolve.yaml: round 1: data.chunk: max_document_tokens is 512, and the round has a length of 256; leave",
+    ),
+    "documents without an end": (
+        setter("data", "chunk", "max_document_tokens", to=None),
+        "X/evolve.yaml: round 1: data.chunk: max_document_tokens is None, and the round has a length of 256; leave it",
+    ),
+    "documents longer than vLLM reads": (
+        setter("data", "respond", "max_model_len", to=256),
+        "X/evolve.yaml: round 1: data.respond: max_model_len is 256, and documents have up to 256 tokens; leave it out",
+    ),
+    "steps as a text": (
+        setter("train", "settings", "trainer.max_steps", to="4"),
+        "X/evolve.yaml: round 1: train: trainer.max_steps is '4', not a whole number of optimizer steps; give it",
+    ),
+    "no directory for the output": (setter("output", to=" "), "X/evolve.yaml: 'output' is empty; give a directory"),
+    "an output within a file": (
+        setter("output", to="/dev/null/out"),
+        "X/evolve.yaml: output: /dev/null is a file; give a directory",
     ),
     "missing environment": (
         setter("environments", "train", to="nowhere/bin"),
@@ -211,6 +252,11 @@ def test_window_hides_what_is_far(tmp_path, told, capsys):
     assert [own.full_attention for own in rounds] == [True, False]
 
 
+def test_vllm_reads_further_than_the_positions_of_the_base(tmp_path, told):
+    told["evaluate"] |= {"lengths": [64, 1024], "engine": "vllm", "max_model_len": 1024}
+    assert len(small_evolution.load(tmp_path, told).rounds) == 2
+
+
 def test_scaling_reaches_further_without_another_base(tmp_path, told):
     for own in told["rounds"]:
         del own["rope_theta"]
@@ -232,11 +278,11 @@ def test_scaling_of_another_base_needs_a_decision(tmp_path, told, capsys):
 
 def test_rounds_inherit_and_change(tmp_path, told):
     told["rounds"][1]["train"] = {"settings": {"trainer.max_steps": 8}}
-    told["rounds"][1]["evaluate"] = {"lengths": [64, 1024]}
+    told["rounds"][1]["evaluate"] = {"lengths": [64, 128]}
     first, second = small_evolution.load(tmp_path, told).rounds
     assert first.train.settings == {"trainer.max_steps": 4, "trainer.devices": 2}
     assert (second.train.factory, second.train.settings) == (
         "tiny_longpo",
         {"trainer.max_steps": 8, "trainer.devices": 2},
     )
-    assert (second.asked_settings["lengths"], second.asked_settings["samples"]) == ((64, 1024), 8)
+    assert (second.asked_settings["lengths"], second.asked_settings["samples"]) == ((64, 128), 8)

@@ -21,7 +21,7 @@ def told(tmp_path: Path) -> dict[str, Any]:
     small_evolution.programs(tmp_path)
     told = small_evolution.content(tmp_path)
     sizes = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
-    rest = {"num_key_value_heads": 8, "vocab_size": 32000, "torch_dtype": "bfloat16"}
+    rest = {"num_key_value_heads": 8, "vocab_size": 32000, "torch_dtype": "bfloat16", "max_position_embeddings": 32768}
     config = tmp_path / "base/config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | sizes | rest))
     return told
@@ -70,6 +70,7 @@ def test_files_of_data_hold_each_document_in_every_stage(tmp_path, told):
 def test_hours_of_evaluation_are_those_of_stated_lengths(tmp_path, told):
     """Two models; the questions of a file of one's own have no stated length."""
     told["evaluate"] = {"suite": ["ruler_vt", str(tmp_path / "questions.jsonl")], "lengths": [4096, 8192], "samples": 9}
+    told["evaluate"] |= {"engine": "vllm", "max_model_len": 8192}
     told["evaluate"]["wording"] = str(tmp_path / "words.json")
     (tmp_path / "words.json").write_text("{}")
     told["gate"]["short_tokens"] = 4096

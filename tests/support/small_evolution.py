@@ -84,7 +84,7 @@ def content(folder: Path) -> dict[str, Any]:
         json.dumps(
             {
                 "model_type": "llama",
-                "max_position_embeddings": 128,
+                "max_position_embeddings": 256,
                 "rope_theta": 1000.0,
                 "hidden_size": 8,
                 "intermediate_size": 16,

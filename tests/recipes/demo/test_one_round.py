@@ -90,8 +90,8 @@ def test_demo_of_an_earlier_version_is_refused(programs: Path, capsys: pytest.Ca
         (["--tokens", "1"], "min_document_tokens"),
         (
             ["--tokens", "9000000", "--dry-run"],
-            "longpo demo: 9,000,000 tokens with 3,072 for answers cannot be told apart: with RoPE base 100000 even the "
-            "slowest rotation repeats after 438,459 positions; give --tokens of at most 435,387",
+            "--tokens 9,000,000 is more than the demo's model reaches: it is measured before training too, and has "
+            "4,096 positions; give at most so many",
         ),
         (["--samples", "0"], "field 'samples' should be a"),
         (["--redo", "train"], "--redo train: there is no such step; the steps are documents, data-1, pairs-1,"),
