@@ -24,7 +24,7 @@ OBJECTIVES = {
 BASE, START, BEFORE = "base", "step-0", "before"
 """Names of models beside the checkpoints: the base, what training starts from, and the model of the round before."""
 _ADVICE = "see benchmarks/replication/settings.yaml"
-_LOSS_TYPE = "model.objective.loss_type"
+_LOSS_TYPE, _EVERY = "model.objective.loss_type", "log.ckpt.every_n_train_steps"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,15 +83,34 @@ def load_settings(path: Path) -> Settings:
         )
     if "longpo" not in settings.objectives:
         raise errors.InputError(f"{path}: objectives lack longpo, which further rounds continue; add it")
-    for name in ("base", "data", "train", "evaluate", "rounds"):
-        if not settings.evolution.get(name):
-            raise errors.InputError(f"{path}: evolution.{name} is missing; {_ADVICE}")
-    if len(settings.documents) != len(settings.evolution["rounds"]):
-        raise errors.InputError(
-            f"{path}: there are documents for {len(settings.documents)} rounds, and "
-            f"{len(settings.evolution['rounds'])} rounds; say which documents each has"
-        )
+    _check_evolution(settings, path)
     return settings
+
+
+def _check_evolution(settings: Settings, path: Path) -> None:
+    """Raises InputError if a part that every seed completes is missing or of another kind, or would be replaced."""
+    told, where = settings.evolution, f"{path}: evolution"
+    for name in ("base", "data", "train", "evaluate", "rounds"):
+        if not told.get(name):
+            raise errors.InputError(f"{where}.{name} is missing; {_ADVICE}")
+    for name in ("output", "input"):
+        if name in told:
+            raise errors.InputError(f"{where}.{name} is another one for each seed; remove it")
+    known = {item.name for item in dataclasses.fields(evolution_settings.FileFields)}
+    content = {name: value for name, value in told.items() if name in known} | {"output": ""}
+    file = typed_fields.build(evolution_settings.FileFields, content, where, _ADVICE, exact=False)
+    parts = {f"data.{stage}": file.data.get(stage) or {} for stage in ("chunk", "instruct")}
+    for name, value in (parts | {"train.settings": file.train.get("settings")}).items():
+        if not isinstance(value, dict):
+            raise errors.InputError(f"{where}.{name} should be a mapping of settings, not {value!r:.40}; {_ADVICE}")
+    every = file.train["settings"].get(_EVERY)
+    if every is not None and not typed_fields.is_whole(every):
+        raise errors.InputError(f"{where}.train.settings: {_EVERY} should be a whole number from 1, not {every!r:.40}")
+    if len(settings.documents) != len(file.rounds):
+        raise errors.InputError(
+            f"{path}: there are documents for {len(settings.documents)} rounds, and {len(file.rounds)} rounds; say "
+            "which documents each has"
+        )
 
 
 def _refuse_unknown(kind: type, content: Any, where: str) -> None:
@@ -131,6 +150,7 @@ def replication_steps(settings: Settings, seeds: Sequence[int], place: Place) ->
 def _seed_steps(settings: Settings, seed: int, place: Place) -> list[steps.Step]:
     """The rounds of LongPO come first: they are the longest chain of steps that wait for each other."""
     evolution = seed_evolution(settings, seed, place)
+    _check_measured(settings, evolution)
     found = [_documents(own, told, seed) for own, told in zip(evolution.rounds, settings.documents, strict=True)]
     by_name = {step.name: step for step in rounds.evolution_steps(evolution)}
     found += [by_name["data-1"], by_name["import-1"]]
@@ -143,6 +163,22 @@ def _seed_steps(settings: Settings, seed: int, place: Place) -> list[steps.Step]
         found += _objective(settings, evolution, place, seed, name) if name != "longpo" else []
     found.append(_base(evolution, place, seed))
     return [dataclasses.replace(step, name=f"seed-{seed}-{step.name}") for step in found]
+
+
+def _check_measured(settings: Settings, evolution: evolution_settings.Evolution) -> None:
+    """Raises InputError if documents have no length of their round, or a round is measured on one side alone."""
+    for own, told in zip(evolution.rounds, settings.documents, strict=True):
+        if (told.shortest or 0) > own.length:
+            raise errors.InputError(
+                f"documents of round {own.number}: 'shortest' is {told.shortest:,}, and the round has a length of "
+                f"{own.length:,}; make it shorter"
+            )
+        lengths = own.asked_settings["lengths"]
+        if not lengths or not min(lengths) <= settings.short_tokens < max(lengths):
+            raise errors.InputError(
+                f"round {own.number}: evaluate: 'lengths' should have one up to the short_tokens, "
+                f"{settings.short_tokens:,}, and one above, for short and long accuracy; add what is missing"
+            )
 
 
 def _documents(own: evolution_settings.Round, told: Documents, seed: int) -> steps.Step:
@@ -214,7 +250,7 @@ def _objective(
 def _checkpoints(own: evolution_settings.Round, models: Path) -> dict[str, Path]:
     """Return where `longpo convert export --every` writes the checkpoints of a round's training, by name."""
     last = own.train.settings["trainer.max_steps"]
-    every = own.train.settings.get("log.ckpt.every_n_train_steps", last)
+    every = own.train.settings.get(_EVERY, last)
     numbers = sorted({*range(every, last + 1, every), last})
     return {f"step-{number}": models / f"global_step={number}" for number in numbers}
 

@@ -67,12 +67,20 @@ def run(arguments: argparse.Namespace) -> int:
     """Run what is missing, and write what is known. Returns 1 if something is still missing."""
     settings = experiment.load_settings(arguments.settings)
     seeds = range(1 if arguments.quick else settings.seeds)
+    for name in ("python", "longpo", "nemo") if arguments.programs else ():
+        if not (arguments.programs / name).exists():
+            raise errors.InputError(
+                f"--programs {arguments.programs} holds no {name}; give an environment's bin directory"
+            )
     place = experiment.Place(
         output=arguments.output.absolute(),
         programs=arguments.programs and arguments.programs.absolute(),
         cuda=_has_gpu() if arguments.device == "auto" else arguments.device == "cuda",
     )
-    plan = experiment.replication_steps(settings, seeds, place)
+    try:
+        plan = experiment.replication_steps(settings, seeds, place)
+    except errors.InputError as error:
+        raise errors.InputError(f"{arguments.settings}: {error}") from error
     if arguments.dry_run:
         steps.show_plan(plan, place.output, redo=arguments.redo)
         return 0

@@ -135,6 +135,65 @@ def test_wrong_settings_are_one_sentence(tmp_path, told, change, message):
         load(tmp_path, told | change)
 
 
+# Of the whole command, with a change of one value in the shipped settings, by its path.
+WRONG = {
+    "evolution.data": (["chunk"], "evolution: field 'data' should be an object, not ['chunk']; see benchmarks/"),
+    "evolution.data.chunk": ("x", "evolution.data.chunk should be a mapping of settings, not 'x'; see benchmarks/"),
+    "evolution.train": ({"factory": "x"}, "evolution.train.settings should be a mapping of settings, not None; see"),
+    "evolution.train.settings": (["x"], "evolution.train.settings should be a mapping of settings, not ['x']; see"),
+    "evolution.evaluate": (["x"], "evolution: field 'evaluate' should be an object, not ['x']; see benchmarks/"),
+    "evolution.env": (["x"], "evolution: field 'env' should be an object, not ['x']; see benchmarks/"),
+    "evolution.rounds": ({"length": 1}, "evolution: field 'rounds' should be a list, not {'length': 1}; see"),
+    "evolution.rounds.0": (1536, "evolution: field 'rounds[0]' should be an object, not 1536; see benchmarks/"),
+    "evolution.output": ("out", "evolution.output is another one for each seed; remove it"),
+    "evolution.epochs": (1, "evolution of seed 0: unknown key 'epochs'; the keys are base, output,"),
+    "evolution.base": ("/nowhere", "evolution of seed 0: base: /nowhere is not a Hugging Face model directory"),
+    "evolution.gate.short": (
+        1,
+        "evolution of seed 0: gate: unknown key 'short'; the keys are most_lost, short_tokens,",
+    ),
+    "evolution.rounds.1.length": (1536, "evolution of seed 0: round 2: its length of 1,536 tokens is not above"),
+    "evolution.evaluate.suite": (
+        ["mt_bench"],
+        "evolution of seed 0: round 1: evaluate: these benchmarks read mt_bench",
+    ),
+    "documents.0.shortest": (2000, "documents of round 1: 'shortest' is 2,000, and the round has a length of 1,536;"),
+    "short_tokens": (32, "round 1: evaluate: 'lengths' should have one up to the short_tokens, 32, and one above"),
+}
+
+
+@pytest.mark.parametrize("place_of_change", WRONG)
+def test_command_names_file_and_field_and_writes_nothing(tmp_path, told, place, capsys, monkeypatch, place_of_change):
+    *path, last = place_of_change.split(".")
+    target: Any = told
+    for name in path:
+        target = target[int(name) if isinstance(target, list) else name]
+    value, sentence = WRONG[place_of_change]
+    target[int(last) if isinstance(target, list) else last] = value
+    (file := tmp_path / "settings.yaml").write_text(yaml.safe_dump(told))
+    words = ["--output", str(place.output), "--settings", str(file), "--programs", str(place.programs)]
+    monkeypatch.setattr(sys, "argv", ["replicate", *words, "--device", "cpu"])
+    assert replicate.main() == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert f"longpo: error: {file}: {sentence}" in said
+    assert not place.output.exists()
+
+
+def test_environment_without_programs_is_refused(tmp_path, monkeypatch, capsys):
+    words = ["--output", str(tmp_path / "out"), "--programs", "/nowhere/bin", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["replicate", *words])
+    assert replicate.main() == 2
+    assert capsys.readouterr().err == (
+        "longpo: error: --programs /nowhere/bin holds no python; give an environment's bin directory\n"
+    )
+
+
+def test_every_is_a_whole_number(tmp_path, told):
+    told["evolution"]["train"]["settings"]["log.ckpt.every_n_train_steps"] = 0
+    with pytest.raises(InputError, match="every_n_train_steps should be a whole number from 1, not 0"):
+        load(tmp_path, told)
+
+
 def test_what_rounds_refuse_is_refused_before_anything_runs(tmp_path, told, place):
     told["evolution"]["rounds"][1]["length"] = 512
     with pytest.raises(InputError, match="evolution of seed 0: round 2: its length of 512 tokens is not above"):
