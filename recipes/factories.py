@@ -2,9 +2,9 @@
 
 The `nemo` command imports this file to find the names.
 
-The 7B recipes train Mistral-7B-Instruct-v0.2 and Qwen2.5-7B-Instruct at 128K to 512K tokens on GPUs of 80 GB. They
-have the paper's constants, and differ in length and placement. Both models can be divided by the same sizes (32 and 28
-heads, 8 and 4 of them for keys and values), so both use the same placements.
+The 7B and 8B recipes train Mistral-7B-Instruct-v0.2, Qwen2.5-7B-Instruct and Qwen3-8B at 128K to 512K tokens on GPUs of
+80 GB. They have the paper's constants, and differ in length and placement. All models can be divided by the same sizes
+(32 and 28 heads, 8 and 4 of them for keys and values), so the first two use the same placements.
 """
 
 import os
@@ -214,6 +214,22 @@ def qwen25_7b_longpo_512k() -> run.Partial:
 
 
 @recipe
+def qwen3_8b_longpo_128k() -> run.Partial:
+    """Qwen3-8B at 128K tokens on 8 GPUs of 80 GB.
+
+    Import it with `--rope-theta 1e7 --max-length 131072`; its base is 1e6, for 32,768 tokens and 40,960 positions. Qwen
+    advises YaRN with factor 4 for 128K: it needs no training, divides the slow frequencies by 4, and scales scores, at
+    every length. Here the model is trained at 128K, as the paper trained Qwen2.5-7B from the same base to 1e7. A larger
+    base moves fast frequencies least, so the policy starts near its reference on short contexts; it is one number that
+    every engine reads alike; and the next round raises it again, where a second YaRN cannot be put on the first. The
+    two were not compared on Qwen3.
+
+    All tensor-parallel: the norms of queries and keys keep 5,120 numbers more per row and layer.
+    """
+    return _long(128 * K, Placement(tp=8))
+
+
+@recipe
 def longpo(precision: Precision = "bf16-mixed") -> run.Partial:
     """LongPO with the paper's constants for any model, length and GPUs; `longpo plan --recipe` sets the rest."""
     return longpo_recipe(seq_length=8 * K, precision=precision)
@@ -221,7 +237,7 @@ def longpo(precision: Precision = "bf16-mixed") -> run.Partial:
 
 @recipe
 def tiny_longpo(precision: Precision = "32") -> run.Partial:
-    """LongPO for small Mistral, Qwen2.5 and Llama 3 checkpoints; runs without a GPU.
+    """LongPO for small Mistral, Qwen2.5, Qwen3 and Llama 3 checkpoints; runs without a GPU.
 
     `precision` is that of weights, activations and optimizer together: `--factory "tiny_longpo(precision=bf16-mixed)"`.
     """

@@ -106,17 +106,19 @@ def layer_widths(job: Job, placement: Placement) -> dict[str, float]:
     (2h), the projection that the values are a view of (A + 2K), rotated queries and keys (A + K) and its result (A).
     Its core keeps the results of trunk and branches before they are joined (A), and the last keys and values of
     Transformer Engine's ring (2K). The feed-forward part keeps its norm's input and output (2h) and what the gate needs
-    (`GATE` · f). A plain norm keeps the normalised rows too (h).
+    (`GATE` · f). A plain norm keeps the normalised rows too (h). Norms of queries and keys keep what they read apart
+    from the projection (A + K); plain ones, which read keys in place, also what they normalise (2A + K).
     """
     shape = job.shape
     norm = 2 * shape.hidden if job.on_cpu else shape.hidden
+    heads = (2 if job.on_cpu else 1) * shape.query_size + shape.kv_size if shape.qk_norm else 0
     apart = shape.query_size if job.branch_rows else 0
     ring = 2 * shape.kv_size if placement.cp > 1 else 0
     # Transformer Engine's second norm is part of the feed-forward module, which recomputes it.
     before, inside = (norm, 0) if job.on_cpu else (0, norm)
     return {
         "input": shape.hidden,
-        "attention": norm + 3 * shape.query_size + 3 * shape.kv_size,
+        "attention": norm + 3 * shape.query_size + 3 * shape.kv_size + heads,
         "core_attn": apart + ring,
         "between": shape.hidden + before,
         "mlp": inside + GATE * shape.ffn,

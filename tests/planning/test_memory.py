@@ -57,6 +57,17 @@ def test_everything_a_layer_keeps():
     assert kept_activations(PAIR, placement) == 4 * width * 32 * 2
 
 
+def test_norms_of_queries_and_keys_keep_what_they_read():
+    """With plain norms a step on a CPU keeps 2A + K more numbers per row, counted from what autograd holds."""
+    normed = replace(PAIR, shape=replace(SMALL, qk_norm=True))
+    for on_cpu, more in ((False, 8 + 4), (True, 2 * 8 + 4)):
+        with_norms, without = (layer_widths(replace(job, on_cpu=on_cpu), Placement()) for job in (normed, PAIR))
+        assert {name: with_norms[name] - width for name, width in without.items() if with_norms[name] != width} == {
+            "attention": more
+        }
+    assert normed.shape.layer_vectors - SMALL.layer_vectors == 2 * 2
+
+
 @pytest.mark.parametrize(
     ("recompute", "layers", "width"),
     [

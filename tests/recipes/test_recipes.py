@@ -22,6 +22,7 @@ LONG = {
     "mistral_7b_longpo_512k_one_node": ("mistral-7b", 512, 8),
     "qwen25_7b_longpo_128k": ("qwen2.5-7b", 128, 8),
     "qwen25_7b_longpo_512k": ("qwen2.5-7b", 512, 16),
+    "qwen3_8b_longpo_128k": ("qwen3-8b", 128, 8),
 }
 GPU = "a800-80gb"  # the paper's
 
