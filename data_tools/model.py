@@ -34,14 +34,18 @@ def load_tokenizer(directory: str | Path) -> tuple[Any, list[int]]:
         return tokenizer, _end_ids(Path(directory), config.raw, config.vocab_size or len(tokenizer))
 
 
-def load_chat(directory: str | Path, day: date | None = None) -> ChatFormat:
-    """Return the chat format of a model directory; `day` is for templates that print the date.
+def load_chat(
+    directory: str | Path, day: date | None = None, template_kwargs: Mapping[str, Any] | None = None
+) -> ChatFormat:
+    """Return the chat format of a model directory; `day` is for templates that print the date, `template_kwargs` what
+    else a template is told.
 
-    Raises InputError if it holds no fast tokenizer with a chat template, or if the model has no row for some token.
+    Raises InputError if it holds no fast tokenizer with a chat template, if the template does not read one of the
+    `template_kwargs`, or if the model has no row for some token.
     """
     tokenizer, ends = load_tokenizer(directory)
     with _explained(directory):
-        chat = ChatFormat(tokenizer, ends, day)
+        chat = ChatFormat(tokenizer, ends, day, template_kwargs)
         _check_rows(chat, model_config.ModelConfig.read(directory).vocab_size or len(tokenizer), directory)
         return chat
 
@@ -92,16 +96,21 @@ def _check_rows(chat: ChatFormat, rows: int, directory: str | Path) -> None:
 
 def tokenizer_identity(chat: ChatFormat) -> dict[str, Any]:
     """Return what two tokenizers must share to give the same token ids."""
-    return {
+    found = {
         "tokenizer_fingerprint": fingerprint.tokenizer_fingerprint(chat.tokenizer),
         "chat_template_hash": fingerprint.chat_template_hash(chat.tokenizer),
     }
+    return found | _told(chat)
+
+
+def _told(chat: ChatFormat) -> dict[str, Any]:
+    return {"chat_template_kwargs": chat.template_kwargs} if chat.template_kwargs else {}
 
 
 def rendering_identity(chat: ChatFormat) -> dict[str, Any]:
-    """Return what decides the prompts of messages and the ends of answers: the template's text, and what it writes with
-    this tokenizer, this version of transformers and, if it prints the date, on this day."""
-    found = {"chat_pieces_hash": chat.pieces_hash, "end_token_ids": sorted(chat.stop_ids)}
+    """Return what decides the prompts of messages and the ends of answers: what the template is told, and what it
+    writes with this tokenizer, this version of transformers and, if it prints the date, on this day."""
+    found = {"chat_pieces_hash": chat.pieces_hash, "end_token_ids": sorted(chat.stop_ids)} | _told(chat)
     return found if chat.printed_day is None else found | {"chat_date": chat.printed_day.isoformat()}
 
 

@@ -4,6 +4,8 @@ The command line and the file of `longpo data run` are both derived from these c
 is imported here, so that `--help` is instant.
 """
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from typing import Any, Literal
@@ -150,6 +152,47 @@ class CpuWorkShare(WorkShare):
     """For stages without a model: they can also share this process's parts between processes of one machine."""
 
     num_workers: int = setting(1, "processes to use on this machine", minimum=1)
+
+
+@dataclass(frozen=True)
+class TemplateKwargs(Settings):
+    """Recorded with an output only if given: what the model's chat template is told beside the messages."""
+
+    chat_template_kwargs: str | None = setting(
+        None,
+        "values that the chat template reads, as JSON: '{\"enable_thinking\": false}' for answers of Qwen3 that do not "
+        "think; by default those of the stages before, else none",
+        recorded=False,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.values()
+
+    def values(self) -> dict[str, Any]:
+        """Raises InputError if they are no JSON object of numbers, texts, true and false."""
+        try:
+            found = json.loads(self.chat_template_kwargs or "{}")
+        except ValueError:
+            found = None
+        kinds = bool | int | float | str
+        if not isinstance(found, dict) or not all(isinstance(value, kinds) for value in found.values()):
+            raise InputError(
+                f"chat_template_kwargs {self.chat_template_kwargs!r} must be a JSON object of numbers, texts, true and "
+                'false, such as {"enable_thinking": false}'
+            )
+        return found
+
+    def or_recorded(self, history: Mapping[str, Any]) -> dict[str, Any]:
+        """The given values; else those of the latest of the stages before, by name, that recorded some."""
+        if self.chat_template_kwargs is not None:
+            return self.values()
+        recorded = [
+            found["chat_template_kwargs"]
+            for found in history.values()
+            if isinstance(found, dict) and "chat_template_kwargs" in found
+        ]
+        return TemplateKwargs(json.dumps(recorded[-1])).values() if recorded else {}
 
 
 @dataclass(frozen=True)

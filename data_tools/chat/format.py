@@ -5,7 +5,7 @@ same segments. Nothing is ever searched in tokenised text.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from itertools import takewhile
@@ -70,14 +70,21 @@ class ChatFormat:
 
     `end_ids` are the tokens that the model's files declare as ends of an answer. Whichever of them a model writes, an
     answer is stored without it and trained with the template's own end of turn. `day` is the date for templates that
-    print one, by default today's; `printed_day` is None for the others. Raises InputError if the template cannot be
-    taken apart (see ChatTemplate).
+    print one, by default today's; `printed_day` is None for the others. `template_kwargs` are what else the template is
+    told. Raises InputError if the template cannot be taken apart (see ChatTemplate).
     """
 
-    def __init__(self, tokenizer: Any, end_ids: Iterable[int] = (), day: date | None = None):
+    def __init__(
+        self,
+        tokenizer: Any,
+        end_ids: Iterable[int] = (),
+        day: date | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ):
         self.tokenizer = tokenizer
+        self.template_kwargs = dict(template_kwargs or {})
         day = day or date.today()
-        self._template = ChatTemplate(tokenizer, day)
+        self._template = ChatTemplate(tokenizer, day, self.template_kwargs)
         self.printed_day = day if self._template.prints_day() else None
         self.pieces_hash = self._template.pieces_hash()
         self.end_of_turn_ids = self._template.end_of_turn_ids

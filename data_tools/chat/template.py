@@ -6,8 +6,9 @@ token is known by construction.
 """
 
 import hashlib
+import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from typing import Any
@@ -42,13 +43,19 @@ class ChatTemplate:
 
     A template that asks for the time is told midnight of `day`, so that it says the same tomorrow. Raises InputError if
     there is no template, if it refuses user/assistant turns, changes contents, renders an answer otherwise than it
-    prompts for one, does not end an answer with a special token, or says something else each time.
+    prompts for one, does not end an answer with a special token, says something else each time, or is told something
+    (`kwargs`) that changes nothing.
+
+    Every answer stands behind what prompts for it. A template that writes less in front of earlier answers than of the
+    last one, as Qwen3's leaves their thinking out, is completed: each turn of a pair is an answer to learn.
     """
 
-    def __init__(self, tokenizer: Any, day: date):
+    def __init__(self, tokenizer: Any, day: date, kwargs: Mapping[str, Any] | None = None):
         self._text = fingerprint.chat_template(tokenizer)
         self.tokenizer = tokenizer
         self._day = day
+        self._kwargs = dict(kwargs or {})
+        self._check_kwargs()
         self._encoder = TextEncoder(tokenizer)
         self._made: dict[int, TurnPieces] = {}
         if self._pieces(1, "") != self._pieces(1, ""):
@@ -142,7 +149,11 @@ class ChatTemplate:
             {"role": roles[index % 2], "content": padding + marker + padding} for index, marker in enumerate(markers)
         ]
         rendered = self._render(messages, add_generation_prompt=False, day=day)
-        return _split(rendered, markers, self.tokenizer.name_or_path)
+        pieces = _split(rendered, markers, self.tokenizer.name_or_path)
+        if not padding:
+            opening = pieces[-2]
+            pieces[1:-2:2] = [opening if opening.startswith(piece) else piece for piece in pieces[1:-2:2]]
+        return pieces
 
     def _render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool, day: date | None = None) -> str:
         midnight = datetime.combine(day or self._day, time())
@@ -152,12 +163,38 @@ class ChatTemplate:
                 chat_template=self._text,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
+                **self._kwargs,
                 strftime_now=midnight.strftime,  # the one clock that transformers gives to templates
             )
         except (TemplateError, *_RENDERING_ERRORS) as error:
             raise InputError(
                 f"the chat template of {self.tokenizer.name_or_path} {_what_failed(error, self._text)}"
             ) from error
+
+    def _check_kwargs(self) -> None:
+        taken = {*inspect.signature(self.tokenizer.apply_chat_template).parameters, "messages", "strftime_now"}
+        told = self._kwargs
+        for name in told:
+            if name in taken:
+                raise InputError(f"chat_template_kwargs names {name}, which is not for the template; leave it out")
+        message = [{"role": "user", "content": "content0qzx"}]
+        conversation = [*message, {"role": "assistant", "content": "content1qzx"}]
+
+        def written() -> list[str]:
+            return [
+                self._render(message, add_generation_prompt=True),
+                self._render([*conversation, *conversation], add_generation_prompt=False),
+            ]
+
+        for name in told:
+            self._kwargs = {other: value for other, value in told.items() if other != name}
+            without = written()
+            self._kwargs = told
+            if written() == without:
+                raise InputError(
+                    f"the chat template of {self.tokenizer.name_or_path} writes the same with {name} "
+                    f"{json.dumps(told[name])} in chat_template_kwargs and without; leave it out"
+                )
 
     def _check_turn_ends(self, pieces: TurnPieces) -> None:
         end = self.end_of_turn_ids
@@ -175,7 +212,8 @@ class ChatTemplate:
         if (opening, prompt.rstrip(" ")) != (pieces[0], pieces[1].rstrip(" ")):
             raise InputError(
                 f"the chat template of {self.tokenizer.name_or_path} prompts for an answer with {prompt!r} but writes "
-                f"answers after {pieces[1]!r}; use a template where the two are the same"
+                f"answers after {pieces[1]!r}; use a template where the two are the same, or make them so with "
+                "--chat-template-kwargs (Qwen3's: '{\"enable_thinking\": false}')"
             )
 
 

@@ -92,8 +92,9 @@ def _check_page(page: Path, samples: int) -> None:
 def _tokenizer(model: Path, reader: ShardReader) -> Any:
     """Return the model's tokenizer. Raises InputError if the shards were written with another one."""
     from ..model import load_chat, tokenizer_identity
+    from ..settings import TemplateKwargs
 
-    chat = load_chat(model)
+    chat = load_chat(model, template_kwargs=TemplateKwargs().or_recorded(reader.manifest.generation))
     found, stored = tokenizer_identity(chat)["tokenizer_fingerprint"], reader.manifest.tokenizer_fingerprint
     if found != stored:
         raise InputError(

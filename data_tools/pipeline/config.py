@@ -1,5 +1,6 @@
 """Read the file of `longpo data run`: which stages, with which settings, on which machines."""
 
+import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -152,8 +153,9 @@ def _told(
     own_names = [item for item in settings if item not in _NOT_IN_FILE]
     launch_names = [item.name for item in fields(LaunchSettings)]
     refuse_unknown(values, ("env", *launch_names, *own_names), f"{where}:")
-    # YAML reads a bare 2026-03-31 as a date.
+    # YAML reads a bare 2026-03-31 as a date; values for the chat template may be a mapping.
     own = {key: str(value) if isinstance(value, date) else value for key, value in values.items() if key in own_names}
+    own |= {key: json.dumps(value) for key, value in own.items() if isinstance(value, dict)}
     try:
         for kind in registry.STAGES[name].settings:
             settings_from(kind, own)

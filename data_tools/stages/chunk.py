@@ -6,8 +6,10 @@ corpus. So `part_bytes`, or the longest document, bounds it; benchmarks/data/cor
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.model_config import ModelConfig
@@ -17,7 +19,7 @@ from ..corpus import chunking, segmentation, source
 from ..model import load_chat, tokenizer_identity
 from ..pairs import seed_for
 from ..runner import PartResult, PartsJob, Process, Row, Tick, run_parts
-from ..settings import ChunkSettings, CpuWorkShare
+from ..settings import ChunkSettings, CpuWorkShare, TemplateKwargs
 from .registry import Report, StageCall
 
 
@@ -25,6 +27,7 @@ def run_chunk(call: StageCall) -> Report:
     """Write {"doc_id", "document", "turns": [{"chunk"}]} records. Raises InputError if no document is left."""
     settings, share = call.settings(ChunkSettings), call.settings(CpuWorkShare)
     _check(settings, call.model)
+    told = call.settings(TemplateKwargs).values()
     fields = source.Fields(settings.text_field, settings.id_field)
     report = run_parts(
         PartsJob(
@@ -33,8 +36,8 @@ def run_chunk(call: StageCall) -> Report:
                 list(call.inputs), rows_per_part=share.part_size, bytes_per_part=share.part_bytes, fields=fields
             ),
             output=call.output,
-            settings=settings.recorded() | tokenizer_identity(load_chat(call.model)),
-            make_process=partial(_make_process, call.model, settings),
+            settings=settings.recorded() | tokenizer_identity(load_chat(call.model, template_kwargs=told)),
+            make_process=partial(_make_process, call.model, settings, told),
             share=share,
             num_workers=share.num_workers,
         )
@@ -49,8 +52,8 @@ def run_chunk(call: StageCall) -> Report:
     return report
 
 
-def _make_process(model: Path, settings: ChunkSettings) -> Process:
-    return partial(_chunk_rows, chat=load_chat(model), settings=settings)
+def _make_process(model: Path, settings: ChunkSettings, told: Mapping[str, Any]) -> Process:
+    return partial(_chunk_rows, chat=load_chat(model, template_kwargs=told), settings=settings)
 
 
 def _check(settings: ChunkSettings, model: Path) -> None:

@@ -1,6 +1,7 @@
 """Stage 4: leave out useless turns, counted by reason; the rest is written in the pairs format."""
 
 from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ..prompts import Prompts, choose_prompts
 from ..quality.language import similarity, words
 from ..quality.useless_answers import compressed_share, is_refusal, longest_copy, longest_loop, repeats, searchable
 from ..runner import PartResult, PartsJob, Process, Row, Tick, open_parts, run_parts
-from ..settings import CpuWorkShare, FilterSettings
+from ..settings import CpuWorkShare, FilterSettings, TemplateKwargs
 from .registry import Report, StageCall
 
 _BRANCHES: dict[str, tuple[str, ...]] = {"none": (), "chosen": ("chosen",), "both": ("chosen", "rejected")}
@@ -28,6 +29,8 @@ def run_filter(call: StageCall) -> Report:
     """
     settings, share, model = call.settings(FilterSettings), call.settings(CpuWorkShare), call.model_given
     source = open_parts("filter", call.input, share)
+    told = call.settings(TemplateKwargs).or_recorded(source.history())
+    chat = None if model is None else load_chat(model, template_kwargs=told)
     if not source.history():  # hand-made; a stage's output is checked part by part
         check_own_rows(source, parse_pair)
     report = run_parts(
@@ -35,8 +38,8 @@ def run_filter(call: StageCall) -> Report:
             name="filter",
             source=source,
             output=call.output,
-            settings=settings.recorded() | ({} if model is None else tokenizer_identity(load_chat(model))),
-            make_process=partial(_make_process, settings, choose_prompts(None, source.history()), model),
+            settings=settings.recorded() | ({} if chat is None else tokenizer_identity(chat)),
+            make_process=partial(_make_process, settings, choose_prompts(None, source.history()), model, told),
             share=share,
             num_workers=share.num_workers,
         )
@@ -50,8 +53,8 @@ def run_filter(call: StageCall) -> Report:
     return report
 
 
-def _make_process(settings: FilterSettings, prompts: Prompts, model: Path | None) -> Process:
-    chat = None if model is None else load_chat(model)
+def _make_process(settings: FilterSettings, prompts: Prompts, model: Path | None, told: Mapping[str, Any]) -> Process:
+    chat = None if model is None else load_chat(model, template_kwargs=told)
     return partial(_filter_rows, settings=settings, prompts=prompts, chat=chat)
 
 

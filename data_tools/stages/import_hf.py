@@ -5,8 +5,10 @@ Refused documents are listed with their reasons in `refused.json`. Reference log
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.model_config import ModelConfig
@@ -14,7 +16,7 @@ from nemo_longpo.model_directory.model_config import ModelConfig
 from ..model import load_chat, tokenizer_identity
 from ..published import conversation, document, source
 from ..runner import PartResult, PartsJob, Process, Row, Tick, is_given, run_parts
-from ..settings import CpuWorkShare, ImportSettings
+from ..settings import CpuWorkShare, ImportSettings, TemplateKwargs
 from .registry import Report, StageCall
 
 
@@ -26,14 +28,15 @@ def run_import_hf(call: StageCall) -> Report:
     rows = source.PublishedSource(
         list(call.inputs), split=settings.split, id_field=settings.id_field, rows_per_part=share.part_size
     )
+    told = call.settings(TemplateKwargs).values()
     ModelConfig.read(call.model).require("max_position_embeddings", "vocab_size")
     report = run_parts(
         PartsJob(
             name="import-hf",
             source=rows,
             output=call.output,
-            settings=settings.recorded() | tokenizer_identity(load_chat(call.model)),
-            make_process=partial(_make_process, call.model, call.output, settings),
+            settings=settings.recorded() | tokenizer_identity(load_chat(call.model, template_kwargs=told)),
+            make_process=partial(_make_process, call.model, call.output, settings, told),
             share=share,
             num_workers=share.num_workers,
         )
@@ -43,9 +46,9 @@ def run_import_hf(call: StageCall) -> Report:
     return report
 
 
-def _make_process(model: Path, output: Path, settings: ImportSettings) -> Process:
+def _make_process(model: Path, output: Path, settings: ImportSettings, told: Mapping[str, Any]) -> Process:
     positions, vocabulary = ModelConfig.read(model).require("max_position_embeddings", "vocab_size")
-    template = conversation.template_ids(load_chat(model), vocabulary)
+    template = conversation.template_ids(load_chat(model, template_kwargs=told), vocabulary)
     limits = document.Limits(conversation=settings.max_tokens, reference=positions)
     return partial(_import_rows, template=template, limits=limits, ledger=source.Ledger(output))
 

@@ -13,7 +13,7 @@ from ..engines.engine import Engine, ResumingEngine
 from ..engines.engine_options import EngineOptions
 from ..prompts import Prompts, choose_prompts
 from ..runner import PartResult, PartsJob, Process, Progress, Row, Tick, open_parts, read_stage_settings, run_parts
-from ..settings import TemplateSettings, WorkShare
+from ..settings import TemplateKwargs, TemplateSettings, WorkShare
 from .registry import Report, StageCall
 
 
@@ -60,7 +60,8 @@ def run_with_model(
     """
     share, engine_options = call.settings(WorkShare), EngineOptions.from_mapping(call.values)
     source = open_parts(call.stage, call.input, share)
-    chat = model.load_chat(call.model, _chat_day(call, source.history()))
+    told = call.settings(TemplateKwargs).or_recorded(source.history())
+    chat = model.load_chat(call.model, _chat_day(call, source.history()), told)
     if call.settings(TemplateSettings).chat_date is not None and chat.printed_day is None:
         raise InputError(f"the chat template of {call.model} prints no date; leave out chat_date")
     # A stage's output is checked part by part: reading all of it first would take each process minutes.

@@ -13,7 +13,7 @@ from .. import encoded, options, prompts
 from ..chat.format import as_ids, as_spans
 from ..model import load_chat, model_identity, rendering_identity, tokenizer_identity
 from ..runner.rows import REPAIR, SETTINGS_NAME, PartsSource
-from ..settings import EngineSettings, PackSettings, TemplateSettings
+from ..settings import EngineSettings, PackSettings, TemplateKwargs, TemplateSettings
 from .registry import Report, StageCall
 
 
@@ -32,7 +32,8 @@ def run_pack(call: StageCall) -> Report:
     for name, kind in _RECORDED.items():
         if not isinstance(scored.get(name), kind):
             raise InputError(f"{where}: field 'settings.{name}' is missing or of another kind; {REPAIR}")
-    chat = load_chat(model, options.settings_from(TemplateSettings, scored).day())
+    told = TemplateKwargs().or_recorded({"score": scored})
+    chat = load_chat(model, options.settings_from(TemplateSettings, scored).day(), told)
     engine = options.settings_from(EngineSettings, scored["engine"])
     found = tokenizer_identity(chat) | rendering_identity(chat) | {"model": model_identity(model, engine)}
     _check_same(scored, found, model)

@@ -16,7 +16,8 @@ from ..options import AnySettings, Settings, setting_words, settings_from
 Report = dict[str, int]
 """The counts of a finished stage; empty while some part of its output is missing."""
 
-_WITH_MODEL = (settings.WorkShare, settings.TemplateSettings, *settings.ENGINE_SETTINGS)
+_WITH_MODEL = (settings.WorkShare, settings.TemplateSettings, settings.TemplateKwargs, *settings.ENGINE_SETTINGS)
+_ON_CPU = (settings.CpuWorkShare, settings.TemplateKwargs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ _ROWS = (
         name="chunk",
         summary="cut documents into chunks that fit the model",
         example="longpo data chunk --input books/ --model MODEL --output work/chunks --chunk-tokens 8192",
-        settings=(settings.ChunkSettings, settings.CpuWorkShare),
+        settings=(settings.ChunkSettings, *_ON_CPU),
         run="nemo_longpo.data_tools.stages.chunk:run_chunk",
         input_help="plain text or source code (.txt, .md, .rst, .tex, .py, ...), .jsonl, .jsonl.gz, .jsonl.zst, "
         ".parquet, datasets saved to disk, directories of all these, or hf:OWNER/NAME[:SPLIT]",
@@ -81,7 +82,7 @@ _ROWS = (
         name="filter",
         summary="leave out turns that cannot teach anything",
         example="longpo data filter --input work/responded --output work/pairs",
-        settings=(settings.FilterSettings, settings.CpuWorkShare),
+        settings=(settings.FilterSettings, *_ON_CPU),
         run="nemo_longpo.data_tools.stages.filter:run_filter",
         input_help="output of `longpo data respond`, or pairs of your own",
         follows=("respond",),
@@ -92,7 +93,7 @@ _ROWS = (
         name="import-hf",
         summary="take over a published dataset of tokenised pairs",
         example="longpo data import-hf --input DATASET --model MODEL --output work/pairs",
-        settings=(settings.ImportSettings, settings.CpuWorkShare),
+        settings=(settings.ImportSettings, *_ON_CPU),
         run="nemo_longpo.data_tools.stages.import_hf:run_import_hf",
         input_help="saved dataset, Parquet, JSONL or hf:OWNER/NAME[:SPLIT]",
         input_word="DATASET",

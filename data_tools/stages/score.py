@@ -15,7 +15,7 @@ from ..encoded import EncodedPair, PairEncoder, check_row
 from ..model import load_chat, tokenizer_identity
 from ..pairs import BRANCHES
 from ..runner import PartResult, Row, Tick, read_stage_settings
-from ..settings import EngineSettings, ScoreSettings
+from ..settings import EngineSettings, ScoreSettings, TemplateKwargs
 from . import model_stage, registry, score_check
 
 
@@ -114,7 +114,9 @@ def _check_imported(pairs: Path, model: Path) -> None:
     stage = read_stage_settings(pairs)
     if stage is None or stage["stage"] != "import-hf":
         return
-    imported, found = stage["settings"].get("tokenizer_fingerprint"), tokenizer_identity(load_chat(model))
+    told = TemplateKwargs().or_recorded({"import-hf": stage["settings"]})
+    found = tokenizer_identity(load_chat(model, template_kwargs=told))
+    imported = stage["settings"].get("tokenizer_fingerprint")
     if imported != found["tokenizer_fingerprint"]:
         raise InputError(
             f"{pairs} was imported with tokenizer {imported}, but {model} has {found['tokenizer_fingerprint']}; give "

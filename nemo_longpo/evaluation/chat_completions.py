@@ -6,8 +6,9 @@ Nothing is known of its tokens but what a tokenizer of ours says, and it gives n
 import json
 import os
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
+from types import MappingProxyType
 from typing import Any
 
 from lm_eval.api import instance
@@ -23,8 +24,11 @@ from .judge.client import ChatServer, Reply, parse_chat_address
 from .language_model import Answers, Asked, EngineLM, Messages, Questions, Tokens, before_stop, key_of
 
 
-def open_server(name: str, settings: ServerSettings) -> ChatServer:
-    """Return the server of a model by the name that it has there. Raises InputError if it does not answer for it."""
+def open_server(name: str, settings: ServerSettings, template_kwargs: Mapping[str, Any]) -> ChatServer:
+    """Return the server of a model by the name that it has there; it tells its template `template_kwargs`.
+
+    Raises InputError if it does not answer for it.
+    """
     if len(settings.base_url) != 1:
         raise InputError(
             f"chat completions of {name} need the address of its server: write {name}@https://api.openai.com/v1, or "
@@ -40,6 +44,7 @@ def open_server(name: str, settings: ServerSettings) -> ChatServer:
         pauses=Pauses(),
         called=f"the server of {name}",
         option="--base-url",
+        template_kwargs=template_kwargs,
     )
     server.check(settings.retries)
     return server
@@ -61,11 +66,12 @@ class ChatLM(EngineLM):
         tick: Callable[[Usage], None],
         day: date,
         answered: Callable[[str], None] = lambda _: None,
+        template_kwargs: Mapping[str, Any] = MappingProxyType({}),
     ):
         def no_engine() -> ReportingEngine:
             raise AssertionError("the server answers")
 
-        super().__init__(tokenizer, frozenset(), answers, no_engine, tick, day, answered)
+        super().__init__(tokenizer, frozenset(), answers, no_engine, tick, day, answered, template_kwargs)
         self._server, self._retries = server, retries
 
     @property
@@ -105,7 +111,8 @@ class ChatLM(EngineLM):
                 "--chat-template never"
             )
         ids, limit = array("i", self.tok_encode(prompt)), int(settings["max_gen_toks"])
-        return Asked(key_of(["chat", prompt, limit]), len(ids), limit, len(ids) - 1), ids
+        told = [self.template_kwargs] if self.template_kwargs else []
+        return Asked(key_of(["chat", prompt, limit, *told]), len(ids), limit, len(ids) - 1), ids
 
     def recall(self, request: instance.Instance, key: str) -> str:
         """Return the kept answer."""

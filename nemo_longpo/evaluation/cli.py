@@ -61,7 +61,7 @@ def register(subparsers: Any) -> None:
         help="exit with 1 if a difference between the last model and the first, in points, is beyond that; repeatable",
     )
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
-    for kind in (*settings.ENGINE_SETTINGS, settings.TemplateSettings):
+    for kind in (*settings.ENGINE_SETTINGS, settings.TemplateSettings, settings.TemplateKwargs):
         options.add_settings(parser, kind, settings.heading(kind))
     options.add_settings(parser, JudgeSettings, title="judge, for the suite chat")
     parser.set_defaults(run=_run, refuse=parser.error)
@@ -98,6 +98,7 @@ def _run(arguments: argparse.Namespace) -> int:
         samples=arguments.samples,
         wording=arguments.wording,
         judge=options.settings_from(JudgeSettings, vars(arguments)),
+        template_kwargs=options.settings_from(settings.TemplateKwargs, vars(arguments)).values(),
         **vars(options.settings_from(QuestionSettings, vars(arguments))),
         **({} if day is None else {"day": day}),
     )

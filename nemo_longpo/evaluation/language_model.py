@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import jinja2
@@ -98,8 +99,8 @@ class EngineLM(model.TemplateLM):
     """A tokenizer for the prompts, and an engine for the answers, which is loaded when the first answer is missing.
 
     `stop_ids` end an answer. `tick` is told what finished requests took, and `answered` the name of each. A template
-    that prints the date is told `day`. Text of an answer is stripped of white space around it: engines differ in
-    whether they keep the blank in front.
+    that prints the date is told `day`, and every template `template_kwargs`. Text of an answer is stripped of white
+    space around it: engines differ in whether they keep the blank in front.
     """
 
     def __init__(
@@ -111,8 +112,10 @@ class EngineLM(model.TemplateLM):
         tick: Callable[[Usage], None],
         day: date,
         answered: Callable[[str], None] = lambda _: None,
+        template_kwargs: Mapping[str, Any] = MappingProxyType({}),
     ):
         super().__init__()
+        self.template_kwargs = dict(template_kwargs)
         self._midnight = datetime.combine(day, time())
         self.tokenizer, self._stop_ids = tokenizer, stop_ids
         self.answers, self._load_engine, self._tick, self._answered = answers, load_engine, tick, answered
@@ -153,6 +156,7 @@ class EngineLM(model.TemplateLM):
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=not add_generation_prompt,
+                **self.template_kwargs,
                 strftime_now=self._midnight.strftime,  # the one clock that transformers gives to templates
             )
             problem = None

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from nemo_longpo.data_tools import model as model_directory
@@ -54,23 +55,32 @@ class EvalModel:
         return self.max_length
 
 
-def open_chat_models(named: Sequence[str], engine: EngineOptions, *, tokenizer: Path | None) -> list[EvalModel]:
+def open_chat_models(
+    named: Sequence[str],
+    engine: EngineOptions,
+    *,
+    tokenizer: Path | None,
+    template_kwargs: Mapping[str, Any] = MappingProxyType({}),
+) -> list[EvalModel]:
     """Open every `[NAME=]MODEL@URL` behind an OpenAI-compatible server; MODEL is its name there.
 
-    Lengths are by the tokenizer in a directory of the same name, else by the one in `tokenizer`, else unknown.
+    Lengths are by the tokenizer in a directory of the same name, else by the one in `tokenizer`, else unknown. The
+    servers tell their templates `template_kwargs`.
 
     Raises InputError if two have one name, if a server does not answer, or if a tokenizer cannot be loaded.
     """
     if engine.common.engine != "server":
         raise InputError(f"chat completions come from servers; leave out --engine {engine.common.engine}")
-    return [_open_chat(*given, tokenizer) for given in _named(named, engine)]
+    return [_open_chat(*given, tokenizer, template_kwargs) for given in _named(named, engine)]
 
 
-def _open_chat(label: str, path: Path, engine: EngineOptions, tokenizer: Path | None) -> EvalModel:
+def _open_chat(
+    label: str, path: Path, engine: EngineOptions, tokenizer: Path | None, told: Mapping[str, Any]
+) -> EvalModel:
     directory = path if path.is_dir() else tokenizer
     config = None if directory is None else ModelConfig.read(directory)
     positions = None if config is None else config.max_position_embeddings
-    server = chat_completions.open_server(str(path), engine.server)
+    server = chat_completions.open_server(str(path), engine.server, told)
     return EvalModel(
         label=label,
         directory=path,
@@ -78,19 +88,27 @@ def _open_chat(label: str, path: Path, engine: EngineOptions, tokenizer: Path | 
         tokenizer=None if directory is None else model_directory.load_tokenizer(directory)[0],
         stop_ids=frozenset(),
         max_length=positions or _UNKNOWN_LENGTH,
-        identity={"chat_completions": server.name, "server": server.address.url},
+        identity={"chat_completions": server.name, "server": server.address.url}
+        | ({"chat_template_kwargs": dict(told)} if told else {}),
         engine=engine,
         chat=server,
     )
 
 
 def open_models(
-    named: Sequence[str], engine: EngineOptions, *, day: date, chat_template: bool, max_length: int | None
+    named: Sequence[str],
+    engine: EngineOptions,
+    *,
+    day: date,
+    chat_template: bool,
+    max_length: int | None,
+    template_kwargs: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[EvalModel]:
     """Open every `[NAME=]DIR[@URL,…]` without its weights; the addresses are of the servers of this model alone.
 
     Raises InputError if two have one name, if a directory is no model, if one has no chat template where a question
-    needs it, if it has fewer positions than `max_length`, or if a server does not answer.
+    needs it, or one that one of the `template_kwargs` changes nothing in, if it has fewer positions than `max_length`,
+    or if a server does not answer.
     """
     given = _named(named, engine)
     if engine.common.engine == "server" and len({own.server.base_url for _, _, own in given}) < len(given):
@@ -98,7 +116,9 @@ def open_models(
             "a server holds one model; say which servers are whose, as in before=MODEL@http://127.0.0.1:8000/v1 "
             "after=MODEL@http://127.0.0.1:8001/v1"
         )
-    opened = [_open(label, directory, own, day, chat_template, max_length) for label, directory, own in given]
+    if template_kwargs and not chat_template:
+        raise InputError("no question goes through the chat template; leave out chat_template_kwargs")
+    opened = [_open(*each, day, chat_template, max_length, template_kwargs) for each in given]
     return [replace(model, max_length=model.length_served()) for model in opened]
 
 
@@ -123,7 +143,13 @@ def _parse(text: str, engine: EngineOptions) -> tuple[str, Path, EngineOptions]:
 
 
 def _open(
-    label: str, directory: Path, engine: EngineOptions, day: date, chat_template: bool, max_length: int | None
+    label: str,
+    directory: Path,
+    engine: EngineOptions,
+    day: date,
+    chat_template: bool,
+    max_length: int | None,
+    told: Mapping[str, Any],
 ) -> EvalModel:
     if not directory.is_dir():
         raise InputError(f"{directory} does not exist; give a Hugging Face model directory")
@@ -145,7 +171,7 @@ def _open(
                 f"{directory} has no chat template, which the questions of these benchmarks need; use a model with "
                 "one, or ask in plain text with --chat-template never"
             )
-        chat = model_directory.load_chat(directory, day)
+        chat = model_directory.load_chat(directory, day, told)
         stop_ids |= chat.stop_ids
         rendered = model_directory.rendering_identity(chat)
     return EvalModel(

@@ -1,7 +1,7 @@
 """What is asked of whom, and every prompt of it, before any weights are loaded."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import partial
@@ -39,6 +39,7 @@ class Evaluation:
     wording: Path | None = None
     judge: JudgeSettings = field(default_factory=JudgeSettings)
     day: date = field(default_factory=date.today)
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     chat_completions: bool = False
     tokenizer: Path | None = None
 
@@ -94,7 +95,12 @@ def prepare(evaluation: Evaluation, *, count_computed: bool = False) -> list[Mod
     own_words = suites.ESSAYS if evaluation.wording else ()
     sources.require(evaluation.benchmarks, evaluation.data, may_lack=own_words)
     if evaluation.chat_completions:
-        opened = models.open_chat_models(evaluation.models, evaluation.engine, tokenizer=evaluation.tokenizer)
+        opened = models.open_chat_models(
+            evaluation.models,
+            evaluation.engine,
+            tokenizer=evaluation.tokenizer,
+            template_kwargs=evaluation.template_kwargs,
+        )
     else:
         opened = models.open_models(
             evaluation.models,
@@ -102,6 +108,7 @@ def prepare(evaluation: Evaluation, *, count_computed: bool = False) -> list[Mod
             day=evaluation.day,
             chat_template=any(map(evaluation.uses_chat_template, evaluation.benchmarks)),
             max_length=max(evaluation.lengths, default=None),
+            template_kwargs=evaluation.template_kwargs,
         )
     return [_prepare_model(evaluation, model, count_computed) for model in opened]
 
@@ -223,5 +230,16 @@ def language_model(
 ) -> EngineLM:
     if model.chat is not None:
         retries = evaluation.engine.server.retries
-        return chat_completions.ChatLM(model.tokenizer, answers, model.chat, retries, tick, evaluation.day, answered)
-    return EngineLM(model.tokenizer, model.stop_ids, answers, load_engine, tick, evaluation.day, answered)
+        return chat_completions.ChatLM(
+            model.tokenizer, answers, model.chat, retries, tick, evaluation.day, answered, evaluation.template_kwargs
+        )
+    return EngineLM(
+        model.tokenizer,
+        model.stop_ids,
+        answers,
+        load_engine,
+        tick,
+        evaluation.day,
+        answered,
+        evaluation.template_kwargs,
+    )

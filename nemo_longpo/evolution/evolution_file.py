@@ -3,6 +3,7 @@
 Everything that can be known before the first step is checked here, because a round takes hours.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -244,7 +245,8 @@ def _evaluation(
 ) -> tuple[tuple[str, ...], dict[str, Any], str]:
     """Return the flags of `longpo eval`, the settings that decide what it measures, and the executor it runs on."""
     content = {**file.evaluate, **given.evaluate}
-    kinds = (*settings.ENGINE_SETTINGS, JudgeSettings)
+    content |= {name: json.dumps(value) for name, value in content.items() if isinstance(value, dict)}
+    kinds = (*settings.ENGINE_SETTINGS, settings.TemplateKwargs, JudgeSettings)
     of_models = {item.name: kind for kind in kinds for item in fields(kind)}
     own_names = [item.name for item in fields(told.Evaluating)]
     refuse_unknown(content, [*own_names, *of_models], f"{where}:")
@@ -292,4 +294,5 @@ def _evaluation(
     measured = {name: value for name, value in told_of.items() if name != "data"}
     deciding = recorded[settings.EngineSettings] | recorded[JudgeSettings]
     measured |= {name: value for name, value in deciding.items() if name in content}
+    measured |= {name: value for name, value in content.items() if name == "chat_template_kwargs"}
     return tuple(flags), measured, plain.executor

@@ -80,6 +80,16 @@ def test_messages_go_out_and_text_comes_back(server, data, tmp_path):
     assert len(questions(server)) == len(bodies)
 
 
+def test_the_server_tells_its_template(server, data, tmp_path):
+    told = {"enable_thinking": False}
+    (scores,) = evaluate.evaluate(evaluation(server, data, tmp_path, template_kwargs=told))
+    assert scores.identity["chat_template_kwargs"] == told
+    assert [body["chat_template_kwargs"] for body in questions(server)] == [told] * len(ASKED)
+    evaluate.evaluate(evaluation(server, data, tmp_path))
+    assert len(questions(server)) == 2 * len(ASKED), "answers of a model that was told something else"
+    assert "chat_template_kwargs" not in questions(server)[-1]
+
+
 def test_what_was_answered_before_a_failure_is_kept(server, data, tmp_path):
     server.faults.extend([Fault(), Fault(), Fault(), Fault(), Fault(status=400)])
     with pytest.raises(InputError, match="the server's own words"):

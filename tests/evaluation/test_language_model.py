@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 from support import benchmark_data
-from support.evaluation_models import engine_lm, open_one
+from support.evaluation_models import DAY, engine_lm, open_one
 from support.scripted_model import ScriptedEngine
 from support.tiny_models import TEMPLATES, save_tiny, tiny_tokenizer
 
+from nemo_longpo.data_tools.engines.engine_options import EngineOptions
 from nemo_longpo.errors import InputError
+from nemo_longpo.evaluation import models, plan
 
 pytestmark = pytest.mark.slow  # models and the harness are loaded
 
@@ -156,6 +158,23 @@ def test_system_prompt_is_in_the_conversation_or_refused(model, tmp_path, style)
     assert language_model.apply_chat_template(SYSTEM[1:]) == "Where?"
     with pytest.raises(InputError, match="leaves out the system prompt"):
         language_model.apply_chat_template(SYSTEM)
+
+
+def test_the_template_is_told_what_the_evaluation_says(tmp_path):
+    """So the questions of Qwen3 ask for an answer without a thought; in plain text there is no template to tell."""
+    directory, told = save_tiny(tmp_path / "qwen3", "qwen3"), {"enable_thinking": False}
+    named, fixed = [str(directory)], {"day": DAY, "max_length": None}
+    (opened,) = models.open_models(named, EngineOptions(), chat_template=True, template_kwargs=told, **fixed)
+    assert opened.identity["chat_template_kwargs"] == told
+    asked = plan.Evaluation(
+        models=(str(directory),), benchmarks=(), output=tmp_path, engine=EngineOptions(), day=DAY, template_kwargs=told
+    )
+    reader = plan.reader_of(asked, opened)
+    assert reader.apply_chat_template(SYSTEM).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    with pytest.raises(InputError, match="--chat-template-kwargs"):
+        models.open_models(named, EngineOptions(), chat_template=True, **fixed)
+    with pytest.raises(InputError, match="no question goes through the chat template; leave out chat_template_kwargs"):
+        models.open_models(named, EngineOptions(), chat_template=False, template_kwargs=told, **fixed)
 
 
 def test_begin_token_is_never_doubled(model, tmp_path):

@@ -26,8 +26,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+# Styles whose template takes plain messages as they are; "qwen3" has to be told not to think.
 STYLES = ("mistral-v0.1", "mistral-v0.2", "mistral-v0.3", "qwen2.5", "llama-3")
-DEFAULT_STYLE = {"mistral": "mistral-v0.2", "qwen2": "qwen2.5", "qwen3": "qwen2.5", "llama": "llama-3"}
+DEFAULT_STYLE = {"mistral": "mistral-v0.2", "qwen2": "qwen2.5", "qwen3": "qwen3", "llama": "llama-3"}
 
 _ALTERNATE = (
     "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
@@ -48,6 +49,14 @@ TEMPLATES = {
     "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    # Thoughts stand in front of the last answer only; told not to think, the model is prompted behind an empty thought.
+    "qwen3": "{% for message in messages %}{% set text = message['content'].split('</think>')[-1] %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' + text.lstrip('\n') }}"
+    "{% else %}{{ text }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{% endif %}",
     "llama-3": "{% for message in messages %}{% set content = " + _HEADER.format("message['role']") + " + "
     "message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}"
     "{% endif %}{{ content }}{% endfor %}"
@@ -59,6 +68,7 @@ _SPECIAL: dict[str, tuple[str | None, str, list[str]]] = {
     "mistral-v0.2": ("<s>", "</s>", []),
     "mistral-v0.3": ("<s>", "</s>", ["[INST]", "[/INST]"]),
     "qwen2.5": (None, "<|im_end|>", ["<|endoftext|>", "<|im_start|>"]),
+    "qwen3": (None, "<|im_end|>", ["<|endoftext|>", "<|im_start|>", "<think>", "</think>"]),
     "llama-3": (
         "<|begin_of_text|>",
         "<|eot_id|>",
@@ -94,7 +104,7 @@ def tiny_tokenizer(style: str) -> PreTrainedTokenizerFast:
         bos_token=begin,
         eos_token=end,
         unk_token="<unk>" if style.startswith("mistral") else None,
-        pad_token="<|endoftext|>" if style == "qwen2.5" else None,
+        pad_token="<|endoftext|>" if style.startswith("qwen") else None,
         additional_special_tokens=others,
         chat_template=TEMPLATES[style],
         clean_up_tokenization_spaces=False,
@@ -126,7 +136,7 @@ def _sentencepiece_like(style: str, special: list[str]) -> Tokenizer:
 def _byte_level(style: str, special: list[str]) -> Tokenizer:
     """Byte-level BPE behind a splitting pattern, special tokens last, as Qwen2.5 and Llama-3 have it."""
     backend = Tokenizer(models.BPE())
-    if style == "qwen2.5":
+    if style.startswith("qwen"):
         backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [

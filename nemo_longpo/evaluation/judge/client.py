@@ -1,8 +1,8 @@
 """A model behind an OpenAI-compatible server: requests at the same time, tried again where that may help; a judge."""
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from nemo_longpo.data_tools.engines import server_http, server_pool
@@ -31,7 +31,8 @@ class Reply:
 class ChatServer:
     """A model behind an OpenAI-compatible server. The key goes nowhere but there, and stands in no message.
 
-    `called` names it in messages, `option` is where its address came from.
+    `called` names it in messages, `option` is where its address came from. `template_kwargs` are what it tells its chat
+    template, as the field `chat_template_kwargs` that vLLM and SGLang read.
     """
 
     name: str
@@ -42,6 +43,7 @@ class ChatServer:
     pauses: server_pool.Pauses
     called: str
     option: str
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def ask(
         self,
@@ -70,6 +72,8 @@ class ChatServer:
 
             async def run(index: int, messages: Messages) -> None:
                 body = {"model": self.name, "messages": messages, "temperature": 0, "max_tokens": max_tokens}
+                if self.template_kwargs:
+                    body["chat_template_kwargs"] = dict(self.template_kwargs)
                 async with slots:
                     keep(index, _read(await self._patiently(client, body, retries)))
 
