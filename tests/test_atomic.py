@@ -125,7 +125,7 @@ from nemo_longpo.atomic import new_directory
 with new_directory(Path(sys.argv[1]), check=lambda output: None) as new:
     (new / "config.json").write_text("half")
     print("writing", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 

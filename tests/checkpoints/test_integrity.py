@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.waiting import PATIENCE_SECONDS
 
 from nemo_longpo.checkpoints import integrity
 from nemo_longpo.checkpoints.integrity import (
@@ -276,6 +277,6 @@ def test_forgetting_waits_for_running_work(checkpoints, monkeypatch):
     monkeypatch.setattr(integrity, "write_record", write)
     recorder = Recorder()
     recorder.record(checkpoints[0])
-    assert begun.wait(10)
+    assert begun.wait(PATIENCE_SECONDS)
     recorder.forget(checkpoints[0])
     assert ended.is_set()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.waiting import PATIENCE_SECONDS
 
 from nemo_longpo.conversion.exporter import Target, lay_out, write_weights
 from nemo_longpo.conversion.families.family import Piece
@@ -30,7 +31,7 @@ def test_all_items_are_worked_on_once(workers):
 
 
 def test_at_most_workers_run_at_once():
-    together = threading.Barrier(3, timeout=10)
+    together = threading.Barrier(3, timeout=PATIENCE_SECONDS)
     work_through(range(6), lambda item: together.wait() * 0, title="test", total=0, workers=3)
 
 

@@ -5,12 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import small_evolution
+from support.small_plans import is_alive
+from support.waiting import wait_until
 
 from nemo_longpo.cli import build_parser, main
 from nemo_longpo.data_tools.pipeline.config import load_pipeline
@@ -248,9 +249,7 @@ def test_killed_run_continues_to_the_same_models(tmp_path, told):
     (tmp_path / "pause").touch()
     command = [sys.executable, "-m", "nemo_longpo.cli", "evolve", str(path)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 30
-    while not (tmp_path / "out/round-1/training/half").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_until((tmp_path / "out/round-1/training/half").exists)
     process.send_signal(signal.SIGKILL)
     process.wait()
     steps = evolution_steps(small_evolution.load(tmp_path, told))
@@ -259,7 +258,7 @@ def test_killed_run_continues_to_the_same_models(tmp_path, told):
     record = read_records(tmp_path / "out")["train-1"]
     os.killpg(record.process, signal.SIGKILL)  # the training outlived the run, and guarded its output
     (tmp_path / "pause").unlink()
-    time.sleep(0.2)
+    wait_until(lambda: not is_alive(record.process))
     assert main(["evolve", str(path)]) == 0
     first = "model of (pairs of base + start of base 320)"
     assert (tmp_path / "out/round-1/model/content").read_text() == first

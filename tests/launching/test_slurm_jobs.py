@@ -5,11 +5,11 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from support import fake_slurm
+from support.waiting import wait_until
 
 from nemo_longpo.errors import InputError
 from nemo_longpo.launching import executors, slurm_jobs
@@ -171,10 +171,7 @@ def test_killed_command_finds_its_job_again(tmp_path, slurm, executor, capfd, st
 
 
 def wait_for(state, slurm):
-    deadline = time.monotonic() + 20
-    while fake_slurm.jobs(slurm)[0]["state"] != state:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: fake_slurm.jobs(slurm)[0]["state"] == state)
 
 
 def unseen(executor, folder, line="sleep 60"):

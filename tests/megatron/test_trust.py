@@ -1,12 +1,12 @@
 """Training runs no code of a checkpoint unless it is allowed to; then each of these would run."""
 
 import shutil
-import time
 from pathlib import Path
 
 import pytest
 from support.exploits import EXPLOITS
 from support.jobs import megatron_jobs
+from support.waiting import wait_until
 
 from nemo_longpo.checkpoints.integrity import write_record
 from nemo_longpo.checkpoints.run_directory import find_checkpoint
@@ -38,14 +38,6 @@ def plant_in(checkpoint: Path, exploit: str, trap: Path) -> str:
     return sentence
 
 
-def appears(trap: Path) -> bool:
-    """Another process makes it in some of the cases."""
-    deadline = time.monotonic() + 5
-    while not trap.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return trap.exists()
-
-
 @pytest.mark.parametrize("exploit", EXPLOITS)
 def test_start_that_runs_code_is_refused(exploit, workbench, settings, workers, tmp_path):
     trap = tmp_path / "trap"
@@ -55,7 +47,7 @@ def test_start_that_runs_code_is_refused(exploit, workbench, settings, workers, 
     assert not trap.exists()
     assert not list((tmp_path / "run").rglob("checkpoints/*"))
     workers.run(megatron_jobs.attempt, 1, overrides=settings | {"resume.trust_checkpoint": True})
-    assert appears(trap)
+    wait_until(trap.exists)  # another process makes it in some of the cases
 
 
 @pytest.mark.parametrize("exploit", ["code of the tokenizer", "a pickle in .metadata", "a pickle in common.pt"])

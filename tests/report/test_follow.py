@@ -7,10 +7,10 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 from support.small_plans import python
+from support.waiting import wait_until
 
 from nemo_longpo import cli, live_status
 from nemo_longpo.live_status import StatusFile
@@ -61,31 +61,23 @@ def test_the_step_at_work_stands_inside_of_its_plans(nested):
 
 def test_steps_that_run_at_the_same_time_are_all_shown(tmp_path):
     plan = [
-        python(name, f"import time; time.sleep(60 * (not {name == 'c'}))", outputs=(tmp_path / name / "file",))
+        python(name, f"import time; time.sleep(600 * (not {name == 'c'}))", outputs=(tmp_path / name / "file",))
         for name in "abc"
     ]
     for name in "ab":
         (tmp_path / name).mkdir()
     seen = []
 
-    def see(event):
+    def see():
         for name in "ab":
             StatusFile(tmp_path / name, f"work {name}", total=2, unit="step")
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline and not event.is_set():
-            work = follow.look(tmp_path)
-            if work and len(work.steps) == 2:
-                seen.append(work)
-                break
-            time.sleep(0.05)
+        seen.append(wait_until(lambda: (work := follow.look(tmp_path)) and len(work.steps) == 2 and work))
         os.kill(os.getpid(), signal.SIGINT)
 
-    done = threading.Event()
-    thread = threading.Thread(target=see, args=(done,))
+    thread = threading.Thread(target=see)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
         run_steps(plan, tmp_path, jobs=2)
-    done.set()
     thread.join()
     (work,) = seen
     assert work.status.doing == "a, b"
@@ -182,13 +174,17 @@ def test_a_plan_says_which_step_it_is_at(tmp_path):
     def note():
         seen.append(live_status.read_status(tmp_path))
 
+    def seen_from_outside(said):
+        return f"while {said!r} not in pathlib.Path({str(tmp_path / 'status.json')!r}).read_text(): time.sleep(0.01)"
+
     say = (
         "import pathlib, time\nfrom nemo_longpo.live_status import StatusFile\n"
         f"out = pathlib.Path({str(work)!r})\nout.mkdir()\n"
         "status = StatusFile(out, 'respond', total=4, unit='document')\n"
-        "status.update(done=3, said='fast', now=True)\ntime.sleep(1.6)"
+        f"status.update(done=3, said='fast', now=True)\n{seen_from_outside('left, fast')}"
     )
-    bar = f"import pathlib, time\nprint(' 75%|###  | 3/4')\ntime.sleep(1.6)\npathlib.Path({str(other)!r}).mkdir()"
+    bar = f"import pathlib, time\nprint(' 75%|###  | 3/4', flush=True)\n{seen_from_outside('75%')}\n"
+    bar += f"pathlib.Path({str(other)!r}).mkdir()"
     plan = [
         Step(name="first", title="look", function=note),
         python("say", say, outputs=(work,)),
@@ -229,10 +225,11 @@ def test_on_a_terminal_it_is_redrawn_and_ctrl_c_leaves_the_work_alone(nested):
     command = [sys.executable, "-m", "nemo_longpo.cli", "report", str(nested), "--follow"]
     view = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=os.environ | {"COLUMNS": "40", "LINES": "6"})
     os.close(theirs)
-    time.sleep(4)
-    view.send_signal(signal.SIGINT)
-    assert view.wait(20) == 130
     said = b""
+    while b"\x1b[5A" not in said:  # drawn again
+        said += os.read(ours, 65536)
+    view.send_signal(signal.SIGINT)
+    assert view.wait() == 130
     while True:
         try:
             said += os.read(ours, 65536)

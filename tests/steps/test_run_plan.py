@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from support.small_plans import calls, chain, is_alive, python, start, step, tree, wait_for
+from support.waiting import wait_until
 
 from nemo_longpo.errors import InputError
-from nemo_longpo.steps import Step, run_steps
+from nemo_longpo.steps import Step, read_records, run_steps
 
 
 def test_steps_run_in_order_and_only_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,11 +93,10 @@ def test_step_that_writes_nothing_is_not_done(tmp_path: Path) -> None:
 
 def test_second_start_is_refused_and_killed_run_continues(tmp_path: Path) -> None:
     """A command outlives a run that was killed. The output is guarded until it has ended."""
-    body = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    body = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(600)"
     run = start(tmp_path, body)
     wait_for(tmp_path / "pid")
-    time.sleep(0.3)
-    child = int((tmp_path / "pid").read_text())
+    child = wait_until(lambda: (record := read_records(tmp_path).get("slow")) and record.process)
     again = python("slow", f"open({str(tmp_path / 'slow')!r}, 'w')", outputs=(tmp_path / "slow",))
     for killed in (False, True):
         if killed:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 from support.small_plans import is_alive, python, step, wait_for
+from support.waiting import PATIENCE_SECONDS
 
 from nemo_longpo.errors import InputError
 from nemo_longpo.steps import Step, read_records, run_steps
 
 
 def meeting(name: str, place: threading.Barrier) -> Step:
-    return Step(name=name, title="meet", function=lambda: {"place": place.wait(timeout=10)})
+    return Step(name=name, title="meet", function=lambda: {"place": place.wait(PATIENCE_SECONDS)})
 
 
 def test_independent_steps_meet(tmp_path: Path) -> None:
@@ -25,8 +26,10 @@ def test_independent_steps_meet(tmp_path: Path) -> None:
 def test_no_more_than_so_many_at_a_time(tmp_path: Path) -> None:
     running: list[int] = []
     most: list[int] = []
+    both = threading.Barrier(2)
 
     def work() -> None:
+        both.wait(PATIENCE_SECONDS)
         running.append(1)
         most.append(len(running))
         time.sleep(0.05)
@@ -70,7 +73,7 @@ def test_a_stop_ends_every_command(tmp_path: Path) -> None:
     """What was done stays, and the same plan continues."""
     pids = [tmp_path / name for name in ("pid-a", "pid-b")]
     plan = [
-        python(path.name, f"import os, time; open({str(path)!r}, 'w').write(str(os.getpid())); time.sleep(60)")
+        python(path.name, f"import os, time; open({str(path)!r}, 'w').write(str(os.getpid())); time.sleep(600)")
         for path in pids
     ]
 

@@ -57,6 +57,7 @@ class FakeVllm:
         self.in_flight = self.most_in_flight = 0
         self.lock = Lock()
         self.connections: set[socket.socket] = set()
+        self.cut = 0  # answers that nobody has waited for to their end
         self._port = 0
         self.start()
 
@@ -158,6 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
                 time.sleep(trickle)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True  # the client has gone
+            self.fake.cut += 1
 
     def log_message(self, *_: object) -> None:
         pass

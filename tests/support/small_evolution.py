@@ -40,7 +40,7 @@ def outputs():
         folder = pairs["log.log_dir"]
         if os.path.exists(home + "/pause") and not os.path.exists(folder + "/half"):
             write(folder, "", half="")
-            time.sleep(60)
+            time.sleep(600)
         data = os.path.dirname(pairs["data.paths"])
         write(folder, "(" + read(data) + " + " + read(pairs["resume.restore_config.path"]) + ")")
     elif words[1:3] == ["convert", "export"]:

@@ -2,8 +2,9 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
+
+from support.waiting import wait_until
 
 from nemo_longpo.steps import Step
 
@@ -38,10 +39,7 @@ def python(name: str, code: str, **changes: object) -> Step:
 
 
 def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 30
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} did not appear"
-        time.sleep(0.02)
+    wait_until(path.exists)
 
 
 def is_alive(process: int) -> bool:
