@@ -2,6 +2,8 @@
 
 import atexit
 import gc
+import io
+import logging
 import os
 import signal
 
@@ -13,11 +15,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Imports leave a million objects that stay to the end: the collector need not look at them all the time, nor at exit.
-gc.set_threshold(50_000)
+gc.set_threshold(50_000, 10, 100)
 atexit.register(gc.freeze)
 
 import pytest
 import torch
+from support.nemo_process import NemoProcess, import_nemo, import_nothing
 from support.worker_pool import WorkerPool
 
 
@@ -30,8 +33,36 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
-def workers():
-    """Four processes that import torch and NeMo once, for all tests that start distributed jobs."""
-    pool = WorkerPool(4)
+def nemo_process():
+    """The process that has imported NeMo, for all that must not do it again."""
+    process = NemoProcess(import_nothing if torch.cuda.is_available() else import_nemo)
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="session")
+def programs(nemo_process, tmp_path_factory):
+    """A folder with `longpo`, `nemo` and `python` that need no import of NeMo."""
+    return nemo_process.write_programs(tmp_path_factory.mktemp("programs") / "bin")
+
+
+@pytest.fixture(scope="session")
+def workers(nemo_process):
+    """Four ranks for all tests that start distributed jobs."""
+    pool = WorkerPool(nemo_process, 4)
     yield pool
     pool.close()
+
+
+@pytest.fixture
+def logged():
+    """All that is logged meanwhile, at every level. Instead of pytest's `caplog`, which is switched off in
+    pyproject.toml: with NeMo come thousands of loggers, and it asks every one of them six times a test.
+    """
+    root, said = logging.getLogger(), io.StringIO()
+    handler, level = logging.StreamHandler(said), root.level
+    root.addHandler(handler)
+    root.setLevel(logging.NOTSET)
+    yield said
+    root.removeHandler(handler)
+    root.setLevel(level)

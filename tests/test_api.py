@@ -51,12 +51,13 @@ def test_page_describes_every_name():
         assert section.count("```python") == 1, section.splitlines()[0]
 
 
-def _run_examples(text: str, directory: Path) -> subprocess.CompletedProcess:
+def _run_examples(text: str, directory: Path, python: str | Path = sys.executable) -> subprocess.CompletedProcess:
     """Run the examples of `text` one after another, in one new process."""
     (directory / "model").symlink_to(MODEL)
     code = "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
     assert code
-    return subprocess.run([sys.executable, "-c", code], cwd=directory, capture_output=True, text=True)
+    (directory / "examples.py").write_text(code)
+    return subprocess.run([python, "examples.py"], cwd=directory, capture_output=True, text=True)
 
 
 WITHOUT_NEMO = PAGE.split("## Training and conversion")[0]
@@ -70,7 +71,7 @@ def test_examples_run_without_nemo(tmp_path):
 
 
 @pytest.mark.distributed
-def test_all_examples_run(tmp_path):
-    done = _run_examples(PAGE, tmp_path)
+def test_all_examples_run(tmp_path, programs):
+    done = _run_examples(PAGE, tmp_path, programs / "python")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "exported" / "config.json").is_file()

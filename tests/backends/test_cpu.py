@@ -55,8 +55,8 @@ class Findings:
 
 
 @pytest.fixture(scope="module")
-def findings(tmp_path_factory) -> Findings:
-    pool, directory = WorkerPool(2), str(tmp_path_factory.mktemp("training"))
+def findings(nemo_process, tmp_path_factory) -> Findings:
+    pool, directory = WorkerPool(nemo_process, 2), str(tmp_path_factory.mktemp("training"))
     try:
         (met_before,) = pool.run(cpu_jobs.met_needs, 1)
         redirected, _ = pool.run(cpu_jobs.activate_twice, 2)

@@ -346,6 +346,7 @@ def test_whole_run_with_stand_ins_continues_and_writes_what_it_has(tmp_path, tol
     assert (place.output / "seed-0" / "round-2" / "model" / "content").read_text().count("start of") == 3
 
 
+@pytest.mark.slow  # it waits for the time, and starts 70 programs
 def test_time_that_is_up_is_no_loss(tmp_path, told, place, capsys):
     base = shutil.copytree(told["evolution"]["base"], tmp_path / "base")
     (base / "content").write_text("base")
@@ -362,7 +363,7 @@ def test_time_that_is_up_is_no_loss(tmp_path, told, place, capsys):
 
 
 @pytest.mark.slow
-def test_whole_run(tmp_path, told, capsys):
+def test_whole_run(tmp_path, told, programs, capsys):
     """Real programs: one seed, two objectives, one round."""
     told["objectives"] = {name: told["objectives"][name] for name in ("longpo", "dpo")}
     small(told)["evolution"]["rounds"].pop()
@@ -370,6 +371,7 @@ def test_whole_run(tmp_path, told, capsys):
     told["evolution"]["train"]["settings"] |= {"trainer.max_steps": 2, "log.ckpt.every_n_train_steps": 1}
     load(tmp_path, told)
     words = ["--output", str(tmp_path / "out"), "--settings", str(tmp_path / "settings.yaml"), "--device", "cpu"]
+    words += ["--programs", str(programs)]
     assert run(*words, "--jobs", "2") == 0, capsys.readouterr().err
     written = json.loads((tmp_path / "out" / "replication.json").read_text())
     accuracy = written["accuracy"]

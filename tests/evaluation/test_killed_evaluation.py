@@ -5,12 +5,12 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from support.tiny_models import save_tiny, sentences
+from support.waiting import wait_until
 
 KILLS = 10
 SECONDS = 300
@@ -34,12 +34,12 @@ def write_questions(path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory):
+def command(programs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed")
     models = [f"{name}={save_tiny(folder / name, seed=seed)}" for seed, name in enumerate(("before", "after"))]
     write_questions(folder / "books.jsonl")
     words = [*models, "--suite", str(folder / "books.jsonl"), "--batch-tokens", "2500", "--chat-date", "2026-01-01"]
-    return [sys.executable, "-m", "nemo_longpo.cli", "eval", *words]
+    return [programs / "longpo", "eval", *words]
 
 
 def start(command, output, log):
@@ -57,15 +57,14 @@ def answered(output: Path) -> int:
     return sum(path.read_bytes().count(b"\n") for path in output.glob("answers/*.jsonl"))
 
 
-def kill_after(process, output: Path, more: int, seconds: float) -> None:
+def kill_after(process, nemo_process, output: Path, more: int, seconds: float) -> None:
     """SIGKILL so long after so many more answers."""
-    target, end = answered(output) + more, time.monotonic() + SECONDS
-    while process.poll() is None and answered(output) < target:
-        assert time.monotonic() < end, "no answers"
-        time.sleep(0.002)
+    target = answered(output) + more
+    wait_until(lambda: process.poll() is not None or answered(output) >= target)
     time.sleep(seconds)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    nemo_process.wait_for_forks()
 
 
 def contents(output: Path) -> dict[str, bytes]:
@@ -73,7 +72,7 @@ def contents(output: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_ten_kills_leave_no_trace(command, tmp_path):
+def test_ten_kills_leave_no_trace(command, nemo_process, tmp_path):
     whole, killed, log = tmp_path / "whole", tmp_path / "killed", tmp_path / "log"
     assert start(command, whole, log).wait(SECONDS) == 0, log.read_text()
     asked = answered(whole)
@@ -82,7 +81,7 @@ def test_ten_kills_leave_no_trace(command, tmp_path):
     seen = []
     for _ in range(KILLS):
         process = start(command, killed, log)
-        kill_after(process, killed, draw.randrange(1, 12), draw.random() * 0.01)
+        kill_after(process, nemo_process, killed, draw.randrange(1, 12), draw.random() * 0.01)
         assert process.returncode == -signal.SIGKILL, log.read_text()
         seen.append(answered(killed))
     assert seen == sorted(set(seen)), "each run goes on where the last one was killed"

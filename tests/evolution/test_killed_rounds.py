@@ -18,6 +18,7 @@ import psutil
 import pytest
 import yaml
 from support import small_evolution
+from support.waiting import wait_until
 
 from nemo_longpo.recipes.demo.corpus import write_corpus
 from nemo_longpo.recipes.demo.one_round import BASE_MODEL, PROMPTS
@@ -46,14 +47,14 @@ open(folder + "/content", "w").write(state["weights"])
 
 
 @pytest.fixture
-def told(tmp_path):
+def told(tmp_path, programs):
     """One round from the demo's model, whose data are made by the real commands."""
-    programs = small_evolution.programs(tmp_path)
-    (programs / "nemo").write_text(_TRAINER)
-    real = f'[ "$1" = data ] && exec {sys.executable} -m nemo_longpo.cli "$@"'
-    (programs / "longpo").rename(programs / "stand-in")
-    (programs / "longpo").write_text(f'#!/bin/bash\n{real}\nexec {programs}/stand-in "$@"\n')
-    (programs / "longpo").chmod(0o755)
+    stand_ins = small_evolution.programs(tmp_path)
+    (stand_ins / "nemo").write_text(_TRAINER)
+    (stand_ins / "longpo").rename(stand_ins / "stand-in")
+    real = f'[ "$1" = data ] && exec {programs}/longpo "$@"'
+    (stand_ins / "longpo").write_text(f'#!/bin/bash\n{real}\nexec {stand_ins}/stand-in "$@"\n')
+    (stand_ins / "longpo").chmod(0o755)
     told = small_evolution.content(tmp_path)
     write_corpus(tmp_path / "documents.jsonl", 6, 200, seed=1)
     base = tmp_path / "base"
@@ -71,7 +72,7 @@ def told(tmp_path):
     }
     told["gate"]["fewest_pairs"] = 1
     told["train"]["settings"]["trainer.max_steps"] = 20
-    del told["environments"]["data"]
+    told["environments"]["data"] = str(programs)
     return told
 
 
@@ -87,31 +88,31 @@ def start(folder, told, output):
         )
 
 
-def kill(process):
+def kill(process, nemo_process):
     """End a process and all that it has started, at once and without a chance to clean up."""
     for own in [*psutil.Process(process.pid).children(recursive=True), process]:
         with suppress(ProcessLookupError):
             os.kill(own.pid, signal.SIGKILL)
     process.wait()
+    nemo_process.wait_for_forks()
+
+
+def files(output):
+    return sum(len(names) for _, _, names in os.walk(output))
 
 
 @pytest.mark.slow
-def test_killed_rounds_end_with_the_same_weights(tmp_path, told):
-    started = time.monotonic()
+def test_killed_rounds_end_with_the_same_weights(tmp_path, nemo_process, told):
     assert start(tmp_path, told, tmp_path / "calm").wait() == 0, (tmp_path / "calm.log").read_text()
-    seconds = time.monotonic() - started
     draw = random.Random(0)
-    killed = 0
-    while killed < KILLS:
-        process = start(tmp_path, told, tmp_path / "killed")
-        try:
-            assert process.wait(draw.uniform(0.1, 0.5) * seconds) == 0, (tmp_path / "killed.log").read_text()
-            break  # it was done before its turn
-        except subprocess.TimeoutExpired:
-            kill(process)
-            killed += 1
-    assert killed >= 2
-    assert start(tmp_path, told, tmp_path / "killed").wait() == 0, (tmp_path / "killed.log").read_text()
+    killed = tmp_path / "killed"
+    for moment in sorted(draw.sample(range(1, int(0.9 * files(tmp_path / "calm"))), KILLS)):
+        process = start(tmp_path, told, killed)
+        wait_until(lambda: files(killed) >= moment or process.poll() is not None)  # noqa: B023
+        assert process.poll() is None, (tmp_path / "killed.log").read_text()
+        time.sleep(draw.uniform(0, 0.2))
+        kill(process, nemo_process)
+    assert start(tmp_path, told, killed).wait() == 0, (tmp_path / "killed.log").read_text()
     weights = [(tmp_path / name / "round-1/model/content").read_text() for name in ("calm", "killed")]
     assert weights[0] == weights[1]
     assert len(weights[0]) > 64

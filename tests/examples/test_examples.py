@@ -134,18 +134,17 @@ def settings_of(commands: list[list[str]]) -> dict[str, str]:
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("script", ["train_128k.sh", "train_512k.sbatch"])
-def test_nemo_takes_the_scripts_settings(script, tmp_path):
+def test_nemo_takes_the_scripts_settings(script, tmp_path, programs):
     slurm = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "7", "IMAGE": "longpo.sqsh"}
     (command,) = (words for words in calls_of(script, tmp_path, **slurm) if words[0] == "nemo")
-    nemo = Path(sys.executable).with_name("nemo")
-    done = subprocess.run([nemo, *command[1:], "--dryrun"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([programs / "nemo", *command[1:], "--dryrun"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     for setting in settings_of([command]).values():
         assert setting in done.stdout
 
 
 @pytest.mark.distributed
-def test_python_script_trains_two_steps(tmp_path):
+def test_python_script_trains_two_steps(tmp_path, programs):
     from support import tiny_models, training_pairs
 
     from nemo_longpo.checkpoints.run_directory import read_metrics
@@ -157,6 +156,7 @@ def test_python_script_trains_two_steps(tmp_path):
     shards = training_pairs.write_shards(tmp_path / "shards", training_pairs.uneven_records(vocab), tokenizer, vocab)
     checkpoint = import_checkpoint(model, tmp_path / "start")
     words = ["--checkpoint", checkpoint, "--shards", shards, "--output", tmp_path / "run", "--steps", "2"]
-    done = subprocess.run([sys.executable, EXAMPLES / "train.py", *words], cwd=tmp_path, capture_output=True, text=True)
+    command = [programs / "python", EXAMPLES / "train.py", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert [step["step"] for step in read_metrics(tmp_path / "run")] == [1, 2]

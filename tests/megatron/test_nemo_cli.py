@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.jobs import megatron_jobs
 from support.training_pairs import with_short_prompts, write_tiny_shards
 
 from nemo_longpo.checkpoints.run_directory import find_checkpoint, metrics_file, read_metrics
@@ -22,8 +23,10 @@ pytestmark = pytest.mark.distributed
 SECONDS = 240
 
 
-def _nemo(directory: Path, *arguments: str) -> subprocess.CompletedProcess:
-    command = [str(Path(sys.executable).with_name("nemo")), "llm", "finetune", *arguments]
+def _nemo(
+    directory: Path, *arguments: str, programs: Path = Path(sys.executable).parent
+) -> subprocess.CompletedProcess:
+    command = [str(programs / "nemo"), "llm", "finetune", *arguments]
     environment = {**os.environ, "COLUMNS": "200"}
     process = subprocess.Popen(
         command,
@@ -43,14 +46,13 @@ def _nemo(directory: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(command, process.returncode, output)
 
 
-def test_help_lists_the_recipes(tmp_path):
-    from nemo_longpo.recipes.factories import RECIPES
+def test_help_lists_the_recipes(tmp_path, programs, workers):
+    shown = _nemo(tmp_path, "--help", programs=programs).stdout
+    (recipes,) = workers.run(megatron_jobs.names_of_recipes, 1)
+    assert [name for name in recipes if name not in shown] == []
 
-    shown = _nemo(tmp_path, "--help").stdout
-    assert [name for name in RECIPES if name not in shown] == []
 
-
-def test_dryrun_prints_the_configuration(tmp_path):
+def test_dryrun_prints_the_configuration(tmp_path, programs):
     """Of a 7B recipe: values of its own, every kind of override, and NeMo's LoRA."""
     overrides = {
         "data.paths": "my_shards",
@@ -72,7 +74,7 @@ def test_dryrun_prints_the_configuration(tmp_path):
         "log.log_dir": "my_run",
     }
     settings = (f"{path}={value}" for path, value in overrides.items())
-    result = _nemo(tmp_path, "--factory", "mistral_7b_longpo_128k", "--dryrun", *settings)
+    result = _nemo(tmp_path, "--factory", "mistral_7b_longpo_128k", "--dryrun", *settings, programs=programs)
     assert result.returncode == 0, result.stdout
     for shown in (
         *(
@@ -128,7 +130,7 @@ def test_two_processes_train_and_save(workbench, tmp_path):
 
 
 @pytest.mark.parametrize("workbench", ["mistral"], indirect=True)
-def test_planned_recipe_trains(workbench, tmp_path):
+def test_planned_recipe_trains(workbench, tmp_path, programs):
     """The file is taken as it is; only the data, the checkpoint and the length of the run are given."""
     longest = max(max(record.lengths[0] for record in workbench.records), 2)
     plan = ["--length", str(longest), "--branch-tokens", "64", "--gpus", "2", "--cp", "2", "--batch-size", "2"]
@@ -145,6 +147,7 @@ def test_planned_recipe_trains(workbench, tmp_path):
         f"resume.restore_config.path={workbench.checkpoint}",
         f"log.log_dir={tmp_path / 'run'}",
         "trainer.max_steps=2",
+        programs=programs,
     )
     assert result.returncode == 0, result.stdout[-3000:]
     for shown in ("context_parallel_size=2", "pair_layout='concatenated'", "recompute_modules=['mlp']"):
@@ -162,8 +165,8 @@ def _work_of_two(workbench) -> Iterator[Any]:
         yield pytest.approx((sum(sum(record.lengths) for record in records), flops), rel=1e-5)
 
 
-def test_bad_input_is_one_sentence(tmp_path):
-    result = _nemo(tmp_path, "--factory", "tiny_longpo", "--yes", "data.paths=nowhere")
+def test_bad_input_is_one_sentence(tmp_path, programs):
+    result = _nemo(tmp_path, "--factory", "tiny_longpo", "--yes", "data.paths=nowhere", programs=programs)
     assert result.returncode != 0
     assert "resume.restore_config.path is not set; give the imported checkpoint to start from." in result.stdout
     assert "Traceback" not in result.stdout

@@ -47,7 +47,7 @@ def _left_over(run: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("workbench", ["mistral"], indirect=True)
-def test_killed_run_equals_undisturbed_run(workbench, workers, tmp_path):
+def test_killed_run_equals_undisturbed_run(workbench, nemo_process, workers, tmp_path):
     """With two context ranks, a decaying learning rate, and three of eight records a step, of similar length.
 
     One end is a SIGKILL, one falls into the removal of a checkpoint, and once the run goes on in another place. Where
@@ -73,7 +73,7 @@ def test_killed_run_equals_undisturbed_run(workbench, workers, tmp_path):
     assert saved == [2, 4, 6, 7]
     killed = settings("killed", **{"data.num_workers": 1})
     with pytest.raises(AssertionError, match="was killed"):
-        WorkerPool(2).run(megatron_jobs.finetune, 2, overrides=killed, checkpoints=True, kill_after=3)
+        WorkerPool(nemo_process, 2).run(megatron_jobs.finetune, 2, overrides=killed, checkpoints=True, kill_after=3)
     assert [line["step"] for line in _metrics(tmp_path / "killed")] == [1, 2, 3]
     workers.run(resume_jobs.finetune_until_removal, 2, overrides=killed)
     assert _left_over(tmp_path / "killed") == {

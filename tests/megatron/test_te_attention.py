@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.jobs import megatron_jobs, te_jobs
+from support.nemo_process import NemoProcess
 from support.worker_pool import WorkerPool
 from torch.distributed.checkpoint import FileSystemReader, load
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -20,10 +21,11 @@ pytestmark = pytest.mark.distributed
 @pytest.fixture(scope="module")
 def te_workers(tmp_path_factory):
     """Two processes in which `import transformer_engine` finds the stand-in."""
-    pool = WorkerPool(2)
-    pool.run(te_jobs.prepare, 2, directory=str(tmp_path_factory.mktemp("metadata")))
+    parent = NemoProcess(te_jobs.prepare, directory=str(tmp_path_factory.mktemp("metadata")))
+    pool = WorkerPool(parent, 2)
     yield pool
     pool.close()
+    parent.close()
 
 
 def test_only_core_attention_is_replaced(te_workers):

@@ -1,11 +1,15 @@
-"""Worker processes that import NeMo once and then run one distributed job after another over gloo."""
+"""Ranks that are forked once and then run one distributed job after another over gloo."""
 
 import multiprocessing
 import os
 import socket
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from typing import Any
+
+from support.nemo_process import NemoProcess
 
 JOB_TIMEOUT_SECONDS = 240
 
@@ -16,12 +20,10 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def _serve(rank: int, connection) -> None:
+def serve(rank: int, connection: Connection) -> None:
     import torch
 
     torch.set_num_threads(1)
-    # As in a process that trains; by spawn, as this one was started, workers that load data would import NeMo first.
-    multiprocessing.set_start_method("fork", force=True)
     while (job := connection.recv()) is not None:
         function, world_size, port, kwargs = job
         os.environ |= {
@@ -38,26 +40,22 @@ def _serve(rank: int, connection) -> None:
 
 
 class WorkerPool:
-    """`size` processes; `run` gives a job to the first of them.
+    """`size` ranks forked from `parent`; `run` gives a job to the first of them.
 
     A worker that fails or hangs ends them all; the next job then starts others.
     """
 
-    def __init__(self, size: int):
-        self._size = size
-        self._start()
+    def __init__(self, parent: NemoProcess, size: int):
+        self._parent, self._size = parent, size
+        self._lives: list[socket.socket] = []
+        self._connections: list[Connection] = []
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        pipes = [context.Pipe() for _ in range(self._size)]
-        self._connections = [ours for ours, _ in pipes]
-        self._processes = [
-            context.Process(target=_serve, args=(rank, theirs)) for rank, (_, theirs) in enumerate(pipes)
-        ]
-        for process in self._processes:
-            process.start()
-        for _, theirs in pipes:
-            theirs.close()
+        for rank in range(self._size):
+            ours, theirs = multiprocessing.Pipe()
+            with theirs:
+                self._lives.append(self._parent.ask("rank", [theirs.fileno()], rank=rank))
+            self._connections.append(ours)
 
     def run(self, function: Callable[..., Any], world_size: int, **kwargs: Any) -> list[Any]:
         """Call a module's `function(**kwargs)` on ranks 0 .. world_size − 1; returns their results.
@@ -68,7 +66,7 @@ class WorkerPool:
         Raises:
             AssertionError: with the first failing rank's traceback, or because a rank was killed or did not answer.
         """
-        if not self._processes:
+        if not self._connections:
             self._start()
         port, ranks = free_port(), range(world_size)
         for rank in ranks:
@@ -95,7 +93,14 @@ class WorkerPool:
         return [results[rank] for rank in ranks]
 
     def close(self) -> None:
-        for process in self._processes:
-            process.kill()
-            process.join()
-        self._processes = []
+        """Kill the workers, and wait for their end."""
+        for life in self._lives:
+            with suppress(OSError):
+                life.shutdown(socket.SHUT_WR)
+        for life in self._lives:
+            while life.recv(64):
+                pass
+            life.close()
+        for connection in self._connections:
+            connection.close()
+        self._lives, self._connections = [], []

@@ -21,9 +21,10 @@ IDS = [[5, 6, 7, 8], [9]]
 
 
 @pytest.mark.slow
-def test_answers_of_a_fresh_process(hf_models, tmp_path, monkeypatch):
+def test_answers_of_a_fresh_process(hf_models, programs, tmp_path, monkeypatch):
     """One model after the other, the second under other settings, the third missing; relative paths hold."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(programs / "python"))
     Path("model").symlink_to(hf_models["mistral"])
     for name in ("plain", "scaled"):
         Path(name).mkdir()

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 
 import pytest
 import torch
@@ -133,9 +134,10 @@ def test_checkpoint_that_cannot_be_trained(hf_models, nemo_checkpoints, tmp_path
         verify(hf_models["mistral"], bare)
 
 
-def test_command_computes_in_own_processes(hf_models, nemo_checkpoints, tmp_path, monkeypatch, capsys):
+def test_command_computes_in_own_processes(hf_models, nemo_checkpoints, programs, tmp_path, monkeypatch, capsys):
     """This process stays unchanged, and no files remain."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(programs / "python"))
     command = ["convert", "verify", str(nemo_checkpoints["llama"]), str(hf_models["llama"]), "--prompt", PROMPTS[0]]
     assert main(command) == 0
     printed = capsys.readouterr()

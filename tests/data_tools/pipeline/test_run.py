@@ -5,13 +5,12 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 from support import fake_slurm
+from support.waiting import wait_until
 
 from nemo_longpo.data_tools.pipeline.config import LaunchSettings, StageProcesses
 from nemo_longpo.data_tools.pipeline.run import _PartsBar
@@ -31,12 +30,19 @@ STAGES = {
 }
 
 
-def write_config(tmp_path, corpus, model, name="work", stages=tuple(STAGES), **changes):
-    content = {"input": str(corpus), "model": str(model), "output": str(tmp_path / name)}
-    content["stages"] = {stage: STAGES[stage] | changes.get(stage, {}) for stage in stages}
-    path = tmp_path / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
+@pytest.fixture
+def write_config(tmp_path, corpus, model_dir, programs):
+    """Write the file of a pipeline whose stages are processes that need not import what takes seconds."""
+
+    def write(name="work", stages=tuple(STAGES), **changes):
+        content = {"input": str(corpus), "model": str(model_dir), "output": str(tmp_path / name)}
+        command = {"command": str(programs / "longpo")}
+        content["stages"] = {stage: command | STAGES[stage] | changes.get(stage, {}) for stage in stages}
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    return write
 
 
 def option(key, value):
@@ -51,9 +57,9 @@ def contents(directory: Path) -> dict[str, bytes]:
     }
 
 
-def test_all_stages_and_again(longpo, tmp_path, corpus, model_dir):
+def test_all_stages_and_again(longpo, tmp_path, corpus, model_dir, write_config):
     """Two processes per stage write the same as one process; a second start does nothing."""
-    config = write_config(tmp_path, corpus, model_dir)
+    config = write_config()
     status, out, err = longpo("run", config, "--json")
     assert (status, err.count("Traceback")) == (0, 0), err
     report = json.loads(out)["reports"]
@@ -72,7 +78,7 @@ def test_all_stages_and_again(longpo, tmp_path, corpus, model_dir):
     assert longpo("run", config)[0] == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*")} == written
 
-    changed = write_config(tmp_path, corpus, model_dir, respond={"max_new_tokens": 97})
+    changed = write_config(respond={"max_new_tokens": 97})
     shutil.move(changed, tmp_path / "changed.yaml")
     status, _, err = longpo("run", tmp_path / "changed.yaml")
     assert status == 2
@@ -80,7 +86,7 @@ def test_all_stages_and_again(longpo, tmp_path, corpus, model_dir):
     (tmp_path / "work" / "steps.json").unlink()  # as in outputs that were made before there was such a file
     status, _, err = longpo("run", tmp_path / "changed.yaml")
     assert (status, "settings.max_new_tokens was 96, now 97" in err) == (2, True)
-    assert longpo("run", write_config(tmp_path, corpus, model_dir))[0] == 0
+    assert longpo("run", write_config())[0] == 0
     status, out, _ = longpo("run", tmp_path / "changed.yaml", "--dry-run", "--redo", "respond")
     lines = out.splitlines()
     assert [line for line in lines if not line.startswith("  ")] == [
@@ -99,19 +105,16 @@ def test_all_stages_and_again(longpo, tmp_path, corpus, model_dir):
     assert rewritten - {"runs", "logs", "status.json"} == {"respond", "filter", "score", "shards"}
 
 
-def test_a_killed_process_is_replaced(tmp_path, corpus, model_dir):
+def test_a_killed_process_is_replaced(tmp_path, programs, write_config):
     """Kill a process of `instruct` after its first part: the run continues and loses nothing."""
     changes = {"instruct": {"processes": 1, "max_new_tokens": 400}}
-    config = write_config(tmp_path, corpus, model_dir, stages=("chunk", "instruct"), **changes)
-    command = [sys.executable, "-m", "nemo_longpo.cli", "data", "run", str(config)]
+    config = write_config(stages=("chunk", "instruct"), **changes)
+    command = [programs / "longpo", "data", "run", str(config)]
     run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not (claims := [*(tmp_path / "work" / "instruct").glob(".claim-?")]):
-        assert run.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    claims = wait_until(lambda: [*(tmp_path / "work" / "instruct").glob(".claim-?")] or run.poll() is not None)
+    assert run.poll() is None
     os.kill(int(claims[0].read_text().split()[1]), signal.SIGKILL)
-    _, err = run.communicate(timeout=240)
+    _, err = run.communicate()
     assert run.returncode == 0, err
     assert "instruct: processes were lost; starting again what is missing" in err
     assert len([*(tmp_path / "work" / "instruct").glob("part-*.jsonl")]) == 4
@@ -136,10 +139,8 @@ def test_bar_moves_before_the_first_part(tmp_path):
         assert " 2/2 " in str(bar)
 
 
-def test_error_of_a_process_is_printed_once(longpo, tmp_path, corpus, model_dir):
-    config = write_config(
-        tmp_path, corpus, model_dir, stages=("chunk", "instruct"), instruct={"processes": 1, "max_new_tokens": 5000}
-    )
+def test_error_of_a_process_is_printed_once(longpo, write_config):
+    config = write_config(stages=("chunk", "instruct"), instruct={"processes": 1, "max_new_tokens": 5000})
     status, _, err = longpo("run", config)
     assert status == 2
     assert "stage 'instruct':" in err
@@ -163,15 +164,15 @@ def test_bad_executors(executor, message):
         executors.make_executor(executor, "executors.x")
 
 
-def test_stage_on_slurm_and_a_kill(tmp_path, corpus, model_dir, monkeypatch):
+def test_stage_on_slurm_and_a_kill(tmp_path, programs, write_config, monkeypatch):
     """The job of a stage outlives a killed command, and the next one watches it further."""
     home = fake_slurm.use(monkeypatch, tmp_path)
     (home / "hold").touch()
-    config = write_config(tmp_path, corpus, model_dir, stages=("chunk",), chunk={"executor": "gpus"})
+    config = write_config(stages=("chunk",), chunk={"executor": "gpus"})
     content = yaml.safe_load(config.read_text())
     content["executors"] = {"gpus": {"type": "SlurmExecutor", "account": "team"}}
     config.write_text(yaml.safe_dump(content))
-    command = [sys.executable, "-m", "nemo_longpo.cli", "data", "run", str(config)]
+    command = [programs / "longpo", "data", "run", str(config)]
     run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert run.stderr is not None
     while "chunk-0: Slurm job 101" not in run.stderr.readline():

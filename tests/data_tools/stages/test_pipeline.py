@@ -5,13 +5,12 @@ import os
 import re
 import signal
 import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 import torch
 from support.small_corpus import save_stopping_model
+from support.waiting import wait_until
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemo_longpo.shards.fingerprint import tokenizer_fingerprint
@@ -19,16 +18,6 @@ from nemo_longpo.shards.reader import ShardReader
 from nemo_longpo.shards.schema import spans_to_mask
 
 pytestmark = pytest.mark.slow
-
-RUN_DATA = """
-import argparse
-from nemo_longpo.data_tools.cli import register
-parser = argparse.ArgumentParser()
-register(parser.add_subparsers())
-arguments = parser.parse_args()
-arguments.run(arguments)
-"""
-
 
 ANYTHING = ("--no-check-requests",)  # models of random numbers write no requests
 
@@ -158,19 +147,17 @@ def test_own_pairs_as_text(longpo, model_dir, tmp_path):
     assert record.turns == 2
 
 
-def test_killed_stage_resumes_to_the_same_bytes(longpo, corpus, model_dir, tmp_path):
+def test_killed_stage_resumes_to_the_same_bytes(longpo, programs, nemo_process, corpus, model_dir, tmp_path):
     """SIGKILL in the middle of `respond`, then the same command again."""
     run_stages(longpo, corpus, model_dir, tmp_path)
     words = ["respond", "--input", tmp_path / "instruct", "--model", model_dir, "--temperature", 1]
     words += ["--max-new-tokens", 60, "--output", tmp_path / "killed"]
-    command = [sys.executable, "-c", RUN_DATA, "data", *map(str, words)]
+    command = [programs / "longpo", "data", *map(str, words)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "killed" / "part-00000.jsonl").exists() and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+    wait_until(lambda: (tmp_path / "killed" / "part-00000.jsonl").exists() or process.poll() is not None)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
+    nemo_process.wait_for_forks()
     assert len(list((tmp_path / "killed").glob("part*"))) < 3
     assert longpo(*words)[0] == 0
     names = [path.name for path in (tmp_path / "respond").iterdir()]

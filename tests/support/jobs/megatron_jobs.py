@@ -105,3 +105,9 @@ def embedding_rows(checkpoint: str) -> tuple[int, int]:
 
     config = load_architecture(Path(checkpoint))
     return config.vocab_size, config.__io__.vocab_size
+
+
+def names_of_recipes() -> list[str]:
+    from nemo_longpo.recipes.factories import RECIPES
+
+    return list(RECIPES)
