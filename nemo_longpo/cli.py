@@ -5,6 +5,7 @@ Every group of subcommands lies beside the code that it runs, in a module with `
 """
 
 import argparse
+import functools
 import sys
 import traceback
 
@@ -13,6 +14,7 @@ from nemo_longpo.errors import ERROR_MARK, InputError
 from nemo_longpo.terminal import READER_LEFT, escape_what_the_terminal_lacks, note, reader_left, show
 
 
+@functools.cache
 def build_parser() -> argparse.ArgumentParser:
     from nemo_longpo.conversion.cli import register as register_convert
     from nemo_longpo.data_tools.cli import register as register_data

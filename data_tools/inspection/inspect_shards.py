@@ -6,6 +6,7 @@ each context 320 at about 8 bytes: less than 1 MB per document, whatever the siz
 """
 
 import base64
+import functools
 import hashlib
 import os
 import unicodedata
@@ -110,6 +111,7 @@ _NEEDED = frozenset("\u200c\u200d\u200e\u200f\n\t")
 _HIDDEN = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 
 
+@functools.cache
 def environment(*folders: Path) -> Environment:
     """Return the environment of these folders' templates, which escape values and spell out hidden characters."""
     made = Environment(

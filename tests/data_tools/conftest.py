@@ -19,16 +19,21 @@ def corpus(tmp_path):
     return directory
 
 
-@pytest.fixture
-def longpo(capsys):
-    """Run `longpo data …` in this process; return (exit status, standard output, standard error)."""
+@pytest.fixture(scope="session")
+def parser():
     import argparse
 
     from nemo_longpo.data_tools.cli import register
-    from nemo_longpo.errors import InputError
 
     parser = argparse.ArgumentParser(prog="longpo")
     register(parser.add_subparsers(required=True))
+    return parser
+
+
+@pytest.fixture
+def longpo(capsys, parser):
+    """Run `longpo data …` in this process; return (exit status, standard output, standard error)."""
+    from nemo_longpo.errors import InputError
 
     def run(*words: object) -> tuple[int, str, str]:
         arguments = parser.parse_args(["data", *(str(word) for word in words)])

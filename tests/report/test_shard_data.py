@@ -16,6 +16,8 @@ from nemo_longpo.checkpoints import run_inputs
 from nemo_longpo.data_tools.model import load_chat
 from nemo_longpo.report import pages, shard_data
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 FILTER = {"most_words": 40}
 
 

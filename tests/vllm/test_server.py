@@ -1,7 +1,6 @@
 """The server engine with a real vLLM server, which is killed and started again in the middle of a run."""
 
 import json
-import logging
 import time
 from pathlib import Path
 from threading import Thread
@@ -96,7 +95,7 @@ def kill_and_restart(server, output, parts_at_death):
     server.start()
 
 
-def test_restarted_server_loses_no_turn(mistral, server, tmp_path, caplog):
+def test_restarted_server_loses_no_turn(mistral, server, tmp_path, logged):
     documents = [make_document(index, 8) for index in range(DOCUMENTS)]
     records = [
         {
@@ -113,8 +112,7 @@ def test_restarted_server_loses_no_turn(mistral, server, tmp_path, caplog):
     parts_at_death: list[Path] = []
     killer = Thread(target=kill_and_restart, args=(server, tmp_path / "disturbed", parts_at_death), daemon=True)
     killer.start()
-    with caplog.at_level(logging.WARNING):
-        assert respond(pairs, mistral, tmp_path / "disturbed", server) == 0
+    assert respond(pairs, mistral, tmp_path / "disturbed", server) == 0
     killer.join()
 
     calm, disturbed = (
@@ -123,7 +121,7 @@ def test_restarted_server_loses_no_turn(mistral, server, tmp_path, caplog):
     )
     assert len(calm) == DOCUMENTS // DOCUMENTS_PER_PART
     assert [path.name for path in parts_at_death] == ["part-00000.jsonl"]
-    assert f"{server.url} answers again" in caplog.text
+    assert f"{server.url} answers again" in logged.getvalue()
     assert disturbed == calm
     turns = [turn for part in calm.values() for line in part.splitlines() for turn in json.loads(line)["turns"]]
     assert len(turns) == DOCUMENTS * TURNS

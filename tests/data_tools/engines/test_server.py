@@ -117,8 +117,7 @@ def test_refused_request_shows_the_servers_message(servers, load):
     assert len(server.bodies) == 1
 
 
-def test_the_key_is_sent_and_never_shown(servers, load, monkeypatch, caplog):
-    caplog.set_level(0)
+def test_the_key_is_sent_and_never_shown(servers, load, monkeypatch, logged):
     (server,) = servers()
     monkeypatch.delenv("LONGPO_API_KEY", raising=False)
     monkeypatch.setenv("OPENAI_API_KEY", "second-secret\n")
@@ -131,16 +130,15 @@ def test_the_key_is_sent_and_never_shown(servers, load, monkeypatch, caplog):
         InputError, match=r"refuses access \(status 401\); put the server's key into LONGPO_API_KEY"
     ) as e:
         generate(engine, PROMPTS[:1])
-    assert caplog.text
-    assert "secret" not in caplog.text + str(e.value)
+    assert logged.getvalue()
+    assert "secret" not in logged.getvalue() + str(e.value)
     monkeypatch.setenv("LONGPO_API_KEY", "two\nlines-secret")
     with pytest.raises(InputError, match="holds characters that no header can carry") as e:
         load(server)
     assert "secret" not in str(e.value)
 
 
-def test_login_in_an_address_is_never_shown(servers, load, monkeypatch, caplog):
-    caplog.set_level(0)
+def test_login_in_an_address_is_never_shown(servers, load, monkeypatch, logged):
     (server,) = servers()
     monkeypatch.setenv("LONGPO_API_KEY", "key")
     engine = load(server.url.replace("//", "//me:p%40ss-secret@"), server.url)
@@ -150,8 +148,8 @@ def test_login_in_an_address_is_never_shown(servers, load, monkeypatch, caplog):
         generate(engine, PROMPTS[:1])
     with pytest.raises(InputError, match=r"base_url 'http://\*\*\*@host:x' is no address") as wrong:
         load("http://me:secret/@host:x")
-    assert caplog.text
-    assert "secret" not in caplog.text + str(refused.value) + str(wrong.value)
+    assert logged.getvalue()
+    assert "secret" not in logged.getvalue() + str(refused.value) + str(wrong.value)
     monkeypatch.setenv("LONGPO_LOGIN", "you:there")
     server.keys.clear()
     load(server)

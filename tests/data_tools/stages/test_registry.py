@@ -8,7 +8,7 @@ from pkgutil import resolve_name
 
 import pytest
 
-from nemo_longpo.cli import main
+from nemo_longpo.cli import build_parser, main
 from nemo_longpo.data_tools.cli import register
 from nemo_longpo.data_tools.options import Settings, setting
 from nemo_longpo.data_tools.pipeline.config import load_pipeline
@@ -43,7 +43,9 @@ def count(tmp_path, monkeypatch):
         needs_model=False,
     )
     monkeypatch.setitem(STAGES, "count", row)
+    build_parser.cache_clear()
     yield row
+    build_parser.cache_clear()
     sys.modules.pop("counting", None)
 
 
