@@ -202,6 +202,8 @@ class NemoProcess:
             time.sleep(0.01)
 
     def close(self) -> None:
+        """End it, after the forks that are ending: their processor time is its own then."""
+        psutil.wait_procs(psutil.Process(self._process.pid).children(), timeout=5)
         self._process.kill()
         self._process.join()
         self._folder.cleanup()
