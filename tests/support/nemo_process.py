@@ -39,7 +39,8 @@ for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda number, frame: asked.sendall(bytes([number])))
 status = int(asked.makefile().readline())
 if status < 0:
-    signal.signal(-status, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), -status)
 os._exit(status)
 """
