@@ -181,8 +181,13 @@ def test_stage_on_slurm_and_a_kill(tmp_path, programs, write_config, monkeypatch
     run.communicate()
     redone = subprocess.run([*command, "--redo", "chunk"], capture_output=True, text=True)
     assert "is pending and writes what would be removed" in redone.stderr
+    again = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert again.stderr is not None
+    while "chunk-0: Slurm job 101 was submitted before" not in (line := again.stderr.readline()):
+        assert again.poll() is None
+        assert "Slurm job 102" not in line
     (home / "hold").unlink()
-    again = subprocess.run(command, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
+    _, said = again.communicate()
+    assert again.returncode == 0, said
     assert [job["number"] for job in fake_slurm.jobs(home)] == ["101"]
     assert len([*(tmp_path / "work" / "chunk").glob("part-*.jsonl")]) == 4
