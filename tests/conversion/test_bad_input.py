@@ -31,7 +31,7 @@ IMPORT_FAULTS: dict[str, Fault] = {
     "gemma": (
         config(model_type="gemma", architectures=["GemmaForCausalLM"]),
         "describes GemmaForCausalLM (gemma); supported are MistralForCausalLM (mistral), Qwen2ForCausalLM (qwen2), "
-        "LlamaForCausalLM (llama)",
+        "Qwen3ForCausalLM (qwen3), LlamaForCausalLM (llama)",
     ),
     "multimodal": (
         config(model_type="mistral3", architectures=["Mistral3ForConditionalGeneration"], text_config={}),
