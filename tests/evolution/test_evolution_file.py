@@ -60,7 +60,7 @@ BAD = {
     "a length beyond the RoPE base of its round": (
         setter("rounds", 1, "length", to=9_000_000),
         "X/evolve.yaml: round 2: 9,000,000 tokens with 64 for answers cannot be told apart: with RoPE base 100000 even "
-        "the slowest rotation repeats after 1,986 positions; give a rope_theta of 2.1e+12 or more or a length of at",
+        "the slowest rotation repeats after 438,459 positions; give a rope_theta of 2.3e+06 or more or a length of at",
     ),
     "a scaling that is no JSON": (
         setter("rounds", 0, "rope_scaling", to="yarn"),

@@ -21,7 +21,8 @@ def told(tmp_path: Path) -> dict[str, Any]:
     small_evolution.programs(tmp_path)
     told = small_evolution.content(tmp_path)
     sizes = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
-    rest = {"num_key_value_heads": 8, "vocab_size": 32000, "torch_dtype": "bfloat16", "max_position_embeddings": 32768}
+    rest = {"num_key_value_heads": 8, "head_dim": 128, "vocab_size": 32000, "torch_dtype": "bfloat16"}
+    rest |= {"max_position_embeddings": 32768}
     config = tmp_path / "base/config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | sizes | rest))
     return told

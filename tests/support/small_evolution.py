@@ -90,6 +90,7 @@ def content(folder: Path) -> dict[str, Any]:
                 "intermediate_size": 16,
                 "num_hidden_layers": 1,
                 "num_attention_heads": 2,
+                "head_dim": 64,
                 "vocab_size": 32,
             }
         )

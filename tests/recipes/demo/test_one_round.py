@@ -131,7 +131,7 @@ def test_demo_ends_with_summary_and_plots(
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert summary["accuracy_before"] == {"64": 0.98, "256": 0.7}
     assert summary["accuracy_after"] == {"64": 0.95, "256": 0.95}
-    assert list(summary["seconds"]) == list(steps_of(programs))
+    assert list(summary["seconds"]) == list(steps_of(programs, tokens=256))
     written = [Path(path) for value in summary["files"].values() for path in ([value] if type(value) is str else value)]
     assert [path for path in written if not path.exists()] == [programs / "round-1/evaluation/results.html"]
     for name in ("accuracy.png", "rewards.png"):
