@@ -41,6 +41,7 @@ def token_logprobs(
     vocab_chunk_size: int | None = None,
     vocab_start: int = 0,
     group: dist.ProcessGroup | None = None,
+    weight_grad_PH: Tensor | None = None,
 ) -> Tensor:
     """`(hidden_NH @ weight_VH.T).log_softmax(-1).gather(-1, labels_N)`, fp32 [N], with `chunk_size` rows of logits,
     of `vocab_chunk_size` columns or all.
@@ -50,9 +51,17 @@ def token_logprobs(
     With `group`, each rank holds rows `vocab_start .. + P` of the weight (P may differ, and be 0) and the same hidden
     states and labels. All get the same log-probs, by two all-reduces of 2 N and N numbers. The backward communicates
     nothing: the hidden states' gradient is this rank's part of a sum over the group, which the caller completes.
+
+    With `weight_grad_PH`, of the logits' precision, the backward adds the weight's gradient to it and gives autograd
+    none: neither a sum of its own, P · H · 4 bytes, nor a rounded copy of it is made.
     """
+    tile = chunk_size, vocab_chunk_size or len(weight_PH)
+    if weight_grad_PH is not None:
+        precise = torch.promote_types(weight_PH.dtype, torch.float32)
+        assert (weight_grad_PH.shape, weight_grad_PH.dtype) == (weight_PH.shape, precise), "no sum of this gradient"
+        weight_PH = weight_PH.detach()
     return _TokenLogprobs.apply(  # type: ignore[no-untyped-call, no-any-return]
-        hidden_NH, weight_PH, labels_N, (chunk_size, vocab_chunk_size or len(weight_PH)), vocab_start, group
+        hidden_NH, weight_PH, labels_N, tile, vocab_start, group, weight_grad_PH
     )
 
 
@@ -108,6 +117,7 @@ class _TokenLogprobs(torch.autograd.Function):
         tile: tuple[int, int],
         vocab_start: int,
         group: Any,
+        weight_grad_PH: Tensor | None,
     ) -> Tensor:
         scored = (labels_N != IGNORE_LABEL).nonzero()[:, 0]
         labels = labels_N[scored] - vocab_start
@@ -125,7 +135,7 @@ class _TokenLogprobs(torch.autograd.Function):
         maximum_of_all, picked = _all_reduce(local.clone(), dist.ReduceOp.MAX, group)
         log_total = _all_reduce(total * (maximum - maximum_of_all).exp(), dist.ReduceOp.SUM, group).log()
         ctx.save_for_backward(hidden_NH, weight_PH, scored, labels, maximum_of_all + log_total)
-        ctx.tile = tile
+        ctx.tile, ctx.weight_grad_PH = tile, weight_grad_PH
         # In this order a row that is nearly certain keeps its digits.
         logprobs: Tensor = (picked - maximum_of_all) - log_total
         return logprobs.new_zeros(labels_N.shape).index_copy_(0, scored, logprobs)
@@ -136,7 +146,9 @@ class _TokenLogprobs(torch.autograd.Function):
         hidden_NH, weight_PH, scored, labels, logsumexp = ctx.saved_tensors
         needs_hidden, needs_weight, *_ = ctx.needs_input_grad
         grad_hidden_NH = torch.zeros_like(hidden_NH) if needs_hidden else None
-        grad_weight_PH = torch.zeros_like(weight_PH, dtype=logsumexp.dtype) if needs_weight else None
+        grad_weight_PH = ctx.weight_grad_PH
+        if needs_weight:
+            grad_weight_PH = torch.zeros_like(weight_PH, dtype=logsumexp.dtype)
         for rows in _slices(len(scored), ctx.tile[0]):
             places = scored[rows]
             hidden_nH, grad_n = hidden_NH[places], grad_N[places]
@@ -151,9 +163,8 @@ class _TokenLogprobs(torch.autograd.Function):
                 del grad_np  # before the next tile's logits
             if grad_hidden_NH is not None and sum_nH is not None:
                 grad_hidden_NH[places] = sum_nH.to(hidden_NH.dtype)
-        if grad_weight_PH is not None:
-            grad_weight_PH = grad_weight_PH.to(weight_PH.dtype)
-        return grad_hidden_NH, grad_weight_PH, None, None, None, None
+        returned = grad_weight_PH.to(weight_PH.dtype) if needs_weight else None
+        return grad_hidden_NH, returned, None, None, None, None, None
 
 
 def _slices(length: int, size: int) -> Iterator[slice]:

@@ -1,6 +1,5 @@
 """Token log-probs against `logits.log_softmax(-1).gather(-1, labels)`, in one process and over several."""
 
-from collections.abc import Callable
 from unittest.mock import patch
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 from support.fake_cuda import fake_cuda
 from support.jobs import gloo_jobs
 from support.jobs.gloo_jobs import HIDDEN, ROWS, logprob_problem
+from support.memory_use import peak_bytes
 from torch.utils.flop_counter import FlopCounterMode
 
 from nemo_longpo import logprobs as module
@@ -155,15 +155,6 @@ def test_bfloat16_is_as_exact_as_full_logits(chunk_size, vocab_chunk_size):
     ):
         error, *allowed = ((value.double() - exact).square().mean().sqrt() for value in (ours, *others))
         assert error <= 1.1 * min(allowed), f"{name}: {error:.3g}, all at once {allowed}"
-
-
-def peak_bytes(work: Callable[[], None]) -> int:
-    """Return the peak of torch's allocated memory above its start."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        work()
-    events = profiler.profiler.kineto_results.events()
-    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-    return int(np.cumsum([size for _, size in changes]).max())
 
 
 @pytest.mark.parametrize(("dtype", "tile"), [(torch.float32, (704, 1344)), (torch.bfloat16, (576, 1088))])

@@ -10,6 +10,7 @@ from megatron.core import tensor_parallel
 from megatron.core.models.gpt import GPTModel
 from nemo.collections.llm.gpt.model.base import GPTConfig
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from nemo_longpo.attention.rope import inverse_frequencies, rotary_angles
 from nemo_longpo.errors import InputError
@@ -29,16 +30,11 @@ class LogprobOutputLayer(tensor_parallel.ColumnParallelLinear):
     It is a layer and not a function of the weight: with `overlap_param_gather`, Megatron's data parallelism waits for a
     parameter in a forward pre-hook of the module that owns it, so the weight must be used inside a call of that module.
 
-    Gradient accumulation fusion (`gradient_accumulation_fusion`, of apex and Transformer Engine): with it, the backward
-    of Megatron's linear layers adds the weight's gradient to fp32 `main_grad` itself, sets `grad_added_to_main_grad`,
-    and gives autograd a dummy that the data-parallel hook drops. This layer does not use the fusion, and nothing has to
-    be switched off: it sums its chunks in fp32 (P · H · 4 bytes during its backward), rounds once and returns an
-    ordinary gradient. `grad_added_to_main_grad`, which every step resets, stays False for this weight, so the hook adds
-    the gradient to `main_grad`, once per micro-batch. All other layers keep the fusion. If the weight is also the
-    embedding's:
-    - on one pipeline stage, autograd adds the embedding's gradient, which is never fused, before the hook sees the sum.
-      Megatron marks that weight `zero_out_wgrad`, so that its own output layer's dummy is zero; here it has no effect;
-    - on two stages, each copy has its own hook, and Megatron sums their `main_grad` at the end of the step.
+    In data parallelism the weight's gradient of each tile is added to the fp32 `main_grad` at once, see
+    `_AddedToMainGrad`, as Megatron's linear layers do under `gradient_accumulation_fusion`; this needs none of its
+    kernels and is done whatever that setting says. Where `main_grad` has the precision of the weight
+    (`grad_reduce_in_fp32=False`), adding tile after tile to it would round each time: there the layer sums its tiles in
+    fp32, rounds once and returns an ordinary gradient.
     `defer_embedding_wgrad_compute`, which keeps inputs and gradients of all logits until the end of the pipeline, is
     refused.
     """
@@ -82,16 +78,58 @@ class LogprobOutputLayer(tensor_parallel.ColumnParallelLinear):
             hidden = tensor_parallel.copy_to_tensor_model_parallel_region(input_, group=self.tp_group)
         weight = self.weight if weight is None else weight
         rows, columns = self.budget.tile(len(weight), self.input_size, weight.dtype)
+        main_grad = _fp32_main_grad(weight)
+        if main_grad is not None:
+            hidden = _AddedToMainGrad.apply(hidden, weight)
+        real = slice(self.real_rows)
         logprobs = token_logprobs(
             hidden.flatten(0, 1),
-            weight if self.real_rows == len(weight) else weight[: self.real_rows],
+            weight if self.real_rows == len(weight) else weight[real],
             labels.T.flatten(),
             chunk_size=rows,
             vocab_chunk_size=columns,
             vocab_start=self.vocab_start,
             group=self.tp_group,
+            weight_grad_PH=None if main_grad is None else main_grad[real],
         )
         return logprobs.view(labels.T.shape).T
+
+
+def _fp32_main_grad(weight: Any) -> Tensor | None:
+    """The buffer in which Megatron's data parallelism adds up this weight's gradient over micro-batches, if it is fp32.
+
+    Its hook then looks at `grad_added_to_main_grad`; buffers of others, without that mark, are left to their hooks.
+    """
+    if not weight.requires_grad or getattr(weight, "grad_added_to_main_grad", None) is None:
+        return None
+    return weight.main_grad if weight.main_grad.dtype == torch.float32 else None
+
+
+class _AddedToMainGrad(torch.autograd.Function):
+    """Returns the hidden states. Its backward comes after that of the log-probs, which has added the weight's gradient
+    to `main_grad`: it says so to the data-parallel hook and gives autograd a gradient to call the hook with.
+
+    The hook drops that gradient (megatron/core/distributed/distributed_data_parallel.py, `_make_backward_post_hook`),
+    so it is only a view of `main_grad`'s memory in the weight's type, and costs nothing. If the weight is also the
+    embedding's:
+    - on one pipeline stage, Megatron marks it `zero_out_wgrad` and the hook adds what autograd has: that must be the
+      embedding's gradient alone, so nothing is added to it here;
+    - on two stages, each copy has its own hook, and Megatron sums their `main_grad` at the end of the step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:
+        ctx.weight = weight
+        return hidden.view_as(hidden)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        weight = ctx.weight
+        weight.grad_added_to_main_grad = True
+        if getattr(weight, "zero_out_wgrad", False):
+            return grad, None
+        return grad, weight.main_grad.view(weight.dtype).flatten()[: weight.numel()].view_as(weight)
 
 
 class LogprobGPTModel(GPTModel):

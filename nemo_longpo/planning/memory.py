@@ -212,14 +212,16 @@ def branch_bytes(job: Job, placement: Placement) -> float:
 
 
 def logprob_moment(job: Job, placement: Placement) -> float:
-    """Backward of the output layer: (1 / tp + 2) · R · h · b + the chunks' budget + V / tp · h · (4 + b).
+    """Backward of the output layer: (1 / tp + 2) · R · h · b + the chunks' budget.
 
-    The final norm's input, its output and that one's gradient, both whole on every tensor-parallel rank; the weight's
-    gradient summed in fp32 and, unless that is its type, rounded.
+    The final norm's input, its output and that one's gradient, both whole on every tensor-parallel rank. Where gradients
+    are not summed in fp32, the weight's is first summed in fp32 and, unless that is its type, rounded:
+    V / tp · h · (4 + b) more.
     """
     shape, size = job.shape, job.number_bytes
     states = (1 / placement.tp + 2) * job.rows_per_gpu(placement) * shape.hidden * size
-    gradient = shape.table / placement.tp * (4 if size == 4 else 4 + size)
+    separate = not placement.grad_reduce_in_fp32
+    gradient = shape.table / placement.tp * (4 if size == 4 else 4 + size) if separate else 0.0
     return states + job.logprob_memory_gb * 1e9 + gradient
 
 

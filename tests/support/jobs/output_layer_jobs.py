@@ -1,12 +1,14 @@
 """What a worker of `WorkerPool` runs to test the output layer: Megatron's, taken over, without a model."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from support.jobs.gloo_jobs import HIDDEN, gloo_group, logprob_problem
+from support.jobs.gloo_jobs import HIDDEN, ROWS, gloo_group, logprob_problem
 from support.jobs.megatron_jobs import refusal
+from support.memory_use import peak_bytes
 from torch.distributed.tensor.debug import CommDebugMode
 
 from nemo_longpo.backends import cpu
@@ -76,53 +78,77 @@ def score_with_tensor_parallelism(
         return [tensor.numpy() for tensor in found], counts
 
 
-def accumulate(vocab: int, tied: bool, micro_batches: int) -> dict[str, Any]:
+def accumulate(
+    vocab: int,
+    tied: bool,
+    micro_batches: int,
+    reduce_in_fp32: bool = True,
+    overlap: bool = False,
+    distributed: bool = False,
+    unused_rows: int = 0,
+) -> dict[str, Any]:
     """A bfloat16 embedding and output layer in Megatron's data parallelism, several backwards with no step between.
 
-    The output layer is told to fuse gradient accumulation, and the tied weight has the mark that Megatron gives it: as
-    where the fused kernels are, which this layer must not need.
+    A tied weight has the mark that Megatron gives it, and the last `unused_rows` rows of both are padding. With
+    `overlap`, gradients are reduced as soon as the hooks of the last backward say that they are ready; `distributed`,
+    each rank gets its share of them as for a distributed optimizer, and the shares are put together here.
 
     Returns:
-        `main_grad` of both weights (of the one, if tied), what their gradients are in float64, how often the output
-        layer was called, and whether somebody claims to have added a gradient to `main_grad` before the hook.
+        `main_grad` of both weights (of the one, if tied), what this rank's gradients are in float64, how often the
+        output layer was called, whether somebody says that a gradient was added to `main_grad` before the hook, whether
+        any gradient is left in `grad`, and the bytes that the last backward held at most.
     """
     from megatron.core import parallel_state
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
     from megatron.core.tensor_parallel import VocabParallelEmbedding
 
-    _, weight, labels, grad = (tensor.detach() for tensor in logprob_problem(vocab, ()))
+    generator = torch.Generator().manual_seed(vocab)
+    weight = torch.randn(vocab, HIDDEN, generator=generator)
+    labels = torch.randint(0, vocab - unused_rows, (ROWS,), generator=generator)
+    grad = torch.randn(ROWS, generator=generator)
     with gloo_group() as group:
         parallel_state.initialize_model_parallel()
-        config = _config(torch.bfloat16)
+        config, whole = _config(torch.bfloat16), parallel_state.get_tensor_model_parallel_group()
         model = torch.nn.Module()
         model.embedding = VocabParallelEmbedding(
-            vocab, HIDDEN, init_method=torch.nn.init.normal_, config=config, tp_group=group
+            vocab, HIDDEN, init_method=torch.nn.init.normal_, config=config, tp_group=whole
         )
-        model.output_layer = _output_layer(config, vocab, group, skip_weight_param_allocation=tied)
-        model.output_layer.gradient_accumulation_fusion = True
+        model.output_layer = _output_layer(config, vocab, whole, skip_weight_param_allocation=tied)
+        model.output_layer.real_rows -= unused_rows
         weights = [model.embedding.weight] if tied else [model.embedding.weight, model.output_layer.weight]
         weights[0].zero_out_wgrad = tied
         for tensor, shift in zip(weights, (0, 1), strict=False):
             tensor.data.copy_(weight.roll(shift, 0))
-        settings = DistributedDataParallelConfig(grad_reduce_in_fp32=True)
+        settings = DistributedDataParallelConfig(
+            grad_reduce_in_fp32=reduce_in_fp32, overlap_grad_reduce=overlap, use_distributed_optimizer=distributed
+        )
         parallel = DistributedDataParallel(config, settings, model)
 
         calls: list[None] = []
         model.output_layer.register_forward_pre_hook(lambda *_: calls.append(None))
         precise = [tensor.detach().double().requires_grad_() for tensor in weights]
         for shift in range(micro_batches):
-            tokens = labels.roll(shift)
+            tokens = labels.roll(shift + group.rank() * micro_batches)
             shared = weights[0] if tied else None
-            hidden = model.embedding(tokens[None]).transpose(0, 1)
-            model.output_layer(hidden, shared, labels=labels[None]).backward(grad[None])
-            logits = precise[0][tokens] @ precise[-1].T
+            last = shift == micro_batches - 1
+            with nullcontext() if last else parallel.no_sync():
+                hidden = model.embedding(tokens[None]).transpose(0, 1)
+                logprobs = model.output_layer(hidden, shared, labels=labels[None])
+                held = peak_bytes(lambda logprobs=logprobs: logprobs.backward(grad[None]))
+            logits = precise[0][tokens] @ precise[-1][: vocab - unused_rows].T
             logits.log_softmax(-1).gather(-1, labels[:, None])[:, 0].backward(grad.double())
+        parallel.finish_grad_sync()
+        for buffer in parallel.buffers if distributed else ():
+            share = buffer.grad_data.chunk(group.size())[group.rank()].clone()
+            dist.all_gather_into_tensor(buffer.grad_data, share, group=group)
         parallel_state.destroy_model_parallel()
         return {
-            "found": [tensor.main_grad.numpy().copy() for tensor in weights],
+            "found": [tensor.main_grad.float().numpy().copy() for tensor in weights],
             "expected": [tensor.grad.numpy() for tensor in precise],
             "calls": len(calls),
-            "claimed": [tensor.grad_added_to_main_grad for tensor in parallel.params_with_grad],
+            "claimed": [tensor.grad_added_to_main_grad for tensor in weights],
+            "left": [tensor.grad for tensor in weights if tensor.grad is not None],
+            "held": held,
         }
 
 
