@@ -54,8 +54,7 @@ class _BranchAttention(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, trunk_key: Tensor, trunk_value: Tensor, *settings: Any
     ) -> Tensor:
         branches, group, scale = ctx.settings = settings
-        heads = [query.shape[1], key.shape[1], value.shape[1]]
-        q_NHD, k_NKD, v_NKD = torch.split(gather_rows(torch.cat([query, key, value], 1), group), heads, 1)
+        q_NHD, k_NKD, v_NKD = _of_all_ranks([query, key, value], group)
         trunk_out, trunk_lse = partial_attention(q_NHD, trunk_key, trunk_value, False, scale)
         everything = slice(0, len(query))
         parts = [
@@ -73,9 +72,7 @@ class _BranchAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, trunk_key, trunk_value, out, lse = ctx.saved_tensors
         branches, group, scale = ctx.settings
-        heads = [query.shape[1], key.shape[1], value.shape[1]]
-        rows_of_all = gather_rows(torch.cat([query, key, value, out, grad], 1), group)
-        q_NHD, k_NKD, v_NKD, out_NHD, grad_NHD = torch.split(rows_of_all, [*heads, heads[0], heads[0]], 1)
+        q_NHD, k_NKD, v_NKD, out_NHD, grad_NHD = _of_all_ranks([query, key, value, out, grad], group)
         to_trunk, grad_trunk_key, grad_trunk_value = partial_attention_backward(
             grad_NHD, q_NHD, trunk_key, trunk_value, out_NHD, gather_rows(lse, group), False, scale
         )
@@ -85,11 +82,26 @@ class _BranchAttention(torch.autograd.Function):
             part_q, part_k, part_v = partial_attention_backward(
                 grad[rows], query[rows], k_NKD[keys], v_NKD[keys], out[rows], lse[rows], causal, scale
             )
-            grad_q[rows] += part_q
+            grad_q[rows].add_(part_q)
             grad_k[keys], grad_v[keys] = part_k, part_v  # no two of these parts share keys
-        total = send_home(torch.cat([to_trunk, grad_k, grad_v], 1), group).sum(0, dtype=lse.dtype)
-        total[:, : heads[0]] += grad_q
-        return *torch.split(total.to(query.dtype), heads, 1), grad_trunk_key, grad_trunk_value, None, None, None
+        from_trunk, grad_k, grad_v = _sum_at_home([to_trunk, grad_k, grad_v], lse.dtype, group)
+        grad_q = grad_q.add_(from_trunk).to(query.dtype)
+        return grad_q, grad_k.to(key.dtype), grad_v.to(value.dtype), grad_trunk_key, grad_trunk_value, None, None, None
+
+
+def _of_all_ranks(rows: Sequence[Tensor], group: Group) -> Sequence[Tensor]:
+    """Gather the rows of all ranks, several tensors [n, …, D] in one exchange; of one rank, the tensors themselves."""
+    if place(group)[1] == 1:
+        return rows
+    return torch.split(gather_rows(torch.cat(list(rows), 1), group), [tensor.shape[1] for tensor in rows], 1)
+
+
+def _sum_at_home(found: Sequence[Tensor], dtype: torch.dtype, group: Group) -> Sequence[Tensor]:
+    """Add up what each rank found for this rank's rows, in `dtype`, several tensors in one exchange."""
+    if place(group)[1] == 1:
+        return found
+    total = send_home(torch.cat(list(found), 1), group).sum(0, dtype=dtype)
+    return torch.split(total, [tensor.shape[1] for tensor in found], 1)
 
 
 def _own_branch(branches: Sequence[slice], rows: int, rank: int) -> Iterator[tuple[slice, slice, bool]]:
@@ -113,13 +125,15 @@ def _merge(parts: Sequence[tuple[slice, Tensor, Tensor]]) -> tuple[Tensor, Tenso
     Sums are taken in the lse's precision, and only the result is rounded to the parts' dtype. The total weight is 1
     apart from the rounding of the lse; dividing by it keeps fp32 as exact as one kernel over all keys.
     """
-    (_, some_out, some_lse), *_ = parts
-    lse_nH = torch.full_like(some_lse, -torch.inf)
+    (_, first_out, first_lse), *others = parts
+    lse_nH = torch.full_like(first_lse, -torch.inf)
     for rows, _, lse in parts:
         lse_nH[rows] = torch.logaddexp(lse_nH[rows], lse)
-    out_nHD, weight_nH = torch.zeros_like(some_out, dtype=lse_nH.dtype), torch.zeros_like(lse_nH)
-    for rows, out, lse in parts:
-        weight = (lse - lse_nH[rows]).exp()
-        out_nHD[rows] += out * weight[..., None]
-        weight_nH[rows] += weight
-    return (out_nHD / weight_nH[..., None]).to(some_out.dtype), lse_nH
+    weights_nH = [(lse - lse_nH[rows]).exp() for rows, _, lse in parts]
+    total_nH = torch.zeros_like(lse_nH)
+    for (rows, _, _), weight in zip(parts, weights_nH, strict=True):
+        total_nH[rows].add_(weight)
+    out_nHD = first_out * (weights_nH[0] / total_nH)[..., None]
+    for (rows, out, _), weight in zip(others, weights_nH[1:], strict=True):
+        out_nHD[rows].add_(out * (weight / total_nH[rows])[..., None])
+    return out_nHD.to(first_out.dtype), lse_nH

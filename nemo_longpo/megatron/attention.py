@@ -6,7 +6,7 @@ Shape legend: S local rows (of each tree the trunk, then its branches), B batch,
 heads of this rank, D head size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from nemo_longpo.parallel import segments
 from .topology import current_topology
 
 Causal = Callable[[Tensor, Tensor, Tensor], Tensor]
+Rows = tuple[Tensor, Tensor, Tensor]
 
 
 def attend_over_trees(
@@ -38,38 +39,35 @@ def attend_over_trees(
     """
     if trees is None:
         return attend_causally(query_SBHD, key_SBKD, value_SBKD)
-    described, parts = segments.from_tensor(trees), list[Tensor]()
-    for tree, rows in zip(described, segments.local_slices(described, cp_group.size()), strict=True):
-        qkv = query_SBHD[rows], key_SBKD[rows], value_SBKD[rows]
-        trunk = tree.trunk_rows // cp_group.size()
-        parts.append(attend_causally(*(tensor[:trunk] for tensor in qkv)))
+    described, outputs = segments.from_tensor(trees), list[Tensor]()
+    sizes = [rows for tree in described for rows in tree.rows_per_rank(cp_group.size()) if rows]
+    split = (_split(tensor, sizes) for tensor in (query_SBHD, key_SBKD, value_SBKD))
+    parts: Iterator[Rows] = zip(*split, strict=True)
+    for tree, trunk in zip(described, parts, strict=False):
+        outputs.append(attend_causally(*trunk))
         if tree.branch_rows:
-            parts.append(_attend_from_branches(*qkv, tree, cp_group, softmax_scale))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+            outputs.append(_attend_from_branches(trunk, next(parts), tree, cp_group, softmax_scale))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _split(rows: Tensor, sizes: list[int]) -> Sequence[Tensor]:
+    """Cut into all parts at once: its backward writes each gradient once, that of slices fills and adds whole ones."""
+    return torch.split(rows, sizes) if len(sizes) > 1 else (rows,)
+
+
+def _first(count: int, rows: Tensor) -> Tensor:
+    """Leave out padding; a slice that takes all rows would still copy its gradient."""
+    return rows if count == len(rows) else rows[:count]
 
 
 def _attend_from_branches(
-    query_SBHD: Tensor,
-    key_SBKD: Tensor,
-    value_SBKD: Tensor,
-    tree: segments.Segments,
-    cp_group: dist.ProcessGroup,
-    softmax_scale: float | None,
+    trunk_SBHD: Rows, branch_SBHD: Rows, tree: segments.Segments, cp_group: dist.ProcessGroup, scale: float | None
 ) -> Tensor:
-    """Return the branches' rows of one tree whose S local rows are given."""
-    trunk = tree.trunk_rows // cp_group.size()
+    """Return the branches' rows of one tree, from queries, keys and values of its local rows."""
     tokens = tree.trunk_tokens_on_rank(cp_group.size(), cp_group.rank())
-    query, key, value = (tensor[:, 0] for tensor in (query_SBHD, key_SBKD, value_SBKD))  # one pair per micro-batch
-    out = branches.branch_attention(
-        query[trunk:],
-        key[trunk:],
-        value[trunk:],
-        key[:tokens],
-        value[:tokens],
-        tree.branch_slices(),
-        cp_group,
-        softmax_scale,
-    )
+    query, key, value = (tensor.squeeze(1) for tensor in branch_SBHD)  # one pair per micro-batch
+    trunk_key, trunk_value = (_first(tokens, tensor).squeeze(1) for tensor in trunk_SBHD[1:])
+    out = branches.branch_attention(query, key, value, trunk_key, trunk_value, tree.branch_slices(), cp_group, scale)
     return out.flatten(1)[:, None]
 
 

@@ -48,6 +48,10 @@ class Segments:
         assert len(branches) % cp_size == 0, f"{len(branches)} branch rows do not split over {cp_size} ranks"
         return torch.cat([trunk, branches.view(cp_size, -1)[cp_rank]])
 
+    def rows_per_rank(self, cp_size: int) -> tuple[int, int]:
+        """Return how many trunk rows and how many branch rows every rank holds."""
+        return self.trunk_rows // cp_size, sum(self.branch_rows) // cp_size
+
     def trunk_tokens_on_rank(self, cp_size: int, cp_rank: int) -> int:
         """Count the tokens among a rank's trunk rows; they come first, in its early chunk before its late one."""
         # Every layer calls this, so count chunks instead of half a million rows.
