@@ -13,6 +13,7 @@ from megatron.core.optimizer import OptimizerConfig
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from nemo.collections.llm.gpt.model.base import GPTConfig, default_layer_spec
+from torch.nn.functional import silu
 
 from nemo_longpo.backends import cpu
 from nemo_longpo.errors import InputError
@@ -31,7 +32,19 @@ class Backend:
     """Fields of Megatron's OptimizerConfig."""
 
     def prepare(self, config: Any) -> Any:
-        """Switch off, in place, what a model config (or its recipe) asks for and this machine lacks; return it."""
+        """Switch on, in place, the fused kernels that this machine has for a model config (or its recipe), and off what
+        it lacks; return the config.
+
+        NeMo leaves both off for Mistral and Qwen2.5. The gate of SwiGLU and its product become one kernel, which
+        torch.compile makes of Megatron's formula. The rotary embedding becomes one of Transformer Engine; it takes the
+        angles of any positions, fp32 [R, 1, 1, D], and rows of any strides. What Megatron refuses to fuse
+        (TransformerConfig.__post_init__), or would fuse into another function, stays as it is.
+        """
+        gate = config.activation_func, config.gated_linear_unit, config.glu_linear_offset
+        if gate == (silu, True, 0.0) and not config.use_te_activation_func:
+            config.bias_activation_fusion = config.activation_func_clamp_value is None
+        if HAVE_TE and not (config.rotary_interleaved or config.multi_latent_attention):
+            config.apply_rope_fusion = True
         return config
 
     def refuse(self, placement: Placement, config: TransformerConfig, optimizer: OptimizerConfig | None) -> None:

@@ -71,9 +71,10 @@ def test_training_equals_the_cpu_backend(workbench, te_workers, tmp_path):
         (metrics,) = read_metrics(run)
         return metrics, tensors(run / "gradients"), calls
 
-    expected_metrics, expected, (nothing, _) = train(transformer_engine=False)
+    expected_metrics, expected, (unfused, _) = train(transformer_engine=False)
     metrics, found, calls = train(transformer_engine=True)
-    assert not nothing
+    pairs = len(workbench.records)
+    assert unfused == {"bias_swiglu_impl": 0, "rotary_angles": pairs}
     for name in ("loss", "loss/nll", "rewards/chosen", "rewards/rejected", "grad_norm"):
         assert metrics[name] == pytest.approx(expected_metrics[name], rel=1e-5), name
     assert found.keys() == expected.keys()
@@ -84,7 +85,9 @@ def test_training_equals_the_cpu_backend(workbench, te_workers, tmp_path):
     for noted in calls:
         assert noted["DotProductAttention.__init__"] == 2, "a layer without Transformer Engine's attention"
         assert noted["RMSNorm.__init__"] == 1 + 2 * of_heads, "the final norm, and those of two layers"
-        assert noted["DotProductAttention.forward"] == 2 * 2 * len(workbench.records), "layers, recompute, pairs"
+        assert noted["DotProductAttention.forward"] == 2 * 2 * pairs, "layers, recompute, pairs"
+        assert noted["bias_swiglu_impl"] == noted["DotProductAttention.forward"]
+        assert noted["rotary_angles"] == pairs, "once per micro-batch, for all layers and their recompute"
         assert noted["apply_rotary_pos_emb"] == 2 * noted["DotProductAttention.forward"], "query and key"
 
 

@@ -201,6 +201,8 @@ def apply_rotary_pos_emb(given: SimpleNamespace) -> Tensor:
     assert (given.tensor_format, given.interleaved, given.fused, given.cp_size) == ("sbhd", False, True, 1)
     assert given.freqs.shape == (given.t.shape[0], 1, 1, given.t.shape[3])
     assert given.freqs.dtype == torch.float32
+    assert given.freqs.is_contiguous(), "the kernel reads angles row after row; rows themselves may have any strides"
+    assert not given.freqs.requires_grad
     first, second = given.t.chunk(2, -1)
     return (given.t * given.freqs.cos() + torch.cat([-second, first], -1) * given.freqs.sin()).to(given.t.dtype)
 

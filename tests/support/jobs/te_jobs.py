@@ -114,22 +114,33 @@ def _differences(comm_type: str, hierarchical: list[int] | None, cp_size: int, r
 
 
 def finetune(transformer_engine: bool, **job: Any) -> dict[str, int]:
-    """`megatron_jobs.finetune`, with Transformer Engine's layers and fused rotary embedding or as on every CPU.
+    """`megatron_jobs.finetune`, with Transformer Engine's layers and what a GPU fuses, or as on every CPU.
 
-    Returns how often each of Transformer Engine's functions was called.
+    Megatron's formula of the fused gate runs as it is written, not compiled. Returns how often each of Transformer
+    Engine's functions was called, that formula, and ours for the rotary angles.
     """
+    from megatron.core.transformer import mlp
     from support.jobs.megatron_jobs import finetune as run
 
     from nemo_longpo.backends import cpu
+    from nemo_longpo.megatron import gpt
     from nemo_longpo.megatron.backend import Backend, CpuBackend
 
+    def prepare(self, config):
+        return Backend.prepare(self, cpu.without_cuda_kernels(config))
+
     te_stand_in.calls.clear()
-    with ExitStack() as patches:
+    counted = (mlp, "bias_swiglu_impl"), (gpt, "rotary_angles")
+    with ExitStack() as patches, torch.compiler.set_stance("force_eager"):
+        spies = [
+            patches.enter_context(patch.object(owner, name, wraps=getattr(owner, name))) for owner, name in counted
+        ]
         if transformer_engine:
             patches.enter_context(patch.object(CpuBackend, "layer_spec", Backend.layer_spec))
-            patches.enter_context(patch.dict(cpu._CUDA_ONLY_SETTINGS, {"apply_rope_fusion": True}))
+            patches.enter_context(patch.object(CpuBackend, "prepare", prepare))
         run(**job)
-    return {name: len(noted) for name, noted in te_stand_in.calls.items()}
+    noted = {name: len(calls) for name, calls in te_stand_in.calls.items()}
+    return noted | {name: spy.call_count for (_, name), spy in zip(counted, spies, strict=True)}
 
 
 def refusals() -> list[str]:
