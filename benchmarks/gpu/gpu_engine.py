@@ -12,6 +12,8 @@ not fit, or has no time left, is a row that says so.
   one rank of `cp` times `tp` has. All attention, of the trunk too, runs through the kernels that torch ships; keys and
   values of other ranks are stood in for by the rank's own, so communication is not in these times, and norms count all
   of a rank's rows, as without sequence parallelism. The output layer is measured once, on the same rows.
+- With `--profile`: where the time of a layer goes, by what its kernels do (matrix products, attention, element-wise,
+  copies), one profiled forward and backward for each share and layout.
 - The chip's peak is the best of several large bf16 matrix products, measured in the same run.
 Tokens per second of the whole model are derived from these: layers times the number of layers, plus the output layer;
 no optimizer step, no communication. Writes gpu_engine.json and gpu_engine.md into benchmarks/results.
@@ -40,6 +42,7 @@ from nemo_longpo.placement import PairLayout
 from .. import RESULTS
 from ..common.results import command, parser
 from .gpu_kernels import DTYPES, attention_rows, best, logprob_rows, measured_peak
+from .gpu_profile import profile_rows
 from .gpu_stack import Share, Stack
 
 # The paper's own figures for the same model: (tokens per second, A800 GPUs) by length.
@@ -54,7 +57,7 @@ class Record:
 
     def __init__(self, output: Path, minutes: float, about: dict[str, Any]):
         self.output, self.deadline = output, time.monotonic() + 60 * minutes
-        self.report = about | {"kernels": [], "logprobs": [], "layers": []}
+        self.report = about | {"kernels": [], "logprobs": [], "layers": [], "profile": []}
 
     def add(self, section: str, rows: Iterable[dict[str, Any]], what: dict[str, Any]) -> None:
         """Each row as it comes, or why there is none."""
@@ -89,6 +92,7 @@ def main() -> None:
     flags.add_argument("--logprob-rows", type=int, default=16 * K)
     flags.add_argument("--rounds", type=int, default=3)
     flags.add_argument("--minutes", type=float, default=5.0, help="after which nothing new is started")
+    flags.add_argument("--profile", action="store_true", help="also where the time of a layer goes")
     flags.add_argument("--output", type=Path, default=RESULTS / "gpu_engine.json")
     arguments = flags.parse_args()
     torch.manual_seed(0)
@@ -115,6 +119,9 @@ def main() -> None:
             placed = replace(share, layout=layout)
             rows = layer_rows(rank_of(shape, tp), placed, shape, arguments.layers, record.report, rounds, device)
             record.add("layers", rows, described(placed, tp) | {"layout": layout})
+            if arguments.profile:
+                rows = profile_rows(rank_of(shape, tp), placed, 1, device)
+                record.add("profile", rows, described(placed, tp) | {"layout": layout})
     print(table(record.report))
 
 
@@ -305,8 +312,26 @@ def table(report: dict[str, Any]) -> str:
                    "output_tflops", "tokens_per_second_per_gpu", "tokens_per_second_per_gpu_at_a800_peak",
                    "paper_tokens_per_second_per_gpu") for row in report["layers"]],
         ),
+        *profile_table(report.get("profile", [])),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def profile_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Shares of the time by group of kernels; nothing where nothing was profiled."""
+    if not rows:
+        return []
+    groups = list(next((row["shares"] for row in rows if "shares" in row), {}))
+    shown = [row | {name: f"{share:.1%}" for name, share in row.get("shares", {}).items()} for row in rows]
+    return [
+        "",
+        "Where the time of one layer goes, forward, recompute and backward:",
+        "",
+        *markdown(
+            ["trunk", "cp", "tp", "layout", "s of all kernels", *groups],
+            [cells(row, "layout", "kernel_seconds", *groups) for row in shown],
+        ),
+    ]
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> list[str]:

@@ -60,14 +60,15 @@ class Share:
         return torch.stack(sequences, 1) if len(sequences) > 1 else sequences[0][:, None]
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        trunk = self.trunk_rows
-        out_THD = _RingAttention.apply(query[:trunk], key[:trunk], value[:trunk], self.cp)
         if not self.branch_rows:
-            return out_THD
-        # A rank attends to its trunk rows with the branch rows of all ranks.
-        q, k, v = (t[trunk:].repeat(self.cp, 1, 1)[: 2 * self.branch] for t in (query, key, value))
+            return _RingAttention.apply(query, key, value, self.cp)
+        trunks, own = zip(*(t.split([self.trunk_rows, self.branch_rows]) for t in (query, key, value)), strict=True)
+        out_THD = _RingAttention.apply(*trunks, self.cp)
+        if self.cp > 1:  # a rank attends to its trunk rows with the branch rows of all ranks
+            own = [t.repeat(self.cp, 1, 1)[: 2 * self.branch] for t in own]
         branches = [slice(0, self.branch), slice(self.branch, 2 * self.branch)]
-        out = branch_attention(q, k, v, key[: self.trunk], value[: self.trunk], branches)
+        trunk_key, trunk_value = (t if len(t) <= self.trunk else t[: self.trunk] for t in trunks[1:])
+        out = branch_attention(*own, trunk_key, trunk_value, branches)
         return torch.cat([out_THD, out[: self.branch_rows]])
 
 

@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.gpu.gpu_engine import Record, Share, layer_rows, rank_of, share_of, table
 from benchmarks.gpu.gpu_kernels import attention_rows, logprob_rows
+from benchmarks.gpu.gpu_profile import group_of, profile_rows
 from nemo_longpo.costs.model_shape import MODELS
 
 ABOUT = {
@@ -73,3 +74,38 @@ def test_a_rank_is_measured_on_the_cpu():
     (layer,) = layer_rows(rank, share, whole, 2, ABOUT, 1, "cpu")
     taken = layer["seconds"] * 3 / 2 + layer["output_seconds"]
     assert layer["tokens_per_second_per_gpu"] == pytest.approx((48 + 16) / 4 / taken)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "group"),
+    [
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma_f16_knob_26_64x64x128", "attention"),
+        ("void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<128, 128, 64, 4>>", "attention"),
+        ("nvjet_sm90_tst_192x208_64x4_2x1_v_bz_coopB_TNT", "matrix products"),
+        ("sm80_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128", "matrix products"),
+        ("void at::native::elementwise_kernel<128, 4, gpu_kernel_impl_nocast<direct_copy_kernel_cuda>>", "copies"),
+        ("void at::native::(anonymous namespace)::CatArrayBatchedCopy<at::native::OpaqueType<2u>>", "copies"),
+        ("void at::native::vectorized_elementwise_kernel<8, at::native::FillFunctor<c10::BFloat16>>", "copies"),
+        ("Memcpy DtoD (Device -> Device)", "copies"),
+        (
+            "void at::native::vectorized_elementwise_kernel<8, at::native::CUDAFunctor_add<c10::BFloat16>>",
+            "element-wise",
+        ),
+        ("void transformer_engine::normalization::rmsnorm_fwd_general_kernel<float>", "element-wise"),
+        ("triton_poi_fused_mul_silu_0", "element-wise"),
+    ],
+)
+def test_kernels_are_grouped_by_name(kernel, group):
+    assert group_of(kernel) == group
+
+
+def test_a_layer_is_profiled_on_the_cpu(tmp_path):
+    shape = replace(MODELS["mistral-7b"], hidden=64, ffn=96, heads=4, kv_heads=2, head_size=16)
+    record = Record(tmp_path / "found.json", minutes=1, about=ABOUT)
+    record.add("profile", profile_rows(shape, Share(48, 8, "shared_prefix"), 1, "cpu"), PLACE | {"layout": "shared"})
+    (row,) = record.report["profile"]
+    assert sum(row["shares"].values()) == pytest.approx(1)
+    assert min(row["shares"].values()) > 0
+    calls = {name: calls for name, _, _, calls in row["largest"]}
+    assert calls["aten::mm"] == 4 * 2 + 4 * 2, "four products, once more in the recompute, two gradients of each"
+    assert f"| {row['shares']['matrix products']:.1%} |" in (tmp_path / "found.md").read_text()
