@@ -214,8 +214,8 @@ def branch_bytes(job: Job, placement: Placement) -> float:
 def logprob_moment(job: Job, placement: Placement) -> float:
     """Backward of the output layer: (1 / tp + 2) · R · h · b + the chunks' budget.
 
-    The final norm's input, its output and that one's gradient, both whole on every tensor-parallel rank. Where gradients
-    are not summed in fp32, the weight's is first summed in fp32 and, unless that is its type, rounded:
+    The final norm's input, its output and that one's gradient, both whole on every tensor-parallel rank. Where
+    gradients are not summed in fp32, the weight's is first summed in fp32 and, unless that is its type, rounded:
     V / tp · h · (4 + b) more.
     """
     shape, size = job.shape, job.number_bytes
