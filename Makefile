@@ -2,7 +2,7 @@
 #   make demo    documents in, trained and exported long-context model out, in demo_output/
 #   make replicate   the paper's comparison on the demo's model: five seeds in hours, QUICK=1 for one; in replication_output/
 #   make test    all tests: the fast ones, slow ones of one process, those that start several gloo processes
-#   make test-fast   the inner loop: 75 s of CPU time, on two cores
+#   make test-fast   the inner loop: less than a minute of CPU time
 #   make test-gpu    tests that need a CUDA device
 #   make lint    ruff and mypy
 #   make fuzz    40 times as many damaged files as in `make test`, other ones each time (FUZZ_FACTOR=400 for more)
