@@ -18,7 +18,6 @@ import socket
 import sys
 import tempfile
 import threading
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import psutil
+from support.waiting import wait_until
 
 # Starts in 10 ms, because it imports next to nothing. It ends as the fork does, and hands on what asks it to end.
 _PROGRAM = """#!{python} -SE
@@ -199,8 +199,7 @@ class NemoProcess:
     def wait_for_forks(self) -> None:
         """Wait until none is left but those that `ask` has given and nobody has closed."""
         self._asked = [asked for asked in self._asked if asked.fileno() != -1]
-        while len(psutil.Process(self._process.pid).children()) > len(self._asked):
-            time.sleep(0.01)
+        wait_until(lambda: len(psutil.Process(self._process.pid).children()) <= len(self._asked))
 
     def close(self) -> None:
         """End it, after the forks that are ending: their processor time is its own then."""
