@@ -47,6 +47,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nemo_longpo.yaml_input": set(),
     # A bar of tqdm that moves a live status.
     "nemo_longpo.status_bar": set(),
+    # What training keeps on a device, for any model.
+    "nemo_longpo.activations": set(),
     # The same mathematics in another language, for one device.
     "nemo_longpo.logit_kernels": set(),
     **dict.fromkeys(PURE, PURE | {"nemo_longpo.logit_kernels"}),
@@ -60,6 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     **{unit: LAYOUTS | PURE | {"nemo_longpo.model_directory", "nemo_longpo.shards"} for unit in LAYOUTS},
     "nemo_longpo.backends": set(),
     "nemo_longpo.megatron": {
+        "nemo_longpo.activations",
         "nemo_longpo.backends",
         "nemo_longpo.checkpoints",
         "nemo_longpo.model_directory",

@@ -47,6 +47,9 @@ def test_settings_list_changes_from_the_strategy():
         "hierarchical_context_parallel_sizes": [2, 4],
         "cpu_offloading_num_layers": 3,
     }
+    assert Placement().settings()["model.mlp_tile_tokens"] is None, "a recipe may have tiles"
+    tiles = Placement(offload_layer_inputs=True, mlp_tile_tokens=4096).settings()
+    assert (tiles["model.offload_layer_inputs"], tiles["model.mlp_tile_tokens"]) == (True, 4096)
     default, other = Placement(cp=8).settings(), Placement(cp=8, **chosen).settings()
     assert set(other) - set(default) == {f"trainer.strategy.{name}" for name in chosen}
     assert all(other[f"trainer.strategy.{name}"] == value for name, value in chosen.items())

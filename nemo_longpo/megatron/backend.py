@@ -15,6 +15,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from nemo.collections.llm.gpt.model.base import GPTConfig, default_layer_spec
 from torch.nn.functional import silu
 
+from nemo_longpo import activations
 from nemo_longpo.backends import cpu
 from nemo_longpo.errors import InputError
 from nemo_longpo.placement import Placement
@@ -49,6 +50,10 @@ class Backend:
 
     def refuse(self, placement: Placement, config: TransformerConfig, optimizer: OptimizerConfig | None) -> None:
         """Check the settings. Raises InputError if one of them asks for what this machine lacks."""
+
+    def copies(self) -> activations.CopyStream | activations.NoStream:
+        """Return what copies tensors to host memory and back, beside the computation."""
+        return activations.CopyStream()
 
     def layer_spec(self, config: GPTConfig, vp_stage: int | None = None) -> ModuleSpec | TransformerBlockSubmodules:
         """Return the spec of one layer, or of all layers of a pipeline stage. On GPUs: a new copy of NeMo's Transformer
@@ -117,6 +122,9 @@ class CpuBackend(Backend):
                 "optim.config.optimizer_cpu_offload=True needs an accelerator: here the optimizer is in host memory "
                 "already."
             )
+
+    def copies(self) -> activations.NoStream:
+        return activations.NoStream()
 
     def layer_spec(self, config: GPTConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
         assert config.normalization == "RMSNorm", "the CPU layer has RMSNorms"

@@ -12,12 +12,14 @@ from nemo.collections.llm.gpt.model.base import GPTConfig
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nemo_longpo.activations import HostMemory
 from nemo_longpo.attention.rope import inverse_frequencies, rotary_angles
 from nemo_longpo.errors import InputError
 from nemo_longpo.logprobs import LogitBudget, token_logprobs
 from nemo_longpo.model_directory.rope_settings import RopeSettings
 
 from .backend import Backend
+from .frugal_layers import keep_fewer_activations
 from .topology import current_topology
 
 
@@ -141,10 +143,19 @@ class LogprobGPTModel(GPTModel):
     −inf, so they have probability 0 and get no gradient.
 
     Angles come from `rope` and the rows' positions. Megatron's own rotary embedding, which counts rows, is not used.
+    `offload_layer_inputs` and `mlp_tile_tokens` are those of `LongPOModel`.
     """
 
     def __init__(
-        self, config: GPTConfig, rope: RopeSettings, budget: LogitBudget, backend: Backend, vp_stage: int | None = None
+        self,
+        config: GPTConfig,
+        rope: RopeSettings,
+        budget: LogitBudget,
+        backend: Backend,
+        vp_stage: int | None = None,
+        *,
+        offload_layer_inputs: bool = False,
+        mlp_tile_tokens: int | None = None,
     ):
         topology = current_topology(vp_stage)
         super().__init__(
@@ -161,6 +172,9 @@ class LogprobGPTModel(GPTModel):
             vp_stage=vp_stage,
         )
         self.inverse_frequencies = inverse_frequencies(rope, config.kv_channels)
+        keep_fewer_activations(
+            self.decoder, HostMemory(backend.copies()) if offload_layer_inputs else None, mlp_tile_tokens
+        )
         if self.post_process:
             LogprobOutputLayer.take_over(self.output_layer, config.vocab_size, budget)
 

@@ -59,6 +59,7 @@ def check(placement: Placement, config: TransformerConfig, pair_layout: PairLayo
     """
     _check_sizes(placement, config)
     _check_recompute(placement, config)
+    _check_activations(placement)
     if placement.cpu_offloading_num_layers:
         _check_offloading(placement, config)
     shape = attention_shape(config)
@@ -114,6 +115,21 @@ def _check_recompute(placement: Placement, config: TransformerConfig) -> None:
         raise InputError(
             f"{SETTING}recompute_num_layers is {placement.recompute_num_layers}, but a pipeline stage has {layers} "
             f"layers; choose 1 to {layers}."
+        )
+
+
+def _check_activations(placement: Placement) -> None:
+    if placement.offload_layer_inputs and placement.recompute_granularity != "full":
+        raise InputError(
+            "model.offload_layer_inputs=True moves what the recompute of whole layers saves to host memory, and "
+            f"{SETTING}recompute_granularity is {placement.recompute_granularity}; set it to full, or set "
+            "model.offload_layer_inputs=False."
+        )
+    tile = placement.mlp_tile_tokens
+    if tile is not None and tile < placement.tp:
+        raise InputError(
+            f"model.mlp_tile_tokens is {tile}; give at least {placement.tp}, one for each tensor-parallel rank (16384 "
+            "keep matrix units busy), or null for no tiles."
         )
 
 

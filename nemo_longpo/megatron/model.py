@@ -123,6 +123,10 @@ class LongPOModel(llm.GPTModel):
             it; `concatenated`, two full causal sequences, gives the same numbers at twice the cost.
         logprob_memory_gb: memory (10⁹ bytes) for logits; it sets how many of them are computed at once.
         logprob_chunk_size: instead, the number of rows, with the whole vocabulary.
+        offload_layer_inputs: with `full` recompute, keep what it saves, the inputs of its layers, in host memory; they
+            come back while the layer after them is recomputed. The result is the same, bit for bit.
+        mlp_tile_tokens: rows of a tensor-parallel group whose feed-forward part is computed at once, and once more in
+            the backward; by default all. Smaller tiles need less memory and keep matrix units less busy.
     """
 
     def __init__(
@@ -133,6 +137,8 @@ class LongPOModel(llm.GPTModel):
         pair_layout: PairLayout = "shared_prefix",
         logprob_memory_gb: float = LOGPROB_MEMORY_GB,
         logprob_chunk_size: Optional[int] = None,  # noqa: UP045 (NeMo-Run's parser)
+        offload_layer_inputs: bool = False,
+        mlp_tile_tokens: Optional[int] = None,  # noqa: UP045 (NeMo-Run's parser)
         optim: OptimizerModule | None = None,
         tokenizer: TokenizerSpec | None = None,
         model_transform: Callable[[torch.nn.Module], torch.nn.Module] | None = None,
@@ -148,6 +154,8 @@ class LongPOModel(llm.GPTModel):
         self.objective = objective or Objective()
         self.pair_layout = pair_layout
         self.logit_budget = logit_budget
+        self.offload_layer_inputs = offload_layer_inputs
+        self.mlp_tile_tokens = mlp_tile_tokens
 
     def adopt_architecture(self, config: llm.GPTConfig, rope_scaling: dict[str, Any] | None) -> None:
         """Use a checkpoint's architecture for the model and for what NeMo writes into our own checkpoints."""
@@ -162,8 +170,15 @@ class LongPOModel(llm.GPTModel):
 
     def configure_model(self, vp_stage: int | None = None) -> None:
         if not hasattr(self, "module"):
-            here = backend.current_backend()
-            self.module = gpt.LogprobGPTModel(self.config, self.rope, self.logit_budget, here, vp_stage)
+            self.module = gpt.LogprobGPTModel(
+                self.config,
+                self.rope,
+                self.logit_budget,
+                backend.current_backend(),
+                vp_stage,
+                offload_layer_inputs=self.offload_layer_inputs,
+                mlp_tile_tokens=self.mlp_tile_tokens,
+            )
 
     def data_step(self, dataloader_iter: Iterator) -> layout.PairRows:
         """Return this rank's rows of the next pair."""

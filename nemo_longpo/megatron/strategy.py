@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Optional, Union, get_args
 
@@ -91,9 +92,12 @@ class LongPOStrategy(MegatronStrategy):
                 "never compared with a reference on pairs of different length; set it to null."
             )
         optimizer = None if model.optim is None else model.optim.config
-        job_settings.check(self.placement, model.config, model.pair_layout)
-        self.backend.refuse(self.placement, model.config, optimizer)
-        job_settings.put_on(model.config, self.placement)
+        placement = replace(
+            self.placement, offload_layer_inputs=model.offload_layer_inputs, mlp_tile_tokens=model.mlp_tile_tokens
+        )
+        job_settings.check(placement, model.config, model.pair_layout)
+        self.backend.refuse(placement, model.config, optimizer)
+        job_settings.put_on(model.config, placement)
         if optimizer is not None:
             job_settings.check_optimizer(optimizer)
             for name, value in self.backend.optimizer_settings.items():

@@ -13,6 +13,8 @@ SELECTIVE = {"trainer.strategy.recompute_granularity": "selective"}
 TWO_PARTS = {"trainer.strategy.recompute_modules": ["core_attn", "mlp"]}
 SEQUENCE_PARALLEL = {"trainer.strategy.sequence_parallel": True}
 CONCATENATED = {"model.pair_layout": "concatenated"}
+OFFLOAD = {**FULL, "model.offload_layer_inputs": True}
+TILES = {"model.mlp_tile_tokens": 14}  # which no number of rows here divides by
 
 # Sizes of cp, tp, pp, dp, then settings. Every rank's place in the layout differs between these.
 PARALLEL = {
@@ -33,6 +35,10 @@ MISTRAL = {
     "cp 2, dp 2": (2, 1, 1, 2, {}),
     "cp 2, selective recompute": (2, 1, 1, 1, SELECTIVE),
     "log-probs in chunks of 7": (1, 1, 1, 1, {"model.logprob_chunk_size": 7}),
+    "cp 2, offload, tiles": (2, 1, 1, 1, OFFLOAD | TILES),
+    "pp 2, offload": (1, 1, 2, 1, OFFLOAD),
+    "tp 2, sequence parallel, offload, tiles": (1, 2, 1, 1, SEQUENCE_PARALLEL | OFFLOAD | TILES),
+    "tiles": (1, 1, 1, 1, TILES),
     "concatenated, one process": (1, 1, 1, 1, CONCATENATED),
     "concatenated, cp 2, tp 2, sequence parallel": (2, 2, 1, 1, CONCATENATED | SEQUENCE_PARALLEL),
     "concatenated, cp 2, full recompute": (2, 1, 1, 1, CONCATENATED | FULL),
@@ -42,6 +48,10 @@ QWEN2 = {
     "cp 2, tp 2, sequence parallel, full recompute": (2, 2, 1, 1, SEQUENCE_PARALLEL | FULL),
     "cp 2, pp 2, selective recompute of two parts": (2, 1, 2, 1, SELECTIVE | TWO_PARTS),
     "block recompute": (1, 1, 1, 1, BLOCK),
+    "pp 2, block recompute, offload, tiles": (1, 1, 2, 1, OFFLOAD | BLOCK | TILES),
+    "cp 2, tp 2, sequence parallel, tiles": (2, 2, 1, 1, SEQUENCE_PARALLEL | TILES),
+    "tp 2, selective recompute of two parts, tiles": (1, 2, 1, 1, SELECTIVE | TWO_PARTS | TILES),
+    "concatenated, cp 2, offload, tiles": (2, 1, 1, 1, CONCATENATED | OFFLOAD | TILES),
     "concatenated, cp 2": (2, 1, 1, 1, CONCATENATED),
     "concatenated, pp 2": (1, 1, 2, 1, CONCATENATED),
 }
