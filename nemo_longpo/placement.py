@@ -112,8 +112,8 @@ class Placement:
             "trainer.num_nodes": self.num_nodes,
             "trainer.devices": self.devices,
             **{f"trainer.strategy.{name}": value for name, value in strategy.items()},
-            "model.offload_layer_inputs": self.offload_layer_inputs,
-            "model.mlp_tile_tokens": self.mlp_tile_tokens,
             "trainer.plugins.grad_reduce_in_fp32": self.grad_reduce_in_fp32,
             **{f"optim.config.{name}": value for name, value in optimizer.items()},
+            "model.offload_layer_inputs": self.offload_layer_inputs,
+            "model.mlp_tile_tokens": self.mlp_tile_tokens,
         }

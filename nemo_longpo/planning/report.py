@@ -33,10 +33,10 @@ FACTORY = "longpo"
 def settings(job: Job, placement: Placement) -> dict[str, Any]:
     """Return the settings of `nemo llm finetune` by path that make a recipe train `job` as planned."""
     return placement.settings() | {
-        "data.global_batch_size": job.pairs,
-        "data.seq_length": job.trunk + max(job.chosen, job.rejected),
         "model.pair_layout": job.layout,
         **({"model.objective.loss_type": "solopo"} if job.short_prompts else {}),
+        "data.global_batch_size": job.pairs,
+        "data.seq_length": job.trunk + max(job.chosen, job.rejected),
     }
 
 
