@@ -4,6 +4,11 @@ import numpy as np
 import pytest
 from support.jobs import frugal_jobs
 
+from nemo_longpo.costs.model_shape import ModelShape
+from nemo_longpo.placement import Placement
+from nemo_longpo.planning import memory
+from nemo_longpo.planning.job import Job
+
 pytestmark = pytest.mark.distributed
 
 FULL = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
@@ -69,20 +74,33 @@ def test_host_memory_holds_the_inputs_of_recomputed_layers(results, case, inputs
     assert results[case]["pieces"] == inputs * sum(sizes)
 
 
+def planned(rows: int, layers: int, **settings) -> Job:
+    """What `longpo plan` expects of a step's activations on the CPU: kept, returned and of a feed-forward part."""
+    sizes = {"heads": 2, "kv_heads": 2, "head_size": frugal_jobs.HIDDEN // 2, "vocab": 1}
+    shape = ModelShape(layers=layers, hidden=frugal_jobs.HIDDEN, ffn=frugal_jobs.WIDE, **sizes)
+    job = Job(shape=shape, trunk=rows, chosen=0, rejected=0, precision="32", on_cpu=True)
+    placement = Placement(**settings)
+    kept = memory.kept_activations(job, placement) + memory.returned_inputs(job, placement, "only")
+    return kept + memory.feed_forward_moment(job, placement)
+
+
 def test_peak_memory_of_a_step(workers):
-    """Per layer one input of [R, B, H] without host memory and none with it; per row of a tile 7 values of the
-    feed-forward width F (gate and up, their product's factors, gradients) and 2 of the hidden size."""
+    """As planned: what more layers take, with and without host memory, and what smaller tiles save."""
     rows = 256
-    one, row = rows * frugal_jobs.HIDDEN * 4, (7 * frugal_jobs.WIDE + 2 * frugal_jobs.HIDDEN) * 4
     layers = [PLAIN | FULL | {"layers": count, "offload": offload} for offload in (False, True) for count in (4, 8)]
     tiles = [PLAIN | recompute | {"layers": 2, "tile": tile} for recompute in (FULL, {}) for tile in (128, 64, 32)]
     (found,) = workers.run(frugal_jobs.peaks, 1, cases=[*layers, *tiles], rows=rows)
-    few, many, few_offloaded, many_offloaded = found[:4]
-    assert (many - few) / (4 * one) == pytest.approx(1, abs=0.03)
-    assert (many_offloaded - few_offloaded) / (4 * one) == pytest.approx(0, abs=0.03)
-    for whole, half, quarter in (found[4:7], found[7:]):
-        assert (whole - half) / row == pytest.approx(64, rel=0.03)
-        assert (half - quarter) / row == pytest.approx(32, rel=0.03)
+    expected = [
+        planned(rows, case["layers"], offload_layer_inputs=case["offload"], mlp_tile_tokens=case["tile"], **recompute)
+        for case in (*layers, *tiles)
+        for recompute in [FULL if "recompute_granularity" in case else {}]
+    ]
+    assert found[:4] == pytest.approx(expected[:4], rel=0.03)
+    one = rows * frugal_jobs.HIDDEN * 4
+    for few, many in ((0, 1), (2, 3)):
+        assert found[many] - found[few] == pytest.approx(expected[many] - expected[few], abs=0.1 * one)
+    for large, small in ((4, 5), (5, 6), (7, 8), (8, 9)):
+        assert found[large] - found[small] == pytest.approx(expected[large] - expected[small], rel=0.03)
 
 
 @pytest.mark.parametrize(
