@@ -77,9 +77,7 @@ class HostMemory:
         while len(self.free) < count:
             self.free.append(torch.empty(self.piece_bytes, dtype=torch.uint8, pin_memory=self.copies.pinned))
             self.pieces += 1
-        taken = self.free[len(self.free) - count :]
-        del self.free[len(self.free) - count :]
-        return taken
+        return [self.free.pop() for _ in range(count)]  # one by one: others may be given back at any moment
 
 
 class KeptTensors:
