@@ -198,7 +198,7 @@ class _InTiles(torch.autograd.Function):
                 tile = slice(start, start + ctx.rows)
                 # What a tile needs dies with the call, before the next tile.
                 sums, grad_nBH = _tile_gradients(ctx.run, hidden_RBH[tile], grad_RBH[tile], trained, sums, needs_hidden)
-                if grad_hidden_RBH is not None:
+                if grad_hidden_RBH is not None and grad_nBH is not None:
                     grad_hidden_RBH[tile] = grad_nBH
         rounded = {
             id(weight): None if sum_ is None else sum_.to(weight.dtype)

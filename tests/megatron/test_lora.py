@@ -25,7 +25,11 @@ pytestmark = pytest.mark.distributed
 TOLERANCE = 1e-4
 RANK, ALPHA = 4, 8
 CASES = {
-    "one process, full recompute": (1, 1, {"recompute_granularity": "full"}),
+    "one process, full recompute, offload, tiles": (
+        1,
+        1,
+        {"recompute_granularity": "full", "model.offload_layer_inputs": True, "model.mlp_tile_tokens": 14},
+    ),
     "cp 2, feed-forward recompute": (2, 1, {"recompute_granularity": "selective", "recompute_modules": ["mlp"]}),
     "tp 2, sequence parallel, full recompute": (1, 2, {"sequence_parallel": True, "recompute_granularity": "full"}),
 }
@@ -119,7 +123,7 @@ def test_adapter_gradients_match_merged_weights(workbench, workers, tmp_path, ca
             "trainer.max_steps": 1,
             "trainer.strategy.context_parallel_size": cp,
             "trainer.strategy.tensor_model_parallel_size": tp,
-            **{f"trainer.strategy.{name}": value for name, value in strategy.items()},
+            **{name if "." in name else f"trainer.strategy.{name}": value for name, value in strategy.items()},
         },
     )
     # NeMo starts B at zero, where A would have no gradient.
