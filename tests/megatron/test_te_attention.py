@@ -65,9 +65,6 @@ def test_training_equals_the_cpu_backend(workbench, te_workers, tmp_path):
             "trainer.strategy.cp_comm_type": "a2a+p2p",
             "trainer.strategy.hierarchical_context_parallel_sizes": [1, 2],
             "trainer.strategy.recompute_granularity": "full",
-            # Also Transformer Engine's norm in the feed-forward part runs in tiles.
-            "model.offload_layer_inputs": transformer_engine,
-            "model.mlp_tile_tokens": 14 if transformer_engine else None,
         }
         job = {"overrides": overrides, "gradients": str(run / "gradients")}
         calls = te_workers.run(te_jobs.finetune, 2, transformer_engine=transformer_engine, **job)
