@@ -24,7 +24,13 @@ CASES: dict[str, dict[str, Any]] = {
         "max_shard_size": "40KB",
         "seed": 3,
     },
-    "qwen3": {"family": "qwen3", "head_dim": 128, "max_position_embeddings": 40960, "seed": 6},
+    "qwen3": {
+        "family": "qwen3",
+        "tie_word_embeddings": False,
+        "head_dim": 128,
+        "max_position_embeddings": 40960,
+        "seed": 6,
+    },
     "llama": {"family": "llama", "seed": 4},
     "llama-tied-fp16": {
         "family": "llama",
@@ -36,7 +42,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
 }
 """Plain; head size ≠ hidden / heads with one kv head; tied with biases; bf16 in several files, untied, with more
-vocabulary rows than tokens; tied with norms of queries and keys, with the head size and positions that NeMo's importer
+vocabulary rows than tokens; untied with norms of queries and keys, head size and positions as NeMo's importer
 takes for granted; RoPE scaled; fp16, tied, without scaling."""
 
 SEVERAL = {"max_shard_size": "30KB"}
@@ -62,13 +68,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "dtype": "float16",
     },
     "qwen2, untied, wide heads": {"family": "qwen2", "tie_word_embeddings": False, "head_dim": 48} | SEVERAL,
-    "qwen3, untied, one kv head, bf16": {
-        "family": "qwen3",
-        "tie_word_embeddings": False,
-        "num_key_value_heads": 1,
-        "dtype": "bfloat16",
-    }
-    | SEVERAL,
+    "qwen3, tied, one kv head, bf16": {"family": "qwen3", "num_key_value_heads": 1, "dtype": "bfloat16"} | SEVERAL,
     "llama, one kv head, bf16": {"family": "llama", "num_key_value_heads": 1, "dtype": "bfloat16"} | SEVERAL,
     "llama, tied, 11 layers": {"family": "llama", "tie_word_embeddings": True, "num_hidden_layers": 11} | SEVERAL,
 }
