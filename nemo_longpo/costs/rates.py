@@ -19,10 +19,10 @@ HOST_LINK_SHARE = 25 / 32
 
 
 def _is_rate(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e30
+    return isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value <= 1e30
 
 
-Rate = Annotated[float, Kind("a number above 0", _is_rate)]
+Rate = Annotated[float, Kind("a number from 1 to 1e30", _is_rate)]
 
 
 @dataclass(frozen=True, kw_only=True)

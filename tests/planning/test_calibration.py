@@ -149,7 +149,7 @@ def test_a_device_without_a_preset_needs_the_flag(capsys):
         ({"device": 3}, "field 'device' should be text, not 3"),
         (
             {"rates": asdict(MEASURED["h100-80gb"]) | {"matrices": 0}},
-            "field 'rates.matrices' should be a number above 0",
+            "field 'rates.matrices' should be a number from 1 to 1e30",
         ),
         ({"rates": asdict(MEASURED["h100-80gb"]) | {"logprobs": True}}, "field 'rates.logprobs' should be a number"),
     ],

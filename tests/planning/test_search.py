@@ -83,9 +83,10 @@ def test_half_a_million_tokens_fit_on_four_gpus_or_recompute_less():
     assert best.speed.seconds < 0.99 * before.speed.seconds
 
 
-def test_simple_settings_at_equal_speed():
+@pytest.mark.parametrize("trunk", [2**17, 2**18])
+def test_simple_settings_at_equal_speed(trunk):
     """More settings are taken where they save more than a percent of the step, and only there."""
-    job = replace(JOB, trunk=2**18)
+    job = replace(JOB, trunk=trunk)
     for candidate in search(job, H100, Wishes()).candidates:
         placement = candidate.placement
         plain = search(job, H100, replace(PLAIN, tp=placement.tp, pp=placement.pp, cp=placement.cp)).candidates

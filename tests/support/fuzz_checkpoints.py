@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,12 @@ from nemo_longpo.checkpoints.run_directory import keep_steps
 from nemo_longpo.checkpoints.run_inputs import Given, RunInputs
 from nemo_longpo.checkpoints.trust import check_context
 from nemo_longpo.conversion.nemo_checkpoint.context import read_model
-from nemo_longpo.costs.model_shape import load_shape
+from nemo_longpo.costs import rates
+from nemo_longpo.costs.devices import GPUS
+from nemo_longpo.costs.model_shape import MODELS, load_shape
+from nemo_longpo.placement import Placement
+from nemo_longpo.planning import rates_file, speed
+from nemo_longpo.planning.job import Job
 from nemo_longpo.shards.manifest import read_known, write_known
 
 MISTRAL = "nemo.collections.llm.gpt.model.mistral", "MistralConfig7B"
@@ -31,6 +37,14 @@ IO_JSON = {
         "tokenizer": call(*AUTO, pretrained_model_name={"type": "leaf", "value": "hf"})
         | {"paths": ["<root>.model.tokenizer"]},
     },
+}
+RATES = {
+    "version": rates_file.VERSION,
+    "device": "NVIDIA H100 80GB HBM3",
+    "date": "2026-01-01",
+    "software": {"torch": "2"},
+    "measured": {"matrices": "a product"},
+    "rates": dict.fromkeys(rates.KINDS, 500000000000000.0) | {"source": "measured"},
 }
 MODEL_YAML = {
     "_target_": "nemo.collections.llm.gpt.model.mistral.MistralModel",
@@ -57,6 +71,13 @@ def json_file(name: str, content: Any, read: Callable[[Path], object]) -> Callab
         return mutated_json(content), write_and(read, path)
 
     return prepare
+
+
+def plan_with_rates(path: Path) -> None:
+    machine = speed.Machine(GPUS["h100-80gb"], measured=rates_file.measured_rates(str(path), "h100-80gb"))
+    pair = Job(shape=MODELS["mistral-7b"], trunk=4096, chosen=500, rejected=500)
+    found = speed.estimate_speed(pair, Placement(cp=8, offload_layer_inputs=True).recomputing("full"), machine)
+    assert 0 < found.tokens_per_second < math.inf
 
 
 def read_context(path: Path) -> None:
@@ -139,6 +160,7 @@ CHECKPOINT_READERS = [
     Reader("weights of an import", weights_of_an_import, 1),
     Reader("hashed shards", json_file("checked_shards.json", {"node": {"/a": [1, 2, 3, 4, "c"]}}, remember_shards), 1),
     Reader("metrics", metrics, 1),
+    Reader("rates of a GPU", json_file("rates.json", RATES, plan_with_rates), 1),
     Reader("saved corpus, state", saved_dataset("state.json", published=False), 15),
     Reader("saved corpus, description", saved_dataset("dataset_info.json", published=False), 15),
     Reader("saved pairs, state", saved_dataset("state.json", published=True), 30),
