@@ -2,13 +2,14 @@
 
 The `nemo` command imports this file to find the names.
 
-The 7B and 8B recipes train Mistral-7B-Instruct-v0.2, Qwen2.5-7B-Instruct and Qwen3-8B at 128K to 512K tokens on GPUs of
+The 7B and 8B recipes train Mistral-7B-Instruct-v0.2, Qwen2.5-7B-Instruct and Qwen3-8B at 128K to 1M tokens on GPUs of
 80 GB. They have the paper's constants, and differ in length and placement. All models can be divided by the same sizes
 (32 and 28 heads, 8 and 4 of them for keys and values), so the first two use the same placements.
 """
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import reduce
 from typing import Optional
 
@@ -158,6 +159,8 @@ LINEAR_LAYERS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
 # Tensor parallelism splits the weights within a node, context parallelism splits the pair over the other GPUs.
 ONE_NODE = Placement(tp=4, cp=2)
 TWO_NODES = Placement(tp=4, cp=4)
+# Inputs of layers in host memory, 277 GB for Mistral-7B at 1M tokens; feed-forward parts in tiles.
+FRUGAL_NODE = replace(ONE_NODE, offload_layer_inputs=True, mlp_tile_tokens=16 * K)
 
 RECIPES: dict[str, Callable[..., run.Partial]] = {}
 
@@ -211,6 +214,18 @@ def qwen25_7b_longpo_128k() -> run.Partial:
 def qwen25_7b_longpo_512k() -> run.Partial:
     """Qwen2.5-7B at 512K tokens on 16 GPUs of 80 GB."""
     return _long(512 * K, TWO_NODES)
+
+
+@recipe
+def mistral_7b_longpo_1m_one_node() -> run.Partial:
+    """Mistral-7B at 1M tokens on 8 GPUs of 80 GB."""
+    return _long(1024 * K, FRUGAL_NODE)
+
+
+@recipe
+def qwen25_7b_longpo_1m_one_node() -> run.Partial:
+    """Qwen2.5-7B at 1M tokens on 8 GPUs of 80 GB."""
+    return _long(1024 * K, FRUGAL_NODE)
 
 
 @recipe

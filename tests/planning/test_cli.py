@@ -32,10 +32,18 @@ def test_report(capsys):
     assert re.search(r"refused, \d+ in all\n  tp 1, cp ", capsys.readouterr().out)
 
 
+def test_recipe_of_a_million_tokens(tmp_path, capsys):
+    file = tmp_path / "plan.yaml"
+    assert main([*COMMAND[:3], "--length", "1048576", "--gpus", "8", "--recipe", str(file), "--json"]) == 0
+    model = yaml.safe_load(file.read_text())["model"]
+    assert (model["offload_layer_inputs"], model["mlp_tile_tokens"]) == (True, 16384)
+
+
 def test_a_million_tokens_say_what_the_node_holds(capsys):
     assert main([*COMMAND[:3], "--length", "1048576", "--gpus", "8"]) == 0
     text = capsys.readouterr().out
     assert re.search(r"recommended: .*, layer inputs in host memory, feed-forward tiles of 16,384\n", text)
+    assert "    model.offload_layer_inputs=True \\\n" in text
     assert re.search(r"  host  +\d+\.\d  in host memory for each GPU, so \d+\.\d of the node's 1,862\.6\n", text)
     assert main([*COMMAND[:3], "--length", "1048576", "--gpus", "8", "--host-memory", "1", "--json"]) == 0
     assert not json.loads(capsys.readouterr().out)["recommended"]["setup"]["offload_layer_inputs"]
@@ -120,7 +128,7 @@ def test_values_out_of_range(capsys, arguments):
             {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": "1"},
         ),
         (
-            Placement(cp=4, pp=2).recomputing("full", 5),
+            Placement(cp=4, pp=2, offload_layer_inputs=True, mlp_tile_tokens=16384).recomputing("full", 5),
             {"recompute_method": "block", "recompute_num_layers": "5", "pipeline_model_parallel_size": "2"},
         ),
     ],
@@ -135,6 +143,8 @@ def test_overrides_spell_the_placement(placement, expected):
     assert given["trainer.strategy.sequence_parallel"] == str(placement.tp > 1)
     assert (given["trainer.num_nodes"], given["trainer.devices"]) == ("1", "8")
     assert given["optim.config.optimizer_cpu_offload"] == "False"
+    assert given["model.offload_layer_inputs"] == str(placement.offload_layer_inputs)
+    assert given["model.mlp_tile_tokens"] == str(placement.mlp_tile_tokens)
 
 
 def test_recipe_matches_the_recommendation(tmp_path, capsys):

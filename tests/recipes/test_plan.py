@@ -22,7 +22,7 @@ from nemo_longpo.planning.report import overrides
             {"recompute_granularity": "selective", "recompute_modules": ["mlp"], "sequence_parallel": True},
         ),
         (
-            Placement(tp=2, cp=4, pp=2).recomputing("full", 5),
+            Placement(tp=2, cp=4, pp=2, offload_layer_inputs=True, mlp_tile_tokens=16384).recomputing("full", 5),
             {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": 5},
         ),
     ],
@@ -51,3 +51,5 @@ def test_settings_reach_the_recipe(placement, strategy):
     assert recipe.optim.config.optimizer_cpu_offload is placement.offload_optimizer
     assert (recipe.data.global_batch_size, recipe.data.seq_length) == (16, 306_000)
     assert recipe.model.pair_layout == "concatenated"
+    assert recipe.model.offload_layer_inputs is placement.offload_layer_inputs
+    assert recipe.model.mlp_tile_tokens == placement.mlp_tile_tokens

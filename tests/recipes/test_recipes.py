@@ -12,7 +12,7 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.placement import LONGEST_BRANCH
 from nemo_longpo.planning.job import Job
 from nemo_longpo.planning.memory import estimate_memory
-from nemo_longpo.planning.search import impossible
+from nemo_longpo.planning.search import Wishes, impossible
 
 # Recipe -> model, length in thousands of 1,024 tokens, GPUs.
 LONG = {
@@ -22,6 +22,8 @@ LONG = {
     "mistral_7b_longpo_512k_one_node": ("mistral-7b", 512, 8),
     "qwen25_7b_longpo_128k": ("qwen2.5-7b", 128, 8),
     "qwen25_7b_longpo_512k": ("qwen2.5-7b", 512, 16),
+    "mistral_7b_longpo_1m_one_node": ("mistral-7b", 1024, 8),
+    "qwen25_7b_longpo_1m_one_node": ("qwen2.5-7b", 1024, 8),
     "qwen3_8b_longpo_128k": ("qwen3-8b", 128, 8),
 }
 GPU = "a800-80gb"  # the paper's
@@ -105,9 +107,21 @@ def test_fits_its_gpus(name):
     job = Job(shape=load_shape(model), trunk=thousands * 1024, chosen=LONGEST_BRANCH, rejected=LONGEST_BRANCH)
     import fiddle as fdl
 
-    placement = replace(fdl.build(trainer).strategy.placement, dp=dp, gpus_per_node=trainer.devices)
+    placement = replace(
+        fdl.build(trainer).strategy.placement,
+        dp=dp,
+        gpus_per_node=trainer.devices,
+        offload_layer_inputs=recipe.model.offload_layer_inputs,
+        mlp_tile_tokens=recipe.model.mlp_tile_tokens,
+    )
     assert impossible(job, placement) is None
-    assert estimate_memory(job, placement).total <= 0.9 * find_gpu(GPU).memory
+    memory = estimate_memory(job, placement)
+    assert memory.total <= 0.9 * find_gpu(GPU).memory
+    assert memory.host * trainer.devices <= Wishes.host_memory
+    if thousands == 1024:
+        assert (placement.offload_layer_inputs, placement.mlp_tile_tokens) == (True, 16384)
+        plain = replace(placement, offload_layer_inputs=False, mlp_tile_tokens=None)
+        assert estimate_memory(job, plain).total > find_gpu(GPU).memory
 
 
 @pytest.mark.parametrize("name", ["mistral_7b_longpo_128k", "qwen25_7b_longpo_512k"])
