@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,7 +39,7 @@ def pipeline_steps(pipeline: Pipeline) -> list[steps.Step]:
     ]
 
 
-def run_pipeline(pipeline: Pipeline, redo: str | None = None) -> dict[str, Report]:
+def run_pipeline(pipeline: Pipeline, redo: Collection[str] = ()) -> dict[str, Report]:
     """Run every stage with missing parts; return the report of each stage by its name.
 
     Everything that can be checked is checked before the first process starts: the executors, and the settings of all

@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,11 +99,11 @@ class Turn:
     report: Report = field(default_factory=dict)
 
 
-def judge(steps: Sequence[Step], records: Records, redo: str | None) -> list[Turn]:
-    """Say of each step whether it is done. Raises InputError if there is no step `redo`."""
+def judge(steps: Sequence[Step], records: Records, redo: Collection[str]) -> list[Turn]:
+    """Say of each step whether it is done. Raises InputError if there is no step of a name in `redo`."""
     names = [step.name for step in steps]
-    if redo is not None and redo not in names:
-        raise InputError(f"--redo {redo}: there is no such step; the steps are {', '.join(names)}")
+    for unknown in sorted(set(redo) - set(names)):
+        raise InputError(f"--redo {unknown}: there is no such step; the steps are {', '.join(names)}")
     turns: list[Turn] = []
     for step in steps:
         sources = [turn for turn in turns if turn.state != DONE and any(map(step.reads, turn.step.outputs))]
@@ -121,10 +121,10 @@ def readers(steps: Sequence[Step], source: Step) -> list[str]:
 
 
 def _judge_step(
-    step: Step, record: Record | None, sources: list[Turn], redo: str | None, read_by: Sequence[str]
+    step: Step, record: Record | None, sources: list[Turn], redo: Collection[str], read_by: Sequence[str]
 ) -> Turn:
     """Say whether one step is done; `sources` are the steps before it that are not and whose outputs it reads."""
-    if step.name == redo or any(turn.state == TO_REDO for turn in sources):
+    if step.name in redo or any(turn.state == TO_REDO for turn in sources):
         return Turn(step=step, state=TO_REDO)
     old, new = record.settings if record else {}, step.recorded_settings()
     changed = [name for name in {**old, **new} if old.get(name, "unset") != new.get(name, "unset")]
@@ -153,11 +153,17 @@ def _judge_step(
 def add_plan_options(parser: argparse.ArgumentParser) -> None:
     """Add `--dry-run` and `--redo` to a command that runs a plan."""
     parser.add_argument("--dry-run", action="store_true", help="say what is done and what would run, and do nothing")
-    parser.add_argument("--redo", metavar="STEP", help="make this step and those that read it again")
+    parser.add_argument(
+        "--redo",
+        action="append",
+        default=[],
+        metavar="STEP",
+        help="make this step and those that read it again; may be given several times",
+    )
 
 
 def planned(
-    steps: Sequence[Step], output: Path, *, redo: str | None = None, known: Records | None = None
+    steps: Sequence[Step], output: Path, *, redo: Collection[str] = (), known: Records | None = None
 ) -> list[dict[str, Any]]:
     """Return for each step its name, its state, why it is refused, and the command lines if it would run."""
     return [
@@ -172,7 +178,12 @@ def planned(
 
 
 def show_plan(
-    steps: Sequence[Step], output: Path, *, redo: str | None = None, known: Records | None = None, as_json: bool = False
+    steps: Sequence[Step],
+    output: Path,
+    *,
+    redo: Collection[str] = (),
+    known: Records | None = None,
+    as_json: bool = False,
 ) -> None:
     """Print for each step whether it is done, and the command lines of what would run; nothing is written."""
     plan = planned(steps, output, redo=redo, known=known)

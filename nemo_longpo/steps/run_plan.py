@@ -5,7 +5,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent import futures
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,7 +23,7 @@ def run_steps(
     steps: Sequence[plan.Step],
     output: Path,
     *,
-    redo: str | None = None,
+    redo: Collection[str] = (),
     known: plan.Records | None = None,
     jobs: int = 1,
 ) -> plan.Records:

@@ -1,6 +1,7 @@
 """`longpo demo --output DIR`: documents, one round of `longpo evolve` on a CPU, a summary and two plots."""
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,7 +83,7 @@ def demo_round(settings: DemoSettings) -> tuple[list[Step], "Round"]:
     return [documents, *rounds.evolution_steps(evolution)], evolution.rounds[0]
 
 
-def run_demo(settings: DemoSettings, redo: str | None = None) -> dict[str, Any]:
+def run_demo(settings: DemoSettings, redo: Collection[str] = ()) -> dict[str, Any]:
     """Run what is missing in `settings.output`, draw the plots, and return (and write) the summary.
 
     Keys of the summary: `settings`, `accuracy_before` and `accuracy_after` (tokens -> share), `seconds` (step ->

@@ -96,4 +96,4 @@ def test_dry_run_says_what_would_run_and_does_nothing(tmp_path: Path, capsys: py
 def test_plan_options() -> None:
     parser = argparse.ArgumentParser()
     add_plan_options(parser)
-    assert vars(parser.parse_args(["--dry-run", "--redo", "a"])) == {"dry_run": True, "redo": "a"}
+    assert vars(parser.parse_args(["--dry-run", "--redo", "a", "--redo", "b"])) == {"dry_run": True, "redo": ["a", "b"]}

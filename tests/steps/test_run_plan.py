@@ -48,19 +48,21 @@ def test_redo_makes_a_step_and_its_readers_again(tmp_path: Path) -> None:
     plan = [*chain(tmp_path, seed=0), step(tmp_path, "d")]
     run_steps(plan, tmp_path)
     plan[0] = chain(tmp_path, seed=1)[0]
-    assert run_steps(plan, tmp_path, redo="a")["a"].settings == {"seed": 1}
+    assert run_steps(plan, tmp_path, redo=["a"])["a"].settings == {"seed": 1}
     assert calls(tmp_path) == "abcdabc"
-    run_steps(plan, tmp_path, redo="c")
+    run_steps(plan, tmp_path, redo=["c"])
     assert calls(tmp_path) == "abcdabcc"
+    run_steps(plan, tmp_path, redo=["c", "d"])
+    assert calls(tmp_path) == "abcdabcccd"
     with pytest.raises(InputError, match="--redo e: there is no such step; the steps are a, b, c, d"):
-        run_steps(plan, tmp_path, redo="e")
+        run_steps(plan, tmp_path, redo=["e"])
 
 
 def test_redo_removes_outputs_before_it_runs(tmp_path: Path) -> None:
     folder = tmp_path / "made"
     code = f"import os; os.makedirs({str(folder)!r}); open({str(folder / 'x')!r}, 'w')"
     for _ in range(2):  # makedirs fails where the folder still is
-        run_steps([python("made", code, outputs=(folder,))], tmp_path, redo="made")
+        run_steps([python("made", code, outputs=(folder,))], tmp_path, redo=["made"])
 
 
 def test_redo_that_is_stopped_leaves_nothing_half_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,11 +79,11 @@ def test_redo_that_is_stopped_leaves_nothing_half_removed(tmp_path: Path, monkey
     with monkeypatch.context() as patched:
         patched.setattr("shutil.rmtree", stopped)
         with pytest.raises(KeyboardInterrupt):
-            run_steps(plan, tmp_path, redo="made")
+            run_steps(plan, tmp_path, redo=["made"])
     assert not folder.exists()
     assert json.loads((tmp_path / "steps.json").read_text())["steps"] == {}
     run_steps(plan, tmp_path)
-    run_steps(plan, tmp_path, redo="made")
+    run_steps(plan, tmp_path, redo=["made"])
     assert not list(tmp_path.glob(".made*"))
 
 
