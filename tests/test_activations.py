@@ -16,6 +16,14 @@ ROWS, HIDDEN, LAYERS, WIDE = 11, 6, 5, 40
 PIECE = 64  # bytes: a layer's input takes several, and does not fill the last
 
 
+@pytest.fixture(autouse=True)
+def old_objects_are_left_alone():
+    """The collector looks only at what the test made; the imports of all tests would take it a second."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 class UnpinnedCopyStream(CopyStream):
     pinned = False
 

@@ -43,7 +43,7 @@ def test_every_package_folder_is_listed():
 
 def test_top_level_folders_are_mapped():
     visible = [folder for folder in ROOT.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
-    folders = {folder.name for folder in visible if any(folder.rglob("*.py"))} - {"build", "dist"}
+    folders = {folder.name for folder in visible if any(folder.glob("*.py"))} - {"build", "dist"}
     assert folders <= set(SETUPTOOLS["package-dir"].values()) | NOT_INSTALLED
 
 

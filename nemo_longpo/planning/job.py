@@ -1,6 +1,7 @@
 """Job: what is to be trained, one half of every estimate. The other half is a `Placement`."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from nemo_longpo.costs.flops import PairLengths
 from nemo_longpo.costs.model_shape import ModelShape
@@ -29,7 +30,7 @@ class Job:
     on_cpu: bool = False
     short_prompts: tuple[int, ...] = ()
 
-    @property
+    @cached_property
     def lengths(self) -> PairLengths:
         """Tokens of the document's pair, and of each short prompt with its two answers."""
         turns = max(len(self.short_prompts), 1)
@@ -38,7 +39,7 @@ class Job:
             self.trunk, self.chosen, self.rejected, tuple((prompt, *answers) for prompt in self.short_prompts)
         )
 
-    @property
+    @cached_property
     def document_alone(self) -> "Job":
         """The same without short prompts: the longest that attention sees at once."""
         return replace(self, short_prompts=())
@@ -48,19 +49,19 @@ class Job:
         """What the formulas of `costs.flops` take."""
         return self.shape, self.lengths, self.layout
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """Trained tokens of one pair: every trunk once, and both branches; the same for both layouts."""
         return self.lengths.tokens
 
-    @property
+    @cached_property
     def branch_rows(self) -> int:
         """Rows that go through branch attention."""
         if self.layout == "concatenated":
             return 0
         return sum(chosen + rejected for _, chosen, rejected in self.lengths.trees)
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """Rows of one pair that run through the layers."""
         if self.layout == "concatenated":

@@ -308,6 +308,7 @@ def run(*words: str) -> int:
         return replicate.main()
 
 
+@pytest.mark.slow  # starts a program for every step, and draws
 def test_whole_run_with_stand_ins_continues_and_writes_what_it_has(tmp_path, told, place, capsys, monkeypatch):
     for name in ("RESULTS", "FIGURES"):
         monkeypatch.setattr(replicate, name, tmp_path / name)
