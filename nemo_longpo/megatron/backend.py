@@ -33,8 +33,11 @@ class Backend:
     """Fields of Megatron's OptimizerConfig."""
 
     def prepare(self, config: Any) -> Any:
-        """Switch on, in place, the fused kernels that this machine has for a model config (or its recipe), and off what
-        it lacks; return the config.
+        """Switch off, in place, what this machine lacks, in a model config or its recipe; return it."""
+        return config
+
+    def fuse(self, config: Any) -> None:
+        """Switch on, in place, the fused kernels that this machine has for a model config.
 
         NeMo leaves both off for Mistral and Qwen2.5. The gate of SwiGLU and its product become one kernel, which
         torch.compile makes of Megatron's formula. The rotary embedding becomes one of Transformer Engine; it takes the
@@ -46,7 +49,6 @@ class Backend:
             config.bias_activation_fusion = config.activation_func_clamp_value is None
         if HAVE_TE and not (config.rotary_interleaved or config.multi_latent_attention):
             config.apply_rope_fusion = True
-        return config
 
     def refuse(self, placement: Placement, config: TransformerConfig, optimizer: OptimizerConfig | None) -> None:
         """Check the settings. Raises InputError if one of them asks for what this machine lacks."""
@@ -103,6 +105,9 @@ class CpuBackend(Backend):
 
     def prepare(self, config: Any) -> Any:
         return cpu.without_cuda_kernels(config)
+
+    def fuse(self, config: Any) -> None:
+        """There are none for the CPU."""
 
     def refuse(self, placement: Placement, config: TransformerConfig, optimizer: OptimizerConfig | None) -> None:
         if "layernorm" in (placement.recompute_modules or ()):

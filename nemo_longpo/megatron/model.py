@@ -127,6 +127,8 @@ class LongPOModel(llm.GPTModel):
             come back while the layer after them is recomputed. The result is the same, bit for bit.
         mlp_tile_tokens: rows of a tensor-parallel group whose feed-forward part is computed at once, and once more in
             the backward; by default all. Smaller tiles need less memory and keep matrix units less busy.
+        fused_kernels: on a GPU, fuse the gate of SwiGLU and the rotary embedding where they can be; else as NeMo's
+            config of the architecture has it.
     """
 
     def __init__(
@@ -139,6 +141,7 @@ class LongPOModel(llm.GPTModel):
         logprob_chunk_size: Optional[int] = None,  # noqa: UP045 (NeMo-Run's parser)
         offload_layer_inputs: bool = False,
         mlp_tile_tokens: Optional[int] = None,  # noqa: UP045 (NeMo-Run's parser)
+        fused_kernels: bool = True,
         optim: OptimizerModule | None = None,
         tokenizer: TokenizerSpec | None = None,
         model_transform: Callable[[torch.nn.Module], torch.nn.Module] | None = None,
@@ -156,6 +159,7 @@ class LongPOModel(llm.GPTModel):
         self.logit_budget = logit_budget
         self.offload_layer_inputs = offload_layer_inputs
         self.mlp_tile_tokens = mlp_tile_tokens
+        self.fused_kernels = fused_kernels
 
     def adopt_architecture(self, config: llm.GPTConfig, rope_scaling: dict[str, Any] | None) -> None:
         """Use a checkpoint's architecture for the model and for what NeMo writes into our own checkpoints."""

@@ -103,7 +103,10 @@ class LongPOStrategy(MegatronStrategy):
             for name, value in self.backend.optimizer_settings.items():
                 setattr(optimizer, name, value)
         super().connect(model)
-        job_settings.complete(self.backend.prepare(model.config), model.rope)
+        self.backend.prepare(model.config)
+        if model.fused_kernels:
+            self.backend.fuse(model.config)
+        job_settings.complete(model.config, model.rope)
 
     def setup_megatron_parallel(self, trainer: pl.Trainer) -> None:
         super().setup_megatron_parallel(trainer)

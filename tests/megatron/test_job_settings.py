@@ -118,7 +118,8 @@ def test_gpus_fuse_and_the_cpu_does_not(family, monkeypatch):
     monkeypatch.setattr(backend, "HAVE_TE", True)
     monkeypatch.setattr(rope_utils, "fused_apply_rotary_pos_emb", object())
     recorded = fdl.Config(getattr(llm, family), masked_softmax_fusion=False, gradient_accumulation_fusion=False)
-    built = backend.Backend().prepare(fdl.build(backend.Backend().prepare(recorded)))
+    built = fdl.build(recorded)
+    backend.Backend().fuse(built)
     built.__post_init__()
     assert (built.bias_activation_fusion, built.apply_rope_fusion) == (True, True)
     found = backend.CpuBackend().prepare(built)
@@ -147,7 +148,8 @@ def test_what_cannot_be_fused_stays(changes, fused, monkeypatch):
     monkeypatch.setattr(backend, "HAVE_TE", True)
     monkeypatch.setattr(rope_utils, "fused_apply_rotary_pos_emb", object())
     asked = llm.MistralConfig7B(**changes)
-    backend.Backend().prepare(asked).__post_init__()
+    backend.Backend().fuse(asked)
+    asked.__post_init__()
     assert (asked.bias_activation_fusion, asked.apply_rope_fusion) == fused
 
 
@@ -156,7 +158,8 @@ def test_rotary_embedding_is_not_fused_without_transformer_engine():
 
     from nemo_longpo.megatron.backend import Backend
 
-    found = Backend().prepare(llm.MistralConfig7B())
+    found = llm.MistralConfig7B()
+    Backend().fuse(found)
     assert (found.bias_activation_fusion, found.apply_rope_fusion) == (True, False)
 
 

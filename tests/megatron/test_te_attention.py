@@ -48,34 +48,46 @@ def test_attention_equals_the_cpu_backend(te_workers, ranks, settings):
             assert max(differences.values()) <= 1e-12, (setting, differences)
 
 
+def train(te_workers, workbench, run: Path, transformer_engine: bool, **more) -> list[dict[str, int]]:
+    """Train one step on two ranks; return what each rank called how often."""
+    overrides = {
+        "data.paths": str(workbench.shards),
+        "data.global_batch_size": len(workbench.records),
+        "resume.restore_config.path": str(workbench.checkpoint),
+        "log.log_dir": str(run),
+        "trainer.devices": 2,
+        "trainer.max_steps": 1,
+        "trainer.strategy.context_parallel_size": 2,
+        "trainer.strategy.cp_comm_type": "a2a+p2p",
+        "trainer.strategy.hierarchical_context_parallel_sizes": [1, 2],
+        "trainer.strategy.recompute_granularity": "full",
+        # Also Transformer Engine's norm in the feed-forward part runs in tiles.
+        "model.offload_layer_inputs": transformer_engine,
+        "model.mlp_tile_tokens": 14 if transformer_engine else None,
+        **more,
+    }
+    job = {"overrides": overrides, "gradients": str(run / "gradients")}
+    return te_workers.run(te_jobs.finetune, 2, transformer_engine=transformer_engine, **job)
+
+
+@pytest.mark.parametrize("workbench", ["qwen2"], indirect=True)
+def test_fused_kernels_can_be_left_off(workbench, te_workers, tmp_path):
+    for calls in train(te_workers, workbench, tmp_path, True, **{"model.fused_kernels": False}):
+        assert calls["DotProductAttention.forward"] > 0
+        assert calls["bias_swiglu_impl"] == 0
+        assert "apply_rotary_pos_emb" not in calls
+
+
 @pytest.mark.parametrize("workbench", ["qwen2", "qwen3"], indirect=True)
 def test_training_equals_the_cpu_backend(workbench, te_workers, tmp_path):
     """From the same checkpoint: the first step's metrics, and gradients under the same names and shapes."""
-
-    def train(transformer_engine: bool) -> tuple[dict, dict[str, torch.Tensor], list[dict[str, int]]]:
+    found_of = {}
+    for transformer_engine in (False, True):
         run = tmp_path / f"run {transformer_engine}"
-        overrides = {
-            "data.paths": str(workbench.shards),
-            "data.global_batch_size": len(workbench.records),
-            "resume.restore_config.path": str(workbench.checkpoint),
-            "log.log_dir": str(run),
-            "trainer.devices": 2,
-            "trainer.max_steps": 1,
-            "trainer.strategy.context_parallel_size": 2,
-            "trainer.strategy.cp_comm_type": "a2a+p2p",
-            "trainer.strategy.hierarchical_context_parallel_sizes": [1, 2],
-            "trainer.strategy.recompute_granularity": "full",
-            # Also Transformer Engine's norm in the feed-forward part runs in tiles.
-            "model.offload_layer_inputs": transformer_engine,
-            "model.mlp_tile_tokens": 14 if transformer_engine else None,
-        }
-        job = {"overrides": overrides, "gradients": str(run / "gradients")}
-        calls = te_workers.run(te_jobs.finetune, 2, transformer_engine=transformer_engine, **job)
-        (metrics,) = read_metrics(run)
-        return metrics, tensors(run / "gradients"), calls
-
-    expected_metrics, expected, (unfused, _) = train(transformer_engine=False)
-    metrics, found, calls = train(transformer_engine=True)
+        calls = train(te_workers, workbench, run, transformer_engine)
+        found_of[transformer_engine] = *read_metrics(run), tensors(run / "gradients"), calls
+    expected_metrics, expected, (unfused, _) = found_of[False]
+    metrics, found, calls = found_of[True]
     pairs = len(workbench.records)
     assert unfused == {"bias_swiglu_impl": 0, "rotary_angles": pairs}
     for name in ("loss", "loss/nll", "rewards/chosen", "rewards/rejected", "grad_norm"):

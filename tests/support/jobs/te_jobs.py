@@ -122,12 +122,8 @@ def finetune(transformer_engine: bool, **job: Any) -> dict[str, int]:
     from megatron.core.transformer import mlp
     from support.jobs.megatron_jobs import finetune as run
 
-    from nemo_longpo.backends import cpu
     from nemo_longpo.megatron import gpt
     from nemo_longpo.megatron.backend import Backend, CpuBackend
-
-    def prepare(self, config):
-        return Backend.prepare(self, cpu.without_cuda_kernels(config))
 
     te_stand_in.calls.clear()
     counted = (mlp, "bias_swiglu_impl"), (gpt, "rotary_angles")
@@ -137,7 +133,7 @@ def finetune(transformer_engine: bool, **job: Any) -> dict[str, int]:
         ]
         if transformer_engine:
             patches.enter_context(patch.object(CpuBackend, "layer_spec", Backend.layer_spec))
-            patches.enter_context(patch.object(CpuBackend, "prepare", prepare))
+            patches.enter_context(patch.object(CpuBackend, "fuse", Backend.fuse))
         run(**job)
     noted = {name: len(calls) for name, calls in te_stand_in.calls.items()}
     return noted | {name: spy.call_count for (_, name), spy in zip(counted, spies, strict=True)}
