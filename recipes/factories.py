@@ -161,6 +161,7 @@ ONE_NODE = Placement(tp=4, cp=2)
 TWO_NODES = Placement(tp=4, cp=4)
 # Inputs of layers in host memory, 277 GB for Mistral-7B at 1M tokens; feed-forward parts in tiles.
 FRUGAL_NODE = replace(ONE_NODE, offload_layer_inputs=True, mlp_tile_tokens=16 * K)
+FOUR_GPUS = replace(FRUGAL_NODE, tp=2)
 
 RECIPES: dict[str, Callable[..., run.Partial]] = {}
 
@@ -205,6 +206,12 @@ def mistral_7b_longpo_512k_one_node() -> run.Partial:
 
 
 @recipe
+def mistral_7b_longpo_512k_four_gpus() -> run.Partial:
+    """Mistral-7B at 512K tokens on 4 GPUs of 80 GB."""
+    return _long(512 * K, FOUR_GPUS)
+
+
+@recipe
 def qwen25_7b_longpo_128k() -> run.Partial:
     """Qwen2.5-7B at 128K tokens on 8 GPUs of 80 GB."""
     return _long(128 * K, ONE_NODE)
@@ -214,6 +221,12 @@ def qwen25_7b_longpo_128k() -> run.Partial:
 def qwen25_7b_longpo_512k() -> run.Partial:
     """Qwen2.5-7B at 512K tokens on 16 GPUs of 80 GB."""
     return _long(512 * K, TWO_NODES)
+
+
+@recipe
+def qwen25_7b_longpo_512k_four_gpus() -> run.Partial:
+    """Qwen2.5-7B at 512K tokens on 4 GPUs of 80 GB."""
+    return _long(512 * K, FOUR_GPUS)
 
 
 @recipe

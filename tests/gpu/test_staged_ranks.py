@@ -13,18 +13,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support import tiny_models as tiny, training_pairs as pairs
-from support.jobs import staged_jobs
+from support.jobs import megatron_jobs, resume_jobs, staged_jobs
 from support.parity import BETA, TOLERANCE, WEIGHT, assert_equal_gradients, train_one_step
 from support.reference import longpo_step
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from nemo_longpo.checkpoints.run_directory import read_metrics
 from nemo_longpo.conversion.importer import import_checkpoint
 from nemo_longpo.shards.schema import PairRecord
 
 MARGIN = 1.1
 CONCATENATED = {"model.pair_layout": "concatenated"}
 FULL = {"trainer.strategy.recompute_granularity": "full"}
+FRUGAL = {"model.offload_layer_inputs": True, "model.mlp_tile_tokens": 100}
 BF16 = {
     "trainer.plugins.precision": "bf16-mixed",
     "trainer.plugins.params_dtype": torch.bfloat16,
@@ -46,6 +48,7 @@ CASES = {
     "cp 4, a2a": (4, 1, 1, 1, by("a2a")),
     "tp 2, sequence parallel": (1, 2, 1, 1, {"trainer.strategy.sequence_parallel": True}),
     "cp 2, tp 2, full recompute": (2, 2, 1, 1, {"trainer.strategy.sequence_parallel": True, **FULL}),
+    "cp 2, tp 2, offload and tiles": (2, 2, 1, 1, {"trainer.strategy.sequence_parallel": True, **FULL, **FRUGAL}),
     "concatenated, cp 2, p2p": (2, 1, 1, 1, {**CONCATENATED, **by("p2p")}),
     "concatenated, cp 4, a2a, full recompute": (4, 1, 1, 1, {**CONCATENATED, **by("a2a"), **FULL}),
 }
@@ -115,6 +118,35 @@ def test_ranks_are_as_exact_as_one_process(bench, alone, workers, tmp_path, name
     error = relative_rms(gradients, bench.gradients)
     print(f"{name}: {error:.4g}, one process {alone[layout]:.4g}")
     assert error <= MARGIN * alone[layout]
+
+
+@pytest.mark.gpu
+def test_a_stopped_run_goes_on(bench, workers, tmp_path):
+    """Checkpoints are written beside the training. Kernels add up in any order, so not every bit is the same."""
+
+    def settings(run: str) -> dict:
+        return {
+            "data.paths": str(bench.shards),
+            "data.global_batch_size": 1,
+            "resume.restore_config.path": str(bench.checkpoint),
+            "log.log_dir": str(tmp_path / run),
+            "log.ckpt.every_n_train_steps": 1,
+            "optim.config.lr": 1e-3,
+            "trainer.devices": 1,
+            "trainer.max_steps": 4,
+            **BF16,
+        }
+
+    workers.run(megatron_jobs.finetune, 1, overrides=settings("straight"), checkpoints=True)
+    workers.run(resume_jobs.finetune_until, 1, overrides=settings("stopped"), step=3)
+    assert read_metrics(tmp_path / "stopped")[-1]["step"] == 3
+    workers.run(megatron_jobs.finetune, 1, overrides=settings("stopped"), checkpoints=True)
+    straight, stopped = (read_metrics(tmp_path / run) for run in ("straight", "stopped"))
+    assert [line["step"] for line in stopped] == [1, 2, 3, 4]
+    assert straight[3]["loss"] < 0.99 * straight[0]["loss"], "the steps change little, and so hold little"
+    for name in ("loss", "loss/nll", "rewards/margins", "lr"):
+        for expected, found in zip(straight, stopped, strict=True):
+            assert found[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-3), (name, found["step"])
 
 
 @pytest.mark.distributed

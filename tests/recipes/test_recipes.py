@@ -22,6 +22,8 @@ LONG = {
     "mistral_7b_longpo_512k_one_node": ("mistral-7b", 512, 8),
     "qwen25_7b_longpo_128k": ("qwen2.5-7b", 128, 8),
     "qwen25_7b_longpo_512k": ("qwen2.5-7b", 512, 16),
+    "mistral_7b_longpo_512k_four_gpus": ("mistral-7b", 512, 4),
+    "qwen25_7b_longpo_512k_four_gpus": ("qwen2.5-7b", 512, 4),
     "mistral_7b_longpo_1m_one_node": ("mistral-7b", 1024, 8),
     "qwen25_7b_longpo_1m_one_node": ("qwen2.5-7b", 1024, 8),
     "qwen3_8b_longpo_128k": ("qwen3-8b", 128, 8),
@@ -118,8 +120,8 @@ def test_fits_its_gpus(name):
     memory = estimate_memory(job, placement)
     assert memory.total <= 0.9 * find_gpu(GPU).memory
     assert memory.host * trainer.devices <= Wishes.host_memory
-    if thousands == 1024:
-        assert (placement.offload_layer_inputs, placement.mlp_tile_tokens) == (True, 16384)
+    if placement.offload_layer_inputs:
+        assert placement.mlp_tile_tokens == 16384
         plain = replace(placement, offload_layer_inputs=False, mlp_tile_tokens=None)
         assert estimate_memory(job, plain).total > find_gpu(GPU).memory
 
