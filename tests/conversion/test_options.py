@@ -54,7 +54,7 @@ REQUESTS = {
     "scaling under another base": Request(
         {"rope_scaling": "keep", "rope_theta": 1e6}, changes={"rope_theta": 1e6}, model="llama"
     ),
-    "length": Request({"max_length": 131072}, changes={"max_position_embeddings": 131072}),
+    "length": Request({"max_length": 16384}, changes={"max_position_embeddings": 16384}),
     "length of the export": Request(exporting={"max_length": 8192}, changes={"max_position_embeddings": 8192}),
     "length under a scaling": Request(
         {"max_length": 16384},

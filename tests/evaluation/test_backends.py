@@ -135,6 +135,5 @@ def test_refused_before_any_work(model, data, tmp_path, capsys, change, words, s
     output = tmp_path / "output"
     assert cli.main(list(map(str, ["eval", directory, *suite, "--output", output, *words]))) == 2
     said = capsys.readouterr().err
-    assert sentence in said
-    assert said.count("\n") == 1, said
+    assert [sentence in line for line in said.splitlines() if line.startswith("longpo")] == [True], said
     assert not output.exists()
