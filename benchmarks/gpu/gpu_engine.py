@@ -43,7 +43,7 @@ from .. import RESULTS
 from ..common.results import command, parser
 from .gpu_kernels import DTYPES, attention_rows, best, logprob_rows, measured_peak
 from .gpu_profile import profile_rows
-from .gpu_stack import Share, Stack
+from .gpu_stack import Share, Stack, training_step
 
 # The paper's own figures for the same model: (tokens per second, A800 GPUs) by length.
 PAPER = {131072: (4401, 8), 524288: (2744, 16)}
@@ -218,16 +218,7 @@ def layer_rows(
 
 def measure(shape: ModelShape, share: Share, device: str, layers: int, rounds: int) -> dict[str, Any]:
     """Seconds per forward and backward, and peak bytes: weights, gradients and activations, no optimizer."""
-    stack = Stack(shape, layers, device, DTYPES[device])
-    size = share.trunk_rows + share.branch_rows, share.sequences, shape.hidden
-    rows = torch.randn(size, device=device, dtype=DTYPES[device], requires_grad=True)
-    grad = torch.randn(size, device=device, dtype=DTYPES[device]) * 1e-3
-
-    def step() -> None:
-        stack.zero_grad(set_to_none=True)
-        rows.grad = None
-        stack(rows, share).backward(grad)
-
+    step = training_step(shape, share, layers, device, DTYPES[device])
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     taken = best(step, device, rounds)

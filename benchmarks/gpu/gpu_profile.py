@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 from nemo_longpo.costs.model_shape import ModelShape
 
 from .gpu_kernels import DTYPES
-from .gpu_stack import Share, Stack
+from .gpu_stack import Share, training_step
 
 # In this order: attention kernels also name the instructions that multiply matrices, and kernels that copy are made of
 # the same templates as kernels that compute.
@@ -69,16 +69,7 @@ def shares_of(kernels: list[tuple[str, float, int]]) -> dict[str, float]:
 
 def profile_rows(shape: ModelShape, share: Share, layers: int, device: str) -> Iterator[dict[str, Any]]:
     """One row: forward and backward of some layers with recompute, without the output layer."""
-    stack = Stack(shape, layers, device, DTYPES[device])
-    size = share.trunk_rows + share.branch_rows, share.sequences, shape.hidden
-    rows = torch.randn(size, device=device, dtype=DTYPES[device], requires_grad=True)
-    grad = torch.randn(size, device=device, dtype=DTYPES[device]) * 1e-3
-
-    def step() -> None:
-        stack.zero_grad(set_to_none=True)
-        stack(rows, share).backward(grad)
-
-    kernels = kernels_of(step, device)
+    kernels = kernels_of(training_step(shape, share, layers, device, DTYPES[device]), device)
     yield {
         "layers": layers,
         "kernel_seconds": sum(seconds for _, seconds, _ in kernels),

@@ -164,3 +164,18 @@ class Stack(nn.Module):
         for layer in self.layers:
             x_SBC = checkpoint(layer, x_SBC, cos, sin, share.attend, use_reentrant=False)
         return x_SBC
+
+
+def training_step(shape: ModelShape, share: Share, layers: int, device: str, dtype: torch.dtype) -> Callable[[], None]:
+    """Return forward and backward of some layers with random rows, each time with fresh gradients."""
+    stack = Stack(shape, layers, device, dtype)
+    size = share.trunk_rows + share.branch_rows, share.sequences, shape.hidden
+    rows = torch.randn(size, device=device, dtype=dtype, requires_grad=True)
+    grad = torch.randn(size, device=device, dtype=dtype) * 1e-3
+
+    def step() -> None:
+        stack.zero_grad(set_to_none=True)
+        rows.grad = None
+        stack(rows, share).backward(grad)
+
+    return step
