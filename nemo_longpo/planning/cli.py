@@ -1,4 +1,4 @@
-"""The command `longpo plan`: recommend how to spread a training job over GPUs. Runs nothing."""
+"""The command `longpo plan`: recommend how to spread a training job over GPUs; `--calibrate` measures one."""
 
 import argparse
 import json
@@ -38,7 +38,18 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    job = parser.add_argument_group("what is trained")
+    _add_job(parser.add_argument_group("what is trained"))
+    _add_machine(parser.add_argument_group("on what"))
+    _add_wishes(parser.add_argument_group("fixed beforehand; what is left out is chosen"))
+    _add_rates(parser.add_argument_group("how fast kernels run"))
+    parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
+    parser.add_argument(
+        "--recipe", type=Path, metavar="FILE.yaml", help="write what is recommended for `nemo llm finetune --yaml`"
+    )
+    parser.set_defaults(run=run)
+
+
+def _add_job(job: "argparse._ArgumentGroup") -> None:
     models = f"{', '.join(model_shape.MODELS)}, a Hugging Face or a NeMo directory"
     job.add_argument("--model", metavar="NAME|DIR", help=models)
     _add_count(job, "--length", "tokens of the trunk: document and first instruction")
@@ -60,7 +71,8 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="pair layout (default: %(default)s)",
     )
 
-    machine = parser.add_argument_group("on what")
+
+def _add_machine(machine: "argparse._ArgumentGroup") -> None:
     _add_count(machine, "--gpus", "GPUs of all nodes")
     _add_count(machine, "--gpus-per-node", "of them", Machine.gpus_per_node)
     machine.add_argument(
@@ -74,7 +86,6 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="SHARE",
         help="of memory left free (default: %(default)s)",
     )
-
     machine.add_argument(
         "--host-memory",
         type=positive_number,
@@ -83,7 +94,8 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="of a node, for what is kept there (default: 2 TB, a DGX H100's)",
     )
 
-    wishes = parser.add_argument_group("fixed beforehand; what is left out is chosen")
+
+def _add_wishes(wishes: "argparse._ArgumentGroup") -> None:
     for flag, meaning in (("--tp", "tensor-"), ("--pp", "pipeline-"), ("--cp", "context-")):
         _add_count(wishes, flag, f"{meaning}parallel size")
     wishes.add_argument("--recompute", choices=get_args(placement.Recompute), help="what the backward computes again")
@@ -105,7 +117,8 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--gradients", choices=("fp32", "bf16"), default="fp32", help="type of summed gradients (default: %(default)s)"
     )
 
-    speed = parser.add_argument_group("how fast kernels run")
+
+def _add_rates(speed: "argparse._ArgumentGroup") -> None:
     speed.add_argument(
         "--calibrate",
         action="store_true",
@@ -117,12 +130,6 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help=f"rates that --calibrate has written (default: those of this machine, if it is such a GPU), or "
         f"{rates_file.DATA_SHEET}: what is known of the GPU",
     )
-
-    parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
-    parser.add_argument(
-        "--recipe", type=Path, metavar="FILE.yaml", help="write what is recommended for `nemo llm finetune --yaml`"
-    )
-    parser.set_defaults(run=run)
 
 
 def _add_count(group: "argparse._ArgumentGroup", flag: str, meaning: str, default: int | None = None) -> None:
@@ -144,33 +151,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"--recipe {recipe}: give a file in an existing directory whose name ends with .yaml; "
             "`nemo llm finetune` reads others differently."
         )
-    job = Job(
-        shape=model_shape.load_shape(arguments.model),
-        trunk=arguments.length,
-        chosen=arguments.branch_tokens,
-        rejected=arguments.branch_tokens,
-        pairs=arguments.batch_size,
-        layout=arguments.layout,
-        short_prompts=tuple(arguments.short_tokens),
-    )
-    if job.short_prompts and max(job.short_prompts) > job.trunk:
-        raise InputError(
-            f"--short-tokens {max(job.short_prompts)} is more than --length {job.trunk}; a short prompt is a part of "
-            "the document."
-        )
-    machine = _machine(arguments)
-    wishes = Wishes(
-        tp=arguments.tp,
-        pp=arguments.pp,
-        cp=arguments.cp,
-        recompute=arguments.recompute,
-        offload_optimizer=arguments.offload_optimizer,
-        offload_layer_inputs=arguments.offload_layer_inputs,
-        mlp_tile_tokens=arguments.mlp_tile_tokens,
-        host_memory=arguments.host_memory * devices.GIB,
-        grad_reduce_in_fp32=arguments.gradients == "fp32",
-        margin=arguments.margin,
-    )
+    job, machine, wishes = _job(arguments), _machine(arguments), _wishes(arguments)
     found = search(job, machine, wishes)
     if arguments.json:
         print(json.dumps(as_json(job, machine, wishes, found)))
@@ -200,6 +181,24 @@ def _calibrate(wish: str | None) -> None:
     note(f"longpo plan: wrote the rates of {found.device} to {file}; {use}")
 
 
+def _job(arguments: argparse.Namespace) -> Job:
+    job = Job(
+        shape=model_shape.load_shape(arguments.model),
+        trunk=arguments.length,
+        chosen=arguments.branch_tokens,
+        rejected=arguments.branch_tokens,
+        pairs=arguments.batch_size,
+        layout=arguments.layout,
+        short_prompts=tuple(arguments.short_tokens),
+    )
+    if job.short_prompts and max(job.short_prompts) > job.trunk:
+        raise InputError(
+            f"--short-tokens {max(job.short_prompts)} is more than --length {job.trunk}; a short prompt is a part of "
+            "the document."
+        )
+    return job
+
+
 def _machine(arguments: argparse.Namespace) -> Machine:
     gpu = devices.find_gpu(arguments.gpu)
     if arguments.gpu_memory is not None:
@@ -210,6 +209,21 @@ def _machine(arguments: argparse.Namespace) -> Machine:
             "--gpus-per-node."
         )
     return Machine(gpu, arguments.gpus, arguments.gpus_per_node, rates_file.measured_rates(arguments.rates, gpu.name))
+
+
+def _wishes(arguments: argparse.Namespace) -> Wishes:
+    return Wishes(
+        tp=arguments.tp,
+        pp=arguments.pp,
+        cp=arguments.cp,
+        recompute=arguments.recompute,
+        offload_optimizer=arguments.offload_optimizer,
+        offload_layer_inputs=arguments.offload_layer_inputs,
+        mlp_tile_tokens=arguments.mlp_tile_tokens,
+        host_memory=arguments.host_memory * devices.GIB,
+        grad_reduce_in_fp32=arguments.gradients == "fp32",
+        margin=arguments.margin,
+    )
 
 
 def _share(text: str) -> float:
