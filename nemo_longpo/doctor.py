@@ -1,26 +1,31 @@
-"""`longpo doctor`: list the installed packages and devices, and say whether training can run here.
+"""`longpo doctor`: list the installed packages and devices, and say whether training can run here, and with what.
 
 Reads package metadata instead of importing the packages, so a broken NeMo gives a sentence and not a stack trace.
+`python -m nemo_longpo.doctor` does the same before anything is installed, the plugin included.
 """
 
 import argparse
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
-from importlib.util import find_spec
+from importlib import metadata, util
+from pathlib import Path
 from typing import Literal
 
-IMAGE = "the NGC NeMo 25.11 image"
+from nemo_longpo import trainers
+
 CORE = (
     "torch",
     "nemo-toolkit",
+    "megatron-bridge",
     "megatron-core",
     "nemo_run",
     "transformers",
     "nvidia-modelopt",
+    "nvidia-resiliency-ext",
     "lightning",
     "leptonai",
     "numpy",
@@ -33,6 +38,14 @@ OPTIONAL = {
     "flash-attn": ("flash_attn", "attention kernels; Transformer Engine has its own"),
     "vllm": ("vllm", "fast generation for `longpo data` and `eval`; in an environment of its own"),
     "lm_eval": ("lm_eval", "what `longpo eval` asks and scores with; pip install 'nemo_longpo[eval]'"),
+}
+# What NGC images may put on the path as sources, without metadata.
+MODULES = {
+    "torch": "torch",
+    "nemo-toolkit": "nemo",
+    "megatron-bridge": "megatron.bridge",
+    "megatron-core": "megatron.core",
+    **{name: module for name, (module, _) in OPTIONAL.items()},
 }
 
 Level = Literal["ok", "note", "refused"]
@@ -54,6 +67,7 @@ class Report:
     accelerators: list[str]
     cpus: int
     versions: dict[str, str | None]
+    trainers: list[trainers.Installed]
     findings: list[Finding]
 
     @property
@@ -62,16 +76,31 @@ class Report:
 
 
 def installed_versions() -> dict[str, str | None]:
-    """Version by package: "unknown" if it can be imported but has no metadata, None if it is absent."""
-    modules = {name: module for name, (module, _) in OPTIONAL.items()}
-    modules.update({"torch": "torch", "nemo-toolkit": "nemo", "megatron-core": "megatron"})
+    """Version by package: "unknown" if it can be imported but says none, None if it is absent."""
     versions: dict[str, str | None] = {}
     for name in (*CORE, *OPTIONAL):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            versions[name] = "unknown" if name in modules and find_spec(modules[name]) else None
+            versions[name] = version_of_source(MODULES[name]) if name in MODULES else None
     return versions
+
+
+def version_of_source(module: str) -> str | None:
+    """Version of a package on the path, by the numbers in the `package_info.py` that NVIDIA's have; nothing is run."""
+    try:
+        spec = util.find_spec(module)
+    except ModuleNotFoundError:  # of the package that it is part of
+        return None
+    if spec is None:
+        return None
+    for folder in spec.submodule_search_locations or ():
+        info = Path(folder, "package_info.py")
+        text = info.read_text(encoding="utf-8") if info.is_file() else ""
+        parts = dict(re.findall(r"""^(MAJOR|MINOR|PATCH|PRE_RELEASE) *= *['"]?(\w*)""", text, re.MULTILINE))
+        if {"MAJOR", "MINOR", "PATCH"} <= parts.keys():
+            return "{MAJOR}.{MINOR}.{PATCH}".format(**parts) + parts.get("PRE_RELEASE", "")
+    return "unknown"
 
 
 def accelerators(torch_version: str | None) -> list[str]:
@@ -85,110 +114,54 @@ def accelerators(torch_version: str | None) -> list[str]:
     return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
 
 
-def release(version: str) -> tuple[int, int]:
-    """(major, minor) of a version; (0, 0) if it is no version number."""
-    from packaging.version import InvalidVersion, Version
+def diagnose(versions: trainers.Versions, devices: Sequence[str], python: str = "3.12") -> list[Finding]:
+    """The verdict for a set of installed versions, CUDA devices and a Python.
 
-    try:
-        parsed = Version(version)
-    except InvalidVersion:
-        return (0, 0)
-    return (parsed.major, parsed.minor)
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A package that training needs: the releases that work, and what is printed about the others."""
-
-    package: str
-    supported: Callable[[tuple[int, int]], bool]
-    absent: str
-    unsupported: str
-
-
-RULES = (
-    Rule(
-        "torch",
-        lambda found: found >= (2, 6),
-        "nothing runs without torch; install torch 2.6 or later",
-        "torch 2.6 or later is needed",
-    ),
-    Rule(
-        "nemo-toolkit",
-        lambda found: found in ((2, 6), (2, 7)),
-        f"training needs NeMo 2.6 or 2.7 (`pip install nemo_longpo[nemo]`, or {IMAGE}); data tools work without",
-        f"NeMo 2.6 and 2.7 are supported (images from 26.04 on have no `nemo llm` any more); use {IMAGE}",
-    ),
-    Rule(
-        "megatron-core",
-        lambda found: found == (0, 15),
-        f"training needs Megatron-Core 0.15 (`pip install megatron-core==0.15.3`, or {IMAGE})",
-        "Megatron-Core 0.15 is supported (0.16 drops `no_weight_decay_cond`, which NeMo 2.7 still passes); "
-        f"use {IMAGE}",
-    ),
-    Rule("nemo_run", lambda found: True, "the `nemo` command comes with nemo_run; install nemo_run 0.11.1", ""),
-    Rule(
-        "nvidia-modelopt",
-        lambda found: True,
-        "without nvidia-modelopt NeMo silently has no `llm.finetune`; install nvidia-modelopt 0.37.0",
-        "",
-    ),
-    Rule(
-        "transformers",
-        lambda found: found < (5, 0),
-        "install transformers 4.57",
-        "NeMo needs transformers 4; transformers 5 belongs in the vLLM environment",
-    ),
-)
+    One trainer that can run is enough; what stands in the way of the other is then a note.
+    """
+    found = trainers.installed(versions, devices)
+    usable = [each for each in found if not each.reasons]
+    texts = [f"{each.name} cannot train here: {text}" if usable else text for each in found for text in each.reasons]
+    refused = [] if usable else texts
+    if not found:
+        core = versions.get("megatron-core")
+        refused.append((f"Megatron-Core {core} alone starts no training: " if core else "") + trainers.NONE_INSTALLED)
+    if trainers.release(python) < (3, 11):
+        refused.append(f"Python {python} is too old; 3.11 or later is needed")
+    notes = (texts if usable else []) + _notes(versions, devices, usable)
+    ready = [] if refused else [f"training can run here, with {each.pair}: {each.start}" for each in usable]
+    levels: dict[Level, list[str]] = {"refused": refused, "note": notes, "ok": ready}
+    return [Finding(level, text) for level, texts in levels.items() for text in dict.fromkeys(texts)]
 
 
-def diagnose(versions: Mapping[str, str | None], devices: Sequence[str]) -> list[Finding]:
-    """The verdict for a set of installed versions and CUDA devices."""
-    findings = [finding for rule in RULES for finding in _judge(rule, versions.get(rule.package))]
-    if versions.get("nemo_run") and release(versions.get("leptonai") or "0") >= (0, 47):
-        findings.append(Finding("refused", "leptonai 0.47 and later break nemo_run's import; install leptonai 0.26.6"))
-    if release(versions.get("numpy") or "0") >= (2, 0):
-        findings.append(Finding("note", "numpy 2 has not been tried with NeMo; the tested set has numpy 1.26"))
-    findings += _judge_device(versions, devices)
-    if all(finding.level != "refused" for finding in findings):
-        findings.append(Finding("ok", "training can run here: `nemo llm finetune --help` lists the recipes"))
-    return findings
-
-
-def _judge(rule: Rule, version: str | None) -> list[Finding]:
-    if version is None:
-        return [Finding("refused", rule.absent)]
-    if version == "unknown":
-        return [Finding("note", f"{rule.package} has no version to read; it is taken to be a supported one")]
-    if not rule.supported(release(version)):
-        return [Finding("refused", f"{rule.package} {version}: {rule.unsupported}")]
-    return []
-
-
-def _judge_device(versions: Mapping[str, str | None], devices: Sequence[str]) -> list[Finding]:
+def _notes(versions: trainers.Versions, devices: Sequence[str], usable: Sequence[trainers.Installed]) -> list[str]:
+    notes = [
+        f"{package} has no version to read; it is taken to be a supported one"
+        for package in ("torch", "nemo-toolkit", "megatron-bridge", "megatron-core")
+        if versions.get(package) == "unknown"
+    ]
+    if any(each.name == trainers.NEMO.name for each in usable) and trainers.release(versions.get("numpy")) >= (2, 0):
+        notes.append("numpy 2 has not been tried with NeMo; the tested set has numpy 1.26")
     if not devices:
-        return [
-            Finding("note", "no CUDA device: training runs on the CPU backend (gloo, fp32, small models)"),
-            Finding("note", "on CPU, attention, norms and optimizer are plain torch; fused kernels are switched off"),
-        ]
-    found = versions.get("transformer-engine")
-    if found is None:
-        return [Finding("refused", f"training on GPU needs Transformer Engine, which is not installed; use {IMAGE}")]
-    if found != "unknown" and release(found) != (2, 9):
-        return [Finding("note", f"Transformer Engine {found}: our calls into it are checked against release 2.9")]
-    return []
+        notes.append("no CUDA device: training runs on the CPU backend (gloo, fp32, small models)")
+        notes.append("on CPU, attention, norms and optimizer are plain torch; fused kernels are switched off")
+    engine = versions.get("transformer-engine")
+    if devices and engine not in (None, "unknown") and trainers.release(engine) != (2, 9):
+        notes.append(f"Transformer Engine {engine}: our calls into it are checked against release 2.9")
+    return notes + [f"{each.pair} is not tested; tested are {each.tested}" for each in usable if not each.is_tested]
 
 
 def examine() -> Report:
     """Look at this machine."""
-    versions = installed_versions()
+    versions, python = installed_versions(), platform.python_version()
     devices = accelerators(versions["torch"])
     return Report(
-        python=platform.python_version(),
+        python=python,
         accelerators=devices,
         cpus=os.cpu_count() or 1,
         versions=versions,
-        findings=diagnose(versions, devices),
+        trainers=trainers.installed(versions, devices),
+        findings=diagnose(versions, devices, python),
     )
 
 
@@ -212,7 +185,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    summary = "show versions and devices, and whether training can run here"
+    summary = "show versions and devices, and whether training can run here, with NeMo or Megatron-Bridge"
     parser = subparsers.add_parser(
         "doctor",
         help=summary,
@@ -222,3 +195,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
     parser.set_defaults(run=run)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(argparse.Namespace(json=False)))

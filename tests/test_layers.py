@@ -129,7 +129,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "nemo_longpo.planning",
         "nemo_longpo.yaml_input",
     },
-    "nemo_longpo.doctor": set(),
+    "nemo_longpo.trainers": set(),
+    "nemo_longpo.doctor": {"nemo_longpo.trainers"},
     "nemo_longpo.line_plot": set(),
     # Reads what a run and an evaluation have written.
     "nemo_longpo.report": {
