@@ -75,7 +75,7 @@ def import_checkpoint(
         )
         if any(source.path.glob("*.safetensors")):  # pickles score no shards, so their fingerprint is never needed
             parts.start("name the model by its weights")
-            run_inputs.write_origin(partial_output / "context", weights_fingerprint(source.path))
+            run_inputs.write_origin(partial_output, weights_fingerprint(source.path))
         integrity.write_record(partial_output, parts.start("record the hashes of all files", size))
         parts.start("wait for the disk")
     if not_finite.names:

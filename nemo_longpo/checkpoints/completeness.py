@@ -8,15 +8,19 @@ from zipfile import BadZipFile, ZipFile
 
 from nemo_longpo.errors import InputError, one_line
 
+from .forms import NEMO, form_of
 from .integrity import COPY_AGAIN
 
 CONTEXT_FILES = ("io.json", "model.yaml")
 """In `context/` of every NeMo 2 checkpoint."""
 
-WEIGHT_FILES = (".metadata", "metadata.json", "common.pt")
-"""In `weights/` of every Megatron `torch_dist` checkpoint, beside those with the tensors."""
+WEIGHT_FILES = (".metadata", "metadata.json")
+"""Beside the tensors of every Megatron `torch_dist` checkpoint."""
 
-_PARTS = (*(f"weights/{name}" for name in WEIGHT_FILES), *(f"context/{name}" for name in CONTEXT_FILES))
+COMMON_FILE = "common.pt"
+"""Beside them where Megatron-Core before 0.19 wrote them, with what is no tensor; in 0.19 that is `COMMON_OBJECT`."""
+
+COMMON_OBJECT = "common_state/shard_0_1"
 
 _ZIP_ERRORS = (
     *(BadZipFile, EOFError, OSError, ValueError, RuntimeError, ArithmeticError),
@@ -28,8 +32,10 @@ and members that look encrypted or compressed."""
 
 def missing_part(checkpoint: Path) -> str | None:
     """Return the first part that a checkpoint lacks, or has without content, relative to it; None if it has all."""
-    missing = next((part for part in _PARTS if _problem(checkpoint / part)), None)
-    return missing or (None if any((checkpoint / "weights").glob("*.distcp")) else "weights/*.distcp")
+    form = form_of(checkpoint) or NEMO
+    missing = next((part for part in form.parts if _problem(checkpoint / part)), None)
+    tensors = f"{form.weights}/*.distcp".removeprefix("/")
+    return missing or (None if any(checkpoint.glob(tensors)) else tensors)
 
 
 def _problem(path: Path) -> str | None:
@@ -59,10 +65,15 @@ def require_sizes(directory: Path, ends: dict[str, int]) -> None:
 def require_complete(checkpoint: Path) -> None:
     """Raises InputError if a small file that training and export begin with is missing, empty or damaged.
 
-    `common.pt`, a zip archive of `torch.save`, is held to the checksums of its members.
+    Those that are zip archives of `torch.save` are held to the checksums of their members.
     """
-    require_files(checkpoint, _PARTS)
-    path = checkpoint / "weights" / "common.pt"
+    form = form_of(checkpoint) or NEMO
+    require_files(checkpoint, form.parts)
+    for path in sorted((checkpoint / form.weights).glob("*.pt")):
+        _check_archive(path)
+
+
+def _check_archive(path: Path) -> None:
     try:
         with ZipFile(path) as archive:
             wrong = archive.testzip()

@@ -20,7 +20,7 @@ from nemo_longpo import atomic, typed_fields
 from nemo_longpo.errors import InputError
 
 RECORD = "integrity.json"
-"""In the checkpoint's directory, beside `weights` and `context`."""
+"""In the checkpoint's directory; of a NeMo one beside `weights` and `context`."""
 
 ALGORITHM = "sha256"
 """The quickest of the standard library where the processor has instructions for it, and `sha256sum` knows it too."""
@@ -55,7 +55,7 @@ class _Record:
 def list_files(checkpoint: Path) -> dict[str, int]:
     """Return the size by relative name of every file that belongs to a checkpoint.
 
-    Links, locks, hidden files (except `weights/.metadata`) and the record itself do not.
+    Links, locks, hidden files (except `.metadata` beside the tensors) and the record itself do not.
     """
     found: dict[str, int] = {}
     for folder, folders, names in os.walk(checkpoint):
@@ -63,7 +63,7 @@ def list_files(checkpoint: Path) -> dict[str, int]:
         for name in sorted(names):
             path = Path(folder, name)
             relative = path.relative_to(checkpoint).as_posix()
-            hidden = name.startswith(".") and relative != "weights/.metadata"
+            hidden = name.startswith(".") and relative not in (".metadata", "weights/.metadata")
             if relative != RECORD and not hidden and not name.endswith(".lock") and not path.is_symlink():
                 found[relative] = path.stat().st_size
     return found

@@ -1,6 +1,6 @@
 """The files of a run: where they lie, its newest complete checkpoint, what it may begin beside, the lines of metrics.
 
-    LOG_DIR/NAME/checkpoints/global_step=8/   checkpoints, each with `weights` and `context`
+    LOG_DIR/NAME/checkpoints/global_step=8/   checkpoints, here of NeMo, see nemo_longpo.checkpoints.forms
     LOG_DIR/NAME/inputs/                      what the run was given
     LOG_DIR/tb_logs/NAME/metrics.jsonl        a line per optimizer step, beside TensorBoard's files
     LOG_DIR/status.json                       how far it has come, see nemo_longpo.live_status
@@ -10,7 +10,7 @@ they are wrong after a run is killed, copied or moved.
 
 NeMo puts a file `STEP-unfinished` beside a checkpoint before it writes or removes it, and removes the file when all
 ranks are done. Megatron writes `common.pt` of a checkpoint first. Its `metadata.json` comes last or, when it is not
-written in the background, NeMo's context.
+written in the background, NeMo's context. Megatron-Bridge leaves no such mark; its `run_config.yaml` comes last.
 """
 
 import os
@@ -23,6 +23,7 @@ from nemo_longpo import atomic, json_input
 from nemo_longpo.errors import InputError
 
 from .completeness import missing_part
+from .forms import NEMO, form_of
 
 RUN_NAME = "longpo"
 CHECKPOINTS = "checkpoints"
@@ -34,7 +35,7 @@ UNFINISHED = "-unfinished"
 GOES_ON = "and it continues from the newest complete checkpoint"
 """What a run does that is started again; the end of its error sentences."""
 
-_STEP = re.compile(r"(?:step|consumed_samples)=(\d+)")
+_STEP = re.compile(r"(?:step=|consumed_samples=|^iter_)(\d+)")
 
 
 def metrics_file(log_dir: Path, name: str = RUN_NAME) -> Path:
@@ -85,7 +86,7 @@ def list_checkpoints(folder: Path) -> Checkpoints:
     found = Checkpoints(folder)
     paths = folder.iterdir() if folder.is_dir() else ()
     for path in sorted((path for path in paths if not path.is_symlink() and path.is_dir()), key=_age):
-        if _is_unfinished(path):
+        if _unfinished_sign(path):
             found.unfinished.append(path)
         elif missing_part(path) is None:
             found.complete.append(path)
@@ -109,10 +110,10 @@ def find_checkpoint(path: Path) -> Path:
         )
     if _is_checkpoint(path) or (path / "config.json").is_file():
         real = path.resolve()
-        if _is_unfinished(real):
+        if sign := _unfinished_sign(real):
             raise InputError(
                 f"{real} is not finished: a run writes or removes it, or was killed while it did "
-                f"({real.name}{UNFINISHED} is beside it); give the run's directory instead"
+                f"({sign}); give the run's directory instead"
             )
         return path
     folders = _find_folders(path)
@@ -236,19 +237,25 @@ def keep_steps(path: Path, last: int) -> int:
     return sum(metrics is None for _, metrics in lines)
 
 
-def _is_unfinished(checkpoint: Path) -> bool:
-    """Whether NeMo is writing or removing it, or was when the run was killed."""
-    return checkpoint.with_name(checkpoint.name + UNFINISHED).exists()
+def _unfinished_sign(checkpoint: Path) -> str | None:
+    """Return how it shows that a trainer is writing or removing it, or was when the run was killed."""
+    mark = checkpoint.with_name(checkpoint.name + UNFINISHED)
+    if mark.exists():
+        return f"{mark.name} is beside it"
+    form = form_of(checkpoint)
+    if form and form.last and not (checkpoint / form.last).exists():
+        return f"{form.last}, which is written last, is not in it"
+    return None
 
 
 def _is_checkpoint(path: Path) -> bool:
-    return (path / "weights").is_dir() or (path / "context").is_dir()
+    return form_of(path) is not None
 
 
 def _age(checkpoint: Path) -> tuple[int, float]:
     """Order by the step in the name, which copying does not change; names without one come first, by time."""
     step = _STEP.search(checkpoint.name)
-    written = checkpoint / "weights" / "metadata.json"
+    written = checkpoint / (form_of(checkpoint) or NEMO).weights / "metadata.json"
     return int(step[1]) if step else -1, written.stat().st_mtime if written.exists() else 0.0
 
 

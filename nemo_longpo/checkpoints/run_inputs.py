@@ -2,7 +2,7 @@
 
 The first is kept in the run directory, where it is before the first checkpoint. Things are known by hashes of their
 content, and paths only help people to find them: the same content may lie elsewhere when the run is resumed. The second
-lies beside the parts of `context/` that training copies into its own checkpoints, so a checkpoint whose weights were
+lies beside what training copies into its own checkpoints (of NeMo in `context/`), so a checkpoint whose weights were
 trained does not have it.
 """
 
@@ -17,6 +17,8 @@ from typing import Any
 
 import nemo_longpo
 from nemo_longpo import atomic, json_input, typed_fields
+
+from .forms import NEMO, form_of
 
 FILE = "given.json"
 ORIGIN_FILE = "imported_weights.json"
@@ -109,17 +111,21 @@ class _Origin:
     weights_sha256: str
 
 
-def write_origin(context: Path, weights_sha256: str) -> None:
+def write_origin(checkpoint: Path, weights_sha256: str) -> None:
     """Say of which Hugging Face weights an imported checkpoint was made.
 
     `weights_sha256` is the name that shards have for them, as in `nemo_longpo.shards.fingerprint`.
     """
-    atomic.write_file(context / ORIGIN_FILE, json.dumps(asdict(_Origin(weights_sha256))) + "\n")
+    atomic.write_file(_origin_file(checkpoint), json.dumps(asdict(_Origin(weights_sha256))) + "\n")
+
+
+def _origin_file(checkpoint: Path) -> Path:
+    return checkpoint / (form_of(checkpoint) or NEMO).notes / ORIGIN_FILE
 
 
 def read_origin(checkpoint: Path) -> str | None:
     """Return the `weights_sha256`; None if the checkpoint does not say. Raises InputError if the note is damaged."""
-    path = checkpoint / "context" / ORIGIN_FILE
+    path = _origin_file(checkpoint)
     if not path.exists():
         return None
     advice = "import the checkpoint again"

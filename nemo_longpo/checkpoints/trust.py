@@ -1,10 +1,11 @@
-"""What a NeMo checkpoint may ask for, checked before NeMo, Megatron or PyTorch load it.
+"""What a checkpoint may ask for, checked before NeMo, Megatron or PyTorch load it.
 
 Their loaders do what a checkpoint says: NeMo imports and calls what `context/io.json` names, and unpickles files that
-it refers to; PyTorch unpickles `weights/.metadata` and the objects among the tensors; Megatron `weights/common.pt`; a
-tokenizer may bring code of its own. So the part of `io.json` that is built, every name in those pickles, and the
-tokenizer's settings are held to the lists below. An entry is harmless with whatever arguments the lists allow: a
-configuration keeps its values, a tokenizer reads its files. Nothing is listed by module.
+it refers to; PyTorch unpickles `.metadata` and the objects among the tensors; Megatron `common.pt`; a tokenizer may
+bring code of its own. Of a Megatron-Bridge checkpoint nothing is built of what `run_config.yaml` names. So the part of
+`io.json` that is built, every name in those pickles, and the tokenizer's settings are held to the lists below. An entry
+is harmless with whatever arguments the lists allow: a configuration keeps its values, a tokenizer reads its files.
+Nothing is listed by module.
 """
 
 import io
@@ -17,7 +18,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 from nemo_longpo.errors import InputError
 from nemo_longpo.json_input import read_json_object
 
-from .completeness import WEIGHT_FILES, require_files
+from .completeness import COMMON_FILE, COMMON_OBJECT, WEIGHT_FILES, require_files
 from .fiddle_record import Name, Recorded, read_recorded
 from .integrity import COPY_AGAIN
 from .pickled import DAMAGED, check_names, read_metadata
@@ -91,6 +92,10 @@ STATE_NAMES = TENSOR_NAMES | {
     *((module, kind) for module in ("builtins", "__builtin__") for kind in ("set", "frozenset", "complex")),
     *(("megatron.core.enums", "ModelType"), ("megatron.core.transformer.enums", "AttnBackend")),
     ("types", "SimpleNamespace"),
+    # The state of NumPy's generator.
+    *(("numpy", kind) for kind in ("ndarray", "dtype")),
+    *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("_core", "core")),
+    ("_codecs", "encode"),
 }
 """What the state of a run holds beside tensors: counters, settings, paths of checkpoints."""
 
@@ -185,8 +190,10 @@ def check_weights(weights: Path) -> None:
                 _check_extra_state(content, where)
             else:
                 _check_saved(content, where, STATE_NAMES)
-    common = weights / "common.pt"
-    _check_saved(common.read_bytes(), str(common), STATE_NAMES)
+    if COMMON_OBJECT not in metadata.state_dict_metadata:
+        require_files(weights, [COMMON_FILE])
+    for path in sorted(weights.glob("*.pt")):
+        _check_saved(path.read_bytes(), str(path), STATE_NAMES)
 
 
 def _check_extra_state(content: bytes, where: str) -> None:
