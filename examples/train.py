@@ -11,7 +11,7 @@ from pathlib import Path
 
 import nemo_run as run
 
-from nemo_longpo.recipes.factories import RECIPES
+from nemo_longpo.nemo.recipes import RECIPES
 
 
 def main() -> None:

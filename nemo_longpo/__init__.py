@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from .costs.model_shape import ModelShape as ModelShape, load_shape as load_shape
     from .errors import InputError as InputError
     from .logprobs import token_logprobs as token_logprobs
+    from .nemo.recipes import longpo_recipe as longpo_recipe
     from .objective import Objective as Objective, PairSums as PairSums, longpo_loss as longpo_loss
     from .parallel.layout import PairRows as PairRows, lay_out_pair as lay_out_pair
     from .placement import Placement as Placement
-    from .recipes.factories import longpo_recipe as longpo_recipe
     from .shards.manifest import Provenance as Provenance, ReferenceModel as ReferenceModel
     from .shards.reader import ShardReader as ShardReader
     from .shards.schema import PairRecord as PairRecord
@@ -31,10 +31,10 @@ _MODULES = {
     "costs.model_shape": ("ModelShape", "load_shape"),
     "errors": ("InputError",),
     "logprobs": ("token_logprobs",),
+    "nemo.recipes": ("longpo_recipe",),
     "objective": ("Objective", "PairSums", "longpo_loss"),
     "parallel.layout": ("PairRows", "lay_out_pair"),
     "placement": ("Placement",),
-    "recipes.factories": ("longpo_recipe",),
     "shards.manifest": ("Provenance", "ReferenceModel"),
     "shards.reader": ("ShardReader",),
     "shards.schema": ("PairRecord",),

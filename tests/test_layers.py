@@ -19,7 +19,16 @@ FOLDERS = {
 
 PURE = {"nemo_longpo.objective", "nemo_longpo.logprobs"}
 LAYOUTS = {"nemo_longpo.parallel", "nemo_longpo.attention"}
-ADAPTER = {"nemo_longpo.megatron", "nemo_longpo.backends"}
+ENGINE = {"nemo_longpo.megatron", "nemo_longpo.backends"}
+# The ways in: what needs a trainer around Megatron-Core.
+NEMO = "nemo_longpo.nemo"
+TRAINING = {
+    "nemo_longpo.checkpoints",
+    "nemo_longpo.long_runs",
+    "nemo_longpo.model_directory",
+    "nemo_longpo.shards",
+    "nemo_longpo.yaml_input",
+}
 TOOLS = {
     "nemo_longpo.conversion",
     "nemo_longpo.data_tools",
@@ -37,7 +46,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nemo_longpo.errors": set(),
     "nemo_longpo.json_input": set(),
     "nemo_longpo.live_status": set(),
+    "nemo_longpo.moved_modules": set(),
     "nemo_longpo.placement": set(),
+    "nemo_longpo.run_log": set(),
     "nemo_longpo.steps": set(),
     "nemo_longpo.terminal": set(),
     "nemo_longpo.typed_fields": set(),
@@ -68,11 +79,13 @@ MAY_IMPORT: dict[str, set[str]] = {
         "nemo_longpo.model_directory",
         "nemo_longpo.shards",
         "nemo_longpo.costs",
-        "nemo_longpo.yaml_input",
     }
     | LAYOUTS
     | PURE,
-    "nemo_longpo.recipes": {"nemo_longpo.checkpoints", "nemo_longpo.megatron"} | PURE,
+    # Lengths and placements of the recipes of all ways in.
+    "nemo_longpo.long_runs": set(),
+    NEMO: {"nemo_longpo.megatron"} | TRAINING | LAYOUTS | PURE,
+    "nemo_longpo.recipes": set(),
     # The demo is one round of `longpo evolve`.
     "nemo_longpo.recipes.demo": {
         "nemo_longpo.checkpoints",
@@ -95,8 +108,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "nemo_longpo.conversion",
         "nemo_longpo.checkpoints",
         "nemo_longpo.model_directory",
+        NEMO,
     }
-    | ADAPTER
+    | ENGINE
     | LAYOUTS
     | PURE,
     "nemo_longpo.launching": set(),
@@ -147,7 +161,9 @@ OPEN_TO_ALL = {
     "nemo_longpo.errors",
     "nemo_longpo.json_input",
     "nemo_longpo.live_status",
+    "nemo_longpo.moved_modules",
     "nemo_longpo.placement",
+    "nemo_longpo.run_log",
     "nemo_longpo.steps",
     "nemo_longpo.terminal",
     "nemo_longpo.typed_fields",
@@ -156,8 +172,8 @@ OPEN_TO_ALL = {
 TRAINER = {"nemo", "nemo_run", "megatron", "lightning", "pytorch_lightning", "transformer_engine", "modelopt", "apex"}
 # Starts processes and knows nothing of training; reached from one file only, inside a function.
 LAUNCHER, LAUNCHER_FILE = "nemo_run", "nemo_longpo/launching/executors.py"
-MAY_IMPORT_TRAINER = ADAPTER | {
-    "nemo_longpo.recipes",
+MAY_IMPORT_TRAINER = ENGINE | {
+    NEMO,
     "nemo_longpo.conversion",
     "nemo_longpo.conversion.comparison",
 }
@@ -273,6 +289,20 @@ def test_only_the_adapter_and_its_users_import_the_trainer():
     assert not wrong, "\n".join(wrong)
 
 
+def test_the_engine_needs_megatron_core_alone():
+    """NeMo, its launcher and Lightning are one way in, Megatron-Bridge another: neither knows the other."""
+    foreign = {
+        "nemo_longpo.megatron": ("nemo", "nemo_run", "lightning", "pytorch_lightning", "megatron.bridge"),
+        NEMO: ("megatron.bridge",),
+    }
+    wrong = [
+        f"{file}:{line} imports {name}"
+        for file, line, unit, name in IMPORTS
+        if any(name == other or name.startswith(f"{other}.") for other in foreign.get(unit or "", ()))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_collecting_tests_does_not_import_the_trainer():
     """Importing NeMo takes ten seconds: tests, and the jobs for workers, do it inside of functions."""
     imports = {module_name(file): {name for _, name in imported_names(file, at_the_top=True)} for file in FILES}
@@ -290,7 +320,7 @@ def test_collecting_tests_does_not_import_the_trainer():
         for line, name in imported_names(file, at_the_top=True)
         if loads(name)
     ]
-    assert "nemo_longpo.megatron.strategy" in loading
+    assert "nemo_longpo.nemo.strategy" in loading
     assert not wrong, "\n".join(wrong)
 
 

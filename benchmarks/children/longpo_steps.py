@@ -17,8 +17,8 @@ import nemo_run as run
 from nemo.lightning.data import WrappedDataLoader
 
 from nemo_longpo.checkpoints.run_directory import read_metrics
-from nemo_longpo.megatron.data import LongPODataModule
-from nemo_longpo.recipes.factories import tiny_longpo
+from nemo_longpo.nemo.data_module import LongPODataModule
+from nemo_longpo.nemo.recipes import tiny_longpo
 
 from ..common.meter import Meter
 

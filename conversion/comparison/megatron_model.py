@@ -10,8 +10,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from nemo_longpo import logprobs, placement
 from nemo_longpo.checkpoints.trust import check_weights
 from nemo_longpo.errors import InputError
-from nemo_longpo.megatron import backend, gpt, job_settings, resume, topology
+from nemo_longpo.megatron import backend, gpt, job_settings, topology
 from nemo_longpo.model_directory.rope_settings import RopeSettings, parse_scaling
+from nemo_longpo.nemo import resume
 
 from ..model_on_disk import ModelOnDisk
 from ..nemo_checkpoint.torch_dist import KEY_PREFIX

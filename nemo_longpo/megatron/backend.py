@@ -1,18 +1,17 @@
 """The backend of this process: whether it trains on GPUs or on the CPU, and what differs between the two.
 
-The GPU layer is NeMo's Transformer Engine layer with another core attention; the CPU layer is Megatron's local one with
+The GPU layer is Megatron's Transformer Engine layer with another core attention; the CPU layer is its local one with
 our attention and norm. Their sharded state dicts have the same keys, so checkpoints move between CPU and GPU.
-`nemo_longpo.backends.cpu` replaces the CUDA calls of NeMo and Megatron.
+`nemo_longpo.backends.cpu` replaces the CUDA calls of Megatron and of the trainer around it.
 """
 
 from typing import Any
 
 from megatron.core.extensions.transformer_engine import HAVE_TE
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.models.gpt import gpt_layer_specs
 from megatron.core.optimizer import OptimizerConfig
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
-from nemo.collections.llm.gpt.model.base import GPTConfig, default_layer_spec
 from torch.nn.functional import silu
 
 from nemo_longpo import activations
@@ -27,9 +26,8 @@ from .job_settings import SETTING, attention_shape, window_refused
 class Backend:
     """Training on GPUs; `CpuBackend` overrides what differs without them."""
 
-    strategy_settings: dict[str, Any] = {}  # noqa: RUF012 (nobody changes it)
-    """Arguments of NeMo's strategy."""
-    optimizer_settings: dict[str, Any] = {}  # noqa: RUF012
+    is_accelerated = True
+    optimizer_settings: dict[str, Any] = {}  # noqa: RUF012 (nobody changes it)
     """Fields of Megatron's OptimizerConfig."""
 
     def prepare(self, config: Any) -> Any:
@@ -39,9 +37,9 @@ class Backend:
     def fuse(self, config: Any) -> None:
         """Switch on, in place, the fused kernels that this machine has for a model config.
 
-        NeMo leaves both off for Mistral and Qwen2.5. The gate of SwiGLU and its product become one kernel, which
-        torch.compile makes of Megatron's formula. The rotary embedding becomes one of Transformer Engine; it takes the
-        angles of any positions, fp32 [R, 1, 1, D], and rows of any strides. What Megatron refuses to fuse
+        Configs of NeMo leave both off for Mistral and Qwen2.5. The gate of SwiGLU and its product become one kernel,
+        which torch.compile makes of Megatron's formula. The rotary embedding becomes one of Transformer Engine; it
+        takes the angles of any positions, fp32 [R, 1, 1, D], and rows of any strides. What Megatron refuses to fuse
         (TransformerConfig.__post_init__), or would fuse into another function, stays as it is.
         """
         gate = config.activation_func, config.gated_linear_unit, config.glu_linear_offset
@@ -57,9 +55,11 @@ class Backend:
         """Return what copies tensors to host memory and back, beside the computation."""
         return activations.CopyStream()
 
-    def layer_spec(self, config: GPTConfig, vp_stage: int | None = None) -> ModuleSpec | TransformerBlockSubmodules:
-        """Return the spec of one layer, or of all layers of a pipeline stage. On GPUs: a new copy of NeMo's Transformer
-        Engine layer with our core attention. All ranks must call it for `cp_comm_type=a2a+p2p`.
+    def layer_spec(
+        self, config: TransformerConfig, vp_stage: int | None = None
+    ) -> ModuleSpec | TransformerBlockSubmodules:
+        """Return the spec of one layer, or of all layers of a pipeline stage. On GPUs: a new copy of Megatron's
+        Transformer Engine layer with our core attention. All ranks must call it for `cp_comm_type=a2a+p2p`.
 
         Raises InputError if Transformer Engine is missing: Megatron's local layer has no context parallelism, no
         RMSNorm with sequence parallelism, and its score matrices of whole sequences are too large for long documents.
@@ -69,7 +69,7 @@ class Backend:
                 "Training on a GPU needs Transformer Engine, which is not installed here; `longpo doctor` names an "
                 "image that has it. Without a GPU (CUDA_VISIBLE_DEVICES=) small models train on the CPU."
             )
-        if config.use_transformer_engine_full_layer_spec:
+        if getattr(config, "use_transformer_engine_full_layer_spec", False):
             raise InputError(
                 "The checkpoint asks for Transformer Engine's own whole layers "
                 "(use_transformer_engine_full_layer_spec), which cannot hold attention over a shared prefix; "
@@ -79,7 +79,10 @@ class Backend:
 
         nested = config.context_parallel_size > 1 and config.cp_comm_type == "a2a+p2p"
         groups = topology.hierarchical_cp_groups(config.hierarchical_context_parallel_sizes) if nested else None
-        layer = default_layer_spec(config)
+        layer = gpt_layer_specs.get_gpt_layer_with_transformer_engine_spec(
+            qk_layernorm=config.qk_layernorm,
+            use_te_op_fuser=bool(getattr(config, "use_transformer_engine_op_fuser", None)),
+        )
         layer.submodules.self_attention.submodules.core_attention = ModuleSpec(
             module=TEPairAttention, params={"cp_groups": groups}
         )
@@ -87,20 +90,12 @@ class Backend:
 
 
 class CpuBackend(Backend):
-    """Training without an accelerator. Process groups run over gloo, and
-    - each rank writes its checkpoints synchronously: the asynchronous writer spawns helper processes;
-    - the optimizer is not distributed: Megatron's cannot be resumed with torch's Adam, which replaces the fused
-      ones (megatron/core/optimizer/distrib_optimizer.py:637 asserts a step count that a fresh Adam does not have);
-    - progress is Lightning's bar: NeMo's printer gathers timers on rank 0 alone. NCCL lets this pass for zero timers,
-      gloo waits for ever.
+    """Training without an accelerator. The optimizer is not distributed: Megatron's cannot be resumed with torch's
+    Adam, which replaces the fused ones (megatron/core/optimizer/distrib_optimizer.py:637 asserts a step count that a
+    fresh Adam does not have).
     """
 
-    strategy_settings: dict[str, Any] = {  # noqa: RUF012
-        "process_group_backend": "gloo",
-        "ckpt_async_save": False,
-        "ckpt_torch_dist_multiproc": 1,
-        "replace_progress_bar": False,
-    }
+    is_accelerated = False
     optimizer_settings: dict[str, Any] = {"use_distributed_optimizer": False}  # noqa: RUF012
 
     def prepare(self, config: Any) -> Any:
@@ -131,9 +126,11 @@ class CpuBackend(Backend):
     def copies(self) -> activations.NoStream:
         return activations.NoStream()
 
-    def layer_spec(self, config: GPTConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
+    def layer_spec(self, config: TransformerConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
         assert config.normalization == "RMSNorm", "the CPU layer has RMSNorms"
-        layer = get_gpt_layer_local_spec(normalization=config.normalization, qk_layernorm=config.qk_layernorm)
+        layer = gpt_layer_specs.get_gpt_layer_local_spec(
+            normalization=config.normalization, qk_layernorm=config.qk_layernorm
+        )
         layer.submodules.self_attention.submodules.core_attention = attention.CpuPairAttention
         if config.qk_layernorm:
             layer.submodules.self_attention.submodules.q_layernorm = attention.RMSNorm

@@ -6,14 +6,14 @@ and name the documents.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.distributed as dist
-from nemo.utils import logging
 from torch import Tensor
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.run_log import LOG
 
 from . import topology
 
@@ -24,8 +24,8 @@ _MOST_NAMES = 8
 class FiniteSteps:
     """The policy of a run: "error" ends it, "skip" leaves out up to `most` steps in a row and then ends it.
 
-    It notes, from the events of NeMo's `MegatronParallel`, the documents of a step on this rank and their losses. A
-    step that is left out counts as a step: its documents are not repeated, and the learning rate goes on.
+    The training loop tells it the documents of a step on this rank and their losses. A step that is left out counts as
+    a step: its documents are not repeated, and the learning rate goes on.
     """
 
     def __init__(self, policy: NonFinite, most: int):
@@ -36,15 +36,15 @@ class FiniteSteps:
         self._documents: list[str] = []
         self._losses: Sequence[Tensor] = ()
 
-    def on_megatron_microbatches_start(self, step: Any) -> None:
+    def begin_step(self) -> None:
         self._documents, self._losses = [], ()
 
-    def on_megatron_microbatch_start(self, step: Any, batch: Any, forward_callback: Any) -> None:
-        self._documents.append(batch.doc_id)
+    def add_document(self, doc_id: str) -> None:
+        self._documents.append(doc_id)
 
-    def on_megatron_microbatches_end(self, step: Any, microbatch_outputs: Sequence[dict[str, Tensor]]) -> None:
+    def end_step(self, losses: Sequence[Tensor]) -> None:
         """Note the losses; there are none but in the last pipeline stage."""
-        self._losses = [metrics["loss"] for metrics in microbatch_outputs]
+        self._losses = losses
 
     def may_be_applied(self, step: int, gradients: Sequence[Tensor]) -> bool:
         """Whether the losses of the step and these gradients are finite on all ranks, which must all call this.
@@ -78,7 +78,7 @@ class FiniteSteps:
                 "trainer.strategy.max_skipped_steps allows; look at optim.config.lr and at the weights that the run "
                 "starts from."
             )
-        logging.warning(f"{problem}. The step is left out, number {self.left_out} in a row of {self.most}")
+        LOG.warning(f"{problem}. The step is left out, number {self.left_out} in a row of {self.most}")
         return False
 
     def _describe(self) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from megatron.core import tensor_parallel
 from megatron.core.models.gpt import GPTModel
-from nemo.collections.llm.gpt.model.base import GPTConfig
+from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -138,17 +138,19 @@ class LogprobGPTModel(GPTModel):
     """This pipeline stage's share of a model; `forward(..., labels)` returns log p(label) per row, fp32 [B, R], 0 where
     the label is `IGNORE_LABEL`.
 
-    `config` has the job's settings (see `job_settings`); its `vocab_size` counts the rows of the checkpoint's
-    embedding. Under tensor parallelism the tables are padded to a multiple of its size; the padding rows' logits are
-    −inf, so they have probability 0 and get no gradient.
+    `config` is one of NeMo's or Megatron-Bridge's for a GPT: a TransformerConfig that also has `vocab_size`,
+    `seq_length`, `share_embeddings_and_output_weights`, `position_embedding_type` and
+    `scatter_embedding_sequence_parallel`. It has the job's settings (see `job_settings`); its `vocab_size` counts the
+    rows of the checkpoint's embedding. Under tensor parallelism the tables are padded to a multiple of its size; the
+    padding rows' logits are −inf, so they have probability 0 and get no gradient.
 
     Angles come from `rope` and the rows' positions. Megatron's own rotary embedding, which counts rows, is not used.
-    `offload_layer_inputs` and `mlp_tile_tokens` are those of `LongPOModel`.
+    `offload_layer_inputs` and `mlp_tile_tokens` are those of `Placement`.
     """
 
     def __init__(
         self,
-        config: GPTConfig,
+        config: TransformerConfig,
         rope: RopeSettings,
         budget: LogitBudget,
         backend: Backend,

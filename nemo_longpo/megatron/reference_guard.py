@@ -4,20 +4,25 @@ The pairs go through the model as it trains, in its layout and on all its ranks,
 """
 
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from nemo.utils import logging
 from torch import Tensor
 
 from nemo_longpo.checkpoints.run_inputs import read_origin
 from nemo_longpo.errors import InputError
-from nemo_longpo.parallel import collectives, layout
+from nemo_longpo.model_directory.rope_settings import RopeSettings
+from nemo_longpo.parallel import collectives
+from nemo_longpo.parallel.layout import PairRows, lay_out_pair
+from nemo_longpo.placement import PairLayout
+from nemo_longpo.run_log import LOG
 from nemo_longpo.shards import reference_check
 from nemo_longpo.shards.reader import ShardReader
 from nemo_longpo.shards.schema import PairRecord
@@ -27,59 +32,60 @@ from . import topology
 CheckReference = Literal["error", "warn", "off"]
 
 
-class ReferenceGuard(pl.Callback):
-    """Compares the policy of a new run with the reference log-probs of a few stored pairs, of each shard directory.
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """A model of the job, built and loaded on all ranks, that is about to be trained.
 
-    Weights and RoPE of the reference must give its log-probs, up to the rounding of the dtypes. If the RoPE is another,
-    as in every LongPO round, the difference is only logged. A resumed run is not checked, nor one without a start
-    checkpoint or with a loss that reads no reference.
-
-    Raises InputError on all ranks, before the first step, if they differ and `data.check_reference` is "error".
+    `modules` are this rank's pipeline stages; `run` calls one of them for the rows of a pair and returns their
+    log-probs, or what the next stage takes. `forward_context` is what the trainer does around a forward pass.
     """
 
-    def __init__(self, start: Path | None):
-        self.start = start
-        self.is_new = False
+    modules: list[Any]
+    run: Callable[[Any, PairRows], Tensor]
+    layout: PairLayout
+    rope: RopeSettings
+    dtype: str
+    start: Path
+    forward_context: Callable[[], AbstractContextManager[Any]] = nullcontext
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self.is_new = stage == "fit" and not trainer.ckpt_path
+    def compare(self, readers: Sequence[ShardReader], check: CheckReference, samples: int, seq_length: int) -> None:
+        """Compare the policy of a new run with the reference log-probs of `samples` stored pairs, of each reader.
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if self.is_new and self.start and data.check_reference != "off" and pl_module.objective.ref_context:
-            for opened in data.readers:
-                self._check(trainer, pl_module, opened.directory, data)
+        Weights and RoPE of the reference must give its log-probs, up to the rounding of the dtypes. If the RoPE is
+        another, as in every LongPO round, the difference is only logged. All ranks must call this.
 
-    def _check(self, trainer: pl.Trainer, model: Any, shards: Path, data: Any) -> None:
+        Raises InputError on all ranks, if they differ and `check` is "error".
+        """
+        for reader in readers if check != "off" else ():
+            self._compare(reader.directory, check, samples, min(reference_check.LONGEST, seq_length))
+
+    def _compare(self, shards: Path, check: CheckReference, samples: int, longest: int) -> None:
         started = time.perf_counter()
-        reader, pairs = choose_on_all(
-            shards, data.check_reference_samples, min(reference_check.LONGEST, data.seq_length)
-        )
+        reader, pairs = choose_on_all(shards, samples, longest)
         if not pairs:
-            logging.info(
+            LOG.info(
                 f"{shards}: the policy was not compared with the reference's log-probs, because no stored pair has "
                 f"{'a whole document' if reader.manifest.ref_context == 'long' else 'a short prompt'} of at most "
-                f"{min(reference_check.LONGEST, data.seq_length)} tokens (shards before schema version 3 have none)"
+                f"{longest} tokens (shards before schema version 3 have none)"
             )
             return
-        found = measure(trainer, model, pairs)
-        dtypes = reader.manifest.reference.dtype, dtype_of(model.config)
+        found = self.measure(pairs)
+        dtypes = reader.manifest.reference.dtype, self.dtype
         allowed = reference_check.allowed_mean(*dtypes)
         difference = f"the policy's log-probs differ from the reference's {found}"
-        other_rope = reference_check.rope_difference(reader.manifest, model.rope)
+        other_rope = reference_check.rope_difference(reader.manifest, self.rope)
         seconds = f"{time.perf_counter() - started:.1f} s"
         if other_rope:
-            logging.info(f"{shards}: {difference}; no equality is asked for, since {other_rope} ({seconds})")
+            LOG.info(f"{shards}: {difference}; no equality is asked for, since {other_rope} ({seconds})")
         elif found.mean <= allowed:
-            logging.info(f"{shards}: {difference}; {allowed:g} on average is allowed in {'/'.join(dtypes)} ({seconds})")
+            LOG.info(f"{shards}: {difference}; {allowed:g} on average is allowed in {'/'.join(dtypes)} ({seconds})")
         else:
             problem = self._problem(shards, difference, allowed, reader.manifest.reference.weights_sha256)
-            if data.check_reference == "error":
+            if check == "error":
                 raise InputError(f"{problem}, or set data.check_reference=warn or off if you want this.")
-            logging.warning(f"{problem}. The run goes on because of data.check_reference=warn")
+            LOG.warning(f"{problem}. The run goes on because of data.check_reference=warn")
 
     def _problem(self, shards: Path, difference: str, allowed: float, scored: str) -> str:
-        assert self.start is not None
         weights = read_origin(self.start)
         if weights == scored:
             cause = "its weights scored the shards, so tokenizer, chat template, RoPE or precision may differ"
@@ -91,6 +97,37 @@ class ReferenceGuard(pl.Callback):
             f"{shards}: {difference}, and {allowed:g} on average is allowed for equal weights and RoPE; check "
             f"{self.start}: {cause}; import the model that scored the pairs, score them again with this one"
         )
+
+    @torch.no_grad()
+    def measure(self, pairs: list[PairRecord]) -> reference_check.Deviation:
+        """Return the same deviation on all ranks, which must all call it. Modules are in evaluation mode meanwhile."""
+        here = topology.current_topology()
+        cp_rank, cp_size = collectives.place(here.cp_group)
+        rows = [lay_out_pair(pair, self.layout, cp_size, here.tp_size).on_rank(cp_size, cp_rank) for pair in pairs]
+        training = [part for module in self.modules for part in module.modules() if part.training]
+        for module in self.modules:
+            module.eval()
+        try:
+            with self.forward_context():
+                seen = get_forward_backward_func()(
+                    forward_step_func=self._forward_step,
+                    data_iterator=iter(rows),
+                    model=self.modules,
+                    num_microbatches=len(rows),
+                    seq_length=max(map(reference_check.tokens, pairs)),
+                    micro_batch_size=1,
+                    forward_only=True,
+                    collect_non_loss_data=True,
+                )
+        finally:
+            for part in training:
+                part.training = True
+        mine = torch.stack(seen).tolist() if seen else [[0.0] * 3] * len(pairs)  # only the last stage sees log-probs
+        return reference_check.deviation(pairs, np.array(topology.gather_from_all(mine)))
+
+    def _forward_step(self, batches: Iterator[PairRows], module: Any) -> tuple[Tensor, Any]:
+        rows = next(batches).to_device(torch.cuda.current_device())
+        return self.run(module, rows), partial(_differences, rows)
 
 
 def choose_on_all(shards: Path, count: int, longest: int) -> tuple[ShardReader, list[PairRecord]]:
@@ -109,42 +146,7 @@ def dtype_of(config: Any) -> str:
     return "bfloat16" if config.bf16 else "float16" if config.fp16 else "float32"
 
 
-@torch.no_grad()
-def measure(trainer: pl.Trainer, model: Any, pairs: list[PairRecord]) -> reference_check.Deviation:
-    """Return the same deviation on all ranks, which must all call this. Modules are in evaluation mode meanwhile."""
-    strategy: Any = trainer.strategy
-    here = topology.current_topology()
-    cp_rank, cp_size = collectives.place(here.cp_group)
-    rows = [
-        layout.lay_out_pair(pair, model.pair_layout, cp_size, here.tp_size).on_rank(cp_size, cp_rank) for pair in pairs
-    ]
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with strategy.precision_plugin.val_step_context():
-            seen = get_forward_backward_func()(
-                forward_step_func=_forward_step,
-                data_iterator=iter(rows),
-                model=strategy.megatron_parallel.pipeline,
-                num_microbatches=len(rows),
-                seq_length=max(map(reference_check.tokens, pairs)),
-                micro_batch_size=1,
-                forward_only=True,
-                collect_non_loss_data=True,
-            )
-    finally:
-        for module in training:
-            module.training = True
-    mine = torch.stack(seen).tolist() if seen else [[0.0, 0.0, 0.0]] * len(pairs)  # only the last stage sees log-probs
-    return reference_check.deviation(pairs, np.array(topology.gather_from_all(mine)))
-
-
-def _forward_step(batches: Any, model: Any) -> tuple[Tensor, Any]:
-    batch = next(batches).to_device(torch.cuda.current_device())
-    return model.forward_step(batch), partial(_differences, batch)
-
-
-def _differences(batch: layout.PairRows, logprobs: Tensor, non_loss_data: bool) -> Tensor:
+def _differences(batch: PairRows, logprobs: Tensor, non_loss_data: bool) -> Tensor:
     """Return (tokens, Σ |difference|, max |difference|) of this rank's response rows, fp64 [3]."""
     scored = (batch.chosen_mask + batch.rejected_mask) > 0
     apart = torch.where(scored, logprobs - batch.ref_logps, 0.0).abs().double()

@@ -7,20 +7,18 @@ its start whether the weights that it starts from scored its shards.
 import socket
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-from nemo.utils import AppState, logging
 from tqdm import tqdm
 
-from nemo_longpo.checkpoints import completeness, integrity, run_directory
+from nemo_longpo.checkpoints import completeness, integrity
 from nemo_longpo.checkpoints.run_inputs import Given, RunInputs, read_inputs, read_origin, write_inputs, write_versions
 from nemo_longpo.errors import InputError, one_line
 from nemo_longpo.objective import Objective
+from nemo_longpo.run_log import LOG
 from nemo_longpo.shards.manifest import Known, ShardFile, State, is_known, read_known, state_of, write_known
 from nemo_longpo.shards.reader import ShardReader
 
@@ -32,75 +30,63 @@ def loss_settings(objective: Objective) -> dict[str, Any]:
     return {f"model.objective.{name}": value for name, value in asdict(objective).items()}
 
 
-def inputs_directory() -> Path | None:
-    """Return the directory beside a run's checkpoints where its inputs are recorded; None without a run directory.
+def hold_inputs(
+    directory: Path,
+    start: Path | None,
+    readers: Sequence[ShardReader],
+    objective: Objective,
+    *,
+    is_resumed: bool,
+    accept_changes: bool,
+) -> None:
+    """Record in `directory` what a run was given, or hold it to what is recorded there when the run is resumed.
 
-    It is a directory because NeMo moves files beside the checkpoints away at every resume.
+    A run without a checkpoint starts again and accepts any inputs. A changed loss is only logged. One rank calls this.
+
+    Raises InputError if start checkpoint or shards changed, unless `accept_changes`, or if they cannot be recorded.
     """
-    log_dir = AppState().log_dir
-    return None if log_dir is None else Path(log_dir) / run_directory.INPUTS
+    found = RunInputs(
+        None if start is None else Given(str(start), integrity.fingerprint(start)),
+        tuple(Given(str(reader.directory), reader.manifest.fingerprint) for reader in readers),
+        loss_settings(objective),
+    )
+    begun = read_inputs(directory) if is_resumed else None
+    if begun is not None:
+        # A run that began before a setting existed began with its default.
+        begun = replace(begun, loss=loss_settings(Objective()) | begun.loss)
+        for change in found.loss_changes_from(begun):
+            LOG.warning(f"This run continues with {change}")
+        _refuse(list(found.changes_from(begun)), accept_changes)
+    elif not is_resumed and start and objective.ref_context:
+        warn_of_other_reference(start, readers)
+    write_inputs(directory, found)
+    write_versions(directory, torch.cuda.get_device_name() if torch.cuda.is_available() else None)
 
 
-class KeepInputs(pl.Callback):
-    """Records the fingerprints of start checkpoint and shards at the start, and refuses others when a run is resumed.
-
-    A run without a checkpoint starts again and accepts any inputs. A changed loss is only logged.
-    """
-
-    def __init__(self, start: Path | None, accept_changes: bool):
-        self.start = start
-        self.accept_changes = accept_changes
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Run after the data module. Raises InputError on all ranks if the inputs changed or cannot be recorded."""
-        directory = inputs_directory()
-        if stage != "fit" or directory is None:
-            return
-        raise_on_all(partial(self._hold, trainer, pl_module, directory), here=trainer.is_global_zero)
-
-    def _hold(self, trainer: pl.Trainer, model: Any, directory: Path) -> None:
-        readers: list[ShardReader] = trainer.datamodule.readers  # type: ignore[attr-defined]
-        found = RunInputs(
-            None if self.start is None else Given(str(self.start), integrity.fingerprint(self.start)),
-            tuple(Given(str(reader.directory), reader.manifest.fingerprint) for reader in readers),
-            loss_settings(model.objective),
+def _refuse(changes: list[str], accept_changes: bool) -> None:
+    if not changes:
+        return
+    if not accept_changes:
+        raise InputError(
+            f"{'; '.join(changes)}. Give what the run began with, begin another run in a new log.log_dir, or set "
+            "resume.accept_changes=True if you want this change."
         )
-        begun = read_inputs(directory) if trainer.ckpt_path else None
-        if begun is not None:
-            # A run that began before a setting existed began with its default.
-            begun = replace(begun, loss=loss_settings(Objective()) | begun.loss)
-            for change in found.loss_changes_from(begun):
-                logging.warning(f"This run continues with {change}")
-            self._refuse(list(found.changes_from(begun)))
-        elif not trainer.ckpt_path and self.start and model.objective.ref_context:
-            warn_of_other_reference(self.start, readers)
-        write_inputs(directory, found)
-        write_versions(directory, torch.cuda.get_device_name() if torch.cuda.is_available() else None)
-
-    def _refuse(self, changes: list[str]) -> None:
-        if not changes:
-            return
-        if not self.accept_changes:
-            raise InputError(
-                f"{'; '.join(changes)}. Give what the run began with, begin another run in a new log.log_dir, or set "
-                "resume.accept_changes=True if you want this change."
-            )
-        for change in changes:
-            logging.warning(f"{change}; accepted because of resume.accept_changes=True")
+    for change in changes:
+        LOG.warning(f"{change}; accepted because of resume.accept_changes=True")
 
 
-def warn_of_other_reference(start: Path, readers: list[ShardReader]) -> None:
+def warn_of_other_reference(start: Path, readers: Sequence[ShardReader]) -> None:
     """Log a line if the weights that training starts from did not score the shards, or if that is unknown."""
     weights = read_origin(start)
     if weights is None:
-        logging.info(f"{start} does not record its original weights; whether they scored the shards is unknown")
+        LOG.info(f"{start} does not record its original weights; whether they scored the shards is unknown")
         return
     others = [reader for reader in readers if reader.manifest.reference.weights_sha256 != weights]
     if others:
         scored = ", ".join(
             f"{reader.directory} by {reader.manifest.reference.weights_sha256[:12]}…" for reader in others
         )
-        logging.warning(
+        LOG.warning(
             f"Training starts from other weights than those that scored the shards: {start} was made from "
             f"{weights[:12]}…; scored were {scored}. Import the model that scored them, unless you want this."
         )
@@ -151,7 +137,7 @@ def check_shards(readers: Sequence[ShardReader], directory: Path | None, *, loca
         try:
             write_known(memory, known, {machine: files for _, machine, files in results if files})
         except (OSError, InputError) as error:
-            logging.warning(f"A restart reads all shards again: {one_line(error)}")
+            LOG.warning(f"A restart reads all shards again: {one_line(error)}")
     raise_first(problem for problem, _, _ in results)
 
 

@@ -21,6 +21,8 @@ from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter, s
 from nemo_longpo.checkpoints import trust
 from nemo_longpo.checkpoints.trust import check_context, check_tokenizer_files, check_weights
 from nemo_longpo.errors import InputError
+from nemo_longpo.moved_modules import MOVED
+from nemo_longpo.objective import Objective
 
 MISTRAL = "nemo.collections.llm.gpt.model.mistral", "MistralConfig7B"
 AUTO = "nemo.collections.common.tokenizers.huggingface.auto_tokenizer", "AutoTokenizer"
@@ -327,6 +329,11 @@ RECORDED = {
     "nemo_longpo.megatron.model": "LongPOModel",
     "nemo_longpo.megatron.schedule": "WarmupCosine",
     "nemo_longpo.megatron.strategy": "LongPOStrategy",
+    "nemo_longpo.nemo.data_module": "LongPODataModule",
+    "nemo_longpo.nemo.callbacks": "MetricsCallback",
+    "nemo_longpo.nemo.model": "LongPOModel",
+    "nemo_longpo.nemo.schedule": "WarmupCosine",
+    "nemo_longpo.nemo.strategy": "LongPOStrategy",
     "nemo_longpo.objective": "Objective",
 }
 
@@ -334,8 +341,15 @@ RECORDED = {
 @pytest.mark.parametrize("module", RECORDED)
 def test_old_checkpoints_find_our_classes(module):
     """Read, not imported: most of them import NeMo."""
-    spec = importlib.util.find_spec(module)
+    spec = importlib.util.find_spec(MOVED.get(module, module))
     assert spec is not None
     assert spec.origin is not None
     tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     assert RECORDED[module] in {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def test_a_moved_module_gives_the_same_classes(monkeypatch):
+    monkeypatch.setitem(MOVED, "nemo_longpo.megatron.old_name", "nemo_longpo.objective")
+    assert importlib.import_module("nemo_longpo.megatron.old_name").Objective is Objective
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("nemo_longpo.never_was")

@@ -15,7 +15,7 @@ TRAINED = {"consumed_samples": 12, "order": {"global_batch_size": 2, "length_win
 
 @pytest.mark.parametrize(("name", "value"), [("global_batch_size", 4), ("length_window", 1), ("seed", 1)])
 def test_changed_order_is_refused_at_resume(name, value):
-    from nemo_longpo.megatron.data import LongPODataModule
+    from nemo_longpo.nemo.data_module import LongPODataModule
 
     settings = {**TRAINED["order"], name: value}
     with pytest.raises(InputError, match=f"data.{name}={TRAINED['order'][name]}, and data.{name}={value} now"):
@@ -24,9 +24,9 @@ def test_changed_order_is_refused_at_resume(name, value):
 
 @pytest.mark.parametrize("state", [TRAINED, {"consumed_samples": 12}], ids=["same order", "older checkpoint"])
 def test_continues_after_trained_documents(state, monkeypatch):
-    from nemo_longpo.megatron.data import LongPODataModule
+    from nemo_longpo.nemo.data_module import LongPODataModule
 
-    monkeypatch.setattr("nemo_longpo.megatron.data.update_num_microbatches", lambda **told: None)
+    monkeypatch.setattr("nemo_longpo.nemo.data_module.update_num_microbatches", lambda **told: None)
     data = LongPODataModule("shards", **TRAINED["order"])
     data.load_state_dict(state)
     assert data.data_sampler.init_consumed_samples == 12
@@ -35,7 +35,7 @@ def test_continues_after_trained_documents(state, monkeypatch):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_loader_yields_rank_rows_and_errors(workers):
     """Also from a data worker; PyTorch would turn its exceptions into tracebacks."""
-    from nemo_longpo.megatron.data import lay_out_on_rank, next_rows
+    from nemo_longpo.megatron.pair_data import lay_out_on_rank, next_rows
 
     (record, *_) = training_pairs.with_short_prompts(training_pairs.uneven_records(100), 100)
     rank = {"layout": "shared_prefix", "cp_size": 2, "cp_rank": 1, "tp_size": 1, "short_prompts": True}

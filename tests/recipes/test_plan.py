@@ -31,7 +31,7 @@ def test_settings_reach_the_recipe(placement, strategy):
     from nemo.collections import llm
     from nemo_run.cli.cli_parser import parse_cli_args
 
-    from nemo_longpo.recipes.factories import RECIPES
+    from nemo_longpo.nemo.recipes import RECIPES
 
     job = Job(
         shape=load_shape("mistral-7b"), trunk=300_000, chosen=5000, rejected=6000, pairs=16, layout="concatenated"

@@ -32,7 +32,7 @@ GPU = "a800-80gb"  # the paper's
 
 
 def _recipe(name: str):
-    from nemo_longpo.recipes.factories import RECIPES
+    from nemo_longpo.nemo.recipes import RECIPES
 
     return RECIPES[name]()
 
@@ -57,7 +57,7 @@ def _connected(name: str, **strategy):
 
 
 def test_the_table_is_complete():
-    from nemo_longpo.recipes.factories import RECIPES
+    from nemo_longpo.nemo.recipes import RECIPES
 
     assert {*LONG, "longpo", "tiny_longpo"} == set(RECIPES)
 
@@ -156,7 +156,7 @@ def test_lora_is_nemos_own():
     import fiddle as fdl
     from nemo.collections import llm
 
-    from nemo_longpo.recipes.factories import lora
+    from nemo_longpo.nemo.recipes import lora
 
     everywhere, queries = fdl.build(lora()), fdl.build(lora(dim=8, alpha=16, target_modules=["linear_qkv"]))
     assert isinstance(everywhere, llm.peft.LoRA)
@@ -166,7 +166,7 @@ def test_lora_is_nemos_own():
 
 def _schedule(max_steps: int, lr: float = 1.0):
     """An optimizer and its scheduler, before the first step."""
-    from nemo_longpo.megatron.schedule import WarmupCosine
+    from nemo_longpo.nemo.schedule import WarmupCosine
 
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
     schedule = WarmupCosine(warmup_ratio=0.1)

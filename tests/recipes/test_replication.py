@@ -131,11 +131,11 @@ def test_recipes_take_the_settings():
     import fiddle
     from megatron.core import optimizer as megatron_optimizer
 
-    from nemo_longpo.recipes import factories
+    from nemo_longpo.nemo.recipes import RECIPES
 
     assert "rmsprop" not in inspect.getsource(megatron_optimizer).lower(), "say RMSprop in recipes/replication"
     settings = {"optim.config.adam_beta1": 0.0, "optim.config.adam_beta2": 0.99, "model.objective.beta": 0.01}
-    for owner in (factories.RECIPES["mistral_7b_longpo_128k"](), factories.RECIPES["qwen25_7b_longpo_128k"]()):
+    for owner in (RECIPES["mistral_7b_longpo_128k"](), RECIPES["qwen25_7b_longpo_128k"]()):
         for path, value in settings.items():
             *owners, last = path.split(".")
             target = owner

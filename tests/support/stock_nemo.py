@@ -94,7 +94,7 @@ def main(hf_root: Path, nemo_root: Path, output: Path) -> None:
     from nemo.lightning.io import ModelConnector
 
     from nemo_longpo.backends import cpu
-    from nemo_longpo.megatron import strategy  # noqa: F401  (derives from the class that is replaced below)
+    from nemo_longpo.nemo import strategy  # noqa: F401  (derives from the class that is replaced below)
 
     cpu.activate()
     at_once = partial(nemo.lightning.MegatronStrategy, ckpt_async_save=False, ckpt_torch_dist_multiproc=1)

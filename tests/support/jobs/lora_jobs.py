@@ -16,7 +16,7 @@ def train_adapters(
     from nemo.collections import llm
     from support.jobs.callbacks import SaveAdapters, StopAfter
 
-    from nemo_longpo.megatron.metrics import MetricsCallback
+    from nemo_longpo.nemo.callbacks import MetricsCallback
 
     callbacks = [run.Config(MetricsCallback)]
     if save_to is not None:

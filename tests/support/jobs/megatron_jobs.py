@@ -32,7 +32,7 @@ def finetune(
     from nemo.lightning.callback_group import CallbackGroup
     from support.jobs.callbacks import CountRows, KillAfter, SaveGradients, SaveLogprobs
 
-    from nemo_longpo.recipes.factories import RECIPES
+    from nemo_longpo.nemo.recipes import RECIPES
 
     CallbackGroup.get_instance().callbacks.clear()  # NeMo's telemetry keeps one timeline per process, here of many runs
     recipe = RECIPES[recipe_name]()
@@ -101,13 +101,13 @@ def attempt(overrides: dict[str, Any]) -> None:
 
 def embedding_rows(checkpoint: str) -> tuple[int, int]:
     """The rows of a model's embedding as training sees them, and as it records them in its own checkpoints."""
-    from nemo_longpo.megatron.resume import load_architecture
+    from nemo_longpo.nemo.resume import load_architecture
 
     config = load_architecture(Path(checkpoint))
     return config.vocab_size, config.__io__.vocab_size
 
 
 def names_of_recipes() -> list[str]:
-    from nemo_longpo.recipes.factories import RECIPES
+    from nemo_longpo.nemo.recipes import RECIPES
 
     return list(RECIPES)

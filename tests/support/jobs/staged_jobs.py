@@ -25,7 +25,7 @@ def get_ready() -> None:
     """Import everything, at the same time in all workers."""
     from support.jobs import callbacks  # noqa: F401
 
-    from nemo_longpo.recipes import factories  # noqa: F401
+    from nemo_longpo.nemo import recipes  # noqa: F401
 
 
 def finetune(overrides: dict[str, Any], **job: Any) -> list[int]:
@@ -33,13 +33,13 @@ def finetune(overrides: dict[str, Any], **job: Any) -> list[int]:
     from support import staged_backend  # noqa: F401 (registers the backend)
     from support.jobs import megatron_jobs
 
-    from nemo_longpo.megatron.backend import CpuBackend
+    from nemo_longpo.nemo import strategy
 
     rank, ranks = os.environ["RANK"], overrides["trainer.devices"]
     place = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": rank, "NODE_RANK": rank}
     with ExitStack() as patches:
         patches.enter_context(patch.dict(os.environ, {**place, "TORCHELASTIC_RUN_ID": "staged"}))
-        patches.enter_context(patch.dict(CpuBackend.strategy_settings, process_group_backend="staged"))
+        patches.enter_context(patch.dict(strategy._WITHOUT_ACCELERATOR, process_group_backend="staged"))
         return megatron_jobs.finetune(overrides | SETTINGS | {"trainer.num_nodes": ranks}, **job)
 
 

@@ -2,14 +2,11 @@
 
 The `nemo` command imports this file to find the names.
 
-The 7B and 8B recipes train Mistral-7B-Instruct-v0.2, Qwen2.5-7B-Instruct and Qwen3-8B at 128K to 1M tokens on GPUs of
-80 GB. They have the paper's constants, and differ in length and placement. All models can be divided by the same sizes
-(32 and 28 heads, 8 and 4 of them for keys and values), so the first two use the same placements.
+Those for 7B and 8B models are the rows of `LONG_RUNS`.
 """
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from functools import reduce
 from typing import Optional
 
@@ -25,9 +22,11 @@ from nemo.lightning.pytorch.callbacks import PEFT
 from nemo_run.core.frontend.console.api import CONSOLE
 
 from nemo_longpo.checkpoints.run_directory import RUN_NAME, TENSORBOARD
-from nemo_longpo.megatron import checkpoint_callback, data, metrics, model, resume, schedule, strategy
+from nemo_longpo.long_runs import LONG_RUNS, LongRun
 from nemo_longpo.objective import Objective
-from nemo_longpo.placement import GLOBAL_BATCH_SIZE, LONGEST_BRANCH, Placement, Precision
+from nemo_longpo.placement import GLOBAL_BATCH_SIZE, Placement, Precision
+
+from . import callbacks, checkpoint_callback, data_module, model, resume, schedule, strategy
 
 ONE_GPU = Placement()
 
@@ -50,7 +49,10 @@ def longpo_recipe(
     """
     model_config = run.Config(model.LongPOModel, objective=run.Config(Objective))
     data_config = run.Config(
-        data.LongPODataModule, seq_length=seq_length, global_batch_size=global_batch_size, num_workers=data_workers
+        data_module.LongPODataModule,
+        seq_length=seq_length,
+        global_batch_size=global_batch_size,
+        num_workers=data_workers,
     )
     for config in (model_config, data_config):
         fdl.materialize_defaults(config)  # so that `--dryrun` shows all our settings
@@ -101,7 +103,7 @@ def _trainer(precision: Precision, max_steps: int) -> run.Config[nl.Trainer]:
             precision=precision,
             params_dtype=torch.bfloat16 if precision == "bf16-mixed" else torch.float32,
         ),
-        callbacks=[run.Config(metrics.MetricsCallback)],
+        callbacks=[run.Config(callbacks.MetricsCallback)],
     )
 
 
@@ -153,15 +155,7 @@ if os.environ.get("LOCAL_RANK", "0") != "0":
     # Lightning runs the same command line again for every rank of a machine; the first printed the configuration.
     CONSOLE.quiet = True
 
-K = 1024
 LINEAR_LAYERS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
-
-# Tensor parallelism splits the weights within a node, context parallelism splits the pair over the other GPUs.
-ONE_NODE = Placement(tp=4, cp=2)
-TWO_NODES = Placement(tp=4, cp=4)
-# Inputs of layers in host memory, 277 GB for Mistral-7B at 1M tokens; feed-forward parts in tiles.
-FRUGAL_NODE = replace(ONE_NODE, offload_layer_inputs=True, mlp_tile_tokens=16 * K)
-FOUR_GPUS = replace(FRUGAL_NODE, tp=2)
 
 RECIPES: dict[str, Callable[..., run.Partial]] = {}
 
@@ -172,95 +166,23 @@ def recipe(function: Callable[..., run.Partial]) -> Callable[..., run.Partial]:
     return RECIPES[function.__name__]
 
 
-def _long(length: int, placement: Placement) -> run.Partial:
-    """Return a recipe that recomputes the feed-forward part of each layer up to 256K tokens, whole layers beyond.
+def _recipe_of(name: str, long_run: LongRun) -> Callable[[], run.Partial]:
+    def build() -> run.Partial:
+        # One process per rank reads and lays out its next pairs during training.
+        return longpo_recipe(seq_length=long_run.seq_length, placement=long_run.placement, data_workers=1)
 
-    One process per rank reads and lays out its next pairs during training.
-    """
-    recomputing = placement.recomputing("mlp" if length <= 256 * K else "full")
-    return longpo_recipe(seq_length=length + LONGEST_BRANCH, placement=recomputing, data_workers=1)
-
-
-@recipe
-def mistral_7b_longpo_128k() -> run.Partial:
-    """Mistral-7B at 128K tokens on 8 GPUs of 80 GB."""
-    return _long(128 * K, ONE_NODE)
+    build.__name__, build.__doc__ = name, long_run.summary
+    return build
 
 
-@recipe
-def mistral_7b_longpo_256k() -> run.Partial:
-    """Mistral-7B at 256K tokens on 16 GPUs of 80 GB."""
-    return _long(256 * K, TWO_NODES)
-
-
-@recipe
-def mistral_7b_longpo_512k() -> run.Partial:
-    """Mistral-7B at 512K tokens on 16 GPUs of 80 GB."""
-    return _long(512 * K, TWO_NODES)
-
-
-@recipe
-def mistral_7b_longpo_512k_one_node() -> run.Partial:
-    """Mistral-7B at 512K tokens on 8 GPUs of 80 GB, half of what the paper used."""
-    return _long(512 * K, ONE_NODE)
-
-
-@recipe
-def mistral_7b_longpo_512k_four_gpus() -> run.Partial:
-    """Mistral-7B at 512K tokens on 4 GPUs of 80 GB."""
-    return _long(512 * K, FOUR_GPUS)
-
-
-@recipe
-def qwen25_7b_longpo_128k() -> run.Partial:
-    """Qwen2.5-7B at 128K tokens on 8 GPUs of 80 GB."""
-    return _long(128 * K, ONE_NODE)
-
-
-@recipe
-def qwen25_7b_longpo_512k() -> run.Partial:
-    """Qwen2.5-7B at 512K tokens on 16 GPUs of 80 GB."""
-    return _long(512 * K, TWO_NODES)
-
-
-@recipe
-def qwen25_7b_longpo_512k_four_gpus() -> run.Partial:
-    """Qwen2.5-7B at 512K tokens on 4 GPUs of 80 GB."""
-    return _long(512 * K, FOUR_GPUS)
-
-
-@recipe
-def mistral_7b_longpo_1m_one_node() -> run.Partial:
-    """Mistral-7B at 1M tokens on 8 GPUs of 80 GB."""
-    return _long(1024 * K, FRUGAL_NODE)
-
-
-@recipe
-def qwen25_7b_longpo_1m_one_node() -> run.Partial:
-    """Qwen2.5-7B at 1M tokens on 8 GPUs of 80 GB."""
-    return _long(1024 * K, FRUGAL_NODE)
-
-
-@recipe
-def qwen3_8b_longpo_128k() -> run.Partial:
-    """Qwen3-8B at 128K tokens on 8 GPUs of 80 GB.
-
-    Import it with `--rope-theta 1e7 --max-length 131072`; its base is 1e6, for 32,768 tokens and 40,960 positions. Qwen
-    advises YaRN with factor 4 for 128K: it needs no training, divides the slow frequencies by 4, and scales scores, at
-    every length. Here the model is trained at 128K, as the paper trained Qwen2.5-7B from the same base to 1e7. A larger
-    base moves fast frequencies least, so the policy starts near its reference on short contexts; it is one number that
-    every engine reads alike; and the next round raises it again, where a second YaRN cannot be put on the first. The
-    two were not compared on Qwen3.
-
-    All tensor-parallel: the norms of queries and keys keep 5,120 numbers more per row and layer.
-    """
-    return _long(128 * K, Placement(tp=8))
+for _name, _long_run in LONG_RUNS.items():
+    recipe(_recipe_of(_name, _long_run))
 
 
 @recipe
 def longpo(precision: Precision = "bf16-mixed") -> run.Partial:
     """LongPO with the paper's constants for any model, length and GPUs; `longpo plan --recipe` sets the rest."""
-    return longpo_recipe(seq_length=8 * K, precision=precision)
+    return longpo_recipe(seq_length=8192, precision=precision)
 
 
 @recipe
@@ -270,7 +192,7 @@ def tiny_longpo(precision: Precision = "32") -> run.Partial:
     `precision` is that of weights, activations and optimizer together: `--factory "tiny_longpo(precision=bf16-mixed)"`.
     """
     return longpo_recipe(
-        seq_length=8 * K, precision=precision, global_batch_size=4, learning_rate=1e-4, warmup_ratio=0.0
+        seq_length=8192, precision=precision, global_batch_size=4, learning_rate=1e-4, warmup_ratio=0.0
     )
 
 

@@ -14,8 +14,7 @@ from nemo.utils import logging
 from nemo_longpo.atomic import explain_full_disk
 from nemo_longpo.checkpoints import integrity, run_directory
 from nemo_longpo.errors import InputError
-
-from .topology import gather_from_all, raise_on_all
+from nemo_longpo.megatron.topology import gather_from_all, raise_on_all
 
 
 class LongPOCheckpoint(ModelCheckpoint):

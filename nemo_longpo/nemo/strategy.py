@@ -1,7 +1,7 @@
 """NeMo's Megatron strategy for machines with and without an accelerator."""
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Optional, Union, get_args
@@ -11,14 +11,43 @@ import torch
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from megatron.core.distributed import DistributedDataParallelConfig
 from nemo.lightning import MegatronStrategy, resume
+from nemo.utils import logging
 from torch.distributed.checkpoint.api import CheckpointException
 
+from nemo_longpo import run_log
 from nemo_longpo.checkpoints import run_directory
 from nemo_longpo.errors import InputError
+from nemo_longpo.megatron import backend, finite_steps, full_disk, job_settings, run_inputs
 from nemo_longpo.placement import CpCommType, Placement
 
-from . import backend, finite_steps, full_disk, job_settings, run_inputs
 from .model import LongPOModel
+
+_WITHOUT_ACCELERATOR: dict[str, Any] = {
+    "process_group_backend": "gloo",
+    # The asynchronous writer spawns helper processes.
+    "ckpt_async_save": False,
+    "ckpt_torch_dist_multiproc": 1,
+    # NeMo's printer gathers timers on rank 0 alone; NCCL lets this pass for zero timers, gloo waits for ever. So
+    # progress is Lightning's bar.
+    "replace_progress_bar": False,
+}
+"""Arguments of NeMo's strategy on the CPU."""
+
+
+class _StepEvents:
+    """Tells `FiniteSteps` what it asks for, at the events of NeMo's `MegatronParallel`."""
+
+    def __init__(self, steps: finite_steps.FiniteSteps):
+        self.steps = steps
+
+    def on_megatron_microbatches_start(self, step: Any) -> None:
+        self.steps.begin_step()
+
+    def on_megatron_microbatch_start(self, step: Any, batch: Any, forward_callback: Any) -> None:
+        self.steps.add_document(batch.doc_id)
+
+    def on_megatron_microbatches_end(self, step: Any, microbatch_outputs: Sequence[dict[str, torch.Tensor]]) -> None:
+        self.steps.end_step([metrics["loss"] for metrics in microbatch_outputs])
 
 
 class LongPOStrategy(MegatronStrategy):
@@ -64,8 +93,11 @@ class LongPOStrategy(MegatronStrategy):
                 f"first is one of {', '.join(get_args(finite_steps.NonFinite))}, the second 1 or more."
             )
         full_disk.leave_to_main_thread()
+        run_log.send_to(logging)
         self.backend = backend.start_backend()
-        super().__init__(sequence_parallel=sequence_parallel, ddp=ddp, **kwargs | self.backend.strategy_settings)
+        if not self.backend.is_accelerated:
+            kwargs |= _WITHOUT_ACCELERATOR
+        super().__init__(sequence_parallel=sequence_parallel, ddp=ddp, **kwargs)
         self.placement = Placement(
             tp=self.tensor_model_parallel_size,
             pp=self.pipeline_model_parallel_size,
@@ -110,7 +142,7 @@ class LongPOStrategy(MegatronStrategy):
 
     def setup_megatron_parallel(self, trainer: pl.Trainer) -> None:
         super().setup_megatron_parallel(trainer)
-        self.megatron_parallel.callbacks.add(self.finite_steps)
+        self.megatron_parallel.callbacks.add(_StepEvents(self.finite_steps))
 
     def optimizer_step(self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         """Run forward and backward, then apply the step if it is finite. Raises InputError on all ranks if it ends the

@@ -13,10 +13,11 @@ from nemo.utils import AppState, logging
 
 from nemo_longpo.checkpoints import completeness, integrity, run_directory, trust
 from nemo_longpo.errors import InputError
+from nemo_longpo.megatron import backend
 from nemo_longpo.model_directory import model_config, nemo_names, rope_settings
 from nemo_longpo.yaml_input import read_yaml_mapping
 
-from . import backend, reference_guard, run_inputs, strategy
+from . import callbacks, strategy
 from .model import ArchitectureFromCheckpoint, LongPOModel
 
 
@@ -135,8 +136,8 @@ class LongPOResume(AutoResume):
         super().setup(trainer, model)
         if isinstance(trainer.strategy, strategy.LongPOStrategy):
             trainer.strategy.check_hashes = self.check_hashes
-        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        callbacks[:0] = run_inputs.KeepInputs(origin, self.accept_changes), reference_guard.ReferenceGuard(origin)
+        ours = callbacks.KeepInputs(origin, self.accept_changes), callbacks.ReferenceGuard(origin)
+        trainer.callbacks[:0] = ours  # type: ignore[attr-defined]
         if trainer.ckpt_path and origin and self.restore_config.load_artifacts:
             _take_tokenizer(model, origin, self.trust_checkpoint)
 

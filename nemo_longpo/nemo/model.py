@@ -1,15 +1,7 @@
-"""The NeMo model: a stock architecture trained with the LongPO objective.
-
-Loss and metrics from the log-probs of each rank's rows: context-parallel ranks sum their own rows, one all-reduce over
-the group completes the sums, and the gradient passes through that all-reduce unchanged. Megatron then averages
-gradients over DP × CP, after its schedule multiplied the loss by the CP size
-(megatron/core/pipeline_parallel/schedules.py, forward_step_calc_loss, 2-tuple branch): together that is the sum over CP
-ranks and the mean over DP ranks.
-"""
+"""The NeMo model: a stock architecture trained with the LongPO objective."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Optional, get_args
 
 import torch
@@ -18,74 +10,24 @@ from nemo.collections.common.tokenizers import TokenizerSpec
 from nemo.lightning import OptimizerModule, megatron_parallel
 from torch import Tensor, distributed as dist
 
-from nemo_longpo.costs import flops, model_shape
 from nemo_longpo.errors import InputError
 from nemo_longpo.logprobs import LogitBudget
+from nemo_longpo.megatron import backend, gpt, loss, pair_data, topology
 from nemo_longpo.model_directory.rope_settings import RopeSettings, parse_scaling
-from nemo_longpo.objective import Objective, PairSums, longpo_loss, token_divergence
-from nemo_longpo.parallel import collectives, layout, segments
+from nemo_longpo.objective import Objective
+from nemo_longpo.parallel import layout
 from nemo_longpo.placement import LOGPROB_MEMORY_GB, PairLayout
-
-from . import backend, data, gpt, topology
-
-WORK = ("tokens", "flops")
-
-
-def sum_pair(logprobs: Tensor, rows: layout.PairRows, objective: Objective, cp_group: dist.ProcessGroup) -> PairSums:
-    """Reduce log-probs [B, R] of this rank's rows to the sums of one pair (each [1]), complete over the CP group.
-
-    The document's tree comes first; what lies behind it are short prompts. Only a loss that trains the divergence gets
-    it, of the chosen rows alone: elsewhere a reference far below the policy makes exp(d) infinite, and a gradient of 0
-    through it is not a number.
-    """
-    document, *_ = segments.local_slices(rows.trees, cp_group.size())
-    behind = slice(document.stop, None)
-
-    def total(values: Tensor, mask: Tensor, where: slice = document) -> Tensor:
-        return (values[:, where] * mask[:, where]).sum()
-
-    divergence = torch.zeros_like(logprobs)
-    if objective.loss_type == "sft_chosen_constraint":
-        divergence = token_divergence(logprobs, torch.where(rows.chosen_mask > 0, rows.ref_logps, logprobs.detach()))
-    partial = {
-        "chosen": total(logprobs, rows.chosen_mask),
-        "rejected": total(logprobs, rows.rejected_mask),
-        "ref_chosen": total(rows.ref_logps, rows.chosen_mask),
-        "ref_rejected": total(rows.ref_logps, rows.rejected_mask),
-        "sequence": total(logprobs, rows.nll_mask),
-        "chosen_divergence": total(divergence, rows.chosen_mask),
-        "short_chosen": total(logprobs, rows.chosen_mask, behind),
-        "short_rejected": total(logprobs, rows.rejected_mask, behind),
-    }
-    sums = collectives.sum_over_ranks(torch.stack(list(partial.values())), cp_group)
-    return PairSums(
-        **{name: value.view(1) for name, value in zip(partial, sums, strict=True)},
-        chosen_tokens=rows.chosen_tokens.view(1),
-        rejected_tokens=rows.rejected_tokens.view(1),
-        sequence_tokens=rows.sequence_tokens.view(1),
-        trunk_tokens=logprobs.new_full((1,), rows.lengths[0][0]),
-    )
 
 
 class LongPOLossReduction(megatron_parallel.MegatronLossReduction):
-    """NeMo's hook between a micro-batch's output and the schedule; every metric is a mean over the batch's pairs.
+    """NeMo's hook between a micro-batch's output and the schedule; every metric is a mean over the batch's pairs."""
 
-    Adds the `WORK` of a pair to the metrics of `longpo_loss`: its tokens, and the FLOPs of its forward and backward,
-    `training_flops(lengths)`.
-    """
-
-    def __init__(self, objective: Objective, training_flops: Callable[[flops.PairLengths], float]) -> None:
+    def __init__(self, pair_loss: loss.PairLoss) -> None:
         super().__init__()
-        self.objective = objective
-        self.training_flops = training_flops
+        self.pair_loss = pair_loss
 
     def forward(self, batch: layout.PairRows, forward_out: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        sums = sum_pair(forward_out, batch, self.objective, topology.current_topology().cp_group)
-        loss, metrics = longpo_loss(sums, self.objective)
-        document, *short = batch.lengths
-        lengths = flops.PairLengths(*document, short)
-        work = {"tokens": batch.pair_tokens, "flops": self.training_flops(lengths)}
-        return loss, metrics | {name: loss.new_tensor(work[name]) for name in WORK}
+        return self.pair_loss(batch, forward_out, topology.current_topology().cp_group)
 
     def reduce(self, losses_reduced_per_micro_batch: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Average each metric over micro-batches and data-parallel ranks (one pair per micro-batch)."""
@@ -186,15 +128,13 @@ class LongPOModel(llm.GPTModel):
 
     def data_step(self, dataloader_iter: Iterator) -> layout.PairRows:
         """Return this rank's rows of the next pair."""
-        return data.next_rows(dataloader_iter).to_device(torch.cuda.current_device())
+        return pair_data.next_rows(dataloader_iter).to_device(torch.cuda.current_device())
 
     def forward_step(self, batch: layout.PairRows) -> Tensor:
-        return self(batch.tokens, batch.position_ids, segments.to_tensor(batch.trees), labels=batch.labels)
+        return loss.logprobs_of(self, batch)
 
     @property
     def training_loss_reduction(self) -> Any:
-        shape = model_shape.ModelShape.from_nemo(vars(self.config), "the model's configuration")
-        of_pair = partial(flops.training_flops, shape, layout=self.pair_layout)
-        return LongPOLossReduction(self.objective, of_pair)
+        return LongPOLossReduction(loss.PairLoss(self.objective, vars(self.config), self.pair_layout))
 
     validation_loss_reduction = training_loss_reduction

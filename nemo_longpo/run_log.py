@@ -1,0 +1,22 @@
+"""The log of a training run, for rooms that know no trainer: each way in says where its lines go."""
+
+import logging
+from typing import Any
+
+LOG = logging.getLogger("nemo_longpo.run")
+
+
+class _PassedOn(logging.Handler):
+    def __init__(self, receiver: Any):
+        super().__init__()
+        self.receiver = receiver
+
+    def emit(self, record: logging.LogRecord) -> None:
+        getattr(self.receiver, record.levelname.lower())(record.getMessage())
+
+
+def send_to(receiver: Any) -> None:
+    """Pass every line, from `info` on, to the method of `receiver` that has the name of its level."""
+    LOG.setLevel(logging.INFO)
+    LOG.propagate = False
+    LOG.handlers = [_PassedOn(receiver)]
