@@ -7,27 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from support import tiny_models
+from support.checkpoint_tensors import checkpoint_tensors
 from support.exploits import edit_recorded
 from support.jobs import megatron_jobs, resume_jobs
 from support.worker_pool import WorkerPool
-from torch.distributed.checkpoint import FileSystemReader, load
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from nemo_longpo.checkpoints.run_directory import find_checkpoint, metrics_file, read_metrics
 
 pytestmark = pytest.mark.distributed
-
-
-def _tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a distributed checkpoint, weights and optimizer state."""
-    metadata = FileSystemReader(checkpoint / "weights").read_metadata().state_dict_metadata
-    tensors = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in metadata.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
-    load(tensors, storage_reader=FileSystemReader(checkpoint / "weights"), no_dist=True)
-    return tensors
 
 
 def _consumed(checkpoint: Path) -> int:
@@ -93,7 +80,7 @@ def test_killed_run_equals_undisturbed_run(workbench, nemo_process, workers, tmp
     assert resumed == straight
     checkpoints = [find_checkpoint(tmp_path / run) for run in ("straight", "moved")]
     assert [_consumed(checkpoint) for checkpoint in checkpoints] == [7 * 3, 7 * 3]
-    expected, found = map(_tensors, checkpoints)
+    expected, found = (checkpoint_tensors(checkpoint / "weights") for checkpoint in checkpoints)
     assert any("exp_avg_sq" in name for name in expected), "the checkpoint holds no optimizer state"
     assert found.keys() == expected.keys()
     unequal = [name for name in expected if not torch.equal(found[name], expected[name])]
