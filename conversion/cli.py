@@ -1,4 +1,4 @@
-"""`longpo convert`: checkpoints between Hugging Face and NeMo."""
+"""`longpo convert`: checkpoints between Hugging Face, NeMo and Megatron-Bridge."""
 
 import argparse
 import json
@@ -14,18 +14,22 @@ IMPORT_EXAMPLE = """example:
       --rope-theta 1e7 --max-length 131072
   longpo convert import --model models/Qwen2.5-7B-Instruct --output checkpoints/qwen-128k --max-length 131072 \\
       --rope-scaling '{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}'
+  longpo convert import --model results --output checkpoints/mistral-128k-bridge --format bridge
 
-The output is a NeMo checkpoint for `resume.restore_config.path`, under any parallel sizes. Weights keep their dtype and
-bits. Supported: Mistral, Qwen2.5, Qwen3 and Llama 3, as safetensors (see --allow-pickle). Needs NeMo, no GPU; what its
+The output is a NeMo checkpoint for `resume.restore_config.path`, or with --format bridge one of Megatron-Bridge for
+`checkpoint.pretrained_checkpoint`; both under any parallel sizes. Weights keep their dtype and bits. Supported:
+Mistral, Qwen2.5, Qwen3 and Llama 3, as safetensors (see --allow-pickle), or in a checkpoint of either trainer, of whose
+run the newest complete one is taken. Optimizer states stay behind. Needs no GPU, and NeMo for its own format; what its
 libraries print while they load is shown with LONGPO_VERBOSE=1."""
 
 EXPORT_EXAMPLE = """example:
   longpo convert export --checkpoint results --output models/mistral-longpo
 
-Of a run's directory (its `log.log_dir`) the newest complete checkpoint is taken, or with --every all of them.
-The configuration, tokenizer, chat template and generation settings are those of the imported model; rotary base
-and scaling of training are written to config.json. Tensors get the dtype they had before the import, unless --dtype is
-given. Checkpoints that `nemo llm import` started are taken too: what they do not record is said, or asked for.
+Of a run's directory (its `log.log_dir` or `checkpoint.save`) the newest complete checkpoint is taken, or with --every
+all of them. The configuration, tokenizer, chat template and generation settings are those of the imported model; rotary
+base and scaling of training are written to config.json. Tensors get the dtype they had before the import, unless
+--dtype is given. Checkpoints that NeMo's or Bridge's own import started are taken too: what they do not record is said,
+or asked for.
 Checkpoints of LoRA adapters (`peft=lora`) are exported as whole models."""
 
 INSPECT_EXAMPLE = """example:
@@ -41,7 +45,7 @@ VERIFY_EXAMPLE = """example:
   longpo convert verify checkpoints/mistral-128k models/mistral-exported --strict
 
 Compares the configuration, the small files, every tensor (its bits, or rounded where the dtypes differ), and in fp32
-the logits and the residual stream behind every layer. A Hugging Face side is computed by transformers, a NeMo side by
+the logits and the residual stream behind every layer. A Hugging Face side is computed by transformers, a checkpoint by
 the Megatron model that training builds; each on the CPU, in a process of its own, one after the other.
 Memory: for tensors, one group of each side (the embedding, or gate and up of a layer); for logits, one model in fp32
 (4 bytes per parameter) and its largest tensor. Disk, in the temporary directory: 8 bytes times tokens times
@@ -54,11 +58,13 @@ Exit status: 0 equal, 1 different, 2 not comparable (a side is no complete model
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the `convert` group and its four commands to the parser of `longpo`."""
-    convert = subparsers.add_parser("convert", help="convert checkpoints between Hugging Face and NeMo")
+    convert = subparsers.add_parser(
+        "convert", help="convert checkpoints between Hugging Face, NeMo and Megatron-Bridge"
+    )
     commands = convert.add_subparsers(dest="convert_command", required=True, metavar="COMMAND")
     for name, summary, example, add_options, run in (
-        ("import", "turn a Hugging Face directory into a NeMo checkpoint", IMPORT_EXAMPLE, _import_options, run_import),
-        ("export", "turn a NeMo checkpoint into a Hugging Face directory", EXPORT_EXAMPLE, _export_options, run_export),
+        ("import", "turn a model into a checkpoint to train from", IMPORT_EXAMPLE, _import_options, run_import),
+        ("export", "turn a checkpoint into a Hugging Face directory", EXPORT_EXAMPLE, _export_options, run_export),
         ("inspect", "say what a model directory holds, on either side", INSPECT_EXAMPLE, _inspect_options, run_inspect),
         ("verify", "say whether two directories hold the same model", VERIFY_EXAMPLE, _verify_options, run_verify),
     ):
@@ -69,8 +75,13 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _import_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", type=Path, required=True, metavar="HF_DIR", help="Hugging Face model directory")
-    parser.add_argument("--output", type=Path, required=True, metavar="NEMO_DIR", help="checkpoint to write")
+    parser.add_argument(
+        "--model", type=Path, required=True, metavar="DIR", help="Hugging Face directory, or a checkpoint or run"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="checkpoint to write")
+    parser.add_argument(
+        "--format", choices=("nemo", "bridge"), default="nemo", help="the trainer that reads it (default: %(default)s)"
+    )
     parser.add_argument("--rope-theta", type=positive_number, metavar="X", help="rotary base of the policy, e.g. 1e7")
     parser.add_argument(
         "--rope-scaling",
@@ -92,12 +103,13 @@ def _import_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also read pytorch_model.bin files: their tensors, and nothing that would run code",
     )
+    _add_hashes_option(parser)
     _add_output_options(parser)
 
 
 def _export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--checkpoint", type=Path, required=True, metavar="NEMO_DIR", help="NeMo checkpoint, or a run's directory"
+        "--checkpoint", type=Path, required=True, metavar="DIR", help="checkpoint, or a run's directory"
     )
     parser.add_argument("--output", type=Path, required=True, metavar="HF_DIR", help="model directory to write")
     parser.add_argument(
@@ -111,7 +123,7 @@ def _export_options(parser: argparse.ArgumentParser) -> None:
         "--base",
         type=Path,
         metavar="HF_DIR",
-        help="take configuration and tokenizer from this model (only for checkpoints that NeMo's own import started)",
+        help="take configuration and tokenizer from this model (for checkpoints that a trainer's own import started)",
     )
     parser.add_argument(
         "--base-checkpoint",
@@ -124,7 +136,7 @@ def _export_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, metavar="DIR", help="Hugging Face directory, NeMo checkpoint or run")
+    parser.add_argument("path", type=Path, metavar="DIR", help="Hugging Face directory, checkpoint or run")
     parser.add_argument(
         "--headers-only", action="store_true", help="do not read the weights themselves, so NaN in them is not found"
     )
@@ -133,9 +145,9 @@ def _inspect_options(parser: argparse.ArgumentParser) -> None:
 
 def _verify_options(parser: argparse.ArgumentParser) -> None:
     for name in ("a", "b"):
-        parser.add_argument(name, type=Path, metavar=name.upper(), help="Hugging Face directory or NeMo checkpoint")
+        parser.add_argument(name, type=Path, metavar=name.upper(), help="Hugging Face directory, checkpoint or run")
     parser.add_argument(
-        "--base", type=Path, metavar="HF_DIR", help="small files of a NeMo side that does not carry its own"
+        "--base", type=Path, metavar="HF_DIR", help="small files of a checkpoint that does not carry its own"
     )
     parser.add_argument(
         "--base-checkpoint", type=Path, metavar="NEMO_DIR", help="what LoRA adapters were trained on, if it was moved"
@@ -144,7 +156,7 @@ def _verify_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust-checkpoint",
         action="store_true",
-        help="build whatever a NeMo side names, also what is not known to run no code (see SECURITY.md)",
+        help="load whatever a checkpoint names, also what is not known to run no code (see SECURITY.md)",
     )
     parser.add_argument("--strict", action="store_true", help="fail on every difference of fields, files and bits")
     parser.add_argument(
@@ -178,7 +190,7 @@ def _add_hashes_option(parser: argparse.ArgumentParser) -> None:
         "--no-hashes",
         dest="check_hashes",
         action="store_false",
-        help="hold the files of a NeMo checkpoint to their recorded sizes only, not to their hashes, which takes "
+        help="hold the files of a checkpoint to their recorded sizes only, not to their hashes, which takes "
         "reading all of it, 0.6 s of a core per GB",
     )
 
@@ -216,11 +228,13 @@ def run_import(arguments: argparse.Namespace) -> None:
     output = import_checkpoint(
         arguments.model,
         arguments.output,
+        format=arguments.format,
         rope_theta=arguments.rope_theta,
         rope_scaling=arguments.rope_scaling,
         max_length=arguments.max_length,
         full_attention=arguments.full_attention,
         allow_pickle=arguments.allow_pickle,
+        check_hashes=arguments.check_hashes,
         overwrite=arguments.overwrite,
         workers=arguments.workers,
     )

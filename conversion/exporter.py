@@ -1,7 +1,7 @@
-"""NeMo checkpoint → Hugging Face directory. Needs neither NeMo nor a GPU; reads model tensors only, no optimizer state.
+"""Checkpoint → Hugging Face directory. Needs no trainer and no GPU; reads model tensors only, no optimizer state.
 
-Accepts checkpoints that `longpo convert import` or stock NeMo made, and checkpoints trained from them under any
-parallel sizes. The new files have the tensors, names and dtypes of the imported model, where these are known.
+Accepts checkpoints that `longpo convert import`, stock NeMo or Megatron-Bridge made, and checkpoints trained from them
+under any parallel sizes. The new files have the tensors, names and dtypes of the imported model, where these are known.
 """
 
 import json
@@ -27,7 +27,7 @@ from .families.family import Family, Piece
 from .huggingface import directory, tensor_files
 from .huggingface.config import DTYPES, with_dtype, with_max_length
 from .huggingface.weights import HfWeights
-from .model_on_disk import Access, ModelOnDisk, Weights, open_nemo
+from .model_on_disk import Access, ModelOnDisk, Weights, open_checkpoint
 from .nemo_checkpoint.context import HEADERS, WEIGHT_LIST
 
 DEFAULT_FILE_BYTES = 5_000_000_000
@@ -61,10 +61,10 @@ def export_checkpoint(
     overwrite: bool = False,
     workers: int = progress.DEFAULT_WORKERS,
 ) -> Path:
-    """Convert a NeMo checkpoint, or the newest complete one of a run's directory, to a Hugging Face directory.
+    """Convert a checkpoint, or the newest complete one of a run's directory, to a Hugging Face directory.
 
-    Everything but the weights comes from the model that was imported (kept in `context/hf`), or from `base`. The rotary
-    base and its scaling are those the NeMo model was trained with. Tensors get the dtype they had before the import, or
+    Everything but the weights comes from the model that was imported (kept in `hf/`), or from `base`. The rotary base
+    and its scaling are those that the model was trained with. Tensors get the dtype they had before the import, or
     `dtype` (float32, bfloat16, float16). LoRA adapters are added to the weights that they were trained on, those of
     `base_checkpoint` or else of the checkpoint that they name. Files are held to their record: sizes, and with
     `check_hashes` hashes. Peak memory: a few times the largest tensor per worker.
@@ -77,7 +77,7 @@ def export_checkpoint(
     access = Access(base=base, base_checkpoint=base_checkpoint, check_hashes=check_hashes)
     with progress.Parts(output, f"export of {checkpoint.name}") as parts:
         parts.start("hold the checkpoint to its record")
-        source = open_nemo(checkpoint, access)
+        source = open_checkpoint(checkpoint, access)
         _export(source, output, parts, dtype=dtype, max_length=max_length, overwrite=overwrite, workers=workers)
     return output
 
@@ -111,7 +111,7 @@ def _export(
     overwrite: bool,
     workers: int,
 ) -> None:
-    outputs.require_apart(output, source.weights.directory.parent)  # adapters know their base without an option
+    outputs.require_apart(output, source.weights.whole)  # adapters know their base without an option
     family, model_shape = source.family, source.model_shape
     config = source.config
     if max_length is not None:

@@ -6,10 +6,11 @@ from functools import partial
 from pathlib import Path
 
 from nemo_longpo.atomic import new_directory
+from nemo_longpo.checkpoints.forms import TRACKERS
 from nemo_longpo.errors import InputError
 
-MODEL_MARKS = ("config.json", "context")
-"""Every model directory holds one of these: Hugging Face's, NeMo's."""
+MODEL_MARKS = ("config.json", "context", *TRACKERS)
+"""Every model directory holds one of these: Hugging Face's, NeMo's, Megatron-Bridge's."""
 
 
 def require_free(output: Path, *, overwrite: bool) -> None:

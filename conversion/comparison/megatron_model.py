@@ -8,6 +8,7 @@ from megatron.core import dist_checkpointing
 from torch.distributed.checkpoint.api import CheckpointException
 
 from nemo_longpo import logprobs, placement
+from nemo_longpo.checkpoints.forms import NEMO
 from nemo_longpo.checkpoints.trust import check_weights
 from nemo_longpo.errors import InputError
 from nemo_longpo.megatron import backend, gpt, job_settings, topology
@@ -15,7 +16,6 @@ from nemo_longpo.model_directory.rope_settings import RopeSettings, parse_scalin
 from nemo_longpo.nemo import resume
 
 from ..model_on_disk import ModelOnDisk
-from ..nemo_checkpoint.torch_dist import KEY_PREFIX
 from .logits import Forward
 
 
@@ -46,16 +46,16 @@ def load_megatron(source: ModelOnDisk, rope: RopeSettings | None) -> tuple[torch
 
 def _load_weights(model: gpt.LogprobGPTModel, source: ModelOnDisk) -> None:
     """Load as training does, and merge adapters. Raises InputError if training could not start from the checkpoint."""
-    directory = source.weights.directory
+    directory = source.weights.whole / NEMO.weights
     if not source.access.trust_checkpoint:
         check_weights(directory)
     try:
-        loaded = dist_checkpointing.load(model.sharded_state_dict(prefix=KEY_PREFIX), str(directory))
+        loaded = dist_checkpointing.load(model.sharded_state_dict(prefix=NEMO.prefix), str(directory))
     except CheckpointException as error:
         (reason, _), *_ = error.failures.values()
         raise InputError(f"Megatron does not load {directory}, nor would training: {reason}") from error
-    names = (name for name in loaded if name.startswith(KEY_PREFIX))
-    model.load_state_dict({name.removeprefix(KEY_PREFIX): loaded[name] for name in names})
+    names = (name for name in loaded if name.startswith(NEMO.prefix))
+    model.load_state_dict({name.removeprefix(NEMO.prefix): loaded[name] for name in names})
     for piece in source.family.pieces(source.model_shape):
         if piece.entry.key in source.weights.adapted:  # the linear layers, whose names are those of the checkpoint
             name = piece.entry.key.replace("layers.", f"layers.{piece.layer}.")

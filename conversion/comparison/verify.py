@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import torch
 from tqdm import tqdm
 
-from nemo_longpo.checkpoints import run_directory, trust
+from nemo_longpo.checkpoints import forms, run_directory, trust
 from nemo_longpo.errors import InputError
 from nemo_longpo.terminal import note
 
@@ -44,7 +44,7 @@ def verify(
     allow: Collection[str] = (),
     strict: bool = False,
 ) -> comparison_report.Report:
-    """Compare two models, Hugging Face directories, NeMo checkpoints or directories of runs in any combination.
+    """Compare two models, Hugging Face directories, checkpoints or directories of runs in any combination.
 
     Differences of fields that options of import and export change, and of dtype, are reported and allowed, unless
     `strict`; `allow` names further fields or files. Without a `logit_check` no logits are computed, and NeMo is not
@@ -83,7 +83,8 @@ def verify(
 
 
 def _side(source: ModelOnDisk) -> comparison_report.Side:
-    kind = "NeMo checkpoint" if source.side == "nemo" else "Hugging Face directory"
+    form = forms.form_of(source.path) if source.side != "huggingface" else None
+    kind = form.title if form else "Hugging Face directory"
     shapes = (shape for piece in source.family.pieces(source.model_shape) for shape in piece.part_shapes)
     return comparison_report.Side(
         str(source.path), kind, source.family.architecture, sum(math.prod(shape) for shape in shapes)

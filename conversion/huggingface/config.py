@@ -102,6 +102,30 @@ def for_import(
     )
 
 
+def megatron_fields(config: model_config.ModelConfig, model_shape: ModelShape) -> dict[str, Any]:
+    """Fields of a Megatron model's configuration that both trainers know, of a Hugging Face one.
+
+    `vocab_size` is the exact number of embedding rows: nothing is padded.
+    """
+    linear = config.scaling if isinstance(config.scaling, rope_settings.LinearScaling) else None
+    return {
+        "num_layers": model_shape.layers,
+        "hidden_size": model_shape.hidden,
+        "ffn_hidden_size": model_shape.ffn,
+        "num_attention_heads": model_shape.heads,
+        "num_query_groups": model_shape.kv_heads,
+        "kv_channels": model_shape.head_size,
+        "vocab_size": model_shape.vocab,
+        "make_vocab_size_divisible_by": 1,
+        "share_embeddings_and_output_weights": model_shape.tied,
+        "rotary_base": config.theta,
+        "seq_len_interpolation_factor": linear.factor if linear else None,
+        "layernorm_epsilon": 1e-6 if config.rms_norm_eps is None else config.rms_norm_eps,
+        "init_method_std": 0.02 if config.initializer_range is None else config.initializer_range,
+        "window_size": None,
+    }
+
+
 def with_dtype(config: model_config.ModelConfig, name: str) -> model_config.ModelConfig:
     """The same model stored in another dtype, under the names that the file has for it."""
     present = [field for field in ("dtype", "torch_dtype") if field in config.raw]

@@ -99,6 +99,9 @@ class HfDirectory:
         for path in self.companions():
             shutil.copyfile(path, target / path.name)
 
-    def require_tokenizer(self) -> None:
-        """Raises InputError if there is no tokenizer that NeMo can load without running code of the directory."""
-        tokenizer_files.check_tokenizer_files(self.path, transformers=4)
+    def require_tokenizer(self, transformers: int = 4) -> None:
+        """Raises InputError if there is no tokenizer that a trainer can load without running code of the directory.
+
+        `transformers` is the major version of that library beside the trainer.
+        """
+        tokenizer_files.check_tokenizer_files(self.path, transformers=transformers)

@@ -111,7 +111,7 @@ class HfWeights:
     adapted: frozenset[str] = frozenset()
 
     def __init__(self, directory: HfDirectory, *, allow_pickle: bool = False):
-        self.directory = directory.path
+        self.whole = directory.path
         self._owner: dict[str, Reader] = {}
         found = find_weight_files(directory.path, allow_pickle=allow_pickle)
         for path in found.files:
@@ -167,6 +167,9 @@ class HfWeights:
 
     def read(self, name: str) -> torch.Tensor:
         return self._owner[name].read(name)
+
+    def piece_dtype(self, piece: Piece) -> torch.dtype:
+        return TORCH_DTYPES[self.dtype(piece.names[0])]
 
     def parts(self, piece: Piece) -> list[torch.Tensor]:
         return [self.read(name) for name in piece.names]

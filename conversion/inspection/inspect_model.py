@@ -10,28 +10,30 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from nemo_longpo.checkpoints.forms import RUN_CONFIG
 from nemo_longpo.checkpoints.run_directory import find_checkpoint
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.downloads import cache_hint
 from nemo_longpo.terminal import count, printable, size
 
+from .. import model_on_disk
 from ..families.name_tables import family_of
 from ..huggingface import directory, tensor_files
 from ..huggingface.config import check_supported, for_import, with_rope
 from ..huggingface.weights import IGNORED_SUFFIX, HfWeights, check_tensors
-from . import describe_nemo, report_parts
+from . import describe_checkpoint, report_parts
 
 
 def inspect_model(path: Path, *, headers_only: bool = False) -> dict[str, Any]:
-    """Describe a Hugging Face model or a NeMo checkpoint, or the newest complete one of a run's directory.
+    """Describe a Hugging Face model or a checkpoint, or the newest complete one of a run's directory.
 
     Missing or unknown values are null. `advice` lists what would stop an import, an export or training, and likely
     mistakes; it is empty if there are none. Every weight is read to find NaN and infinities, unless `headers_only`.
     """
     advice = report_parts.Advice()
     path = find_checkpoint(path)
-    if (path / "context").is_dir():
-        report = describe_nemo.describe_nemo(path, advice, headers_only)
+    if model_on_disk.is_checkpoint(path):
+        report = describe_checkpoint.describe_checkpoint(path, advice, headers_only)
     elif (path / "config.json").is_file():
         report = describe_huggingface(path, advice, headers_only)
     else:
@@ -41,14 +43,15 @@ def inspect_model(path: Path, *, headers_only: bool = False) -> dict[str, Any]:
 
 def _what_else(path: Path) -> str:
     if not path.is_dir():
-        return "is not a directory; give that of a Hugging Face model or of a NeMo checkpoint"
+        return "is not a directory; give that of a Hugging Face model or of a checkpoint"
     if (path / "adapter_config.json").is_file():
         return "holds PEFT adapters, not a model; merge them into their base with `peft` first"
     if (path / ".metadata").is_file():
         return f"is a part of a NeMo checkpoint; give the directory above it, {path.absolute().parent}"
-    inside = sorted(found.parent for name in ("context", "config.json") for found in path.glob(f"*/{name}"))
+    marks = ("context", "config.json", RUN_CONFIG)
+    inside = sorted(found.parent for name in marks for found in path.glob(f"*/{name}"))
     hint = f"; {inside[-1]} in it is one" if inside else cache_hint(path)
-    return f"is neither a Hugging Face model (config.json) nor a NeMo checkpoint (context/){hint}"
+    return f"is neither {model_on_disk.KINDS}{hint}"
 
 
 def describe_huggingface(path: Path, advice: report_parts.Advice, headers_only: bool) -> dict[str, Any]:
@@ -77,6 +80,7 @@ def describe_huggingface(path: Path, advice: report_parts.Advice, headers_only: 
         "positions": report_parts.positions(config),
         "tokenizer": report_parts.describe_tokenizer(path, config.raw, advice, "import"),
         "nemo": None,
+        "bridge": None,
     }
 
 
@@ -112,6 +116,7 @@ LABEL = 18
 KINDS = {
     "huggingface": "Hugging Face model",
     "nemo": "NeMo checkpoint",
+    "bridge": "Megatron-Bridge checkpoint",
     "nemo adapters": "NeMo checkpoint of LoRA adapters; what they are added to lies elsewhere",
 }
 
@@ -120,8 +125,8 @@ def format_report(report: Mapping[str, Any]) -> str:
     sections = [_identity(report), _sizes(report), _positions(report["positions"])]
     if report["tokenizer"]:
         sections.append(_tokenizer(report["tokenizer"]))
-    if report["nemo"]:
-        sections.append(_nemo(report["nemo"]))
+    if trainer := report["nemo"] or report["bridge"]:
+        sections.append(_trainer(trainer, "NeMo" if report["nemo"] else "Bridge"))
     lines = [line for section in sections for line in [*_aligned(section), ""]]
     advice = [printable(f"- {line}") for line in report["advice"]] or ["no obstacle found"]
     return "\n".join([*lines, *advice])
@@ -147,10 +152,11 @@ def _identity(report: Mapping[str, Any]) -> dict[str, str | None]:
 
 
 def _sizes(report: Mapping[str, Any]) -> dict[str, str | None]:
-    sizes, tokenizer, nemo = (report[name] or {} for name in ("sizes", "tokenizer", "nemo"))
+    sizes, tokenizer = (report[name] or {} for name in ("sizes", "tokenizer"))
+    trainer = report["nemo"] or report["bridge"] or {}
     rows = [f"{_number(sizes['vocabulary'])} rows"]
-    if nemo.get("embedding_rows") not in (None, sizes["vocabulary"]):
-        rows.append(f"padded to {_number(nemo['embedding_rows'])} in the checkpoint")
+    if trainer.get("embedding_rows") not in (None, sizes["vocabulary"]):
+        rows.append(f"padded to {_number(trainer['embedding_rows'])} in the checkpoint")
     if tokenizer.get("tokens") is not None:
         rows.append(f"{_number(tokenizer['tokens'])} tokens")
     tied = {True: "tied", False: "untied", None: "tied or not: the configuration does not say"}[sizes["tied"]]
@@ -188,16 +194,16 @@ def _tokenizer(tokenizer: Mapping[str, Any]) -> dict[str, str | None]:
     }
 
 
-def _nemo(nemo: Mapping[str, Any]) -> dict[str, str | None]:
-    adapters, trained, optimizer = nemo["adapters"], nemo["trained"], nemo["optimizer"]
+def _trainer(trainer: Mapping[str, Any], name: str) -> dict[str, str | None]:
+    adapters, trained, optimizer = trainer["adapters"], trainer["trained"], trainer["optimizer"]
     targets = ", ".join((adapters and adapters["target_modules"]) or ["all linear layers"])
     return {
-        "NeMo classes": f"{nemo['model']}, {nemo['config']}",
+        f"{name} classes": ", ".join(filter(None, (trainer["model"], trainer["config"]))),
         "adapters": adapters and f"rank {adapters['dim']}, alpha {adapters['alpha']}: {targets}",
         "trained from": adapters and adapters["base"],
-        "objective": nemo["objective"] and f"{_pairs(nemo['objective'])}, pair layout {nemo['pair_layout']}",
+        "objective": trainer["objective"] and f"{_pairs(trainer['objective'])}, pair layout {trainer['pair_layout']}",
         "trained": trained and _pairs(trained),
-        "parallel sizes": _pairs(nemo["parallel"]) if trained else None,
+        "parallel sizes": _pairs(trainer["parallel"]) if trained else None,
         "optimizer state": f"{size(optimizer['bytes'])} in {count(optimizer['tensors'], 'tensor')}"
         if optimizer
         else "none",

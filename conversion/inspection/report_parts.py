@@ -74,7 +74,7 @@ def look_at_huggingface(weights: HfWeights, advice: Advice) -> list[str]:
     return _look_at(names, lambda name: [(name, weights.read(name))], advice)
 
 
-def look_at_nemo(checkpoint: model_on_disk.ModelOnDisk, advice: Advice) -> list[str]:
+def look_at_checkpoint(checkpoint: model_on_disk.ModelOnDisk, advice: Advice) -> list[str]:
     """Hugging Face names of the tensors that hold NaN or infinities; rows that pad the vocabulary do not count."""
 
     def parts(piece: Piece) -> Iterable[tuple[str, torch.Tensor]]:
@@ -106,10 +106,13 @@ TEMPLATE_FILE = "chat_template.jinja"
 
 
 def describe_tokenizer(
-    directory: Path, config: Mapping[str, Any], advice: Advice, purpose: str = "tokenizer"
+    directory: Path, config: Mapping[str, Any], advice: Advice, purpose: str = "tokenizer", transformers: int = 4
 ) -> dict[str, Any]:
-    """`special_ids` has, per special token, what each file says: an id, or several that all end a text."""
-    usable = advice.attempt(purpose, lambda: _is_usable(directory))
+    """`special_ids` has, per special token, what each file says: an id, or several that all end a text.
+
+    `transformers` is the major version of the library that is to load the tokenizer.
+    """
+    usable = advice.attempt(purpose, lambda: _is_usable(directory, transformers))
     settings = _optional(directory / "tokenizer_config.json", advice) if usable else {}
     generation = _optional(directory / "generation_config.json", advice)
     ids = token_ids(directory, settings, advice) if usable else {}
@@ -135,9 +138,9 @@ def describe_tokenizer(
     }
 
 
-def _is_usable(directory: Path) -> bool:
+def _is_usable(directory: Path, transformers: int) -> bool:
     """Return True. Raises InputError if the tokenizer cannot be loaded."""
-    tokenizer_files.check_tokenizer_files(directory, transformers=4)
+    tokenizer_files.check_tokenizer_files(directory, transformers)
     return True
 
 

@@ -14,18 +14,19 @@ from typing import Any
 
 import torch
 
+from nemo_longpo.checkpoints.forms import NEMO
 from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.downloads import read_model_json
 
 from ..families.family import Family, Piece
-from .torch_dist import KEY_PREFIX, DistCheckpoint
+from ..torch_dist import DistCheckpoint
 
 RECORD = "adapter_metadata.json"
 """Inside `weights/`: NeMo writes it beside adapters and nowhere else."""
 
 LORA = "nemo.collections.llm.peft.lora.LoRA"
-_KEY = re.compile(re.escape(KEY_PREFIX) + r"(?P<layer>.+)\.adapter\.linear_(in|out)\.weight")
+_KEY = re.compile(re.escape(NEMO.prefix) + r"(?P<layer>.+)\.adapter\.linear_(in|out)\.weight")
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Adapters:
             match = _KEY.fullmatch(key)
             if match and shapes.get(f"{match['layer']}.weight"):
                 adapted.add(f"{match['layer']}.weight")
-            elif key.startswith(KEY_PREFIX):
+            elif key.startswith(NEMO.prefix):
                 raise InputError(f"{stored.directory}: {key} is no LoRA adapter of a linear layer; it cannot be merged")
         for key in adapted:
             *layers, outputs, inputs = shapes[key]
@@ -94,9 +95,12 @@ class MergedWeights:
     scale: float
 
     @property
-    def directory(self) -> Path:
-        """Directory of the whole weights."""
-        return self.base.directory
+    def whole(self) -> Path:
+        """The checkpoint of the whole weights."""
+        return self.base.whole
+
+    def piece_dtype(self, piece: Piece) -> torch.dtype:
+        return self.base.piece_dtype(piece)
 
     def parts(self, piece: Piece) -> list[torch.Tensor]:
         """The Hugging Face tensors of a piece, in the base's dtype.
@@ -104,7 +108,7 @@ class MergedWeights:
         An adapted piece is fp32: it is rounded once, when it is written.
         """
         key = piece.entry.key
-        weight = self.base.read(KEY_PREFIX + key, piece.offsets, piece.sizes).reshape(piece.shape)
+        weight = self.base.read(self.base.key(piece), piece.offsets, piece.sizes).reshape(piece.shape)
         if key in self.adapted:
             a_RI, b_OR = (self._matrix(name, piece) for name in _sides(key))
             weight = weight.float()
@@ -121,5 +125,5 @@ class MergedWeights:
 
 def _sides(key: str) -> tuple[str, str]:
     """Names of A and B of a linear layer's weight in the checkpoint."""
-    stem = f"{KEY_PREFIX}{key.removesuffix('.weight')}.adapter"
+    stem = f"{NEMO.prefix}{key.removesuffix('.weight')}.adapter"
     return f"{stem}.linear_in.weight", f"{stem}.linear_out.weight"

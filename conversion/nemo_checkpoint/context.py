@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from nemo_longpo.checkpoints.completeness import CONTEXT_FILES, require_files
+from nemo_longpo.checkpoints.forms import SMALL_FILES
 from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory import model_config, rope_settings
 from nemo_longpo.yaml_input import read_yaml_mapping
 
 from ..families.family import Family
+from ..huggingface.config import megatron_fields
 
-ARTIFACTS = "hf"
+ARTIFACTS = SMALL_FILES
 """Directory inside `context/`. NeMo keeps the last component of the tokenizer's path."""
 
 WEIGHT_LIST = "longpo_weights.json"
@@ -37,29 +39,15 @@ def nemo_configuration(
 ) -> tuple[str, dict[str, Any]]:
     """NeMo's model configuration of a Hugging Face one: the class's name, and its fields.
 
-    `vocab_size` is the exact number of embedding rows: NeMo then pads nothing. The number of
-    positions is never null. Of RoPE scalings NeMo's configurations know the linear one, and Llama's that
+    The number of positions is never null. Of RoPE scalings NeMo's configurations know the linear one, and Llama's that
     of Llama 3; training reads all of them from the `config.json` in ARTIFACTS.
     """
     import torch
 
     name, scaling = config.stored_dtype, config.scaling
     arguments: dict[str, Any] = {
-        "num_layers": model_shape.layers,
-        "hidden_size": model_shape.hidden,
-        "ffn_hidden_size": model_shape.ffn,
-        "num_attention_heads": model_shape.heads,
-        "num_query_groups": model_shape.kv_heads,
-        "kv_channels": model_shape.head_size,
-        "vocab_size": model_shape.vocab,
-        "make_vocab_size_divisible_by": 1,
-        "share_embeddings_and_output_weights": model_shape.tied,
+        **megatron_fields(config, model_shape),
         **dict.fromkeys(family.nemo_positions, config.max_position_embeddings),
-        "rotary_base": config.theta,
-        "seq_len_interpolation_factor": scaling.factor if isinstance(scaling, rope_settings.LinearScaling) else None,
-        "layernorm_epsilon": 1e-6 if config.rms_norm_eps is None else config.rms_norm_eps,
-        "init_method_std": 0.02 if config.initializer_range is None else config.initializer_range,
-        "window_size": None,
         "cp_comm_type": "p2p",
         "apply_rope_fusion": False,  # Llama's default, True, does not construct without Transformer Engine
         "fp16": name == "float16",

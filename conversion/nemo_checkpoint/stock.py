@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_longpo.checkpoints.forms import NEMO
 from nemo_longpo.checkpoints.trust import check_tokenizer_files
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory import downloads, model_config, nemo_names, tokenizer_files
@@ -17,7 +18,7 @@ from nemo_longpo.model_directory import downloads, model_config, nemo_names, tok
 from ..families import name_tables
 from ..families.family import Family
 from ..huggingface.directory import HfDirectory
-from .torch_dist import KEY_PREFIX, DistCheckpoint
+from ..torch_dist import DistCheckpoint
 
 NEMO_MODELS = "nemo.collections.llm.gpt.model"
 
@@ -35,7 +36,7 @@ COMPUTED_AS = {
 """Settings that the supported families always have in `transformers`, so that their `config.json` lacks them."""
 
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-WORD_EMBEDDINGS = KEY_PREFIX + "embedding.word_embeddings.weight"
+WORD_EMBEDDINGS = NEMO.prefix + "embedding.word_embeddings.weight"
 
 
 @dataclass(frozen=True)

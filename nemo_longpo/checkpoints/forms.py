@@ -31,7 +31,8 @@ class CheckpointForm:
 
     `weights`: directory of the tensors. `parts`: files of every complete checkpoint, beside those with the tensors.
     `prefix`: what the model's tensors are called by before Megatron's own names. `notes`: directory of what we record
-    of the checkpoint, which training does not carry along. `last`: the file that the trainer writes last.
+    of the checkpoint, which training does not carry along. `transformers`: the major version of that library beside
+    the trainer. `last`: the file that the trainer writes last.
     """
 
     side: Literal["nemo", "bridge"]
@@ -41,6 +42,7 @@ class CheckpointForm:
     prefix: str
     small_files: str
     notes: str
+    transformers: int
     last: str | None = None
 
 
@@ -55,6 +57,7 @@ NEMO = CheckpointForm(
     prefix="module.",  # NeMo's LightningModule holds the Megatron model as `module`
     small_files=f"context/{SMALL_FILES}",
     notes="context",
+    transformers=4,
 )
 
 RUN_CONFIG = "run_config.yaml"
@@ -66,6 +69,7 @@ BRIDGE = CheckpointForm(
     prefix="",
     small_files=SMALL_FILES,
     notes="",
+    transformers=5,
     last=RUN_CONFIG,
 )
 

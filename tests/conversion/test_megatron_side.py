@@ -23,7 +23,7 @@ from nemo_longpo.checkpoints.run_directory import read_metrics
 from nemo_longpo.checkpoints.trust import check_context, check_weights
 from nemo_longpo.conversion.exporter import export_checkpoint
 from nemo_longpo.conversion.importer import import_checkpoint
-from nemo_longpo.conversion.nemo_checkpoint.torch_dist import DistCheckpoint
+from nemo_longpo.conversion.torch_dist import DistCheckpoint
 from nemo_longpo.errors import InputError
 
 pytestmark = pytest.mark.slow

@@ -10,8 +10,8 @@ from support import adapter_checkpoints
 from support.conversion_cases import files
 
 from nemo_longpo.conversion.exporter import export_checkpoint
-from nemo_longpo.conversion.model_on_disk import open_nemo
-from nemo_longpo.conversion.nemo_checkpoint.torch_dist import DistCheckpoint
+from nemo_longpo.conversion.model_on_disk import open_checkpoint
+from nemo_longpo.conversion.torch_dist import DistCheckpoint
 from nemo_longpo.errors import InputError
 
 
@@ -52,4 +52,4 @@ def test_unknown_tensor_is_refused(nemo_checkpoints, tmp_path):
     bias = {"module.decoder.layers.self_attention.linear_qkv.bias": torch.ones(2, 128)}
     changed = with_more(nemo_checkpoints["mistral"], tmp_path / "changed", bias, {})
     with pytest.raises(InputError, match=r"no place in MistralForCausalLM for tensor module.*linear_qkv\.bias$"):
-        open_nemo(changed)
+        open_checkpoint(changed)

@@ -12,7 +12,7 @@ from support.conversion_cases import CASES, files, read_config
 from support.jobs import megatron_jobs
 
 from nemo_longpo.conversion.exporter import export_checkpoint
-from nemo_longpo.conversion.nemo_checkpoint.torch_dist import DistCheckpoint
+from nemo_longpo.conversion.torch_dist import DistCheckpoint
 
 pytestmark = pytest.mark.distributed
 

@@ -74,7 +74,7 @@ def test_status_of_a_conversion_lies_beside_what_appears_whole(run, hf_models, t
     said.clear()
     assert main(["convert", "import", "--model", str(hf_models["mistral"]), "--output", models, "--overwrite"]) == 0
     assert parts(said) == [
-        "describe the model to NeMo",
+        "describe the model to its trainer",
         "write the weights",
         "name the model by its weights",
         "record the hashes of all files",

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from nemo_longpo.checkpoints.run_directory import read_metrics
 from nemo_longpo.conversion.exporter import export_checkpoint
 from nemo_longpo.conversion.inspection.inspect_model import inspect_model
-from nemo_longpo.conversion.model_on_disk import open_nemo
+from nemo_longpo.conversion.model_on_disk import open_checkpoint
 from nemo_longpo.conversion.nemo_checkpoint.adapters import Adapters
 from nemo_longpo.objective import METRICS
 
@@ -148,7 +148,7 @@ def test_adapter_gradients_match_merged_weights(workbench, workers, tmp_path, ca
     norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
     assert step["grad_norm"] == pytest.approx(float(norm), rel=TOLERANCE)
 
-    base = open_nemo(workbench.checkpoint)
+    base = open_checkpoint(workbench.checkpoint)
     adapters = Adapters(tmp_path / "saved" / "adapters", RANK, ALPHA, base=str(workbench.checkpoint))
     merged = adapters.merged_into(base.weights, base.family, base.model_shape)
     for piece in base.family.pieces(base.model_shape):

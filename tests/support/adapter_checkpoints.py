@@ -8,7 +8,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from nemo_longpo.conversion.nemo_checkpoint.torch_dist import Chunk, DistCheckpoint, write_checkpoint
+from nemo_longpo.conversion.torch_dist import Chunk, DistCheckpoint, write_checkpoint
 
 DIM, ALPHA = 4, 8
 SETTINGS = {"_target_": "nemo.collections.llm.peft.lora.LoRA", "dim": DIM, "alpha": ALPHA, "dropout": 0.1}

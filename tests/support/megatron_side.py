@@ -87,9 +87,9 @@ def train(checkpoint: Path, output: Path, steps: int) -> None:
     from support.jobs.megatron_jobs import finetune
     from support.tiny_models import DEFAULT_STYLE, tiny_tokenizer
 
-    from nemo_longpo.conversion.model_on_disk import open_nemo
+    from nemo_longpo.conversion.model_on_disk import open_checkpoint
 
-    rows = open_nemo(checkpoint).model_shape.vocab
+    rows = open_checkpoint(checkpoint).model_shape.vocab
     shards = output / "shards"
     if not shards.exists():
         pairs.write_shards(shards, pairs.uneven_records(rows), tiny_tokenizer(DEFAULT_STYLE["mistral"]), rows)

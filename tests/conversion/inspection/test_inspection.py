@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from nemo_longpo.cli import main
 from nemo_longpo.conversion.huggingface.tensor_files import SafetensorsReader
 from nemo_longpo.conversion.inspection.inspect_model import inspect_model
-from nemo_longpo.conversion.nemo_checkpoint.torch_dist import DistCheckpoint
+from nemo_longpo.conversion.torch_dist import DistCheckpoint
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -234,7 +234,7 @@ def test_directory_without_a_model_is_refused(nemo_checkpoints, tmp_path, capsys
         tmp_path / "absent": "is not a directory",
         nemo_checkpoints["mistral"] / "weights": f"give the directory above it, {nemo_checkpoints['mistral']}",
         nemo_checkpoints["mistral"].parent: f"; {nemo_checkpoints[max(nemo_checkpoints)]} in it is one",
-        tmp_path: "is neither a Hugging Face model (config.json) nor a NeMo checkpoint (context/)\n",
+        tmp_path: "is neither a Hugging Face directory (config.json) nor a NeMo checkpoint (context/) nor one of",
     }
     for path, message in cases.items():
         assert main(["convert", "inspect", str(path)]) == 2

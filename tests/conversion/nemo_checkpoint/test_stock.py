@@ -14,8 +14,8 @@ from support import adapter_checkpoints
 from support.conversion_cases import read_config
 
 from nemo_longpo.conversion.exporter import export_checkpoint
-from nemo_longpo.conversion.model_on_disk import open_nemo
-from nemo_longpo.conversion.nemo_checkpoint.torch_dist import DistCheckpoint
+from nemo_longpo.conversion.model_on_disk import open_checkpoint
+from nemo_longpo.conversion.torch_dist import DistCheckpoint
 from nemo_longpo.errors import InputError
 
 
@@ -88,11 +88,11 @@ def test_a_window_and_a_linear_scaling(mistral, tmp_path):
 )
 def test_refused(changes, message, mistral, tmp_path):
     with pytest.raises(InputError, match=message):
-        open_nemo(as_stock(mistral, tmp_path / "stock", **changes))
+        open_checkpoint(as_stock(mistral, tmp_path / "stock", **changes))
 
 
 def test_hub_tokenizer_requires_a_model(mistral, tmp_path):
     stock = as_stock(mistral, tmp_path / "stock")
     shutil.rmtree(stock / "context" / "nemo_tokenizer")
     with pytest.raises(InputError, match=r"holds no tokenizer files \(none of tokenizer\.json, .*\); pass --base"):
-        open_nemo(stock)
+        open_checkpoint(stock)

@@ -1,9 +1,10 @@
 """Megatron's `torch_dist` checkpoint format, read and written tensor by tensor without a GPU or a process group.
 
 The format is PyTorch's distributed checkpoint plus two small files: `metadata.json` (which backend) and `common.pt`
-(what is not sharded). `megatron.core.dist_checkpointing.save` needs the whole model in memory, CUDA, and helper
-processes; PyTorch's own writer keeps the last tensor of every key. So the files are written here: tensors one after the
-other, as `torch.save` writes them, and `.metadata`, a pickle of PyTorch's classes, which says where each lies.
+(what is not sharded; Megatron-Core 0.19 writes an object among the tensors instead, and reads both).
+`megatron.core.dist_checkpointing.save` needs the whole model in memory, CUDA, and helper processes; PyTorch's own
+writer keeps the last tensor of every key. So the files are written here: tensors one after the other, as `torch.save`
+writes them, and `.metadata`, a pickle of PyTorch's classes, which says where each lies.
 """
 
 import json
@@ -14,20 +15,22 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
+from types import MappingProxyType
 from typing import BinaryIO, cast
 
 import torch
 from torch.distributed.checkpoint import filesystem, metadata, planner, planner_helpers, utils
 
 from nemo_longpo.checkpoints import completeness, pickled
+from nemo_longpo.checkpoints.forms import NEMO, CheckpointForm
 from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.errors import InputError
 
-from ..families.family import Piece
-from ..progress import work_through
+from .families.family import Piece
+from .progress import work_through
 
-KEY_PREFIX = "module."
-"""NeMo's LightningModule holds the Megatron model as `module`."""
+OPTIMIZER = "optimizer"
+"""A part of the name of every tensor of an optimizer's state."""
 
 EXTRA_STATE_OWNERS = (
     "decoder.layers.self_attention.core_attention",
@@ -42,7 +45,7 @@ EXTRA_STATE_OWNERS = (
 QK_NORMS = ("decoder.layers.self_attention.q_layernorm", "decoder.layers.self_attention.k_layernorm")
 
 
-def extra_states(model_shape: ModelShape) -> dict[str, object]:
+def extra_states(model_shape: ModelShape, form: CheckpointForm) -> dict[str, object]:
     """Megatron's unique keys (`name/shard_{offset}_{shape}`) of the empty objects that Transformer Engine asks for.
 
     An empty tensor is what it stores for a module that keeps no FP8 scales.
@@ -52,7 +55,7 @@ def extra_states(model_shape: ModelShape) -> dict[str, object]:
     for owner in (*EXTRA_STATE_OWNERS, *norms):
         count = model_shape.layers if ".layers." in owner else 1
         for index in range(count):
-            states[f"{KEY_PREFIX}{owner}._extra_state/shard_{index}_{count}"] = torch.empty(0, dtype=torch.uint8)
+            states[f"{form.prefix}{owner}._extra_state/shard_{index}_{count}"] = torch.empty(0, dtype=torch.uint8)
     return states
 
 
@@ -65,10 +68,20 @@ class DistCheckpoint:
 
     adapted: frozenset[str] = frozenset()
 
-    def __init__(self, directory: Path):
-        self.directory = directory
+    def __init__(self, directory: Path, form: CheckpointForm = NEMO):
+        self.directory, self.form = directory, form
         completeness.require_files(directory, completeness.WEIGHT_FILES)
         self._metadata = pickled.read_metadata(directory)
+        if completeness.COMMON_OBJECT not in self._metadata.state_dict_metadata:
+            completeness.require_files(directory, [completeness.COMMON_FILE])
+
+    @property
+    def whole(self) -> Path:
+        return self.directory.parent if self.form.weights else self.directory
+
+    def key(self, piece: Piece) -> str:
+        """Name of the whole tensor that holds a piece."""
+        return self.form.prefix + piece.entry.key
 
     def _tensor(self, key: str) -> metadata.TensorStorageMetadata:
         found = self._metadata.state_dict_metadata.get(key)
@@ -80,6 +93,9 @@ class DistCheckpoint:
         """Every tensor, optimizer state included."""
         entries = self._metadata.state_dict_metadata
         return [key for key, value in entries.items() if isinstance(value, metadata.TensorStorageMetadata)]
+
+    def model_tensors(self) -> list[str]:
+        return [key for key in self.tensor_names() if key.startswith(self.form.prefix) and not is_optimizer(key)]
 
     def shape(self, key: str) -> tuple[int, ...]:
         return tuple(self._tensor(key).size)
@@ -123,10 +139,18 @@ class DistCheckpoint:
             raise InputError(f"{where} is not the tensor that .metadata promises; copy the checkpoint again")
         return part[_box(item.storage_offsets, item.lengths)]
 
+    def piece_dtype(self, piece: Piece) -> torch.dtype:
+        return self.dtype(self.key(piece))
+
     def parts(self, piece: Piece) -> list[torch.Tensor]:
         """Return the Hugging Face tensors of a piece of the model."""
-        tensor = self.read(KEY_PREFIX + piece.entry.key, piece.offsets, piece.sizes)
+        tensor = self.read(self.key(piece), piece.offsets, piece.sizes)
         return piece.split(tensor.reshape(piece.shape))
+
+
+def is_optimizer(key: str) -> bool:
+    """Whether a tensor belongs to the state of an optimizer."""
+    return OPTIMIZER in key.split(".")
 
 
 def _box(offsets: Sequence[int], sizes: Sequence[int]) -> tuple[slice, ...]:
@@ -139,6 +163,11 @@ BACKEND = {
     "common_backend": "torch",
     "common_backend_version": 1,
 }
+
+CONTENT = {"content_metadata": {"singleton_local_shards": False}}
+"""What Megatron asks of a checkpoint before it names the tensors that it wants."""
+
+NOTHING_COMMON: Mapping[str, object] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,15 +192,17 @@ def write_checkpoint(
     chunks: Sequence[Chunk],
     objects: Mapping[str, object],
     *,
+    common: Mapping[str, object] = NOTHING_COMMON,
     workers: int = 1,
     advance: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Write a checkpoint of tensors and pickled objects (Megatron's ShardedObjects, by unique key).
 
+    `common` is what Megatron keeps beside them. `directory` may exist already.
     Each worker holds one chunk at a time, and what `load` needs to make it. They append to a file each, so with several
     of them a tensor's place differs from run to run. `advance` is told the bytes of each chunk that is written.
     """
-    directory.mkdir(parents=True)
+    directory.mkdir(parents=True, exist_ok=True)
     places: dict[metadata.MetadataIndex, filesystem._StorageInfo] = {}
     idle: SimpleQueue[BinaryIO] = SimpleQueue()
     with ExitStack() as stack:
@@ -195,7 +226,7 @@ def write_checkpoint(
         total = sum(chunk.size for chunk in chunks)
         work_through(chunks, convert, title="import", total=total, workers=workers, advance=advance)
     (directory / ".metadata").write_bytes(pickle.dumps(_metadata(chunks, objects, places)))
-    torch.save({"content_metadata": {"singleton_local_shards": False}}, directory / "common.pt")
+    torch.save({**common, **CONTENT}, directory / completeness.COMMON_FILE)
     (directory / "metadata.json").write_text(json.dumps(BACKEND))
 
 

@@ -10,7 +10,7 @@ import torch.distributed
 from support.adapter_checkpoints import whole
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 
-from nemo_longpo.conversion.nemo_checkpoint.torch_dist import Chunk, DistCheckpoint, write_checkpoint
+from nemo_longpo.conversion.torch_dist import Chunk, DistCheckpoint, write_checkpoint
 from nemo_longpo.errors import InputError
 
 SHAPE = (4, 6, 5)
