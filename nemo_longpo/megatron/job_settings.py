@@ -77,6 +77,12 @@ def check(placement: Placement, config: TransformerConfig, pair_layout: PairLayo
             f"The checkpoint has attention_dropout={config.attention_dropout}; LongPO's attention has no dropout, "
             "import it again with `longpo convert import`."
         )
+    if config.calculate_per_token_loss:
+        raise InputError(
+            "The model's config has calculate_per_token_loss=True, with which Megatron sums gradients over "
+            "data-parallel and context-parallel ranks and divides by a number of tokens; LongPO's loss is a mean over "
+            "pairs and returns none. Set it to False."
+        )
 
 
 def _check_sizes(placement: Placement, config: TransformerConfig) -> None:

@@ -22,6 +22,7 @@ def config(**changes) -> SimpleNamespace:
         "ffn_hidden_size": 64,
         "window_size": None,
         "attention_dropout": 0.0,
+        "calculate_per_token_loss": False,
         "cp_comm_type": "a2a",
         "hierarchical_context_parallel_sizes": None,
         "recompute_granularity": "full",
@@ -198,6 +199,12 @@ def test_sliding_window():
 def test_dropout():
     with pytest.raises(InputError, match=r"attention_dropout=0\.1"):
         check(Placement(), config(attention_dropout=0.1), "concatenated")
+
+
+def test_loss_per_token():
+    """Megatron would then leave gradients as sums over data-parallel and context-parallel ranks."""
+    with pytest.raises(InputError, match="calculate_per_token_loss=True"):
+        check(Placement(), config(calculate_per_token_loss=True), "concatenated")
 
 
 @pytest.mark.parametrize(
