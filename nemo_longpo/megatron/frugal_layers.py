@@ -17,6 +17,7 @@ from megatron.core.tensor_parallel import random
 from megatron.core.transformer import TransformerConfig, TransformerLayer
 from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.transformer_block import TransformerBlock
+from megatron.core.utils import make_viewless_tensor
 from torch import Tensor
 
 from nemo_longpo.activations import HostMemory, KeptTensors, Replay, in_tiles
@@ -34,7 +35,7 @@ class TiledMLP(MLP):
     local_rows: int
     value_is_used = True
 
-    def forward(self, hidden_states: Tensor, per_token_scale: None = None) -> tuple[Tensor, None]:
+    def forward(self, hidden_states: Tensor, per_token_scale: None = None, **of_experts: None) -> tuple[Tensor, None]:
         """Return [R, B, H], and no bias."""
         assert per_token_scale is None, "a scale of each token is for experts"
         whole = super().forward
@@ -72,9 +73,21 @@ class FrugalBlock(TransformerBlock):
 
     host_memory: HostMemory | None
 
-    def _checkpointed_forward(
-        self, hidden_states: Tensor, attention_mask: Tensor, rotary_pos_emb: Tensor, **unused: Any
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None, *, rotary_pos_emb: Tensor, **others: Any
     ) -> Tensor:
+        """As Megatron's, with layers that are recomputed by `_through_groups`; `others` serve inference and experts."""
+        if self.config.recompute_granularity != "full" or not self.training:
+            return super().forward(hidden_states, attention_mask, rotary_pos_emb=rotary_pos_emb, **others)
+        start = hidden_states if self.pre_process else self.input_tensor
+        hidden = make_viewless_tensor(inp=start, requires_grad=True, keep_graph=True)
+        with tensor_parallel.get_cuda_rng_tracker().fork() if self.config.sequence_parallel else nullcontext():
+            hidden = self._through_groups(hidden, attention_mask, rotary_pos_emb)
+        if self.final_layernorm is not None:
+            hidden = make_viewless_tensor(inp=self.final_layernorm(hidden), requires_grad=True, keep_graph=True)
+        return hidden
+
+    def _through_groups(self, hidden_states: Tensor, attention_mask: Tensor | None, rotary_pos_emb: Tensor) -> Tensor:
         kept = None if self.host_memory is None or not torch.is_grad_enabled() else KeptTensors(self.host_memory)
         for layers, recomputed in self._groups():
             if not recomputed:
@@ -96,7 +109,9 @@ class FrugalBlock(TransformerBlock):
             yield from (([layer], index < count) for index, layer in enumerate(layers))
 
 
-def _through(layers: list[TransformerLayer], hidden: Tensor, attention_mask: Tensor, rotary_pos_emb: Tensor) -> Tensor:
+def _through(
+    layers: list[TransformerLayer], hidden: Tensor, attention_mask: Tensor | None, rotary_pos_emb: Tensor
+) -> Tensor:
     for layer in layers:
         hidden, _ = layer(hidden_states=hidden, attention_mask=attention_mask, rotary_pos_emb=rotary_pos_emb)
     return hidden

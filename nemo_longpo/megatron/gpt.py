@@ -18,6 +18,7 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.logprobs import LogitBudget, token_logprobs
 from nemo_longpo.model_directory.rope_settings import RopeSettings
 
+from . import versions
 from .backend import Backend
 from .frugal_layers import keep_fewer_activations
 from .topology import current_topology
@@ -188,7 +189,7 @@ class LogprobGPTModel(GPTModel):
                 # After a frozen embedding (LoRA) nothing would be trained: Megatron's recompute builds no graph
                 # unless its input requires a gradient.
                 decoder_input.requires_grad_()
-        return decoder_input, rotary_angles(position_ids[0], self.inverse_frequencies), None, None, None
+        return versions.preprocessed(decoder_input, rotary_angles(position_ids[0], self.inverse_frequencies))
 
     def _postprocess(self, hidden_states: Tensor, input_ids: Tensor, position_ids: Tensor, labels: Tensor, **kwargs):
         if not self.post_process:

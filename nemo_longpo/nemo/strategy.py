@@ -20,6 +20,7 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.megatron import backend, finite_steps, full_disk, job_settings, run_inputs
 from nemo_longpo.placement import CpCommType, Placement
 
+from . import core_versions
 from .model import LongPOModel
 
 _WITHOUT_ACCELERATOR: dict[str, Any] = {
@@ -92,6 +93,7 @@ class LongPOStrategy(MegatronStrategy):
                 f"trainer.strategy.non_finite_steps={non_finite_steps} with max_skipped_steps={max_skipped_steps}: the "
                 f"first is one of {', '.join(get_args(finite_steps.NonFinite))}, the second 1 or more."
             )
+        core_versions.refuse_untried()
         full_disk.leave_to_main_thread()
         run_log.send_to(logging)
         self.backend = backend.start_backend()
@@ -143,6 +145,10 @@ class LongPOStrategy(MegatronStrategy):
     def setup_megatron_parallel(self, trainer: pl.Trainer) -> None:
         super().setup_megatron_parallel(trainer)
         self.megatron_parallel.callbacks.add(_StepEvents(self.finite_steps))
+
+    def setup_optimizers(self, trainer: pl.Trainer) -> None:
+        with core_versions.optimizer_as_nemo_calls_it():
+            super().setup_optimizers(trainer)
 
     def optimizer_step(self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         """Run forward and backward, then apply the step if it is finite. Raises InputError on all ranks if it ends the

@@ -6,12 +6,10 @@ See `te_stand_in` for what this proves and what only a GPU can.
 from pathlib import Path
 
 import pytest
-import torch
+from support.checkpoint_tensors import checkpoint_tensors
 from support.jobs import megatron_jobs, te_jobs
 from support.nemo_process import NemoProcess
 from support.worker_pool import WorkerPool
-from torch.distributed.checkpoint import FileSystemReader, load
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from nemo_longpo.checkpoints.run_directory import read_metrics
 
@@ -85,7 +83,7 @@ def test_training_equals_the_cpu_backend(workbench, te_workers, tmp_path):
     for transformer_engine in (False, True):
         run = tmp_path / f"run {transformer_engine}"
         calls = train(te_workers, workbench, run, transformer_engine)
-        found_of[transformer_engine] = *read_metrics(run), tensors(run / "gradients"), calls
+        found_of[transformer_engine] = *read_metrics(run), checkpoint_tensors(run / "gradients"), calls
     expected_metrics, expected, (unfused, _) = found_of[False]
     metrics, found, calls = found_of[True]
     pairs = len(workbench.records)
@@ -104,18 +102,6 @@ def test_training_equals_the_cpu_backend(workbench, te_workers, tmp_path):
         assert noted["bias_swiglu_impl"] > noted["DotProductAttention.forward"], "once for each tile"
         assert noted["rotary_angles"] == pairs, "once per micro-batch, for all layers and their recompute"
         assert noted["apply_rotary_pos_emb"] == 2 * noted["DotProductAttention.forward"], "query and key"
-
-
-def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a distributed checkpoint."""
-    metadata = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
-    found = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in metadata.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
-    load(found, storage_reader=FileSystemReader(checkpoint), no_dist=True)
-    return found
 
 
 def test_gpu_without_transformer_engine(workers):

@@ -144,7 +144,11 @@ def _reap(*_: Any) -> None:
             pass
 
 
-def _fork_on_demand(listening: socket.socket, parent: int, prepare: Callable[..., None], arguments: dict) -> None:
+def _fork_on_demand(
+    listening: socket.socket, parent: int, overlay: str | None, prepare: Callable[..., None], arguments: dict
+) -> None:
+    if overlay:
+        sys.path.insert(0, overlay)
     # As in a process that trains. It was started by spawn, and so would be those that it starts.
     multiprocessing.set_start_method("fork", force=True)
     os.setsid()  # Ctrl-C is for those who ask
@@ -164,9 +168,12 @@ def _fork_on_demand(listening: socket.socket, parent: int, prepare: Callable[...
 
 
 class NemoProcess:
-    """The process, after `prepare(**arguments)`. It begins at once; who asks meanwhile waits."""
+    """The process, after `prepare(**arguments)`. It begins at once; who asks meanwhile waits.
 
-    def __init__(self, prepare: Callable[..., None] = import_nemo, **arguments: Any):
+    Packages in the folder `overlay` take the place of the environment's.
+    """
+
+    def __init__(self, prepare: Callable[..., None] = import_nemo, overlay: str | None = None, **arguments: Any):
         self._folder = tempfile.TemporaryDirectory()
         self._asked: list[socket.socket] = []
         self.address = f"{self._folder.name}/socket"
@@ -174,7 +181,7 @@ class NemoProcess:
             listening.bind(self.address)
             listening.listen(64)
             context = multiprocessing.get_context("spawn")
-            values = (listening, os.getpid(), prepare, arguments)
+            values = (listening, os.getpid(), overlay, prepare, arguments)
             self._process = context.Process(target=_fork_on_demand, args=values)
             self._process.start()
 
