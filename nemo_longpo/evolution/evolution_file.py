@@ -21,11 +21,10 @@ from nemo_longpo.typed_fields import Built, build, is_whole
 from nemo_longpo.yaml_input import read_yaml_mapping
 
 from . import evolution_settings as told, places, reach
+from .trainers import TRAINERS
 
 _ADVICE = "see examples/evolve.yaml"
-_PROGRAMS = {"data": ("python", "longpo"), "train": ("longpo", "nemo"), "eval": ("longpo",)}
-# What the rounds set themselves.
-_OWN_OVERRIDES = ("data.paths", "data.seq_length", "resume.restore_config.path", "log.log_dir", "log.name")
+_ALSO = {"nemo": " with NeMo", "torchrun": " with Megatron-Bridge"}
 
 
 def load_evolution(path: Path) -> told.Evolution:
@@ -81,7 +80,7 @@ def parse_evolution(content: Mapping[Any, Any], path: str) -> told.Evolution:
         found = _round(number, own, before.model if before else shared.base, file, shared, where)
         reach.check_sizes(found, {**file.evaluate, **own.evaluate}, base, before, where)
         rounds.append(found)
-    _check_environments(environments, _contained(rounds, file.executors), f"{path}: environments")
+    _check_environments(environments, rounds, file.executors, f"{path}: environments")
     return replace(shared, rounds=tuple(rounds))
 
 
@@ -149,15 +148,20 @@ def _check_variables(variables: Mapping[str, str], where: str) -> None:
             raise InputError(f"{where}: {short_repr(name)} is no name of a variable; put it in quotes if it is")
 
 
-def _check_environments(environments: told.Environments, contained: list[str], where: str) -> None:
-    """Raises InputError if a program is missing on this machine; those of the `contained` ones are in an image."""
-    for name, programs in _PROGRAMS.items():
+def _check_environments(
+    environments: told.Environments, rounds: list[told.Round], executors: Mapping[str, Any], where: str
+) -> None:
+    """Raises InputError if a program is missing on this machine; those of a container are in its image."""
+    contained = _contained(rounds, executors)
+    training = [program for own in rounds for program in own.train.way_in.programs]
+    needed = {"data": ["python", "longpo"], "train": list(dict.fromkeys(training)), "eval": ["longpo"]}
+    for name, programs in needed.items():
         for program in programs if name not in contained else ():
             path = Path(environments.program(name, program))
             if not path.exists():
                 raise InputError(
                     f"{where}: {path} does not exist; give as {name!r} the bin directory of an environment in which "
-                    f"nemo_longpo is installed{' with NeMo' if program == 'nemo' else ''}, or install it there"
+                    f"nemo_longpo is installed{_ALSO.get(program, '')}, or install it there"
                 )
 
 
@@ -227,16 +231,19 @@ def _training(file: told.FileFields, given: told.RoundFields, paths: list[Path],
                 f"{where}: settings.{name} must be a text, a number, true, false or a list under its whole name, such "
                 f"as optim.config.lr, not {short_repr(value)}"
             )
-    for name in _OWN_OVERRIDES:
+    if training.trainer not in TRAINERS:
+        raise InputError(f"{where}: trainer is {training.trainer!r}; choose one of {', '.join(TRAINERS)}")
+    for name in training.way_in.own:
         if name in training.settings:
             raise InputError(f"{where}: {name} is set by the rounds themselves; remove it from 'settings'")
-    if not is_whole(steps := training.settings.get("trainer.max_steps")):
-        found = "settings lack trainer.max_steps" if steps is None else f"trainer.max_steps is {short_repr(steps)}, not"
+    name = training.way_in.steps
+    if not is_whole(steps := training.settings.get(name)):
+        found = f"settings lack {name}" if steps is None else f"{name} is {short_repr(steps)}, not"
         raise InputError(f"{where}: {found}{', ' if steps is None else ' '}a whole number of optimizer steps; give it")
     places.check_executor(training.executor, file.executors, paths, where)
     if training.launcher and training.executor != places.HERE:
         raise InputError(f"{where}: 'launcher' starts training on this machine; remove it, or 'executor'")
-    placement = places.placement(training.executor, file.executors, training.settings, where)
+    placement = places.placement(training, file.executors, where)
     return replace(training, settings=training.settings | placement)
 
 

@@ -10,6 +10,8 @@ from nemo_longpo.evaluation.eval_settings import QuestionSettings
 from nemo_longpo.placement import LONGEST_BRANCH
 from nemo_longpo.typed_fields import Count, Names, Number, Size
 
+from .trainers import TRAINERS, Trainer
+
 
 @dataclass(frozen=True)
 class Environments:
@@ -36,18 +38,25 @@ class Hardware:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """A recipe with its overrides.
+    """A recipe with its overrides, of NeMo or of Megatron-Bridge (`trainer`).
 
-    `executor` is this machine, or a name among the file's executors. `launcher` are words in front of the command here.
-    `restarts` are submissions after the first one, if a job runs out of time or loses nodes.
+    For Bridge, torchrun starts so many `processes` on this machine; NeMo starts its own. `executor` is this machine, or
+    a name among the file's executors. `launcher` are words in front of the command here. `restarts` are submissions
+    after the first one, if a job runs out of time or loses nodes.
     """
 
     factory: str
+    trainer: str = "nemo"
+    processes: Size = 1
     settings: dict[str, Any] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
     launcher: Names = field(default_factory=list)
     executor: str = "local"
     restarts: Count = 3
+
+    @property
+    def way_in(self) -> Trainer:
+        return TRAINERS[self.trainer]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from nemo_longpo import errors, live_status, steps, terminal
 from nemo_longpo.launching import executors, slurm_jobs
 from nemo_longpo.steps import process
 
-from .evolution_settings import Environments, Evolution
+from .evolution_settings import Environments, Evolution, Training
 
 HERE = "local"
 _NOTE_SECONDS = 20  # between lines about a job where standard error is not a terminal
@@ -52,20 +52,27 @@ def _mount(text: str) -> list[str]:
     return text.split(":")[:2]
 
 
-def placement(
-    name: str, described: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any], where: str
-) -> dict[str, int]:
+def placement(training: Training, described: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, int]:
     """Return the settings of training that an executor decides: its nodes, and the processes on each.
 
-    Raises InputError if the file gives others.
+    Raises InputError if the file gives others, or if nothing would start the processes.
     """
+    name, settings = training.executor, training.settings
+    module = training.way_in.module
+    if training.processes > 1 and (module is None or name != HERE or training.launcher):
+        raise errors.InputError(
+            f"{where}: processes are those that torchrun starts on this machine for trainer bridge; remove it, and "
+            f"{'set trainer.devices' if module is None else 'say it in the executor or the launcher'}"
+        )
     if name == HERE:
         return {}
     own = described[name]
-    found = {
-        "trainer.num_nodes": own.get("nodes", 1),
-        "trainer.devices": own.get("torchrun_nproc_per_node") or own.get("ntasks_per_node", 1),
-    }
+    if module is not None and own.get("launcher") != "torchrun":
+        raise errors.InputError(
+            f"{where}: executor {name!r} starts no ranks for trainer bridge; give it launcher: torchrun"
+        )
+    values = own.get("nodes", 1), own.get("torchrun_nproc_per_node") or own.get("ntasks_per_node", 1)
+    found = dict(zip(training.way_in.sizes, values, strict=False))
     for setting, value in found.items():
         if settings.get(setting, value) != value:
             raise errors.InputError(
@@ -84,6 +91,23 @@ def program(evolution: Evolution, executor: str, environment: str, name: str) ->
     if in_container(executor, evolution.executors) and getattr(evolution.environments, environment) is None:
         return name
     return evolution.environments.program(environment, name)
+
+
+def starting(evolution: Evolution, training: Training) -> list[str]:
+    """Return the words that start training's program, up to its arguments.
+
+    A module is started by Python where an executor's torchrun does the rest, else by torchrun, or by what stands behind
+    the words of a launcher.
+    """
+    module = training.way_in.module
+    if module is None:
+        return [*training.launcher, program(evolution, training.executor, "train", "nemo")]
+    if training.launcher:
+        return [*training.launcher, "-m", module]
+    if training.executor != HERE or training.processes == 1:
+        return [program(evolution, training.executor, "train", "python"), "-m", module]
+    torchrun = program(evolution, training.executor, "train", "torchrun")
+    return [torchrun, "--nproc-per-node", str(training.processes), "-m", module]
 
 
 def program_here(evolution: Evolution, executor: str, name: str) -> str:

@@ -1,6 +1,5 @@
 """The rounds as a list of public commands: data, import, training, export, evaluation, with a gate before and after."""
 
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -17,8 +16,6 @@ from . import gate, places
 from .evolution_settings import Evolution, Round
 
 RESULTS = "results.json"
-# Where and how fast, not what is learned: these may differ when a run is continued.
-_PLACEMENT = ("trainer.devices", "trainer.num_nodes", "trainer.strategy.", "data.num_workers")
 
 
 def evolution_steps(evolution: Evolution) -> list[Step]:
@@ -67,7 +64,7 @@ def import_step(evolution: Evolution, own: Round, name: str, start: Path) -> Ste
     """Return the step that makes the checkpoint `start` of the round's model, with its RoPE base and positions."""
     step = Step(
         name=name,
-        title="convert the model to NeMo",
+        title=f"convert the model to {own.train.way_in.title}",
         command=(places.program(evolution, own.train.executor, "train", "longpo"), *_import_words(own, start)),
         inputs=(own.start,),
         outputs=(start,),
@@ -79,28 +76,25 @@ def import_step(evolution: Evolution, own: Round, name: str, start: Path) -> Ste
 
 def train_step(evolution: Evolution, own: Round, name: str, *, shards: Path, start: Path, training: Path) -> Step:
     """Return the step that trains on `shards` from the checkpoint `start`, with the round's settings."""
-    program = places.program(evolution, own.train.executor, "train", "nemo")
+    train = own.train
     step = Step(
         name=name,
         title=f"train at {own.length:,} tokens",
         command=(
-            *own.train.launcher,
-            *(program, "llm", "finetune", "--factory", own.train.factory, "--yes"),
-            f"data.paths={shards}",
-            f"data.seq_length={own.max_length}",
-            f"resume.restore_config.path={start}",
-            f"log.log_dir={training}",
-            *(
-                f"{key}={json.dumps(value) if isinstance(value, list) else value}"
-                for key, value in own.train.settings.items()
-            ),
+            *places.starting(evolution, train),
+            *train.way_in.words(train.factory, train.settings, shards, own.max_length, start, training),
         ),
         inputs=(shards, start),
         outputs=(training,),
-        settings={"factory": own.train.factory} | _training_settings(own),
-        env=dict(evolution.env) | own.train.env,
+        settings={
+            "factory": train.factory,
+            **({} if train.trainer == "nemo" else {"trainer": train.trainer}),
+            "seq_length": own.max_length,
+            **train.way_in.learned(train.settings),
+        },
+        env=dict(evolution.env) | train.env,
     )
-    return places.placed(evolution, own.train.executor, step, parallel=True, restarts=own.train.restarts)
+    return places.placed(evolution, train.executor, step, parallel=True, restarts=train.restarts)
 
 
 def export_step(
@@ -185,6 +179,7 @@ def _data_settings(own: Round, evolution: Evolution) -> dict[str, Any]:
 def _import_words(own: Round, start: Path) -> list[str]:
     words = ["convert", "import", "--model", str(own.start), "--output", str(start), "--overwrite"]
     words += ["--max-length", str(own.max_length)]
+    words += [] if own.train.trainer == "nemo" else ["--format", own.train.trainer]
     words += [] if own.rope_theta is None else ["--rope-theta", str(own.rope_theta)]
     words += [] if own.rope_scaling is None else ["--rope-scaling", own.rope_scaling]
     return [*words, *(["--full-attention"] if own.full_attention else [])]
@@ -193,9 +188,5 @@ def _import_words(own: Round, start: Path) -> list[str]:
 def _import_settings(own: Round, evolution: Evolution) -> dict[str, Any]:
     base = {"base": str(evolution.base)} if own.number == 1 else {}
     names = ("rope_theta", "rope_scaling", "max_length", "full_attention")
-    return base | {name: getattr(own, name) for name in names}
-
-
-def _training_settings(own: Round) -> dict[str, Any]:
-    chosen = {name: value for name, value in own.train.settings.items() if not name.startswith(_PLACEMENT)}
-    return {"seq_length": own.max_length} | chosen
+    form = {} if own.train.trainer == "nemo" else {"format": own.train.trainer}
+    return base | {name: getattr(own, name) for name in names} | form

@@ -155,12 +155,7 @@ def _experiment(task: Task, executor: Any, folder: Path) -> Iterator[Any]:
     executor.setup_lines = "\n".join([*exports, *filter(None, [executor.setup_lines])])
     if executor.container_image and task.env:  # an image may have other values for them
         executor.container_env = [*(executor.container_env or []), *task.env]
-    words = shlex.split(task.line)
-    script = (
-        nemo_run.Script(path=words[0], args=words[1:], entrypoint=words[0])
-        if executor.launcher
-        else nemo_run.Script(inline=task.line)
-    )
+    script = _script(nemo_run, shlex.split(task.line)) if executor.launcher else nemo_run.Script(inline=task.line)
     with open(os.devnull) as nothing, redirect_stdout(io.StringIO()):
         before, sys.stdin = sys.stdin, nothing  # its shell would take what people type
         try:
@@ -169,6 +164,13 @@ def _experiment(task: Task, executor: Any, folder: Path) -> Iterator[Any]:
                 yield experiment
         finally:
             sys.stdin = before
+
+
+def _script(nemo_run: Any, words: list[str]) -> Any:
+    """Return what a launcher runs on each rank: a module of Python (`python -m NAME …`), or a program."""
+    if words[1:2] == ["-m"]:
+        return nemo_run.Script(path=words[2], args=words[3:], entrypoint="python", m=True)
+    return nemo_run.Script(path=words[0], args=words[1:], entrypoint=words[0])
 
 
 def log_folders(name: str, executor: Any, folder: Path) -> str:

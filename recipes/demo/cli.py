@@ -36,6 +36,12 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         default = getattr(DemoSettings, name)
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=kind, default=default, metavar="N", help=f"{summary} (default: {default})")
+    parser.add_argument(
+        "--bridge",
+        type=Path,
+        metavar="BIN",
+        help="train with Megatron-Bridge, in the environment with this bin directory (default: with NeMo)",
+    )
     add_plan_options(parser)
     parser.add_argument("--json", action="store_true", help="end with the summary as one JSON object")
     parser.set_defaults(run=run_demo_command)

@@ -25,9 +25,13 @@ _OF_BEFORE = ("settings.json", "data", "nemo_start")  # what versions without ro
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSettings:
-    """Settings of the command line, laid over `round.yaml`; the defaults reach the goal of 90 % within minutes."""
+    """Settings of the command line, laid over `round.yaml`; the defaults reach the goal of 90 % within minutes.
+
+    `bridge` is the `bin` directory of an environment with Megatron-Bridge, which then trains instead of NeMo.
+    """
 
     output: Path
+    bridge: Path | None = None
     documents: int = 200
     tokens: int = 1024
     steps: int = 100
@@ -61,11 +65,11 @@ def demo_round(settings: DemoSettings) -> tuple[list[Step], "Round"]:
     content["rounds"][0]["length"] = tokens
     content["data"]["chunk"] |= {"min_document_tokens": tokens // 2, "seed": seed}
     content["data"]["instruct"]["seed"] = seed
-    content["train"]["settings"] |= {
-        "trainer.max_steps": settings.steps,
-        "optim.config.lr": settings.learning_rate,
-        "data.seed": seed,
-    }
+    names = "trainer.max_steps", "optim.config.lr", "data.seed"
+    if settings.bridge is not None:
+        names = "train.train_iters", "optimizer.lr", "dataset.seed"
+        content |= {"train": content["x-bridge"], "environments": {"train": str(settings.bridge.absolute())}}
+    content["train"]["settings"] |= dict(zip(names, (settings.steps, settings.learning_rate, seed), strict=True))
     lengths = [*(length for length in content["evaluate"]["lengths"] if length < tokens), tokens]
     content["evaluate"] |= {
         "wording": str(DEMO_DIR / "ruler.json"),
@@ -97,7 +101,7 @@ def run_demo(settings: DemoSettings, redo: Collection[str] = ()) -> dict[str, An
     plots.plot_accuracy(output / "accuracy.png", before, after, BASE_LENGTH)
     plots.plot_rewards(output / "rewards.png", run_directory.read_metrics(training))
     summary = {
-        "settings": {name: value for name, value in asdict(settings).items() if name != "output"},
+        "settings": {name: value for name, value in asdict(settings).items() if name not in ("output", "bridge")},
         "accuracy_before": before,
         "accuracy_after": after,
         "seconds": {name: record.seconds for name, record in records.items()},

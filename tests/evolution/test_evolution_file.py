@@ -103,6 +103,19 @@ BAD = {
         setter("train", "settings", "trainer.max_steps", to="4"),
         "X/evolve.yaml: round 1: train: trainer.max_steps is '4', not a whole number of optimizer steps; give it",
     ),
+    "unknown trainer": (
+        setter("train", "trainer", to="trl"),
+        "X/evolve.yaml: round 1: train: trainer is 'trl'; choose one of nemo, bridge",
+    ),
+    "NeMo's name of the steps for Bridge": (
+        setter("train", "trainer", to="bridge"),
+        "X/evolve.yaml: round 1: train: settings lack train.train_iters, a whole number of optimizer steps; give it",
+    ),
+    "processes for NeMo": (
+        setter("train", "processes", to=2),
+        "X/evolve.yaml: round 1: train: processes are those that torchrun starts on this machine for trainer bridge; "
+        "remove it, and set trainer.devices",
+    ),
     "no directory for the output": (setter("output", to=" "), "X/evolve.yaml: 'output' is empty; give a directory"),
     "an output within a file": (
         setter("output", to="/dev/null/out"),

@@ -75,6 +75,52 @@ def test_training_is_started_by_a_launcher(tmp_path, told):
     assert (steps["import-1"].command[0], steps["import-1"].env) == (f"{tmp_path}/bin/longpo", {"HF_HUB_OFFLINE": "1"})
 
 
+def with_bridge(told: dict[str, Any]) -> dict[str, Any]:
+    told["train"] = {
+        "factory": "tiny_longpo",
+        "trainer": "bridge",
+        "processes": 2,
+        "settings": {"train.train_iters": 4, "model.context_parallel_size": 2, "model.recompute_modules": ["mlp"]},
+    }
+    return told
+
+
+def test_rounds_are_trained_with_megatron_bridge(tmp_path, told):
+    steps = {step.name: step for step in evolution_steps(small_evolution.load(tmp_path, with_bridge(told)))}
+    said = {name: " ".join(step.command).replace(str(tmp_path), "X") for name, step in steps.items()}
+    assert said["import-2"] == (
+        "X/bin/longpo convert import --model X/out/round-1/model --output X/out/round-2/start --overwrite "
+        "--max-length 1088 --format bridge --rope-theta 100000.0"
+    )
+    assert said["train-2"] == (
+        "X/bin/torchrun --nproc-per-node 2 -m nemo_longpo.bridge.train --recipe tiny_longpo --log-dir "
+        'X/out/round-2/training dataset.paths=["X/out/round-2/data/shards"] dataset.seq_length=1088 '
+        "checkpoint.pretrained_checkpoint=X/out/round-2/start model.context_parallel_size=2 "
+        'model.recompute_modules=["mlp"] train.train_iters=4'
+    )
+    assert steps["train-1"].settings == {
+        "factory": "tiny_longpo",
+        "trainer": "bridge",
+        "seq_length": 320,
+        "train.train_iters": 4,
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "started"),
+    [
+        ({"processes": 1}, "X/bin/python -m nemo_longpo.bridge.train"),
+        ({"processes": 1, "launcher": ["srun", "torchrun"]}, "srun torchrun -m nemo_longpo.bridge.train"),
+    ],
+    ids=["one process", "launcher"],
+)
+def test_what_starts_megatron_bridge(tmp_path, told, change, started):
+    with_bridge(told)["train"] |= change
+    steps = {step.name: step for step in evolution_steps(small_evolution.load(tmp_path, told))}
+    said = " ".join(steps["train-1"].command).replace(str(tmp_path), "X")
+    assert said.startswith(f"{started} --recipe tiny_longpo")
+
+
 def test_commands_are_taken_by_the_tools(tmp_path, told):
     for step in evolution_steps(small_evolution.load(tmp_path, told)):
         if step.command and step.command[0].endswith("longpo"):

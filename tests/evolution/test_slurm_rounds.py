@@ -77,6 +77,16 @@ def test_rounds_end_with_the_models_of_this_machine(tmp_path, told, slurm, capfd
     assert len(fake_slurm.jobs(slurm)) == 8
 
 
+def test_torchrun_of_a_job_starts_megatron_bridge(tmp_path, told, slurm, capsys):
+    told["train"] |= {"trainer": "bridge", "settings": {"train.train_iters": 4}}
+    assert run(tmp_path, told, "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert re.search(r"torchrun .+ --nnodes 2 --nproc-per-node 8 .+ -m nemo_longpo\.bridge\.train --recipe tiny_", said)
+    told["executors"]["two"]["launcher"] = None
+    assert run(tmp_path, told, "--dry-run") == 2
+    assert "executor 'two' starts no ranks for trainer bridge; give it launcher: torchrun" in capsys.readouterr().err
+
+
 def test_machine_and_executor_may_change(tmp_path, told, slurm):
     assert run(tmp_path, told) == 0
     del told["train"]["executor"]

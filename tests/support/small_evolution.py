@@ -55,7 +55,7 @@ def programs(folder: Path) -> Path:
     """Write a `bin` directory whose programs write small outputs; returns it. What they read is in `folder`."""
     bin_directory = folder / "bin"
     bin_directory.mkdir()
-    for name in ("python", "longpo", "nemo"):
+    for name in ("python", "longpo", "nemo", "torchrun"):
         (bin_directory / name).write_text(_STAND_IN)
         (bin_directory / name).chmod(0o755)
     (folder / "results.json").write_text(json.dumps(results(0.0)))

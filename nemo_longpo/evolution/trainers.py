@@ -1,0 +1,81 @@
+"""The ways in that can train a round, NeMo and Megatron-Bridge: their commands, and their names of settings."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nemo_longpo.placement import GLOBAL_BATCH_SIZE
+
+Settings = Mapping[str, Any]
+
+
+class Trainer:
+    """NeMo; `Bridge` overrides what differs."""
+
+    name, title = "nemo", "NeMo"
+    """As the file says it, and `longpo convert import --format`."""
+    programs: tuple[str, ...] = ("longpo", "nemo")
+    """What its environment must have."""
+    module: str | None = None
+    """Python's module that trains, on each rank; None if the last of `programs` starts the ranks itself."""
+    steps, batch = "trainer.max_steps", "data.global_batch_size"
+    sizes: tuple[str, ...] = ("trainer.num_nodes", "trainer.devices")
+    """Settings that an executor decides: nodes, and processes on each."""
+    own: tuple[str, ...] = ("data.paths", "data.seq_length", "resume.restore_config.path", "log.log_dir", "log.name")
+    """Settings that the rounds set themselves."""
+    places: tuple[str, ...] = ("trainer.devices", "trainer.num_nodes", "trainer.strategy.", "data.num_workers")
+    """Settings of where and how fast, not of what is learned: they may differ when a run is continued."""
+
+    def words(
+        self, recipe: str, settings: Settings, shards: Path, length: int, start: Path, training: Path
+    ) -> list[str]:
+        """Return what stands behind the program: a recipe and its settings."""
+        return [
+            *("llm", "finetune", "--factory", recipe, "--yes"),
+            *(f"data.paths={shards}", f"data.seq_length={length}"),
+            *(f"resume.restore_config.path={start}", f"log.log_dir={training}"),
+            *(f"{key}={json.dumps(value) if isinstance(value, list) else value}" for key, value in settings.items()),
+        ]
+
+    def batch_size(self, settings: Settings) -> int:
+        return int(settings.get(self.batch, GLOBAL_BATCH_SIZE))
+
+    def learned(self, settings: Settings) -> dict[str, Any]:
+        """Return the settings that decide what is learned."""
+        return {name: value for name, value in settings.items() if not name.startswith(self.places)}
+
+
+class Bridge(Trainer):
+    """Megatron-Bridge; torchrun starts a process for each GPU."""
+
+    name, title = "bridge", "Megatron-Bridge"
+    programs = ("longpo", "torchrun", "python")
+    module = "nemo_longpo.bridge.train"
+    steps, batch = "train.train_iters", "train.global_batch_size"
+    sizes = ()
+    own = (
+        *("dataset.paths", "dataset.seq_length", "checkpoint.pretrained_checkpoint", "checkpoint.save"),
+        "logger.tensorboard_dir",
+    )
+    places = (
+        *(f"model.{kind}_parallel_size" for kind in ("tensor_model", "pipeline_model", "context")),
+        *("model.sequence_parallel", "model.recompute_", "dataset.num_workers"),
+    )
+
+    def words(
+        self, recipe: str, settings: Settings, shards: Path, length: int, start: Path, training: Path
+    ) -> list[str]:
+        return [
+            *("--recipe", recipe, "--log-dir", str(training)),
+            *(f"dataset.paths={json.dumps([str(shards)])}", f"dataset.seq_length={length}"),
+            f"checkpoint.pretrained_checkpoint={start}",
+            *(f"{key}={_in_hydras_words(value)}" for key, value in settings.items()),
+        ]
+
+
+def _in_hydras_words(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, list | bool | None) else str(value)
+
+
+TRAINERS = {trainer.name: trainer for trainer in (Trainer(), Bridge())}
