@@ -56,6 +56,14 @@ def import_nemo() -> None:
     import transformers.models.mistral.modeling_mistral  # noqa: F401
 
 
+def import_bridge() -> None:
+    """What a training through Megatron-Bridge loads."""
+    os.environ["COLUMNS"] = "200"
+    import transformers.models.mistral.modeling_mistral  # noqa: F401
+
+    import nemo_longpo.bridge.train  # noqa: F401
+
+
 def import_nothing() -> None:
     """Where there is a GPU: NeMo's import asks CUDA for it, and after that no fork could use it."""
 

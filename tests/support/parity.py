@@ -1,18 +1,17 @@
 """One step on the whole stack, and how it is compared with another."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from support.checkpoint_tensors import checkpoint_tensors
 from support.jobs import megatron_jobs
 from support.parity_cases import CONCATENATED, SEQUENCE_PARALLEL
 from torch import Tensor
 
 from nemo_longpo.checkpoints.run_directory import read_metrics
-from nemo_longpo.conversion.exporter import export_checkpoint
+from nemo_longpo.conversion.model_on_disk import open_model
 from nemo_longpo.objective import METRICS
 
 TOLERANCE = 1e-4
@@ -42,16 +41,22 @@ def train_one_step(
         **{_name_in_nemo(name): value for name, value in more.items()},
     }
     gradients = directory / "gradients"
-    rows = workers.run(
-        finetune,
-        cp * tp * pp * dp,
-        overrides=overrides,
-        gradients=str(gradients / "weights"),
-    )
+    rows = workers.run(finetune, cp * tp * pp * dp, overrides=overrides, gradients=str(gradients))
     (metrics,) = read_metrics(directory / "run")
-    # Gradients were saved under their parameters' keys, so the exporter gives them Hugging Face's names and shapes.
-    shutil.copytree(workbench.checkpoint / "context", gradients / "context")
-    return metrics, load_file(export_checkpoint(gradients, directory / "hf") / "model.safetensors"), rows
+    return metrics, under_their_names(workbench.checkpoint, gradients), rows
+
+
+def under_their_names(model: Path, gradients: Path) -> dict[str, Tensor]:
+    """Gradients that were saved under their parameters' keys in Megatron, under their names in Hugging Face."""
+    opened, saved = open_model(model), checkpoint_tensors(gradients)
+    found: dict[str, Tensor] = {}
+    for piece in opened.family.pieces(opened.model_shape):
+        # Tensor parallelism may pad the vocabulary.
+        box = tuple(slice(start, start + size) for start, size in zip(piece.offsets, piece.sizes, strict=True))
+        tensor = saved[f"module.{piece.entry.key}"][box].reshape(piece.shape)
+        found |= dict(zip(piece.names, piece.split(tensor), strict=True))
+    assert len(saved) == len(opened.family.first_pieces(opened.model_shape)), sorted(saved)
+    return found
 
 
 def _name_in_nemo(name: str) -> str:

@@ -1,0 +1,38 @@
+"""Fixtures of the tests that train through Megatron-Bridge. Without Bridge, nothing in this folder is collected."""
+
+from importlib.util import find_spec
+
+import pytest
+from support.nemo_process import NemoProcess, import_bridge
+from support.workbench import Workbench, make_reference, make_workbench
+from support.worker_pool import WorkerPool
+
+if find_spec("megatron") is None or find_spec("megatron.bridge") is None:
+    collect_ignore_glob = ["test_*.py"]
+
+
+@pytest.fixture(scope="session")
+def bridge_process():
+    """The process that has imported Bridge, for all that must not do it again."""
+    process = NemoProcess(import_bridge)
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="session")
+def workers(bridge_process):
+    """Four ranks for all tests that start distributed jobs."""
+    pool = WorkerPool(bridge_process, 4)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="session", params=["mistral", "qwen2", "qwen3", "llama"])
+def workbench(request, tmp_path_factory) -> Workbench:
+    """Training starts from the Hugging Face directory."""
+    return make_workbench(tmp_path_factory.mktemp(request.param), request.param, import_model=False)
+
+
+@pytest.fixture(scope="module")
+def reference(workbench):
+    return make_reference(workbench)
