@@ -10,6 +10,7 @@
 #   make nemo26, make core16   NeMo 2.6 and Megatron-Core 0.16 beside it, for the tests of what must work there too
 #   make vllm-env, make test-vllm   the second environment (vLLM cannot live beside NeMo), and the tests that need it
 #   make eval-env, make test-eval   `longpo eval` in an environment of its own, without NeMo, and a run of it there
+#   make bridge-env, make test-bridge   Megatron-Bridge, which needs Python 3.12, and its tests; skipped where that is missing
 #   make docs    the documentation site in site/, in its own environment, every warning an error
 #   make trl-env   a third one, for benchmarks/engine/compare_trl.py
 #   make clean   removes the environments and everything else that these commands wrote
@@ -27,6 +28,10 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_PIP := $(VLLM_BIN)/python -m pip --disable-pip-version-check -qq
 EVAL_VENV := .venv-eval
 EVAL_PIP := $(EVAL_VENV)/bin/python -m pip --disable-pip-version-check -qq
+BRIDGE_VENV := .venv-bridge
+BRIDGE_PIP := $(BRIDGE_VENV)/bin/python -m pip --disable-pip-version-check -qq
+BRIDGE_PYTHON ?= $(shell for python in python3.12 $(HOME)/.pyenv/versions/3.12*/bin/python; do \
+	$$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo $$python && break; done)
 NEMO26 := .nemo26
 CORE16 := .core16
 TRL_VENV := .venv-trl
@@ -34,7 +39,8 @@ DOCS_VENV := .venv-docs
 TRL_PIP := $(TRL_VENV)/bin/python -m pip --disable-pip-version-check -qq
 SOURCES := nemo_longpo recipes conversion data_tools
 
-.PHONY: demo replicate test test-fast test-slow test-distributed test-gpu test-vllm fuzz lint docs env nemo26 core16 vllm-env eval-env test-eval trl-env clean
+.PHONY: demo replicate test test-fast test-slow test-distributed test-gpu test-vllm test-bridge fuzz lint docs env nemo26 core16 vllm-env eval-env test-eval \
+	bridge-env trl-env clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/project.stamp $(VENV)/eval.stamp
@@ -64,6 +70,16 @@ test-vllm: vllm-env $(VLLM_VENV)/models.stamp
 test-eval: eval-env
 	! $(EVAL_VENV)/bin/python -c 'import nemo' 2>/dev/null
 	$(EVAL_VENV)/bin/longpo eval recipes/demo/model --suite examples/questions.jsonl --output $(EVAL_VENV)/example
+
+ifeq ($(BRIDGE_PYTHON),)
+bridge-env test-bridge:
+	@echo 'make: $@ is skipped: Megatron-Bridge needs Python 3.12, which was not found; install it or say BRIDGE_PYTHON=/path/to/python3.12'
+else
+bridge-env: $(BRIDGE_VENV)/project.stamp
+
+test-bridge: bridge-env
+	$(BRIDGE_VENV)/bin/python -m pytest tests/bridge
+endif
 
 fuzz: env
 	FUZZ_FACTOR=$(or $(FUZZ_FACTOR),40) $(BIN)/python -m pytest tests/fuzz
@@ -148,6 +164,20 @@ $(EVAL_VENV)/project.stamp: pyproject.toml $(EVAL_VENV)/packages.stamp
 	$(EVAL_PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
+# There is no CPU build of torch for Python 3.12 on PyPI; the CUDA build, with the libraries it loads, is 4.4 GB of it.
+$(BRIDGE_VENV)/packages.stamp: requirements/bridge.txt
+	@"$(BRIDGE_PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' || { \
+		echo 'make: Megatron-Bridge needs Python 3.12, and $(BRIDGE_PYTHON) is another version' >&2; exit 1; }
+	@echo 'Setting up $(BRIDGE_VENV) (once; about 5.3 GB)'
+	"$(BRIDGE_PYTHON)" -m venv --clear $(BRIDGE_VENV)
+	$(BRIDGE_PIP) install --no-deps -r requirements/bridge.txt
+	$(BRIDGE_PIP) install -c requirements/bridge.txt torch
+	@touch $@
+
+$(BRIDGE_VENV)/project.stamp: pyproject.toml $(BRIDGE_VENV)/packages.stamp
+	$(BRIDGE_PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
 trl-env: $(TRL_VENV)/packages.stamp
 
 $(TRL_VENV)/packages.stamp: requirements/trl.txt
@@ -173,7 +203,7 @@ $(DOCS_VENV)/packages.stamp: requirements/docs.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(NEMO26) $(CORE16) $(VLLM_VENV) $(EVAL_VENV) $(TRL_VENV) $(DOCS_VENV)
+	rm -rf $(VENV) $(NEMO26) $(CORE16) $(VLLM_VENV) $(EVAL_VENV) $(BRIDGE_VENV) $(TRL_VENV) $(DOCS_VENV)
 	rm -rf build site dist nemo_longpo.egg-info demo_output replication_output nemo_experiments
 	rm -rf onelogger.err onelogger.log
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -134,6 +134,7 @@ def pins(name: str) -> dict[str, str]:
 ENVIRONMENTS = {
     "training": ("cpu.txt", "dev.txt", "eval.txt"),
     "vLLM": ("vllm-cpu.txt", "eval.txt", "eval-vllm.txt"),
+    "Megatron-Bridge": ("bridge.txt",),
 }
 
 
@@ -160,6 +161,7 @@ def test_the_environment_of_evaluation_takes_pins_of_training():
     [
         *(("training", extra) for extra in (None, "nemo", "demo", "dev", "eval")),
         *(("vLLM", extra) for extra in (None, "eval")),
+        *(("Megatron-Bridge", extra) for extra in (None, "bridge")),
     ],
 )
 def test_pins_satisfy_the_project(environment, extra):
