@@ -22,6 +22,7 @@ LAYOUTS = {"nemo_longpo.parallel", "nemo_longpo.attention"}
 ENGINE = {"nemo_longpo.megatron", "nemo_longpo.backends"}
 # The ways in: what needs a trainer around Megatron-Core.
 NEMO = "nemo_longpo.nemo"
+BRIDGE = "nemo_longpo.bridge"
 TRAINING = {
     "nemo_longpo.checkpoints",
     "nemo_longpo.long_runs",
@@ -85,6 +86,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Lengths and placements of the recipes of all ways in.
     "nemo_longpo.long_runs": set(),
     NEMO: {"nemo_longpo.megatron", "nemo_longpo.trainers"} | TRAINING | LAYOUTS | PURE,
+    BRIDGE: {"nemo_longpo.megatron"} | TRAINING | LAYOUTS | PURE,
     "nemo_longpo.recipes": set(),
     # The demo is one round of `longpo evolve`.
     "nemo_longpo.recipes.demo": {
@@ -174,6 +176,7 @@ TRAINER = {"nemo", "nemo_run", "megatron", "lightning", "pytorch_lightning", "tr
 LAUNCHER, LAUNCHER_FILE = "nemo_run", "nemo_longpo/launching/executors.py"
 MAY_IMPORT_TRAINER = ENGINE | {
     NEMO,
+    BRIDGE,
     "nemo_longpo.conversion",
     "nemo_longpo.conversion.comparison",
 }
@@ -294,6 +297,7 @@ def test_the_engine_needs_megatron_core_alone():
     foreign = {
         "nemo_longpo.megatron": ("nemo", "nemo_run", "lightning", "pytorch_lightning", "megatron.bridge"),
         NEMO: ("megatron.bridge",),
+        BRIDGE: ("nemo", "nemo_run", "lightning", "pytorch_lightning"),
     }
     wrong = [
         f"{file}:{line} imports {name}"

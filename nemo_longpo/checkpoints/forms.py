@@ -102,11 +102,24 @@ def small_files_of(checkpoint: Path) -> Path:
     return checkpoint / (form.small_files if form else SMALL_FILES)
 
 
-def carry_small_files(start: Path, checkpoint: Path) -> None:
-    """Copy the small Hugging Face files of the checkpoint that a run started from into one that it has saved.
+def carry_small_files(start: Path, checkpoint: Path) -> bool:
+    """Copy the small Hugging Face files of what a run started from into a checkpoint that it has saved.
 
-    Nothing is copied if `start` has none, or is none. Files of the same names are replaced.
+    `start` is another checkpoint, or a Hugging Face directory. Files of the same names are replaced. Returns whether
+    there were any.
     """
-    source = small_files_of(start)
-    if source.is_dir():
-        shutil.copytree(source, small_files_of(checkpoint), dirs_exist_ok=True)
+    is_model = form_of(start) is None and (start / "config.json").is_file()
+    source = start if is_model else small_files_of(start)
+    files = [path for path in source.iterdir() if _is_small(path)] if source.is_dir() else []
+    place = small_files_of(checkpoint)
+    for path in files:
+        place.mkdir(exist_ok=True)
+        shutil.copyfile(path, place / path.name)
+    return bool(files)
+
+
+def _is_small(path: Path) -> bool:
+    return path.is_file() and path.name.endswith(_SMALL) and not path.name.endswith(".index.json")
+
+
+_SMALL = (".json", ".model", ".txt", ".jinja")

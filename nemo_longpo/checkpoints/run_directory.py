@@ -10,7 +10,8 @@ they are wrong after a run is killed, copied or moved.
 
 NeMo puts a file `STEP-unfinished` beside a checkpoint before it writes or removes it, and removes the file when all
 ranks are done. Megatron writes `common.pt` of a checkpoint first. Its `metadata.json` comes last or, when it is not
-written in the background, NeMo's context. Megatron-Bridge leaves no such mark; its `run_config.yaml` comes last.
+written in the background, NeMo's context. Megatron-Bridge leaves no such mark, but our runs through it do; its
+`run_config.yaml` comes last.
 """
 
 import os
@@ -50,6 +51,11 @@ def log_dir_of(metrics: Path) -> Path:
 def checkpoint_of(path: str | Path) -> Path:
     """Return the directory of a checkpoint, given itself or the `weights` in it, as NeMo passes them."""
     return Path(path).parent if Path(path).name == "weights" else Path(path)
+
+
+def mark(checkpoint: Path) -> Path:
+    """The file that stands beside a checkpoint while it is not whole."""
+    return checkpoint.with_name(checkpoint.name + UNFINISHED)
 
 
 @dataclass(frozen=True)
@@ -239,9 +245,8 @@ def keep_steps(path: Path, last: int) -> int:
 
 def _unfinished_sign(checkpoint: Path) -> str | None:
     """Return how it shows that a trainer is writing or removing it, or was when the run was killed."""
-    mark = checkpoint.with_name(checkpoint.name + UNFINISHED)
-    if mark.exists():
-        return f"{mark.name} is beside it"
+    if mark(checkpoint).exists():
+        return f"{mark(checkpoint).name} is beside it"
     form = form_of(checkpoint)
     if form and form.last and not (checkpoint / form.last).exists():
         return f"{form.last}, which is written last, is not in it"

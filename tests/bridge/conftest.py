@@ -3,6 +3,7 @@
 from importlib.util import find_spec
 
 import pytest
+from support.bridge_runs import Inputs
 from support.nemo_process import NemoProcess, import_bridge
 from support.workbench import Workbench, make_reference, make_workbench
 from support.worker_pool import WorkerPool
@@ -46,3 +47,14 @@ def workbench(request, tmp_path_factory) -> Workbench:
 @pytest.fixture(scope="module")
 def reference(workbench):
     return make_reference(workbench)
+
+
+@pytest.fixture(scope="session")
+def bridge_programs(bridge_process, tmp_path_factory):
+    """A folder with a `python` that has imported Bridge already: seven seconds of processor time less, each time."""
+    return bridge_process.write_programs(tmp_path_factory.mktemp("programs") / "bin")
+
+
+@pytest.fixture(scope="session")
+def mistral(tmp_path_factory):
+    return Inputs.write(tmp_path_factory.mktemp("mistral"), "mistral")

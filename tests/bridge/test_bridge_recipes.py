@@ -1,0 +1,163 @@
+"""Recipes for Megatron-Bridge: complete configurations, from the table that NeMo's come from too; their overrides."""
+
+import contextlib
+import io
+
+import pytest
+import yaml
+from support.bridge_runs import Inputs
+
+from nemo_longpo.errors import InputError
+from nemo_longpo.long_runs import LONG_RUNS
+
+
+@pytest.fixture(scope="module")
+def train():
+    from nemo_longpo.bridge import train
+
+    return train
+
+
+@pytest.mark.parametrize("name", [*LONG_RUNS, "longpo", "tiny_longpo"])
+def test_every_recipe_builds_with_the_papers_constants(train, name):
+    from nemo_longpo.bridge import recipes
+
+    config = getattr(recipes, name)()
+    adam, schedule = config.optimizer, config.scheduler
+    assert (adam.optimizer, adam.weight_decay, adam.adam_beta1, adam.adam_beta2) == ("adam", 0.0, 0.9, 0.95)
+    assert (schedule.lr_decay_style, adam.min_lr, schedule.end_weight_decay) == ("cosine", 0.0, 0.0)
+    if name != "tiny_longpo":
+        assert (adam.lr, config.train.global_batch_size, schedule.lr_warmup_fraction) == (5e-7, 8, 0.1)
+        assert config.mixed_precision.bf16
+        assert config.optimizer.use_distributed_optimizer
+    assert (config.model.objective["beta"], config.model.objective["preference_weight"]) == (0.1, 0.01)
+    assert config.train.micro_batch_size == 1
+    assert not config.model.calculate_per_token_loss
+
+
+@pytest.mark.parametrize("name", LONG_RUNS)
+def test_placement_is_that_of_the_table(train, name):
+    from nemo_longpo.bridge import run_settings
+
+    config, run = train.build(name), LONG_RUNS[name]
+    found, wanted = run_settings.placement_of(config), run.placement
+    assert (found.tp, found.pp, found.cp) == (wanted.tp, wanted.pp, wanted.cp)
+    assert found.sequence_parallel == (wanted.tp > 1)
+    assert found.recompute == wanted.recompute
+    assert (found.offload_layer_inputs, found.mlp_tile_tokens) == (wanted.offload_layer_inputs, wanted.mlp_tile_tokens)
+    assert config.dataset.seq_length == run.seq_length
+
+
+def test_overrides_reach_every_section(train):
+    config = train.build(
+        "mistral_7b_longpo_128k",
+        [
+            "checkpoint.pretrained_checkpoint=/models/hf",
+            "dataset.paths=[a,b]",
+            "optimizer.lr=1e-6",
+            "model.objective.beta=0.2",
+            "model.objective.loss_type=dpo",
+            "model.rope_scaling={rope_type: linear, factor: 4.0}",
+            "model.recompute_modules=[core_attn,mlp]",
+            "train.non_finite_steps=skip",
+        ],
+        "runs/one",
+    )
+    assert config.checkpoint.pretrained_checkpoint == "/models/hf"
+    assert config.dataset.paths == ["a", "b"]
+    assert config.optimizer.lr == 1e-6
+    assert (config.model.chosen_objective.beta, config.model.chosen_objective.loss_type) == (0.2, "dpo")
+    assert config.model.rope_scaling == {"rope_type": "linear", "factor": 4.0}
+    assert config.model.recompute_modules == ["core_attn", "mlp"]
+    assert config.train.non_finite_steps == "skip"
+    assert config.checkpoint.save == "runs/one/longpo/checkpoints"
+    assert config.logger.tensorboard_dir == "runs/one/tb_logs/longpo"
+
+
+def test_precision_is_one_choice(train):
+    import torch
+
+    single, mixed = (train.build("longpo", precision=precision) for precision in ("32", "bf16-mixed"))
+    assert (single.mixed_precision, single.model.params_dtype, single.optimizer.bf16) == (None, torch.float32, False)
+    assert (mixed.mixed_precision.bf16, mixed.model.params_dtype, mixed.optimizer.bf16) == (True, torch.bfloat16, True)
+    assert mixed.mixed_precision.grad_reduce_in_fp32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--recipe", "mistral"], "there is no recipe mistral; choose one of mistral_7b_longpo_128k, "),
+        (["--recipe", "longpo", "optimiser.lr=1"], "there is no setting optimiser.lr; did you mean optimizer?"),
+        (
+            ["--recipe", "longpo", "model.pair_layouts=1"],
+            "there is no setting model.pair_layouts; did you mean pair_layout?",
+        ),
+        (["--recipe", "longpo", "model.objective.zzz=1"], "there is no setting model.objective.zzz; --dryrun prints"),
+        (["--recipe", "longpo", "+model.new=1"], "'+model.new=1' is no override; give section.name=value"),
+        (["--recipe", "longpo", "dataset"], "'dataset' is no override"),
+        (["--recipe", "longpo", "dataset.paths=[a"], "dataset.paths=[a"),
+        (["--recipe", "tiny_longpo"], "checkpoint.pretrained_checkpoint is not set; give the model to start from"),
+    ],
+)
+def test_bad_command_line_is_one_sentence(train, tmp_path, capsys, monkeypatch, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    assert train.main(arguments) == 2
+    said = capsys.readouterr().err
+    line = next(line for line in said.splitlines() if "longpo: error: " in line)
+    assert sentence in line
+    assert "Traceback" not in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_dryrun_prints_the_configuration(train, capsys):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert train.main(["--recipe", "mistral_7b_longpo_128k", "--dryrun", "train.train_iters=7"]) == 0
+    printed = yaml.safe_load(out.getvalue())
+    assert printed["train"]["train_iters"] == 7
+    assert printed["model"]["pair_layout"] == "shared_prefix"
+    assert printed["model"]["objective"]["beta"] == 0.1
+
+
+REFUSED = [
+    ("model.calculate_per_token_loss=true", r"model\.calculate_per_token_loss is True"),
+    ("model.virtual_pipeline_model_parallel_size=2", r"model\.virtual_pipeline_model_parallel_size is 2"),
+    ("model.tensor_model_parallel_size=2", r"do not divide the 1 that were started"),
+    ("model.pair_layout=both", r"model\.pair_layout is 'both'; choose one of"),
+    ("model.objective.beta=-1", r"objective\.beta must be > 0"),
+    ("model.objective.beta=small", r"model\.objective\.beta is 'small'; give a float as 0\.1"),
+    ("model.num_layers=3", r"model\.num_layers=3 belongs to the checkpoint, .* has 2; leave the setting out"),
+    ("model.rotary_base=100 model.seq_length=1000000", r"model\.rotary_base of .* or model\.seq_length of at most"),
+    ("dataset.paths=[]", r"dataset\.paths is not set; give a shard directory, dataset\.paths=SHARDS"),
+    ("dataset.seq_length=30", r"has \d+ tokens, more than dataset\.seq_length=30"),
+    ("model.seq_length=32", r"gives it 32 positions; set model\.seq_length=\d+ or more"),
+    ("train.micro_batch_size=2", r"train\.micro_batch_size is 2; a micro-batch is one pair"),
+    ("train.non_finite_steps=maybe", r"train\.non_finite_steps=maybe with max_skipped_steps=3"),
+    ("model.recompute_granularity=some", r"model\.recompute_granularity is 'some'; choose from"),
+    ("model.offload_layer_inputs=true", r"recompute of whole layers .* model\.recompute_granularity is None"),
+    ("optimizer.optimizer_cpu_offload=true", r"optimizer\.optimizer_cpu_offload=True"),
+    ("checkpoint.pretrained_checkpoint=nowhere", r"nowhere is no model; give a Hugging Face directory"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("overrides", "sentence"), REFUSED)
+def test_settings_that_cannot_be_are_refused_before_any_work(train, tmp_path, mistral, overrides, sentence):
+    """In Bridge's names, also where the sentence comes from a room that says NeMo's."""
+    with pytest.raises(InputError, match=sentence):
+        mistral.train(tmp_path / "run", *overrides.split())
+    assert not (tmp_path / "run" / "longpo" / "checkpoints").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"sliding_window": 64}, r"sliding window of 64 tokens, and nemo_longpo trains full attention"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, r"has rope scaling .* made for another base"),
+    ],
+)
+def test_model_that_is_not_trained_here(train, tmp_path, settings, sentence):
+    inputs = Inputs.write(tmp_path, "mistral", **settings)
+    with pytest.raises(InputError, match=sentence):
+        inputs.train(tmp_path / "run", "model.rotary_base=20000")

@@ -1,0 +1,224 @@
+"""Training through Megatron-Bridge's own loop: held to Hugging Face models with torch's Adam, and to itself."""
+
+import json
+import math
+import subprocess
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from support import reference, training_pairs
+from support.bridge_runs import Inputs, checkpoints_of, records_for
+from support.waiting import wait_until
+
+from nemo_longpo.checkpoints import forms, run_directory
+from nemo_longpo.errors import InputError
+from nemo_longpo.shards.reader import ShardReader
+
+pytestmark = pytest.mark.slow
+FAST = ("optimizer.lr=0.01", "checkpoint.save_interval=2")
+
+
+def expected_curve(inputs, steps, rate, warmup=0):
+    """Loss, margin and gradient norm of each step: written for Hugging Face's model, in the order of the shards."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(inputs.model, dtype=torch.float32)
+    model.config._attn_implementation = "eager"
+    adam = torch.optim.Adam(model.parameters(), betas=(0.9, 0.95), eps=1e-8)
+    records = [training_pairs.plain_record(record) for record in ShardReader(inputs.shards)]
+    curve = []
+    for step in range(steps):
+        adam.zero_grad()
+        metrics = reference.longpo_step(model, records, 0.1, 0.01)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if step < warmup:
+            adam.param_groups[0]["lr"] = rate * (step + 1) / (warmup + 1)
+        else:
+            part = (step - warmup) / (steps - warmup)
+            adam.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * part)) / 2
+        lr = adam.param_groups[0]["lr"]
+        adam.step()
+        curve.append([metrics["loss"], metrics["rewards/margins"], float(norm), lr])
+    return curve
+
+
+def curve_of(lines):
+    return [[line["loss"], line["rewards/margins"], line["grad_norm"], line["lr"]] for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "warmup"),
+    [("mistral", {}, 0), ("qwen2", {"tie_word_embeddings": True}, 2), ("qwen3", {}, 0), ("llama", {}, 0)],
+)
+def test_curve_is_that_of_the_reference(tmp_path, family, settings, warmup):
+    """The weights come from the Hugging Face directory; four steps with Adam, clipping, warm-up and cosine."""
+    inputs = Inputs.write(tmp_path, family, **settings)
+    lines = inputs.train(tmp_path / "run", *FAST, "train.train_iters=4", f"scheduler.lr_warmup_fraction={warmup / 4}")
+    expected = expected_curve(inputs, 4, 0.01, warmup)
+    np.testing.assert_allclose(curve_of(lines), expected, rtol=2e-5, atol=1e-7)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "done"
+
+
+def same_tensors(one, other):
+    """Compare the tensors of two checkpoints, of the optimizer too, bit for bit."""
+    from torch.distributed.checkpoint import FileSystemReader, load
+
+    def read(checkpoint):
+        metadata = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+        tensors = {
+            name: torch.empty(item.size, dtype=item.properties.dtype)
+            for name, item in metadata.items()
+            if hasattr(item, "size")
+        }
+        load(tensors, checkpoint_id=checkpoint, no_dist=True)
+        return tensors
+
+    left, right = read(one), read(other)
+    assert left.keys() == right.keys()
+    assert any("exp_avg" in name for name in left)
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_killed_run_goes_on_bit_for_bit(tmp_path, mistral, bridge_programs):
+    """`kill -9` at any moment, also in a save: steps, weights and optimizer are those of a run that was left alone."""
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    often = (*FAST, "checkpoint.save_interval=1", "train.train_iters=6")
+    expected = mistral.train(straight, *often)
+    command = [bridge_programs / "python", "-m", "nemo_longpo.bridge.train", "--recipe", "tiny_longpo"]
+    command += ["--log-dir", killed, *mistral.overrides(*often)]
+
+    def steps():
+        return len(run_directory.read_metrics(killed))
+
+    for seen in (2, 4):
+        with (tmp_path / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+            wait_until(lambda process=process, seen=seen: steps() >= seen or process.poll() is not None)
+            process.kill()
+        assert steps() < 6, (tmp_path / "log").read_text()[-2000:]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert "Starting training loop at iteration 0" not in ended.stdout
+    exact = ("step", "loss", "grad_norm", "lr", "rewards/margins")
+    lines = run_directory.read_metrics(killed)
+    assert [[line[name] for name in exact] for line in lines] == [[line[name] for name in exact] for line in expected]
+    (last,), (left_alone,) = checkpoints_of(killed), checkpoints_of(straight)
+    same_tensors(last, left_alone)
+
+
+def test_unfinished_checkpoint_never_counts(tmp_path, mistral):
+    """A mark stands beside it from its first byte to its last: the run goes on from the one before."""
+    run = tmp_path / "run"
+    keep = "checkpoint.most_recent_k=2"
+    first = mistral.train(run, *FAST, keep, "train.train_iters=4")
+    two, four = checkpoints_of(run)
+    run_directory.mark(four).touch()
+    assert checkpoints_of(run) == [two]
+    again = mistral.train(run, *FAST, keep, "train.train_iters=4")
+    assert curve_of(again) == curve_of(first)
+    assert checkpoints_of(run) == [two, four]
+    assert not list(two.parent.glob("*-unfinished"))
+    assert (four / "integrity.json").is_file()
+    assert (four / "hf" / "config.json").read_bytes() == (mistral.model / "config.json").read_bytes()
+
+
+def test_damaged_checkpoint_is_refused(tmp_path, mistral):
+    run = tmp_path / "run"
+    mistral.train(run, *FAST, "train.train_iters=2")
+    (checkpoint,) = checkpoints_of(run)
+    (tensors,) = checkpoint.glob("*.distcp")
+    content = bytearray(tensors.read_bytes())
+    content[len(content) // 2] ^= 1
+    tensors.write_bytes(content)
+    with pytest.raises(InputError, match=rf"{tensors.name} is damaged"):
+        mistral.train(run, *FAST, "train.train_iters=4")
+
+
+def test_finished_run_takes_more_steps_on_the_new_curve(tmp_path, mistral):
+    mistral.train(tmp_path / "run", *FAST, "train.train_iters=2")
+    lines = mistral.train(tmp_path / "run", *FAST, "train.train_iters=4")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert [line["lr"] for line in lines[2:]] == pytest.approx([0.005, 0.01 * (1 - math.sqrt(0.5)) / 2])
+
+
+def test_next_run_starts_from_a_run(tmp_path, mistral):
+    """From its weights alone, with its architecture and its RoPE, and with a base of its own."""
+    mistral.train(tmp_path / "one", *FAST, "train.train_iters=2", "model.rotary_base=20000")
+    (trained,) = checkpoints_of(tmp_path / "one")
+    start = replace(mistral, model=tmp_path / "one")
+    kept = start.train(tmp_path / "two", *FAST, "train.train_iters=1")
+    raised = start.train(tmp_path / "three", *FAST, "train.train_iters=1", "model.rotary_base=40000")
+    assert kept[0]["step"] == raised[0]["step"] == 1
+    assert kept[0]["loss"] != raised[0]["loss"]
+    for log_dir, base in ((tmp_path / "two", 20000), (tmp_path / "three", 40000)):
+        (checkpoint,) = checkpoints_of(log_dir)
+        assert f"rotary_base: {base}" in (checkpoint / forms.RUN_CONFIG).read_text()
+    assert trained.name == "iter_0000002"
+
+
+def test_documents_come_in_the_order_of_the_seed(tmp_path, mistral, monkeypatch):
+    """That of NeMo's line: the same records in the same steps, also after a resume; another order is refused."""
+    from nemo_longpo.megatron import finite_steps
+    from nemo_longpo.parallel import sampling
+
+    shards = training_pairs.write_tiny_shards(tmp_path / "shards", records_for(97, 3))
+    inputs = replace(mistral, shards=shards)
+    seen = []
+    add = finite_steps.FiniteSteps.add_document
+    monkeypatch.setattr(
+        finite_steps.FiniteSteps, "add_document", lambda self, name: (seen.append(name), add(self, name))
+    )
+    inputs.train(tmp_path / "run", *FAST, "train.train_iters=2", "dataset.seed=7")
+    inputs.train(tmp_path / "run", *FAST, "train.train_iters=4", "dataset.seed=7")
+    reader = ShardReader(shards)
+    order = sampling.RecordOrder(costs_N=np.ones(len(reader)), seed=7, batch_size=4, window=1, dp_size=1)
+    ordered = [reader[order[place]].doc_id for place in range(16)]
+    batches = range(0, 16, 4)  # within one, the order follows from what a pair costs
+    assert [sorted(seen[at : at + 4]) for at in batches] == [sorted(ordered[at : at + 4]) for at in batches]
+    assert len({*seen[:12]}) == 12
+    with pytest.raises(InputError, match=r"trained with dataset\.seed=7, and dataset\.seed=8 now"):
+        inputs.train(tmp_path / "run", *FAST, "train.train_iters=6", "dataset.seed=8")
+
+
+def test_other_shards_are_refused_at_a_resume(tmp_path, mistral):
+    mistral.train(tmp_path / "run", *FAST, "train.train_iters=2")
+    other = replace(mistral, shards=training_pairs.write_tiny_shards(tmp_path / "shards", records_for(97, 2)))
+    with pytest.raises(InputError, match=r"dataset\.paths holds shards .* checkpoint\.accept_changes=True"):
+        other.train(tmp_path / "run", *FAST, "train.train_iters=4")
+    other.train(tmp_path / "run", *FAST, "train.train_iters=3", "checkpoint.accept_changes=True")
+
+
+def with_infinite_reference(record):
+    return replace(record, ref_chosen_logps=tuple(turn * np.float32(np.inf) for turn in record.ref_chosen_logps))
+
+
+def test_step_that_is_not_finite(tmp_path, mistral, monkeypatch):
+    """It ends the run, or is left out: then weights stay as they are, and the learning rate goes on."""
+    from nemo_longpo.megatron import loss
+
+    call, calls = loss.PairLoss.__call__, []
+
+    def spoiled(self, rows, logprobs, cp_group):
+        calls.append(rows.doc_id)
+        value, metrics = call(self, rows, logprobs, cp_group)
+        return (value * math.nan if 5 <= len(calls) <= 8 else value), metrics
+
+    monkeypatch.setattr(loss.PairLoss, "__call__", spoiled)
+    with pytest.raises(InputError, match=r"Step 2: the loss of .* train\.non_finite_steps=skip"):
+        mistral.train(tmp_path / "error", *FAST, "train.train_iters=3")
+    calls.clear()
+    lines = mistral.train(tmp_path / "skip", *FAST, "train.train_iters=3", "train.non_finite_steps=skip")
+    assert [line.get("skipped") for line in lines] == [None, 1, None]
+    assert [line["lr"] for line in lines] == pytest.approx([0.01, 0.0075, 0.0025])
+    assert lines[1]["loss"] == pytest.approx(lines[2]["loss"], rel=1e-6)
+
+
+def test_bf16(tmp_path, mistral):
+    from nemo_longpo.bridge import train
+
+    overrides = mistral.overrides(*FAST, "train.train_iters=2")
+    train.train(train.build("tiny_longpo", overrides, str(tmp_path / "run"), "bf16-mixed"))
+    one, two = run_directory.read_metrics(tmp_path / "run")
+    assert one["loss"] == pytest.approx(expected_curve(mistral, 1, 0.01)[0][0], rel=2e-2)
+    assert two["loss"] < one["loss"]
