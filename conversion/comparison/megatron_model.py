@@ -1,31 +1,41 @@
-"""A NeMo checkpoint in fp32, computed by Megatron: the model that training builds, read by Megatron's own loader."""
+"""A checkpoint in fp32, computed by Megatron: the model that training builds, read by Megatron's own loader."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
-import nemo.collections.llm  # noqa: F401  (before the redirections: torch.compile at import time trips over them)
 import torch
-from megatron.core import dist_checkpointing
+from megatron.core import dist_checkpointing, transformer
 from torch.distributed.checkpoint.api import CheckpointException
 
 from nemo_longpo import logprobs, placement
-from nemo_longpo.checkpoints.forms import NEMO
-from nemo_longpo.checkpoints.trust import check_weights
+from nemo_longpo.checkpoints import completeness, forms, trust
 from nemo_longpo.errors import InputError
 from nemo_longpo.megatron import backend, gpt, job_settings, topology
 from nemo_longpo.model_directory.rope_settings import RopeSettings, parse_scaling
-from nemo_longpo.nemo import resume
 
+from ..bridge_checkpoint import provider_fields
 from ..model_on_disk import ModelOnDisk
+from ..torch_dist import CONTENT
 from .logits import Forward
+
+WITHIN = "model/"
+"""Before the names of what is loaded, which come back among what is common to all ranks."""
 
 
 def load_megatron(source: ModelOnDisk, rope: RopeSettings | None) -> tuple[torch.nn.Module, Forward]:
     """The model and its forward function; `rope` takes the place of what training would read from the checkpoint."""
+    if source.side == "nemo":
+        # Before the redirections: torch.compile at import time trips over them.
+        import nemo.collections.llm  # noqa: F401
     started = backend.start_backend()
     topology.become_single_process()
-    config = resume.load_architecture(source.path, source.access.trust_checkpoint)
-    scaling = parse_scaling(resume.load_rope_scaling(source.path), str(source.path))
-    rope = rope or RopeSettings(config.rotary_base, scaling)
+    config, own_rope = _nemo_architecture(source) if source.side == "nemo" else _bridge_architecture(source)
+    rope = rope or own_rope
     config.vocab_size = source.model_shape.vocab
     job_settings.put_one_process_on(config)
     job_settings.complete(started.prepare(config), rope)
@@ -44,18 +54,69 @@ def load_megatron(source: ModelOnDisk, rope: RopeSettings | None) -> tuple[torch
     return model, forward
 
 
+def _nemo_architecture(source: ModelOnDisk) -> tuple[Any, RopeSettings]:
+    """What training with NeMo builds of the checkpoint's record."""
+    from nemo_longpo.nemo import resume
+
+    config = resume.load_architecture(source.path, source.access.trust_checkpoint)
+    return config, RopeSettings(
+        config.rotary_base, parse_scaling(resume.load_rope_scaling(source.path), str(source.path))
+    )
+
+
+@dataclass
+class _GptConfig(transformer.TransformerConfig):
+    """The fields that a GPT has beside those of its layers, as NeMo and Megatron-Bridge name them."""
+
+    vocab_size: int = 0
+    seq_length: int = 0
+    share_embeddings_and_output_weights: bool = False
+    position_embedding_type: str = "rope"
+    scatter_embedding_sequence_parallel: bool = True
+
+
+def _bridge_architecture(source: ModelOnDisk) -> tuple[_GptConfig, RopeSettings]:
+    """What an import records for Bridge, without Bridge: nothing is built of what the checkpoint itself names."""
+    known = {field.name for field in fields(_GptConfig)}
+    recorded = provider_fields(source.family, source.config, source.model_shape)
+    plain = {name: value for name, value in recorded.items() if name in known and not isinstance(value, dict)}
+    fixed = {
+        "activation_func": torch.nn.functional.silu,
+        "position_embedding_type": "rope",
+        "bf16": False,
+        "fp16": False,
+    }
+    return _GptConfig(**(plain | fixed)), source.config.rope
+
+
+@contextmanager
+def _readable(weights: Path) -> Iterator[Path]:
+    """A directory that every version of Megatron-Core loads: those before 0.19 want a file of what is no tensor."""
+    if (weights / completeness.COMMON_FILE).exists():
+        yield weights
+        return
+    with TemporaryDirectory() as scratch:
+        for path in weights.iterdir():
+            (Path(scratch) / path.name).symlink_to(path.resolve())
+        torch.save(CONTENT, Path(scratch) / completeness.COMMON_FILE)
+        yield Path(scratch)
+
+
 def _load_weights(model: gpt.LogprobGPTModel, source: ModelOnDisk) -> None:
     """Load as training does, and merge adapters. Raises InputError if training could not start from the checkpoint."""
-    directory = source.weights.whole / NEMO.weights
+    form = forms.form_of(source.weights.whole) or forms.NEMO
+    directory = source.weights.whole / form.weights
     if not source.access.trust_checkpoint:
-        check_weights(directory)
+        trust.check_weights(directory)
+    wanted = {f"{WITHIN}{key}": value for key, value in model.sharded_state_dict(prefix=form.prefix).items()}
     try:
-        loaded = dist_checkpointing.load(model.sharded_state_dict(prefix=NEMO.prefix), str(directory))
+        with _readable(directory) as readable:
+            loaded = dist_checkpointing.load(wanted, str(readable))
     except CheckpointException as error:
         (reason, _), *_ = error.failures.values()
         raise InputError(f"Megatron does not load {directory}, nor would training: {reason}") from error
-    names = (name for name in loaded if name.startswith(NEMO.prefix))
-    model.load_state_dict({name.removeprefix(NEMO.prefix): loaded[name] for name in names})
+    start = WITHIN + form.prefix
+    model.load_state_dict({key.removeprefix(start): value for key, value in loaded.items() if key.startswith(start)})
     for piece in source.family.pieces(source.model_shape):
         if piece.entry.key in source.weights.adapted:  # the linear layers, whose names are those of the checkpoint
             name = piece.entry.key.replace("layers.", f"layers.{piece.layer}.")

@@ -18,6 +18,9 @@ from ..model_on_disk import NOTHING_ELSE, Access, ModelOnDisk, open_model
 from . import comparison_report, logits, small_files, tensors
 from .logits_jobs import Job, compute
 
+PACKAGES = {"nemo": "NeMo", "megatron": "Megatron-Core"}
+"""Names of modules → what people call them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LogitCheck:
@@ -93,10 +96,11 @@ def _side(source: ModelOnDisk) -> comparison_report.Side:
 
 def _require_trainer(*sides: ModelOnDisk) -> None:
     for source in sides:
-        if source.side == "nemo" and not (find_spec("nemo") and find_spec("megatron")):
+        needed = {"nemo": ("nemo", "megatron"), "bridge": ("megatron",), "huggingface": ()}[source.side]
+        if missing := [name for name in needed if not find_spec(name)]:
+            names = " and ".join(PACKAGES[name] for name in missing)
             raise InputError(
-                f"the logits of {source.path} need NeMo and Megatron-Core, which are not installed here; pass "
-                "--no-logits to compare the rest"
+                f"the logits of {source.path} need {names}, not installed here; pass --no-logits to compare the rest"
             )
 
 
@@ -152,7 +156,8 @@ def _compare_logits(
             token_ids = list(sequences.values())
             job = Job(model=side.path, output=output, sequences=token_ids, access=access, rope=rope, round_to=round_to)
             jobs.append(job)
-        for together in [jobs] if a.side == b.side else [[job] for job in jobs]:
+        same = "huggingface" not in (a.side, b.side) or a.side == b.side
+        for together in [jobs] if same else [[job] for job in jobs]:
             note(f"logits of {' and '.join(str(job.model) for job in together)}")
             compute(together)
         compared, states = logits.compare_outputs(jobs[0].output, jobs[1].output, list(sequences))

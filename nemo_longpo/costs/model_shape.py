@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_longpo.checkpoints.forms import RUN_CONFIG
 from nemo_longpo.checkpoints.run_directory import find_checkpoint
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory import downloads, model_config
@@ -120,23 +121,23 @@ MODELS = {
 
 
 def load_shape(name_or_path: str) -> ModelShape:
-    """The shape of a known name, a Hugging Face directory or its config.json, a NeMo checkpoint or a run's directory.
+    """The shape of a known name, a Hugging Face directory or its config.json, a checkpoint or a run's directory.
 
     Raises InputError if there is nothing of the kind, or a file lacks one of the numbers.
     """
     if name_or_path in MODELS:
         return MODELS[name_or_path]
     path = find_checkpoint(Path(name_or_path))
-    nemo = path / "context" / "model.yaml"
-    if nemo.is_file():
-        config = read_yaml_mapping(nemo, "give a NeMo checkpoint of a language model").get("config")
-        if not isinstance(config, dict):
-            raise InputError(f"{nemo} holds no model configuration; give a NeMo checkpoint of a language model.")
-        return ModelShape.from_nemo(config, nemo)
+    for record, section in ((path / "context" / "model.yaml", "config"), (path / RUN_CONFIG, "model")):
+        if record.is_file():
+            config = read_yaml_mapping(record, "give a checkpoint of a language model").get(section)
+            if not isinstance(config, dict):
+                raise InputError(f"{record} holds no model configuration; give a checkpoint of a language model.")
+            return ModelShape.from_nemo(config, record)
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
         raise InputError(
             f"{name_or_path} is neither a known model ({', '.join(MODELS)}) nor a Hugging Face directory with a "
-            f"config.json nor a NeMo checkpoint with context/model.yaml{downloads.cache_hint(path)}."
+            f"config.json nor a checkpoint with context/model.yaml or {RUN_CONFIG}{downloads.cache_hint(path)}."
         )
     return ModelShape.of(model_config.ModelConfig.parse(downloads.read_model_json(file), file))

@@ -59,6 +59,8 @@ def test_an_import_is_what_bridge_writes(case, hf_models, tmp_path):
     checkpoint = output / "iter_0000000"
     assert_same_tensors(tensors(checkpoint), bridge_checkpoints.megatron_tensors(hf_models[case]))
     assert (output / "latest_checkpointed_iteration.txt").read_text() == "0"
+    common = torch.load(checkpoint / "common.pt", weights_only=True)
+    assert (common["iteration"], common["checkpoint_version"]) == (0, 3.0)
     assert set(forms.BRIDGE.parts) < set(read_record(checkpoint) or ())
     assert files(export_checkpoint(output, tmp_path / "back")) == files(hf_models[case])
 

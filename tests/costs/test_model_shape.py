@@ -1,4 +1,4 @@
-"""Shapes from names, Hugging Face directories and NeMo checkpoints."""
+"""Shapes from names, Hugging Face directories and checkpoints."""
 
 import json
 from dataclasses import replace
@@ -74,14 +74,18 @@ def test_head_size_defaults_to_hidden_over_heads():
     assert ModelShape.of(ModelConfig.parse(config, "config.json")).head_size == 24
 
 
-def test_nemo_checkpoint(tmp_path):
+@pytest.mark.parametrize(("record", "section"), [("context/model.yaml", "config"), ("run_config.yaml", "model")])
+def test_checkpoint(tmp_path, record, section):
     (tmp_path / "context").mkdir()
-    (tmp_path / "context" / "model.yaml").write_text(
-        "config:\n  num_layers: 2\n  hidden_size: 64\n  ffn_hidden_size: 96\n  num_attention_heads: 4\n"
+    (tmp_path / record).write_text(
+        f"{section}:\n  num_layers: 2\n  hidden_size: 64\n  ffn_hidden_size: 96\n  num_attention_heads: 4\n"
         "  num_query_groups: 2\n  kv_channels: 16\n  vocab_size: 421\n  add_qkv_bias: true\n"
         "  share_embeddings_and_output_weights: true\n  qk_layernorm: true\n"
     )
     assert load_shape(str(tmp_path)) == replace(SMALL, qk_norm=True)
+    (tmp_path / record).write_text(f"{section}: 1")
+    with pytest.raises(InputError, match=f"{record} holds no model configuration"):
+        load_shape(str(tmp_path))
 
 
 @pytest.mark.parametrize(

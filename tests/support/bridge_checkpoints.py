@@ -19,6 +19,7 @@ from nemo_longpo.checkpoints import completeness
 from .conversion_cases import read_config
 
 LAYER = "decoder.layers."
+LINEAR = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
 
 
 def megatron_tensors(model: Path) -> dict[str, Tensor]:
@@ -63,9 +64,9 @@ def save_run(model: Path, folder: Path, iteration: int = 4, **settings: Any) -> 
     """A checkpoint of a training run from `model`, with an optimizer's state, in `folder`; `settings` of its model."""
     config, tensors = read_config(model), megatron_tensors(model)
     checkpoint = folder / f"iter_{iteration:07d}"
+    layers = config["num_hidden_layers"]
     objects: dict[str, Any] = {
-        f"{LAYER}mlp.linear_fc1._extra_state/shard_{number}_{config['num_hidden_layers']}": [None]
-        for number in range(config["num_hidden_layers"])
+        f"{LAYER}{name}._extra_state/shard_{number}_{layers}": [None] for name in LINEAR for number in range(layers)
     }
     objects[completeness.COMMON_OBJECT] = [{"checkpoint_version": 3.0, "iteration": iteration}]
     moments = {

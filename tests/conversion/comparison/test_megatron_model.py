@@ -8,9 +8,10 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support import bridge_checkpoints
 from support.adapter_checkpoints import make_adapters, make_base
 from support.conversion_cases import CASES
-from support.exploits import EXPLOITS
+from support.exploits import EXPLOITS, Payload
 from support.jobs import comparison_jobs
 
 from nemo_longpo.cli import main
@@ -145,3 +146,20 @@ def test_command_computes_in_own_processes(hf_models, nemo_checkpoints, programs
     assert "prompt 1: 8 tokens" in printed.out
     assert not torch.distributed.is_initialized()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("case", ["mistral-odd", "qwen2", "qwen3", "llama"])
+def test_a_run_of_bridge(case, hf_models, tmp_path, in_worker):
+    """As Megatron-Core 0.19 writes it, whatever version computes it here; nothing that it names is built."""
+    checkpoint = bridge_checkpoints.save_run(hf_models[case], tmp_path, _target_="no.such.Provider")
+    report = verify(hf_models[case], checkpoint, strict=True, logit_check=LogitCheck(prompts=PROMPTS))
+    assert report.equal, format_report(report)
+    assert all(part.largest < 1e-5 and part.same_choice == 1 for part in report.logits.sequences)
+
+
+def test_a_pickle_in_a_run_of_bridge(hf_models, tmp_path, in_worker):
+    checkpoint = bridge_checkpoints.save_run(hf_models["mistral"], tmp_path)
+    torch.save({"step": Payload(tmp_path / "trap")}, checkpoint / "train_state.pt")
+    with pytest.raises(InputError, match=r"train_state.pt asks for posix.mkdir"):
+        verify(hf_models["mistral"], checkpoint)
+    assert not (tmp_path / "trap").exists()

@@ -146,5 +146,5 @@ def test_without_nemo_only_logits_are_refused(hf_models, nemo_checkpoints, monke
     sides = hf_models["mistral"], nemo_checkpoints["mistral"]
     status, line = run(capsys, *sides)
     assert status == 2
-    assert f"logits of {sides[1]} need NeMo and Megatron-Core, which are not installed here; pass --no-logits" in line
+    assert f"logits of {sides[1]} need NeMo and Megatron-Core, not installed here; pass --no-logits" in line
     assert run(capsys, *sides, "--no-logits")[0] == 0
