@@ -1,9 +1,6 @@
 """A checkpoint in fp32, computed by Megatron: the model that training builds, read by Megatron's own loader."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,9 +15,8 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.megatron import backend, gpt, job_settings, topology
 from nemo_longpo.model_directory.rope_settings import RopeSettings, parse_scaling
 
-from ..bridge_checkpoint import provider_fields
+from .. import bridge_checkpoint, torch_dist
 from ..model_on_disk import ModelOnDisk
-from ..torch_dist import CONTENT
 from .logits import Forward
 
 WITHIN = "model/"
@@ -43,7 +39,7 @@ def load_megatron(source: ModelOnDisk, rope: RopeSettings | None) -> tuple[torch
     _load_weights(model, source)
 
     states: list[torch.Tensor] = []
-    for module in chain([model.embedding], model.decoder.layers[:-1], [model.decoder.final_layernorm]):
+    for module in (model.embedding, *model.decoder.layers[:-1], model.decoder.final_layernorm):
         module.register_forward_hook(lambda module, inputs, output: states.append(_hidden(output)))
 
     def forward(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -64,7 +60,7 @@ def _nemo_architecture(source: ModelOnDisk) -> tuple[Any, RopeSettings]:
     )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _GptConfig(transformer.TransformerConfig):
     """The fields that a GPT has beside those of its layers, as NeMo and Megatron-Bridge name them."""
 
@@ -78,7 +74,7 @@ class _GptConfig(transformer.TransformerConfig):
 def _bridge_architecture(source: ModelOnDisk) -> tuple[_GptConfig, RopeSettings]:
     """What an import records for Bridge, without Bridge: nothing is built of what the checkpoint itself names."""
     known = {field.name for field in fields(_GptConfig)}
-    recorded = provider_fields(source.family, source.config, source.model_shape)
+    recorded = bridge_checkpoint.provider_fields(source.family, source.config, source.model_shape)
     plain = {name: value for name, value in recorded.items() if name in known and not isinstance(value, dict)}
     fixed = {
         "activation_func": torch.nn.functional.silu,
@@ -89,17 +85,14 @@ def _bridge_architecture(source: ModelOnDisk) -> tuple[_GptConfig, RopeSettings]
     return _GptConfig(**(plain | fixed)), source.config.rope
 
 
-@contextmanager
-def _readable(weights: Path) -> Iterator[Path]:
+def _for_every_version(weights: Path, scratch: Path) -> Path:
     """A directory that every version of Megatron-Core loads: those before 0.19 want a file of what is no tensor."""
     if (weights / completeness.COMMON_FILE).exists():
-        yield weights
-        return
-    with TemporaryDirectory() as scratch:
-        for path in weights.iterdir():
-            (Path(scratch) / path.name).symlink_to(path.resolve())
-        torch.save(CONTENT, Path(scratch) / completeness.COMMON_FILE)
-        yield Path(scratch)
+        return weights
+    for path in weights.iterdir():
+        (scratch / path.name).symlink_to(path.resolve())
+    torch.save(torch_dist.CONTENT, scratch / completeness.COMMON_FILE)
+    return scratch
 
 
 def _load_weights(model: gpt.LogprobGPTModel, source: ModelOnDisk) -> None:
@@ -110,8 +103,8 @@ def _load_weights(model: gpt.LogprobGPTModel, source: ModelOnDisk) -> None:
         trust.check_weights(directory)
     wanted = {f"{WITHIN}{key}": value for key, value in model.sharded_state_dict(prefix=form.prefix).items()}
     try:
-        with _readable(directory) as readable:
-            loaded = dist_checkpointing.load(wanted, str(readable))
+        with TemporaryDirectory() as scratch:
+            loaded = dist_checkpointing.load(wanted, str(_for_every_version(directory, Path(scratch))))
     except CheckpointException as error:
         (reason, _), *_ = error.failures.values()
         raise InputError(f"Megatron does not load {directory}, nor would training: {reason}") from error

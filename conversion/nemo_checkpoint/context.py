@@ -12,8 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from nemo_longpo.checkpoints.completeness import CONTEXT_FILES, require_files
-from nemo_longpo.checkpoints.forms import SMALL_FILES
+from nemo_longpo.checkpoints import completeness, forms
 from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory import model_config, rope_settings
@@ -22,7 +21,7 @@ from nemo_longpo.yaml_input import read_yaml_mapping
 from ..families.family import Family
 from ..huggingface.config import megatron_fields
 
-ARTIFACTS = SMALL_FILES
+ARTIFACTS = forms.SMALL_FILES
 """Directory inside `context/`. NeMo keeps the last component of the tokenizer's path."""
 
 WEIGHT_LIST = "longpo_weights.json"
@@ -94,7 +93,7 @@ def read_model(context: Path) -> dict[str, Any]:
     """
     path = context / "model.yaml"
     if context.is_dir():
-        require_files(context, CONTEXT_FILES)
+        completeness.require_files(context, completeness.CONTEXT_FILES)
     value = read_yaml_mapping(path, f"{context.parent} is not a NeMo 2 checkpoint")
     if not isinstance(value.get("config"), dict):
         raise InputError(f"{path} holds no model configuration; {context.parent} is not a NeMo 2 language model")
