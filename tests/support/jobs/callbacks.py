@@ -31,6 +31,19 @@ class SaveGradients(pl.Callback):
         dist_checkpointing.save(step.pipeline.sharded_state_dict(), self.directory)
 
 
+class SaveWeights(pl.Callback):
+    """Write the weights after the last step as a distributed checkpoint."""
+
+    def __init__(self, directory: str):
+        self.directory = directory
+
+    def on_train_end(self, trainer: pl.Trainer, model: pl.LightningModule) -> None:
+        if dist.get_rank() == 0:
+            Path(self.directory).mkdir(parents=True)
+        dist.barrier()
+        dist_checkpointing.save(trainer.strategy.megatron_parallel.sharded_state_dict(), self.directory)
+
+
 class PoisonGradient(pl.Callback):
     """Make one number of one rank's gradients NaN, after the backward of a step (from 1)."""
 

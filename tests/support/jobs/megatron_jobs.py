@@ -111,3 +111,16 @@ def names_of_recipes() -> list[str]:
     from nemo_longpo.nemo.recipes import RECIPES
 
     return list(RECIPES)
+
+
+def finetune_with_shares_of_the_optimizer(overrides: dict[str, Any], weights: str) -> None:
+    """As on GPUs, each data-parallel rank has its share of gradients and updates its share of the weights.
+
+    `weights` is where they are written in the end.
+    """
+    from support.jobs.callbacks import SaveWeights
+
+    from nemo_longpo.megatron.backend import CpuBackend
+
+    with mock.patch.dict(CpuBackend.optimizer_settings, use_distributed_optimizer=True):
+        finetune(overrides, callbacks=[SaveWeights(weights)])
