@@ -27,6 +27,17 @@ FIRST = forms.iteration_name(0)
 COMMON = {"checkpoint_version": 3.0, "iteration": 0}
 """What Bridge keeps in `common.pt` of a checkpoint without optimizer and random state."""
 
+_YARN = {
+    "factor": "yarn_rotary_scaling_factor",
+    "original_max_position_embeddings": "yarn_original_max_position_embeddings",
+    "beta_fast": "yarn_beta_fast",
+    "beta_slow": "yarn_beta_slow",
+    "mscale": "yarn_mscale",
+    "mscale_all_dim": "yarn_mscale_all_dim",
+    "truncate": "yarn_correction_range_round_to_int",
+}
+"""Fields of `rope_scaling` → those of Bridge's provider, which is left with its defaults for what is not given."""
+
 _COUNTERS = ("step", "consumed_train_samples", "skipped_train_samples", "consumed_valid_samples")
 _SWITCHES = ("do_train", "do_valid", "do_test")
 
@@ -148,16 +159,9 @@ def _rotary(config: model_config.ModelConfig) -> dict[str, Any]:
     if isinstance(scaling, rope_settings.Llama3Scaling):
         return fields | {"rope_scaling": True, "rope_scaling_factor": scaling.factor}
     if isinstance(scaling, rope_settings.YarnScaling):
-        return fields | {
-            "position_embedding_type": "yarn",
-            "yarn_rotary_scaling_factor": scaling.factor,
-            "yarn_original_max_position_embeddings": scaling.original_max_position_embeddings,
-            "yarn_beta_fast": scaling.beta_fast,
-            "yarn_beta_slow": scaling.beta_slow,
-            "yarn_mscale": scaling.mscale,
-            "yarn_mscale_all_dim": scaling.mscale_all_dim,
-            "yarn_correction_range_round_to_int": scaling.truncate,
-        }
+        given = config.rope_fields
+        named = {name: given[ours] for ours, name in _YARN.items() if ours in given}
+        return fields | {"position_embedding_type": "yarn"} | named
     return fields
 
 

@@ -1,0 +1,60 @@
+"""Checkpoints between `longpo convert` and the real Megatron-Bridge: it loads ours as its own, we export its own."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from support.bridge_runs import Inputs, checkpoints_of
+from support.conversion_cases import files, read_config
+from support.jobs import bridge_conversion_jobs as jobs
+from support.tiny_models import save_tiny
+
+from nemo_longpo.conversion.exporter import export_checkpoint
+from nemo_longpo.conversion.importer import import_checkpoint
+
+pytestmark = pytest.mark.distributed
+FAMILIES = ("mistral", "qwen2", "qwen3", "llama")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, Path]:
+    return {family: save_tiny(tmp_path_factory.mktemp("hf") / family, family) for family in FAMILIES}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bridge_loads_an_import_as_its_own(family, models, workers, tmp_path):
+    ours = import_checkpoint(models[family], tmp_path / "ours", format="bridge") / "iter_0000000"
+    workers.run(jobs.import_with_bridge, 1, model=str(models[family]), output=str(tmp_path / "auto"))
+    theirs = tmp_path / "auto" / "iter_0000000"
+    (loaded,) = workers.run(jobs.load_with_bridge, 1, checkpoint=str(ours), record=str(ours))
+    (expected,) = workers.run(jobs.load_with_bridge, 1, checkpoint=str(theirs), record=str(ours))
+    assert loaded.keys() == expected.keys()
+    assert not [name for name in expected if not torch.equal(loaded[name], expected[name])]
+    assert workers.run(jobs.compare_records, 1, checkpoint=str(ours), model=str(models[family])) == [{}]
+    assert files(export_checkpoint(theirs, tmp_path / "back")) == files(models[family])
+
+
+def test_scaled_positions_reach_bridge(models, workers, tmp_path):
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}
+    ours = import_checkpoint(
+        models["qwen2"], tmp_path / "ours", format="bridge", rope_scaling=scaling, max_length=16384
+    )
+    raised = export_checkpoint(ours, tmp_path / "raised")
+    assert workers.run(jobs.compare_records, 1, checkpoint=str(ours / "iter_0000000"), model=str(raised)) == [{}]
+
+
+@pytest.mark.parametrize("family", ["mistral", "llama"])
+def test_a_run_from_an_import_is_a_run_from_the_model(family, workers, tmp_path):
+    """The same losses; its checkpoint is exported with the settings of training, and computes what it stores."""
+    inputs = Inputs.write(tmp_path, family)
+    imported = import_checkpoint(inputs.model, tmp_path / "imported", format="bridge")
+    settings = ("optimizer.lr=0.01", "checkpoint.save_interval=2", "train.train_iters=2", "model.seq_length=8192")
+    expected = inputs.train(tmp_path / "from-model", *settings)
+    lines = inputs.train(tmp_path / "from-import", *settings, f"checkpoint.pretrained_checkpoint={imported}")
+    assert [(line["loss"], line["grad_norm"]) for line in lines] == [
+        (line["loss"], line["grad_norm"]) for line in expected
+    ]
+    *_, checkpoint = checkpoints_of(tmp_path / "from-import")
+    output = tmp_path / "exported"
+    assert workers.run(jobs.export_and_compare, 1, checkpoint=str(checkpoint), output=str(output)) == [None]
+    assert read_config(output)["max_position_embeddings"] == 8192
