@@ -110,10 +110,11 @@ def starting(evolution: Evolution, training: Training) -> list[str]:
     return [torchrun, "--nproc-per-node", str(training.processes), "-m", module]
 
 
-def program_here(evolution: Evolution, executor: str, name: str) -> str:
-    """Return a program of the training environment for a command that runs on this machine in any case."""
-    own = Environments() if in_container(executor, evolution.executors) else evolution.environments
-    return own.program("train", name)
+def program_here(evolution: Evolution, training: Training, name: str) -> str:
+    """Return a program for a command that runs on this machine in any case and starts others through NeMo-Run: of the
+    training environment if NeMo is in it, else of the one that runs this."""
+    elsewhere = training.way_in.module is not None or in_container(training.executor, evolution.executors)
+    return (Environments() if elsewhere else evolution.environments).program("train", name)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ def round_steps(evolution: Evolution, own: Round) -> list[Step]:
             title=f"make pairs of up to {own.length:,} tokens",
             function=partial(_write_data_file, folder, own),
             command=(
-                places.program_here(evolution, own.train.executor, "longpo"),
+                places.program_here(evolution, own.train, "longpo"),
                 "data",
                 "run",
                 str(folder / "data.yaml"),

@@ -98,6 +98,7 @@ def test_rounds_are_trained_with_megatron_bridge(tmp_path, told):
         "checkpoint.pretrained_checkpoint=X/out/round-2/start model.context_parallel_size=2 "
         'model.recompute_modules=["mlp"] train.train_iters=4'
     )
+    assert said["data-2"].startswith(f"{Path(sys.executable).parent}/longpo data run "), "NeMo-Run is not over there"
     assert steps["train-1"].settings == {
         "factory": "tiny_longpo",
         "trainer": "bridge",
