@@ -1,4 +1,4 @@
-"""Short-to-long preference optimization (LongPO) for Megatron-Core and NeMo 2.x.
+"""Short-to-long preference optimization (LongPO) on Megatron-Core, with NeMo 2 or Megatron-Bridge.
 
 The names of `__all__` are the stable interface, described in docs/api.md. Each is imported when it is first used.
 """

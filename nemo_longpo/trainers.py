@@ -142,7 +142,7 @@ BRIDGE = Trainer(
             "nvidia-resiliency-ext",
             lambda found: found >= (0, 5),
             "",
-            "breaks Megatron-Core 0.18 and later, which read its `__version__`; uninstall it, or install 0.6",
+            f"breaks Megatron-Core 0.18 and later, which read its `__version__`; uninstall it, or use {BRIDGE_IMAGE}",
         ),
     ),
     on_gpu=(
@@ -156,12 +156,12 @@ BRIDGE = Trainer(
         ),
     ),
     tested={((0, 6), (0, 19)): "0.6.2 with 0.19.2 on Python 3.12"},
-    start="`torchrun -m nemo_longpo.bridge.train --help` lists the recipes",
+    start="`python -m nemo_longpo.bridge.train --help` lists the recipes",
 )
 TRAINERS = (NEMO, BRIDGE)
 NONE_INSTALLED = (
     f"training needs NeMo 2.6 or 2.7 (`pip install 'nemo_longpo[nemo]'`, or {NEMO_IMAGE}) or Megatron-Bridge 0.6 on "
-    f"Python 3.12 (docs/bridge.md, or {BRIDGE_IMAGE}); data tools work without"
+    f"Python 3.12 (requirements/bridge.txt, or {BRIDGE_IMAGE}); data tools work without"
 )
 
 

@@ -64,7 +64,7 @@ def test_the_tested_sets_are_accepted():
     assert refusals(("H200",), transformer__engine="2.9.0", nemo__toolkit="2.6.0rc1", megatron__core="0.15.0rc0") == []
     assert texts("refused", BRIDGE) == []
     (ready,) = texts("ok", BRIDGE)
-    assert "Megatron-Bridge 0.6.2 and Megatron-Core 0.19.2: `torchrun -m nemo_longpo.bridge.train" in ready
+    assert "Megatron-Bridge 0.6.2 and Megatron-Core 0.19.2: `python -m nemo_longpo.bridge.train" in ready
 
 
 def pinned(file: str, package: str) -> str | None:

@@ -7,6 +7,7 @@ from nemo_longpo.errors import InputError
 
 SECTIONS = {
     "trainer.strategy": "model",
+    "trainer.strategy.ddp": "ddp",
     "trainer": "train",
     "data": "dataset",
     "optim.config": "optimizer",
@@ -20,10 +21,15 @@ NAMES = {
     "trainer.max_steps": "train.train_iters",
     "trainer.strategy.non_finite_steps": "train.non_finite_steps",
     "trainer.strategy.max_skipped_steps": "train.max_skipped_steps",
-    "trainer.plugins.grad_reduce_in_fp32": "ddp.grad_reduce_in_fp32",
+    # Bridge overwrites `ddp.grad_reduce_in_fp32` with it.
+    "trainer.plugins.grad_reduce_in_fp32": "mixed_precision.grad_reduce_in_fp32",
+    "optim.lr_scheduler.warmup_ratio": "scheduler.lr_warmup_fraction",
+    "optim.lr_scheduler.min_lr": "optimizer.min_lr",
     "resume.restore_config.path": "checkpoint.pretrained_checkpoint",
     "resume.resume_from_path": "checkpoint.load",
     "log.log_dir": "checkpoint.save",
+    "log.ckpt.every_n_train_steps": "checkpoint.save_interval",
+    "log.ckpt.save_top_k": "checkpoint.most_recent_k",
 }
 """Settings that lie elsewhere, or have another name, than their section says."""
 

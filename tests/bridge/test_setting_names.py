@@ -5,6 +5,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
+from support import documents
 
 ROOT = Path(__file__).resolve().parents[2] / "nemo_longpo"
 SHARED = ("megatron", "shards", "checkpoints", "parallel", "model_directory")
@@ -51,6 +52,14 @@ def test_every_name_is_a_setting_here(name):
     from nemo_longpo.bridge import recipes, setting_names
 
     assert has_setting(recipes.longpo(), setting_names.translate_name(name)), setting_names.translate_name(name)
+
+
+def test_migrated_settings_are_those_of_the_recipes():
+    """The other column of the table in docs/bridge.md; tests/test_docs.py has the one of NeMo."""
+    from nemo_longpo.bridge import recipes
+
+    config = recipes.longpo()
+    assert [ours for ours in documents.migrated_settings().values() if not has_setting(config, ours)] == []
 
 
 @pytest.mark.parametrize(
