@@ -3,7 +3,8 @@
 import logging
 from typing import Any
 
-LOG = logging.getLogger("nemo_longpo.run")
+LOG = logging.Logger("nemo_longpo.run", logging.INFO)
+"""None of the registry: trainers set levels and filters on all of those, Bridge a filter that drops warnings."""
 
 
 class _PassedOn(logging.Handler):
@@ -17,6 +18,4 @@ class _PassedOn(logging.Handler):
 
 def send_to(receiver: Any) -> None:
     """Pass every line, from `info` on, to the method of `receiver` that has the name of its level."""
-    LOG.setLevel(logging.INFO)
-    LOG.propagate = False
     LOG.handlers = [_PassedOn(receiver)]

@@ -141,18 +141,21 @@ def _from_bridge(checkpoint: Path) -> dict[str, Any]:
         found["activation_func"] = str_to_callable(str(activation))
     except ValueError as error:
         raise InputError(f"{record}: activation_func is {activation}; nemo_longpo trains silu.") from error
-    if not isinstance(found.get("rope_scaling"), dict):  # not one of ours: Bridge's own switch for Llama 3
-        found["rope_scaling"] = _bridge_scaling(found, record)
+    if isinstance(found.get("rope_scaling"), bool):  # Bridge's own switch; our runs record the object, or null
+        found["rope_scaling"] = _scaling_of_bridges_own(checkpoint, found, record)
     return found
 
 
-def _bridge_scaling(model: Mapping[str, Any], record: Path) -> dict[str, Any] | None:
-    """The `rope_scaling` object of what Bridge records of a model that it has converted itself."""
-    scaled = model.get("position_embedding_type") == "yarn" or model.get("seq_len_interpolation_factor")
-    if scaled or model.get("rope_scaling"):
+def _scaling_of_bridges_own(checkpoint: Path, model: Mapping[str, Any], record: Path) -> dict[str, Any] | None:
+    """The `rope_scaling` object of a checkpoint that was imported: of its small Hugging Face files, if it has them."""
+    small = forms.small_files_of(checkpoint)
+    if (small / "config.json").is_file():
+        return rope_settings.scaling_settings(model_config.ModelConfig.read(small).scaling)
+    interpolates = model.get("position_embedding_type") == "yarn" or model.get("seq_len_interpolation_factor")
+    if interpolates or model["rope_scaling"]:
         raise InputError(
-            f"{record}: the model has a rope scaling that Bridge records in part only; start from its Hugging Face "
-            "directory."
+            f"{record}: Bridge records the rope scaling of the model in part only, and {small} has no config.json; "
+            "start from the model's Hugging Face directory."
         )
     return None
 

@@ -166,7 +166,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as optimizer.lr=1e-6")
     given = parser.parse_args(arguments)
     try:
-        config = build(given.recipe, given.overrides, given.log_dir, given.precision)
+        # NeMo-Run puts words in quotes for a shell, and starts torchrun on this machine without one.
+        overrides = [word[1:-1] if word[:1] == word[-1:] == "'" else word for word in given.overrides]
+        config = build(given.recipe, overrides, given.log_dir, given.precision)
         if given.dryrun:
             config.print_yaml()
         else:

@@ -78,6 +78,16 @@ def _build(description: Mapping[str, Any], where: str) -> Any:
         raise InputError(f"{where}: {description['type']} refuses its arguments ({error})") from error
 
 
+def bridge_training(recipe: str, overrides: Sequence[str] = (), log_dir: str | None = None) -> Any:
+    """Return a task of NeMo-Run that trains a recipe of `nemo_longpo.bridge`, with overrides as on its command line.
+
+    Its executor starts the ranks (`launcher="torchrun"`) and has Megatron-Bridge; here it need not be installed.
+    """
+    place = [] if log_dir is None else ["--log-dir", log_dir]
+    words = ["--recipe", recipe, *place, *overrides]
+    return import_nemo_run().Script(path="nemo_longpo.bridge.train", m=True, args=words, entrypoint="python")
+
+
 def run_attached(tasks: Sequence[Task], executor: Any, folder: Path, watch: Callable[[str], None]) -> list[Ended]:
     """Run tasks that end with this process, and call `watch` until they have ended, whatever their exit status is."""
     nemo_run = import_nemo_run()

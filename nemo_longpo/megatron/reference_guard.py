@@ -16,7 +16,6 @@ import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from nemo_longpo.checkpoints.run_inputs import read_origin
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.rope_settings import RopeSettings
 from nemo_longpo.parallel import collectives
@@ -27,7 +26,7 @@ from nemo_longpo.shards import reference_check
 from nemo_longpo.shards.reader import ShardReader
 from nemo_longpo.shards.schema import PairRecord
 
-from . import topology
+from . import run_inputs, topology
 
 CheckReference = Literal["error", "warn", "off"]
 
@@ -86,7 +85,7 @@ class Policy:
             LOG.warning(f"{problem}. The run goes on because of data.check_reference=warn")
 
     def _problem(self, shards: Path, difference: str, allowed: float, scored: str) -> str:
-        weights = read_origin(self.start)
+        weights = run_inputs.original_weights(self.start)
         if weights == scored:
             cause = "its weights scored the shards, so tokenizer, chat template, RoPE or precision may differ"
         elif weights is None:

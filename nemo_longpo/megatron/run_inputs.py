@@ -19,6 +19,7 @@ from nemo_longpo.checkpoints.run_inputs import Given, RunInputs, read_inputs, re
 from nemo_longpo.errors import InputError, one_line
 from nemo_longpo.objective import Objective
 from nemo_longpo.run_log import LOG
+from nemo_longpo.shards.fingerprint import weights_fingerprint
 from nemo_longpo.shards.manifest import Known, ShardFile, State, is_known, read_known, state_of, write_known
 from nemo_longpo.shards.reader import ShardReader
 
@@ -77,7 +78,7 @@ def _refuse(changes: list[str], accept_changes: bool) -> None:
 
 def warn_of_other_reference(start: Path, readers: Sequence[ShardReader]) -> None:
     """Log a line if the weights that training starts from did not score the shards, or if that is unknown."""
-    weights = read_origin(start)
+    weights = original_weights(start)
     if weights is None:
         LOG.info(f"{start} does not record its original weights; whether they scored the shards is unknown")
         return
@@ -90,6 +91,13 @@ def warn_of_other_reference(start: Path, readers: Sequence[ShardReader]) -> None
             f"Training starts from other weights than those that scored the shards: {start} was made from "
             f"{weights[:12]}…; scored were {scored}. Import the model that scored them, unless you want this."
         )
+
+
+def original_weights(start: Path) -> str | None:
+    """Return the name that shards have for the weights of a checkpoint, or of a Hugging Face directory; None if that
+    is unknown."""
+    is_model = (start / "config.json").is_file() and any(start.glob("*.safetensors"))
+    return weights_fingerprint(start) if is_model else read_origin(start)
 
 
 CHECKED_SHARDS = "checked_shards.json"

@@ -112,8 +112,10 @@ def test_bad_command_line_is_one_sentence(train, tmp_path, capsys, monkeypatch, 
 def test_dryrun_prints_the_configuration(train, capsys):
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        assert train.main(["--recipe", "mistral_7b_longpo_128k", "--dryrun", "train.train_iters=7"]) == 0
+        words = ["--recipe", "mistral_7b_longpo_128k", "--dryrun", "train.train_iters=7", "'dataset.paths=[a]'"]
+        assert train.main(words) == 0
     printed = yaml.safe_load(out.getvalue())
+    assert printed["dataset"]["paths"] == ["a"]  # in quotes, as NeMo-Run writes it
     assert printed["train"]["train_iters"] == 7
     assert printed["model"]["pair_layout"] == "shared_prefix"
     assert printed["model"]["objective"]["beta"] == 0.1

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 from dataclasses import replace
 
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from support import reference, training_pairs
+from support import reference, tiny_models as tiny, training_pairs
 from support.bridge_runs import Inputs, checkpoints_of, records_for
+from support.scored_pairs import scored_records
 from support.waiting import wait_until
 
 from nemo_longpo.checkpoints import forms, run_directory
 from nemo_longpo.errors import InputError
+from nemo_longpo.shards import fingerprint
 from nemo_longpo.shards.reader import ShardReader
 
 pytestmark = pytest.mark.slow
@@ -212,6 +215,37 @@ def test_step_that_is_not_finite(tmp_path, mistral, monkeypatch):
     assert [line.get("skipped") for line in lines] == [None, 1, None]
     assert [line["lr"] for line in lines] == pytest.approx([0.01, 0.0075, 0.0025])
     assert lines[1]["loss"] == pytest.approx(lines[2]["loss"], rel=1e-6)
+
+
+def scored(inputs, directory):
+    """Shards that the inputs' model has scored."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(inputs.model)
+    name = fingerprint.model_fingerprint(inputs.model, dtype="float32")
+    records = scored_records(inputs.model, "short")
+    return replace(
+        inputs, shards=training_pairs.write_shards(directory, records, tokenizer, len(tokenizer), reference=name)
+    )
+
+
+def test_policy_is_compared_with_its_reference(tmp_path, mistral, capsys):
+    """The weights that scored the shards, a raised base, other weights: as with NeMo, on what Bridge has loaded."""
+    inputs = scored(mistral, tmp_path / "shards")
+    inputs.train(tmp_path / "same", *FAST, "train.train_iters=1")
+    (mean,) = re.findall(r"differ from the reference's over .* by (\S+) on average", capsys.readouterr().err)
+    assert float(mean) < 1e-5
+    inputs.train(tmp_path / "raised", *FAST, "train.train_iters=1", "model.rotary_base=1e6")
+    said = capsys.readouterr().err
+    assert "no equality is asked for, since the policy has RoPE base 1e+06 instead of 10000" in said
+    assert "Training starts from other weights" not in said
+    other = replace(inputs, model=tiny.save_tiny(tmp_path / "other", "mistral", seed=5))
+    with pytest.raises(
+        InputError, match=r"its weights are .* scored the shards; start from the model .*dataset\.check_"
+    ):
+        other.train(tmp_path / "refused", *FAST, "train.train_iters=1")
+    assert "Training starts from other weights" in capsys.readouterr().err
+    assert run_directory.read_metrics(tmp_path / "refused") == []
+    other.train(tmp_path / "warned", *FAST, "train.train_iters=1", "dataset.check_reference=warn")
+    assert "The run goes on because of dataset.check_reference=warn" in capsys.readouterr().err
 
 
 def test_bf16(tmp_path, mistral):

@@ -112,6 +112,20 @@ def test_small_files_are_carried_from_either_form(run, tmp_path):
     assert not (third / "hf").exists()
 
 
+def test_small_files_of_a_hugging_face_directory_are_carried(tmp_path):
+    """Without its weights and their index."""
+    model, checkpoint = tmp_path / "model", tmp_path / "iter_0000001"
+    small = ("config.json", "tokenizer.json", "tokenizer.model", "chat_template.jinja")
+    for path in (model, checkpoint):
+        path.mkdir()
+    for name in (*small, "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"):
+        (model / name).write_text(name)
+    (checkpoint / forms.RUN_CONFIG).touch()
+    (checkpoint / ".metadata").touch()
+    assert forms.carry_small_files(model, checkpoint)
+    assert {path.name for path in (checkpoint / "hf").iterdir()} == {*small}
+
+
 def test_the_state_of_a_run_is_trusted(tmp_path):
     """Megatron's random state holds NumPy's and torch's; Bridge's counters are tensors."""
     state = {"np_rng_state": np.random.get_state(), "torch_rng_state": torch.get_rng_state()}
