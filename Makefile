@@ -78,7 +78,7 @@ else
 bridge-env: $(BRIDGE_VENV)/project.stamp
 
 test-bridge: bridge-env
-	$(BRIDGE_VENV)/bin/python -m pytest tests/bridge
+	$(BRIDGE_VENV)/bin/python -m pytest tests/bridge tests/backends
 endif
 
 fuzz: env

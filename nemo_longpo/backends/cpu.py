@@ -1,17 +1,19 @@
-"""Lets NeMo and Megatron-Core train on a machine without an accelerator, over gloo.
+"""Lets Megatron-Core train on a machine without an accelerator, over gloo, and NeMo or Megatron-Bridge around it.
 
-Megatron-Core 0.15 and NeMo 2.6/2.7 assume CUDA in a few dozen places. Here, and nowhere else, those calls are answered
-with their CPU meaning. `activate` does nothing where an accelerator is present. Each redirection names the upstream
-line that needs it; `tests/backends/test_cpu.py` fails when a redirected call starts to work without us.
+Here and in `redirections`, and nowhere else, their CUDA calls are answered with their CPU meaning. `activate` does
+nothing where an accelerator is present.
 """
 
-import queue
-from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from importlib.util import find_spec
+from typing import Any, Literal
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+from . import bridge_import, redirections
+
+Line = Literal["nemo", "bridge", "megatron"]
+"""What trains in a process: NeMo, Megatron-Bridge, or our own loop with Megatron-Core alone."""
 
 
 def is_needed() -> bool:
@@ -19,69 +21,17 @@ def is_needed() -> bool:
     return not torch.cuda.is_available()
 
 
-class _Stream:
-    """A stream of a device that runs everything in order: nobody ever has to wait for it."""
+def installed_line() -> Line:
+    """Return the line that this environment holds; NeMo's if it holds both."""
+    if find_spec("nemo"):
+        return "nemo"
+    return "bridge" if find_spec("megatron.bridge") else "megatron"
 
 
-class _NoLayer:
-    """A class of which no layer is an instance."""
-
-
-def _also_seeding_the_rng_tracker(set_random_seed: Callable[[int], None]) -> Callable[[int], None]:
-    def seed_everything(seed: int) -> None:
-        from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
-
-        set_random_seed(seed)
-        model_parallel_cuda_manual_seed(seed)
-
-    return seed_everything
-
-
-class Redirection(NamedTuple):
-    """`owner.name` becomes `stand_in` because `upstream` calls it on every machine."""
-
-    owner: Any
-    name: str
-    stand_in: Any
-    upstream: str
-
-
-def redirections() -> list[Redirection]:
-    """Every attribute that is replaced, with the upstream line it answers (Megatron-Core 0.15.3, NeMo 2.7.3).
-
-    Each gets a function of its own: torch.compile keys what it knows of `torch.cuda` by the function object.
-    """
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
-    from megatron.core.tensor_parallel import random as megatron_random
-    from nemo.collections.llm.peft import lora, utils as peft_utils
-    from nemo.lightning import megatron_init
-    from nemo.lightning.io import pl as nemo_checkpoint
-
-    cuda, state = torch.cuda, torch.get_rng_state
-    p2p, rng = "megatron/core/pipeline_parallel/p2p_communication.py", "megatron/core/tensor_parallel/random.py"
-    seed = _also_seeding_the_rng_tracker(megatron_init._set_random_seed)
-    return [
-        Redirection(cuda, "Stream", _Stream, "nemo/lightning/megatron_parallel.py init_model_parallel"),
-        Redirection(cuda, "synchronize", lambda device=None: None, f"{p2p}:242"),
-        Redirection(cuda, "current_device", lambda: torch.device("cpu"), f"{p2p}:190"),
-        Redirection(cuda, "get_rng_state", lambda *a, **k: state(), f"{rng}:196"),
-        # Without CUDA torch defers the seed forever, so all of Megatron's generators would share one state.
-        Redirection(cuda, "manual_seed", lambda seed: torch.manual_seed(seed), f"{rng}:198"),
-        Redirection(megatron_random, "_get_cuda_rng_state", lambda *a, **k: state(), f"{rng}:66"),
-        Redirection(megatron_random, "_set_cuda_rng_state", lambda to, *a, **k: torch.set_rng_state(to), f"{rng}:111"),
-        # Seeds Megatron's tracker only if device_count() > 0; sequence parallelism draws from it.
-        Redirection(megatron_init, "_set_random_seed", seed, "nemo/lightning/megatron_init.py:238"),
-        # Asserts torch.cuda.is_initialized().
-        Redirection(nemo_checkpoint, "_fix_tensors_device", lambda saved: saved, "nemo/lightning/io/pl.py:495"),
-        # Spawns a manager process for a queue that a synchronous save reads in this process.
-        Redirection(filesystem_async, "_results_queue", queue.SimpleQueue(), "filesystem_async.py:54"),
-        # Compares every layer's class with te.Linear, which raises without Transformer Engine.
-        Redirection(lora, "te", SimpleNamespace(Linear=_NoLayer), "nemo/collections/llm/peft/lora.py:703"),
-        # Takes Megatron-Core's stand-ins for Transformer Engine's layers.
-        Redirection(peft_utils, "HAVE_TE", False, "nemo/collections/llm/peft/utils.py:54"),
-        # Also megatron/core/models/common/embeddings/rope_utils.py:64.
-        Redirection(torch.Tensor, "cuda", lambda self, *a, **k: self, "dist_checkpointing/exchange_utils.py:502"),
-    ]
+def redirections_of(line: Line) -> list[redirections.Redirection]:
+    """Return what a process of this line replaces: Megatron-Core's calls, and those of NeMo or Megatron-Bridge."""
+    owners = {"nemo": redirections.of_nemo, "bridge": redirections.of_bridge, "megatron": list}
+    return [*redirections.of_megatron(), *owners[line]()]
 
 
 def _names_cuda(value: Any) -> bool:
@@ -118,17 +68,24 @@ def is_active() -> bool:
     return _mode is not None
 
 
-def activate() -> bool:
+def activate(line: Line | None = None) -> bool:
     """Redirect CUDA calls to the CPU, once per process, if there is no accelerator.
+
+    Args:
+        line: what trains in this process; by default, what is installed. Megatron-Bridge is imported here with the
+            stand-ins that it needs, beside an accelerator too.
 
     Returns:
         Whether the redirections are in force.
     """
     global _mode
+    line = line or installed_line()
+    if line == "bridge":
+        bridge_import.import_bridge()
     if not is_needed():
         return False
     if _mode is None:
-        for redirection in redirections():
+        for redirection in redirections_of(line):
             setattr(redirection.owner, redirection.name, redirection.stand_in)
         _mode = _CudaMeansCpu()
         _mode.__enter__()

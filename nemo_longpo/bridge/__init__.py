@@ -6,4 +6,4 @@ process for the CPU where there is no accelerator, because Bridge cannot be impo
 
 from nemo_longpo.megatron.backend import start_backend
 
-start_backend()
+start_backend("bridge")

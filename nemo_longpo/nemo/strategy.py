@@ -96,7 +96,7 @@ class LongPOStrategy(MegatronStrategy):
         core_versions.refuse_untried()
         full_disk.leave_to_main_thread()
         run_log.send_to(logging)
-        self.backend = backend.start_backend()
+        self.backend = backend.start_backend("nemo")
         if not self.backend.is_accelerated:
             kwargs |= _WITHOUT_ACCELERATOR
         super().__init__(sequence_parallel=sequence_parallel, ddp=ddp, **kwargs)

@@ -1,4 +1,7 @@
-"""The CPU backend does nothing beside an accelerator, works without one, and has no unnecessary part."""
+"""The CPU backend does nothing beside an accelerator, works without one, and has no unnecessary part.
+
+It is tried with the trainer that the environment holds: NeMo, or in that of `make test-bridge` Megatron-Bridge.
+"""
 
 from dataclasses import dataclass
 
@@ -6,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 from support.jobs import cpu_jobs
+from support.nemo_process import NemoProcess
 from support.worker_pool import WorkerPool
 
-from nemo_longpo.backends import cpu
+from nemo_longpo.backends import bridge_import, cpu
+
+LINE = cpu.installed_line()
 
 needs_no_accelerator = pytest.mark.skipif(
     torch.cuda.is_available(), reason="an accelerator is present, and the CPU backend stays off beside one"
@@ -22,13 +28,13 @@ READ_NOT_CALLED = {
 
 
 def test_does_nothing_beside_an_accelerator(monkeypatch):
-    def redirections():
+    def redirections(line):
         raise AssertionError("asked what to replace")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(cpu, "_mode", None)
-    monkeypatch.setattr(cpu, "redirections", redirections)
-    assert not cpu.activate()
+    monkeypatch.setattr(cpu, "redirections_of", redirections)
+    assert not cpu.activate("megatron")
     assert not cpu.is_active()
 
 
@@ -55,15 +61,26 @@ class Findings:
 
 
 @pytest.fixture(scope="module")
-def findings(nemo_process, tmp_path_factory) -> Findings:
-    pool, directory = WorkerPool(nemo_process, 2), str(tmp_path_factory.mktemp("training"))
+def not_redirected(request):
+    """A process that has imported the trainer, and whose forks are not redirected yet."""
+    if LINE == "nemo":
+        yield request.getfixturevalue("nemo_process")
+        return
+    process = NemoProcess(bridge_import.import_bridge)
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="module")
+def findings(not_redirected, tmp_path_factory) -> Findings:
+    pool, directory = WorkerPool(not_redirected, 2), str(tmp_path_factory.mktemp("training"))
     try:
-        (met_before,) = pool.run(cpu_jobs.met_needs, 1)
-        redirected, _ = pool.run(cpu_jobs.activate_twice, 2)
+        (met_before,) = pool.run(cpu_jobs.met_needs, 1, line=LINE)
+        redirected, _ = pool.run(cpu_jobs.activate_twice, 2, line=LINE)
         pool.run(cpu_jobs.ordinary_calls_stay, 1)
-        pool.run(cpu_jobs.prepare_training, 1, directory=directory)
-        called = pool.run(cpu_jobs.names_called_by_training, 2, directory=directory)
-        (met_after,) = pool.run(cpu_jobs.met_needs, 1)
+        pool.run(cpu_jobs.prepare_training, 1, line=LINE, directory=directory)
+        called = pool.run(cpu_jobs.names_called_by_training, 2, line=LINE, directory=directory)
+        (met_after,) = pool.run(cpu_jobs.met_needs, 1, line=LINE)
         (dropout,) = pool.run(cpu_jobs.recomputed_dropout, 1)
     finally:
         pool.close()
@@ -74,14 +91,14 @@ def findings(nemo_process, tmp_path_factory) -> Findings:
 @needs_no_accelerator
 class TestWithoutAccelerator:
     def test_every_redirection_is_documented(self, findings):
-        assert sorted(findings.redirected) == sorted(cpu_jobs.NEEDS)
+        assert sorted(findings.redirected) == sorted(cpu_jobs.NEEDS[LINE])
 
     def test_no_redirected_call_works_without_us(self, findings):
         """If one does, upstream no longer needs it: delete the redirection."""
         assert findings.met_before == set()
 
     def test_every_redirected_call_works_with_us(self, findings):
-        assert findings.met_after == {*cpu_jobs.NEEDS, *cpu_jobs.MODE_NEEDS}
+        assert findings.met_after == {*cpu_jobs.NEEDS[LINE], *cpu_jobs.MODE_NEEDS}
 
     def test_training_calls_every_redirection(self, findings):
         """Delete a redirection that is never called."""

@@ -1,10 +1,11 @@
 """What a worker of `WorkerPool` runs to test the CPU backend: a fresh process, not yet redirected."""
 
 import functools
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import patch
+from unittest.mock import Mock, PropertyMock, patch
 
 import numpy as np
 import torch
@@ -12,15 +13,20 @@ from support import tiny_models as tiny, training_pairs as pairs
 from support.jobs.gloo_jobs import gloo_group
 
 from nemo_longpo.backends import cpu
+from nemo_longpo.backends.redirections import Redirection
 
 _called: set[str] = set()
 
 
 class HelperSpawned(RuntimeError):
-    """A checkpoint would have started another process."""
+    """Another process would have been started."""
 
 
-def name_of(redirection: cpu.Redirection) -> str:
+class ConfigurationRead(RuntimeError):
+    """Megatron-Bridge began to read its configuration."""
+
+
+def name_of(redirection: Redirection) -> str:
     owner = redirection.owner
     return f"{owner.__qualname__ if isinstance(owner, type) else owner.__name__}.{redirection.name}"
 
@@ -33,24 +39,62 @@ def _set_state_is_the_state() -> bool:
     return torch.equal(torch.get_rng_state(), state)
 
 
-def _seed_reaches_the_tracker() -> bool:
+def _reaches_the_tracker(set_random_seed: Callable[[int], None]) -> bool:
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel import get_cuda_rng_tracker
-    from nemo.lightning import megatron_init
 
     get_cuda_rng_tracker().reset()
     with gloo_group():
         parallel_state.initialize_model_parallel()
-        megatron_init._set_random_seed(1)
-        parallel_state.destroy_model_parallel()
+        try:
+            set_random_seed(1)
+        finally:
+            parallel_state.destroy_model_parallel()
     return bool(get_cuda_rng_tracker().get_states())
 
 
-def _results_queue_without_a_helper() -> bool:
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
+def _nemo_seeds_the_tracker() -> bool:
+    from nemo.lightning import megatron_init
 
-    with patch.object(filesystem_async.mp, "get_context", side_effect=HelperSpawned):
-        filesystem_async._get_write_results_queue()
+    return _reaches_the_tracker(lambda seed: megatron_init._set_random_seed(seed))
+
+
+def _bridge_seeds_the_tracker() -> bool:
+    from megatron.bridge.training import initialize
+    from megatron.core.process_groups_config import ProcessGroupCollection
+
+    return _reaches_the_tracker(
+        lambda seed: initialize._set_random_seed(seed, pg_collection=ProcessGroupCollection.use_mpu_process_groups())
+    )
+
+
+def _bridge_begins() -> bool:
+    """Whether it reads its configuration, after it has looked for CUDA."""
+    from megatron.bridge.training import setup
+
+    config = Mock(spec=[], **{})
+    type(config).model = PropertyMock(side_effect=ConfigurationRead)
+    try:
+        setup.initialize_megatron(config)
+    except ConfigurationRead:
+        return True
+    return False
+
+
+def _bridge_compiles_nothing() -> bool:
+    from megatron.bridge.training import initialize
+
+    with patch("subprocess.run", side_effect=HelperSpawned):
+        initialize.compile_helpers()
+    return True
+
+
+def _results_queue_without_a_helper() -> bool:
+    from megatron.core.dist_checkpointing.strategies import filesystem_async as writer
+
+    get_queue = getattr(writer, "get_write_results_queue", None) or writer._get_write_results_queue  # 0.17 renamed it
+    with patch.object(writer.mp, "get_context", side_effect=HelperSpawned):
+        get_queue()._manager.shutdown()
     return True
 
 
@@ -91,20 +135,33 @@ def _lora_knows_megatrons_own_layers() -> bool:
 
 
 # What each redirection is for. True where the call does what upstream needs of it.
-NEEDS: dict[str, Callable[[], bool]] = {
-    "torch.cuda.Stream": lambda: torch.cuda.Stream() is not None,
+NEEDS_OF_MEGATRON: dict[str, Callable[[], bool]] = {
     "torch.cuda.synchronize": lambda: torch.cuda.synchronize() is None,
     "torch.cuda.current_device": lambda: torch.empty(1, device=torch.cuda.current_device()).device.type == "cpu",
     "torch.cuda.get_rng_state": lambda: torch.equal(torch.cuda.get_rng_state(), torch.get_rng_state()),
     "torch.cuda.manual_seed": lambda: torch.cuda.manual_seed(5) is not None and torch.initial_seed() == 5,
     "megatron.core.tensor_parallel.random._get_cuda_rng_state": _get_state,
     "megatron.core.tensor_parallel.random._set_cuda_rng_state": _set_state_is_the_state,
-    "nemo.lightning.megatron_init._set_random_seed": _seed_reaches_the_tracker,
-    "nemo.lightning.io.pl._fix_tensors_device": _fix_device,
     "megatron.core.dist_checkpointing.strategies.filesystem_async._results_queue": _results_queue_without_a_helper,
-    "nemo.collections.llm.peft.lora.te": _lora_can_ask_for_te,
-    "nemo.collections.llm.peft.utils.HAVE_TE": _lora_knows_megatrons_own_layers,
     "Tensor.cuda": lambda: torch.ones(1).cuda().device.type == "cpu",
+}
+NEEDS: dict[cpu.Line, dict[str, Callable[[], bool]]] = {
+    "nemo": {
+        **NEEDS_OF_MEGATRON,
+        "torch.cuda.Stream": lambda: torch.cuda.Stream() is not None,
+        "nemo.lightning.megatron_init._set_random_seed": _nemo_seeds_the_tracker,
+        "nemo.lightning.io.pl._fix_tensors_device": _fix_device,
+        "nemo.collections.llm.peft.lora.te": _lora_can_ask_for_te,
+        "nemo.collections.llm.peft.utils.HAVE_TE": _lora_knows_megatrons_own_layers,
+    },
+    "bridge": {
+        **NEEDS_OF_MEGATRON,
+        "torch.cuda.current_stream": lambda: torch.cuda.current_stream() is not None,
+        "torch.cuda.Stream": lambda: torch.cuda.Stream().wait_stream(torch.cuda.current_stream()) is None,
+        "megatron.bridge.training.setup.initialize_megatron": _bridge_begins,
+        "megatron.bridge.training.initialize._set_random_seed": _bridge_seeds_the_tracker,
+        "megatron.bridge.training.initialize.compile_helpers": _bridge_compiles_nothing,
+    },
 }
 # The same for what the mode answers.
 MODE_NEEDS: dict[str, Callable[[], bool]] = {
@@ -126,11 +183,11 @@ def _holds(need: Callable[[], bool]) -> bool:
         return False
 
 
-def met_needs() -> set[str]:
-    return {name for name, need in (NEEDS | MODE_NEEDS).items() if _holds(need)}
+def met_needs(line: cpu.Line) -> set[str]:
+    return {name for name, need in (NEEDS[line] | MODE_NEEDS).items() if _holds(need)}
 
 
-def _noting_calls(redirection: cpu.Redirection) -> cpu.Redirection:
+def _noting_calls(redirection: Redirection) -> Redirection:
     if not callable(redirection.stand_in):
         return redirection
 
@@ -142,19 +199,19 @@ def _noting_calls(redirection: cpu.Redirection) -> cpu.Redirection:
     return redirection._replace(stand_in=noted)
 
 
-def activate_twice() -> list[str]:
+def activate_twice(line: cpu.Line) -> list[str]:
     """Switch the backend on, noting who is called; returns the redirections' names."""
-    made = [_noting_calls(redirection) for redirection in cpu.redirections()]
-    with patch.object(cpu, "redirections", return_value=made) as redirections:
+    made = [_noting_calls(redirection) for redirection in cpu.redirections_of(line)]
+    with patch.object(cpu, "redirections_of", return_value=made) as redirections:
         assert not cpu.is_active()
-        assert cpu.activate()
+        assert cpu.activate(line)
         mode = cpu._mode
-        assert cpu.activate(), "a second call says that the redirections are in force"
+        assert cpu.activate(line), "a second call says that the redirections are in force"
         assert cpu._mode is mode
         redirections.assert_called_once()
     assert cpu.is_active()
-    import nemo.collections.llm  # noqa: F401 (imports under the redirections)
-
+    # Imports under the redirections.
+    importlib.import_module({"nemo": "nemo.collections.llm", "bridge": "nemo_longpo.bridge.train"}[line])
     return [name_of(redirection) for redirection in made]
 
 
@@ -178,20 +235,28 @@ def recomputed_dropout() -> tuple[np.ndarray, np.ndarray]:
     return out.detach().numpy(), ones.grad.numpy()
 
 
-def prepare_training(directory: str) -> None:
-    """Write an imported checkpoint and shards of one record."""
-    from nemo_longpo.conversion.importer import import_checkpoint
-
+def prepare_training(line: cpu.Line, directory: str) -> None:
+    """Write a model as what a training of this line starts from, and shards of one record."""
     root = Path(directory)
     tokenizer = tiny.tiny_tokenizer(tiny.DEFAULT_STYLE["mistral"])
     vocab_size = tiny.tiny_model("mistral", tokenizer).config.vocab_size
     record = pairs.random_record(np.random.default_rng(0), vocab_size, trunk=8, turns=1)
     pairs.write_shards(root / "shards", [record], tokenizer, vocab_size)
-    import_checkpoint(tiny.save_tiny(root / "hf"), root / "nemo")
+    tiny.save_tiny(root / "hf")
+    if line == "nemo":
+        from nemo_longpo.conversion.importer import import_checkpoint
+
+        import_checkpoint(root / "hf", root / "nemo")
 
 
-def names_called_by_training(directory: str) -> set[str]:
+def names_called_by_training(line: cpu.Line, directory: str) -> set[str]:
     """Train for a step on two context ranks with recompute, and save: the redirections that this rank called."""
+    _called.clear()
+    {"nemo": _train_with_nemo, "bridge": _train_with_bridge}[line](directory)
+    return _called
+
+
+def _train_with_nemo(directory: str) -> None:
     from support.jobs.megatron_jobs import finetune
 
     overrides = {
@@ -204,6 +269,18 @@ def names_called_by_training(directory: str) -> set[str]:
         "trainer.strategy.context_parallel_size": 2,
         "trainer.strategy.recompute_granularity": "full",
     }
-    _called.clear()
     finetune(overrides=overrides, checkpoints=True)
-    return _called
+
+
+def _train_with_bridge(directory: str) -> None:
+    from support.jobs.bridge_jobs import pretrain
+
+    overrides = {
+        "dataset.paths": [f"{directory}/shards"],
+        "checkpoint.pretrained_checkpoint": f"{directory}/hf",
+        "train.global_batch_size": 1,
+        "train.train_iters": 1,
+        "model.context_parallel_size": 2,
+        "model.recompute_granularity": "full",
+    }
+    pretrain(overrides, log_dir=f"{directory}/run")
