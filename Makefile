@@ -38,6 +38,8 @@ TRL_VENV := .venv-trl
 DOCS_VENV := .venv-docs
 TRL_PIP := $(TRL_VENV)/bin/python -m pip --disable-pip-version-check -qq
 SOURCES := nemo_longpo recipes conversion data_tools
+# What needs Megatron-Core alone runs with the versions of both environments.
+CORE_TESTS := $(addprefix tests/megatron/, test_core_step.py test_frugal_layers.py test_attention.py)
 
 .PHONY: demo replicate test test-fast test-slow test-distributed test-gpu test-vllm test-bridge fuzz lint docs env nemo26 core16 vllm-env eval-env test-eval \
 	bridge-env trl-env clean
@@ -78,7 +80,7 @@ else
 bridge-env: $(BRIDGE_VENV)/project.stamp
 
 test-bridge: bridge-env
-	$(BRIDGE_VENV)/bin/python -m pytest tests/bridge tests/backends
+	$(BRIDGE_VENV)/bin/python -m pytest tests/bridge tests/backends $(CORE_TESTS)
 endif
 
 fuzz: env

@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import signal
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -21,7 +22,7 @@ atexit.register(gc.freeze)
 
 import pytest
 import torch
-from support.nemo_process import NemoProcess, import_nemo, import_nothing
+from support.nemo_process import NemoProcess, import_core, import_nemo, import_nothing
 from support.worker_pool import WorkerPool
 
 CORE16 = Path(__file__).parent.with_name(".core16")
@@ -36,13 +37,15 @@ def pytest_collection_modifyitems(items):
 
 
 def _new_process(overlay: Path | None = None) -> NemoProcess:
-    prepare = import_nothing if torch.cuda.is_available() else import_nemo
+    prepare = import_nemo if find_spec("nemo") else import_core
+    if torch.cuda.is_available():
+        prepare = import_nothing
     return NemoProcess(prepare, overlay=None if overlay is None else str(overlay))
 
 
 @pytest.fixture(scope="session")
 def nemo_process():
-    """The process that has imported NeMo, for all that must not do it again."""
+    """The process that has imported NeMo, for all that must not do it again; Megatron-Core where there is no NeMo."""
     process = _new_process()
     yield process
     process.close()
@@ -51,7 +54,7 @@ def nemo_process():
 @pytest.fixture(scope="session")
 def core16_process():
     """Another one, whose Megatron-Core is 0.16."""
-    if not CORE16.is_dir():
+    if not CORE16.is_dir() or not find_spec("nemo"):
         pytest.skip("`make core16` installs Megatron-Core 0.16 beside 0.15")
     process = _new_process(CORE16)
     yield process

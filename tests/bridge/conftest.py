@@ -41,7 +41,7 @@ def workers(bridge_process):
 @pytest.fixture(scope="session", params=["mistral", "qwen2", "qwen3", "llama"])
 def workbench(request, tmp_path_factory) -> Workbench:
     """Training starts from the Hugging Face directory."""
-    return make_workbench(tmp_path_factory.mktemp(request.param), request.param, import_model=False)
+    return make_workbench(tmp_path_factory.mktemp(request.param), request.param, form=None)
 
 
 @pytest.fixture(scope="module")

@@ -64,6 +64,11 @@ def import_bridge() -> None:
     import nemo_longpo.bridge.train  # noqa: F401
 
 
+def import_core() -> None:
+    """What our own loop loads, in an environment without NeMo."""
+    import transformers.models.mistral.modeling_mistral  # noqa: F401
+
+
 def import_nothing() -> None:
     """Where there is a GPU: NeMo's import asks CUDA for it, and after that no fork could use it."""
 

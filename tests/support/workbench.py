@@ -17,7 +17,7 @@ from nemo_longpo.shards.schema import PairRecord
 class Workbench:
     """A Hugging Face model, what training starts from, and shards of one global batch of pairs for it.
 
-    `checkpoint` is the same model as a NeMo checkpoint, or the Hugging Face directory itself.
+    `checkpoint` is the same model as NeMo or Megatron-Bridge saves it, or the Hugging Face directory itself.
     """
 
     hf: Path
@@ -26,15 +26,18 @@ class Workbench:
     records: list[PairRecord]
 
 
-def make_workbench(root: Path, family: str, import_model: bool = True) -> Workbench:
-    """Pairs of 1 to 3 turns, of unequal lengths and at the edges; an odd number of vocabulary rows."""
+def make_workbench(root: Path, family: str, form: str | None = "nemo") -> Workbench:
+    """Pairs of 1 to 3 turns, of unequal lengths and at the edges; an odd number of vocabulary rows.
+
+    `form` is that of the checkpoint; None starts from the Hugging Face directory.
+    """
     hf = tiny.save_tiny(root / "hf", family)
     tokenizer = tiny.tiny_tokenizer(tiny.DEFAULT_STYLE[family])
     vocab_size = tiny.tiny_model(family, tokenizer).config.vocab_size
     assert vocab_size % 2 == 1, "the vocabulary must not divide by the tensor-parallel size"
     records = [*pairs.uneven_records(vocab_size), *pairs.edge_records(vocab_size)]
     shards = pairs.write_shards(root / "shards", records, tokenizer, vocab_size)
-    checkpoint = import_checkpoint(hf, root / "nemo") if import_model else hf
+    checkpoint = hf if form is None else import_checkpoint(hf, root / form, format=form)
     return Workbench(hf, checkpoint, shards, records)
 
 
