@@ -1,17 +1,14 @@
 """What the documents say of files, versions and settings is so."""
 
 import re
-import runpy
 from pathlib import Path
 
 import pytest
 from support import documents
 
-from nemo_longpo import trainers
+from nemo_longpo import setting_names, trainers
 
 ROOT = Path(__file__).resolve().parents[1]
-# By its file: importing the package prepares the process for Megatron-Bridge, which this environment lacks.
-SETTING_NAMES = runpy.run_path(str(ROOT / "nemo_longpo/bridge/setting_names.py"))
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "examples/README.md", "benchmarks/README.md")]
 DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
 FOLDERS = "nemo_longpo|recipes|conversion|data_tools|tests|benchmarks|examples|requirements|docs"
@@ -42,9 +39,9 @@ def test_both_ways_in_are_named_with_what_is_tested():
 def test_settings_are_migrated_as_errors_are_translated():
     pairs = documents.migrated_settings()
     assert len(pairs) > 20
-    wrong = {theirs: (ours, SETTING_NAMES["translate_name"](theirs)) for theirs, ours in pairs.items()}
+    wrong = {theirs: (ours, setting_names.translate_name(theirs)) for theirs, ours in pairs.items()}
     assert {theirs: names for theirs, names in wrong.items() if names[0] != names[1]} == {}
-    assert set(SETTING_NAMES["NAMES"]) <= set(pairs), "the table names every setting that has another name"
+    assert set(setting_names.NAMES) <= set(pairs), "the table names every setting that has another name"
 
 
 @pytest.mark.slow

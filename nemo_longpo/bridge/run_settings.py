@@ -1,6 +1,6 @@
 """The settings of a run: ours beside Megatron-Bridge's, whether they fit each other, and what follows from them.
 
-What is checked, in which order and in which words is the same as with NeMo; `setting_names` translates the names.
+What is checked, in which order and in which words is the same as with NeMo; `nemo_longpo.setting_names` has the names.
 """
 
 from dataclasses import dataclass

@@ -18,12 +18,12 @@ from megatron.bridge.training.pretrain import pretrain
 from megatron.bridge.training.utils.omegaconf_utils import OverridesError, process_config_with_overrides
 from megatron.bridge.utils.instantiate_utils import register_allowed_target_prefix
 
-from nemo_longpo import run_log, terminal
+from nemo_longpo import run_log, setting_names, terminal
 from nemo_longpo.errors import ERROR_MARK, InputError, one_line
 from nemo_longpo.megatron import backend, full_disk
 from nemo_longpo.placement import Precision
 
-from . import recipes, run_start, setting_names
+from . import recipes, run_start
 
 # Classes that Bridge may build from a `run_config.yaml`, and the manager of checkpoints.
 register_allowed_target_prefix("nemo_longpo.bridge.")

@@ -14,13 +14,14 @@ from nemo_longpo.terminal import note, positive_number, show, whole_number
 
 from . import rates_file
 from .job import Job
-from .report import as_json, as_recipe, nothing_fits, render
+from .report import TrainerName, as_json, as_recipe, nothing_fits, render
 from .search import Wishes, search
 from .speed import Machine
 
 EXAMPLE = """examples:
   longpo plan --model mistral-7b --length 131072 --gpus 8
   longpo plan --model models/Qwen2.5-7B-Instruct --length 524288 --gpus 16 --gpu a800-80gb --json
+  longpo plan --model mistral-7b --length 131072 --gpus 8 --trainer bridge
   longpo plan --model mistral-7b --length 131072 --gpus 8 --recipe plan.yaml
   longpo plan --calibrate
   nemo llm finetune --yaml plan.yaml data.paths=SHARDS resume.restore_config.path=CHECKPOINT
@@ -43,6 +44,9 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     _add_wishes(parser.add_argument_group("fixed beforehand; what is left out is chosen"))
     _add_rates(parser.add_argument_group("how fast kernels run"))
     parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
+    parser.add_argument(
+        "--trainer", choices=get_args(TrainerName), default="nemo", help="whose command is printed (default: nemo)"
+    )
     parser.add_argument(
         "--recipe", type=Path, metavar="FILE.yaml", help="write what is recommended for `nemo llm finetune --yaml`"
     )
@@ -146,6 +150,8 @@ def run(arguments: argparse.Namespace) -> int:
     if missing := [f"--{name}" for name in ("model", "length", "gpus") if getattr(arguments, name) is None]:
         raise InputError(f"longpo plan needs {', '.join(missing)}; or --calibrate, to measure this machine's GPU")
     recipe: Path | None = arguments.recipe
+    if recipe and arguments.trainer != "nemo":
+        raise InputError("--recipe writes a file of NeMo; with --trainer bridge the printed command has all settings.")
     if recipe and (recipe.suffix not in (".yaml", ".yml") or not recipe.parent.is_dir()):
         raise InputError(
             f"--recipe {recipe}: give a file in an existing directory whose name ends with .yaml; "
@@ -154,9 +160,9 @@ def run(arguments: argparse.Namespace) -> int:
     job, machine, wishes = _job(arguments), _machine(arguments), _wishes(arguments)
     found = search(job, machine, wishes)
     if arguments.json:
-        print(json.dumps(as_json(job, machine, wishes, found)))
+        print(json.dumps(as_json(job, machine, wishes, found, arguments.trainer)))
     elif found.candidates:
-        show(render(job, machine, wishes, found))
+        show(render(job, machine, wishes, found, arguments.trainer))
     if not found.candidates:
         note(f"longpo plan: {nothing_fits(found)}")
         return 1

@@ -1,10 +1,11 @@
-"""Print a plan for people, as JSON, and as a recipe that `nemo llm finetune` takes."""
+"""Print a plan for people, as JSON, as a command of either trainer, and as a recipe that `nemo llm finetune` takes."""
 
 import json
 import shlex
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Literal
 
+from nemo_longpo import setting_names
 from nemo_longpo.costs import devices, flops
 from nemo_longpo.placement import Placement
 
@@ -26,6 +27,8 @@ PARTS = {
 SHOWN = 5
 """How many alternatives, and how many refusals, are printed; --json has all."""
 
+TrainerName = Literal["nemo", "bridge"]
+
 FACTORY = "longpo"
 """The recipe without a placement of its own, which the settings of a plan complete."""
 
@@ -40,15 +43,34 @@ def settings(job: Job, placement: Placement) -> dict[str, Any]:
     }
 
 
-def overrides(job: Job, placement: Placement) -> list[str]:
-    """Return `key=value` arguments for `nemo llm finetune --factory NAME`, quoted for a shell where they need it.
+def overrides(job: Job, placement: Placement, trainer: TrainerName = "nemo") -> list[str]:
+    """Return `key=value` arguments behind the name of a recipe, quoted for a shell where they need it.
 
-    Values are spelt as in Python, which NeMo-Run's parser understands also where it knows no type.
+    Values are spelt as in Python for NeMo, whose parser understands this also where it knows no type, and in JSON for
+    Megatron-Bridge; nodes and devices are torchrun's there.
     """
+    planned = settings(job, placement)
+    if trainer == "nemo":
+        return [
+            f"{path}={shlex.quote(json.dumps(value)) if isinstance(value, list) else value}"
+            for path, value in planned.items()
+        ]
+    if placement.cpu_offloading_num_layers:
+        planned["model.cpu_offloading"] = True
+    words = {path: value if isinstance(value, str) else json.dumps(value) for path, value in planned.items()}
     return [
-        f"{path}={shlex.quote(json.dumps(value)) if isinstance(value, list) else value}"
-        for path, value in settings(job, placement).items()
+        shlex.quote(f"{setting_names.translate_name(path)}={word}")
+        for path, word in words.items()
+        if path not in ("trainer.num_nodes", "trainer.devices")
     ]
+
+
+def program(placement: Placement, trainer: TrainerName) -> str:
+    """Return what stands in front of `overrides`, with the recipe that they complete."""
+    if trainer == "nemo":
+        return f"nemo llm finetune --factory {FACTORY}"
+    nodes = f"--nnodes={placement.num_nodes} " if placement.num_nodes > 1 else ""
+    return f"torchrun {nodes}--nproc-per-node={placement.devices} -m nemo_longpo.bridge.train --recipe {FACTORY}"
 
 
 def as_recipe(job: Job, placement: Placement) -> str:
@@ -67,7 +89,7 @@ def as_recipe(job: Job, placement: Placement) -> str:
     return use + text
 
 
-def as_json(job: Job, machine: Machine, wishes: Wishes, found: Search) -> dict[str, Any]:
+def as_json(job: Job, machine: Machine, wishes: Wishes, found: Search, trainer: TrainerName = "nemo") -> dict[str, Any]:
     """Return bytes, FLOPs and seconds. `recommended` is null when nothing fits."""
 
     def described(candidate: Candidate) -> dict[str, Any]:
@@ -78,7 +100,7 @@ def as_json(job: Job, machine: Machine, wishes: Wishes, found: Search) -> dict[s
             "setup": asdict(placement) | {"recompute": placement.recompute, "recompute_layers": recomputed},
             "memory": candidate.memory.as_dict(),
             "speed": asdict(speed) | derived,
-            "overrides": overrides(job, placement),
+            "overrides": overrides(job, placement, trainer),
         }
 
     candidates = [described(candidate) for candidate in found.candidates]
@@ -116,7 +138,7 @@ def nothing_fits(found: Search) -> str:
     )
 
 
-def render(job: Job, machine: Machine, wishes: Wishes, found: Search) -> str:
+def render(job: Job, machine: Machine, wishes: Wishes, found: Search, trainer: TrainerName = "nemo") -> str:
     """Return the report for a terminal; `found` has a candidate."""
     best, gpu = found.candidates[0], machine.gpu
     speed, prompts = best.speed, job.short_prompts
@@ -141,8 +163,8 @@ def render(job: Job, machine: Machine, wishes: Wishes, found: Search) -> str:
             f"          {speed.tokens_per_second:,.0f} tokens/s, {speed.tokens_per_second / speed.gpus:,.0f} per GPU; "
             f"model FLOP utilisation {speed.mfu:.1%}",
             "",
-            f"nemo llm finetune --factory {FACTORY} \\",
-            " \\\n".join(f"    {argument}" for argument in overrides(job, best.placement)),
+            f"{program(best.placement, trainer)} \\",
+            " \\\n".join(f"    {argument}" for argument in overrides(job, best.placement, trainer)),
             *_alternatives(job, found.candidates[1:]),
             *_refusals(found.refusals),
         ]

@@ -2,13 +2,19 @@
 
 import contextlib
 import io
+import shlex
+from dataclasses import replace
 
 import pytest
 import yaml
 from support.bridge_runs import Inputs
 
+from nemo_longpo.costs.model_shape import load_shape
 from nemo_longpo.errors import InputError
 from nemo_longpo.long_runs import LONG_RUNS
+from nemo_longpo.placement import Placement
+from nemo_longpo.planning.job import Job
+from nemo_longpo.planning.report import overrides
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +113,37 @@ def test_bad_command_line_is_one_sentence(train, tmp_path, capsys, monkeypatch, 
     assert sentence in line
     assert "Traceback" not in said
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "placement",
+    [
+        Placement(cp=16),
+        Placement(tp=4, cp=4, grad_reduce_in_fp32=False, offload_optimizer=True).recomputing("mlp"),
+        Placement(tp=2, cp=4, pp=2, offload_layer_inputs=True, mlp_tile_tokens=16384).recomputing("full", 5),
+        Placement(tp=2, cpu_offloading_num_layers=3),
+        Placement(cp=4, cp_comm_type="a2a+p2p", hierarchical_context_parallel_sizes=(2, 2)),
+    ],
+    ids=lambda placement: placement.recompute,
+)
+def test_plans_reach_the_recipe(train, placement):
+    """As tests/recipes/test_plan.py for NeMo: by the words that `longpo plan --trainer bridge` prints."""
+    from nemo_longpo.bridge import run_settings
+
+    shape = load_shape("mistral-7b")
+    job = Job(shape=shape, trunk=300_000, chosen=5000, rejected=6000, pairs=16, layout="concatenated")
+    config = train.build("longpo", shlex.split(" ".join(overrides(job, placement, "bridge"))))
+    found, asked = run_settings.placement_of(config), replace(placement, sequence_parallel=placement.tp > 1)
+    lists = {
+        name: list(getattr(asked, name) or ()) for name in ("recompute_modules", "hierarchical_context_parallel_sizes")
+    }
+    assert {name: list(getattr(found, name) or ()) for name in lists} == lists
+    others = {name: getattr(asked, name) for name in (*lists, "offload_optimizer", "grad_reduce_in_fp32")}
+    assert replace(found, **others) == asked
+    assert config.mixed_precision.grad_reduce_in_fp32 is placement.grad_reduce_in_fp32
+    assert config.optimizer.optimizer_cpu_offload is placement.offload_optimizer
+    assert (config.train.global_batch_size, config.dataset.seq_length) == (16, 306_000)
+    assert config.model.pair_layout == "concatenated"
 
 
 def test_dryrun_prints_the_configuration(train, capsys):

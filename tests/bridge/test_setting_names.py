@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from support import documents
 
+from nemo_longpo import setting_names
+
 ROOT = Path(__file__).resolve().parents[2] / "nemo_longpo"
 SHARED = ("megatron", "shards", "checkpoints", "parallel", "model_directory")
 NO_SETTINGS = {"data.pkl", "data.py", "model.config", "model.tokenizer", "model.yaml"}
@@ -49,7 +51,7 @@ def test_the_rooms_name_settings():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_name_is_a_setting_here(name):
-    from nemo_longpo.bridge import recipes, setting_names
+    from nemo_longpo.bridge import recipes
 
     assert has_setting(recipes.longpo(), setting_names.translate_name(name)), setting_names.translate_name(name)
 
@@ -79,6 +81,4 @@ def test_migrated_settings_are_those_of_the_recipes():
     ],
 )
 def test_sentence_is_translated(sentence, translated):
-    from nemo_longpo.bridge import setting_names
-
     assert setting_names.translate(sentence) == translated

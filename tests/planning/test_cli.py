@@ -32,6 +32,24 @@ def test_report(capsys):
     assert re.search(r"refused, \d+ in all\n  tp 1, cp ", capsys.readouterr().out)
 
 
+def test_command_for_megatron_bridge(capsys):
+    assert main([*COMMAND, "--trainer", "bridge"]) == 0
+    text = capsys.readouterr().out
+    assert "\ntorchrun --nproc-per-node=8 -m nemo_longpo.bridge.train --recipe longpo \\\n" in text
+    assert "    model.context_parallel_size=4 \\\n" in text
+    assert "    'model.recompute_modules=[\"mlp\"]' \\\n" in text
+    assert "trainer." not in text
+    assert main([*COMMAND[:-1], "16", "--trainer", "bridge", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert "train.global_batch_size=8" in report["recommended"]["overrides"]
+
+
+def test_a_recipe_is_a_file_of_nemo(tmp_path, capsys):
+    assert main([*COMMAND, "--trainer", "bridge", "--recipe", str(tmp_path / "plan.yaml")]) == 2
+    assert "--recipe writes a file of NeMo" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
 def test_recipe_of_a_million_tokens(tmp_path, capsys):
     file = tmp_path / "plan.yaml"
     assert main([*COMMAND[:3], "--length", "1048576", "--gpus", "8", "--recipe", str(file), "--json"]) == 0

@@ -1,4 +1,4 @@
-"""Names of settings in sentences of the rooms that both ways in share, which say NeMo's, put into Megatron-Bridge's."""
+"""Megatron-Bridge's names of settings, from NeMo's: in sentences of what both ways in share, and in plans."""
 
 import re
 from typing import Any
