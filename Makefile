@@ -80,7 +80,7 @@ else
 bridge-env: $(BRIDGE_VENV)/project.stamp
 
 test-bridge: bridge-env
-	$(BRIDGE_VENV)/bin/python -m pytest tests/bridge tests/backends $(CORE_TESTS)
+	$(BRIDGE_VENV)/bin/python -m pytest --disable-warnings tests/bridge tests/backends $(CORE_TESTS)
 endif
 
 fuzz: env

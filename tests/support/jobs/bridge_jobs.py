@@ -42,6 +42,7 @@ def pretrain(
         ours.append(("on_train_end", _save_weights, Path(weights)))
     if kill_after is not None:
         ours.append(("on_train_step_end", _kill_after, kill_after))
+    leave_process_group()  # what a job of another kind has set
     run, complete = train.pretrain, run_settings.complete
 
     def complete_with_shares(config: Any) -> None:
