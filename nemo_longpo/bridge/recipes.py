@@ -64,7 +64,7 @@ def longpo_config(
         dataset=training_loop.PairDataset(
             seq_length=seq_length, num_workers=data_workers, persistent_workers=data_workers > 0
         ),
-        logger=bridge_config.LoggerConfig(log_interval=1, tensorboard_dir=""),
+        logger=bridge_config.LoggerConfig(log_interval=1),
         tokenizer=TokenizerConfig(tokenizer_type="HuggingFaceTokenizer"),
         checkpoint=run_settings.LongPOCheckpointing(
             save="", save_interval=save_every_n_steps, most_recent_k=1, ckpt_format="torch_dist", async_save=True
@@ -81,9 +81,11 @@ def longpo_config(
 
 
 def set_log_dir(config: bridge_config.ConfigContainer, log_dir: str, name: str = run_directory.RUN_NAME) -> None:
-    """Put the files of a run into `log_dir`, where `longpo report` and the next start look for them."""
+    """Put the files of a run into `log_dir`, where `longpo report` and the next start look for them.
+
+    Unless `logger.tensorboard_dir` is set, those of TensorBoard and the metrics follow from `checkpoint.save`.
+    """
     config.checkpoint.save = str(Path(log_dir) / name / run_directory.CHECKPOINTS)
-    config.logger.tensorboard_dir = str(run_directory.metrics_file(Path(log_dir), name).parent)
 
 
 def set_precision(config: bridge_config.ConfigContainer, precision: Precision) -> None:

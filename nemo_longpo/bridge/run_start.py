@@ -48,7 +48,7 @@ def prepare(config: ConfigContainer) -> Job:
 
     topology.raise_on_all(check_and_open)
     (data,) = opened
-    inputs = Path(str(config.checkpoint.save)).parent / run_directory.INPUTS
+    inputs = run_directory.beside_checkpoints(Path(config.checkpoint.save)).inputs
     if config.dataset.check_hashes:
         run_inputs.check_shards(data.readers, inputs, local_rank=get_local_rank_preinit(), first=is_first)
     topology.raise_on_all(lambda: _hold_inputs(config, places, data, inputs), here=is_first)
@@ -65,7 +65,11 @@ def _job(config: ConfigContainer, places: "_Places", data: pair_data.PairData) -
     pair_loss = loss.PairLoss(model.chosen_objective, vars(model), model.pair_layout)
     finite = finite_steps.FiniteSteps(config.train.non_finite_steps, config.train.max_skipped_steps)
     step = training_loop.PairStep(pair_loss, finite)
-    metrics = Path(str(config.logger.tensorboard_dir)) / run_directory.METRICS
+    if not config.logger.tensorboard_dir:
+        config.logger.tensorboard_dir = str(
+            run_directory.beside_checkpoints(Path(config.checkpoint.save)).metrics.parent
+        )
+    metrics = Path(config.logger.tensorboard_dir) / run_directory.METRICS
     metrics.parent.mkdir(parents=True, exist_ok=True)
     start = None if places.resumed else places.start
     return Job(step, training_loop.RunCallback(step=step, data=data, metrics=metrics, start=start))

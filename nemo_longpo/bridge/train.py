@@ -16,7 +16,7 @@ import torch.distributed as dist
 from megatron.bridge.training import callbacks as bridge_callbacks, config as bridge_config
 from megatron.bridge.training.pretrain import pretrain
 from megatron.bridge.training.utils.omegaconf_utils import OverridesError, process_config_with_overrides
-from megatron.bridge.utils.instantiate_utils import register_allowed_target_prefix
+from megatron.bridge.utils import common_utils, instantiate_utils
 
 from nemo_longpo import run_log, setting_names, terminal
 from nemo_longpo.errors import ERROR_MARK, InputError, one_line
@@ -26,7 +26,7 @@ from nemo_longpo.placement import Precision
 from . import recipes, run_start
 
 # Classes that Bridge may build from a `run_config.yaml`, and the manager of checkpoints.
-register_allowed_target_prefix("nemo_longpo.bridge.")
+instantiate_utils.register_allowed_target_prefix("nemo_longpo.bridge.")
 
 _EXAMPLE = """example:
   torchrun --nproc-per-node=8 -m nemo_longpo.bridge.train --recipe mistral_7b_longpo_128k --log-dir runs/128k \\
@@ -95,15 +95,19 @@ def _process_groups(config: bridge_config.ConfigContainer) -> Iterator[None]:
     if dist.is_initialized():
         yield
         return
-    here = backend.current_backend()
+    here, world = backend.current_backend(), common_utils.get_world_size_safe()
     if here.is_accelerated:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    wait = timedelta(minutes=config.dist.distributed_timeout_minutes)
-    transport = config.dist.distributed_backend if here.is_accelerated else "gloo"
-    if "MASTER_ADDR" in os.environ:
-        dist.init_process_group(transport, timeout=wait)
-    else:  # started without torchrun
-        dist.init_process_group(transport, store=dist.HashStore(), rank=0, world_size=1, timeout=wait)
+        torch.cuda.set_device(0 if config.dist.external_gpu_device_mapping else common_utils.get_local_rank_preinit())
+    if world > 1:  # what Slurm knows, where no torchrun has said it
+        os.environ.setdefault("MASTER_ADDR", common_utils.get_master_addr_safe())
+        os.environ.setdefault("MASTER_PORT", str(common_utils.get_master_port_safe()))
+    dist.init_process_group(
+        config.dist.distributed_backend if here.is_accelerated else "gloo",
+        rank=common_utils.get_rank_safe(),
+        world_size=world,
+        store=dist.HashStore() if world == 1 else None,
+        timeout=timedelta(minutes=config.dist.distributed_timeout_minutes),
+    )
     try:
         yield
     finally:
@@ -174,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             train(config)
     except InputError as error:
-        if os.environ.get("RANK", "0") == "0":
+        if common_utils.get_rank_safe() == 0:
             terminal.note(f"{ERROR_MARK}{error}")
         return 2
     return 0

@@ -48,6 +48,21 @@ def log_dir_of(metrics: Path) -> Path:
     return metrics.parents[2] if metrics.parent.parent.name == TENSORBOARD else metrics.parent
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What a run keeps beside its folder of checkpoints."""
+
+    inputs: Path
+    metrics: Path
+
+
+def beside_checkpoints(folder: Path) -> Beside:
+    """Say where the other files of a run lie, given LOG_DIR/NAME/checkpoints; within a folder of another name."""
+    if folder.name == CHECKPOINTS:
+        return Beside(folder.parent / INPUTS, metrics_file(folder.parent.parent, folder.parent.name))
+    return Beside(folder / INPUTS, metrics_file(folder))
+
+
 def checkpoint_of(path: str | Path) -> Path:
     """Return the directory of a checkpoint, given itself or the `weights` in it, as NeMo passes them."""
     return Path(path).parent if Path(path).name == "weights" else Path(path)

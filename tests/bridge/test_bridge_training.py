@@ -126,6 +126,18 @@ def test_unfinished_checkpoint_never_counts(tmp_path, mistral):
     assert (four / "hf" / "config.json").read_bytes() == (mistral.model / "config.json").read_bytes()
 
 
+def test_runs_share_nothing_that_share_a_parent(tmp_path, mistral):
+    """Whoever sets `checkpoint.save` alone gets the other files of the run with it."""
+    for name in ("one", "two"):
+        mistral.train(tmp_path, *FAST, "train.train_iters=2", f"checkpoint.save={tmp_path / name}")
+    for name in ("one", "two"):
+        run = tmp_path / name
+        assert [line["step"] for line in run_directory.read_metrics(run)] == [1, 2]
+        assert (run / "inputs" / "given.json").is_file()
+        assert [path.name for path in checkpoints_of(run)] == ["iter_0000002"]
+    assert {path.name for path in tmp_path.iterdir()} == {"one", "two"}
+
+
 def test_damaged_checkpoint_is_refused(tmp_path, mistral):
     run = tmp_path / "run"
     mistral.train(run, *FAST, "train.train_iters=2")

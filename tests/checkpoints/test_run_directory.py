@@ -8,10 +8,12 @@ import pytest
 
 from nemo_longpo.checkpoints.completeness import missing_part
 from nemo_longpo.checkpoints.run_directory import (
+    beside_checkpoints,
     find_checkpoint,
     find_checkpoints,
     find_resume_point,
     list_checkpoints,
+    log_dir_of,
     point_last_link,
     refuse_to_start_beside,
 )
@@ -319,3 +321,13 @@ def test_damaged_older_checkpoint_is_refused(begun):
     (begun / "global_step=2" / "context" / "model.yaml").unlink()
     with pytest.raises(InputError, match=r"would go back to .*global_step=2 although .*global_step=4 is newer"):
         refuse_to_start_beside(begun, begun / "global_step=2" / "weights")
+
+
+def test_files_beside_the_checkpoints(tmp_path):
+    """Those of the run with this folder, whatever it is called."""
+    beside = beside_checkpoints(tmp_path / "run" / "name" / "checkpoints")
+    assert beside.inputs == tmp_path / "run" / "name" / "inputs"
+    assert beside.metrics == tmp_path / "run" / "tb_logs" / "name" / "metrics.jsonl"
+    within = beside_checkpoints(tmp_path / "one")
+    assert within.inputs == tmp_path / "one" / "inputs"
+    assert log_dir_of(within.metrics) == tmp_path / "one"
