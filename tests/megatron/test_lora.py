@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from support import training_pairs as pairs
+from support.checkpoint_tensors import checkpoint_tensors
 from support.jobs import lora_jobs
 from support.reference import longpo_step
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader, load
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from transformers import AutoModelForCausalLM
 
 from nemo_longpo.checkpoints.run_directory import read_metrics
@@ -33,18 +32,6 @@ CASES = {
     "cp 2, feed-forward recompute": (2, 1, {"recompute_granularity": "selective", "recompute_modules": ["mlp"]}),
     "tp 2, sequence parallel, full recompute": (1, 2, {"sequence_parallel": True, "recompute_granularity": "full"}),
 }
-
-
-def _tensors(checkpoint: Path) -> dict[str, Tensor]:
-    """Every tensor of a distributed checkpoint; layers are stacked in the first dimension."""
-    metadata = FileSystemReader(checkpoint / "weights").read_metadata().state_dict_metadata
-    tensors = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in metadata.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
-    load(tensors, storage_reader=FileSystemReader(checkpoint / "weights"), no_dist=True)
-    return tensors
 
 
 def _parts(layer: torch.nn.Module) -> dict[str, list[tuple[torch.nn.Parameter, Tensor]]]:
@@ -136,11 +123,11 @@ def test_adapter_gradients_match_merged_weights(workbench, workers, tmp_path, ca
         save_to=str(tmp_path / "saved"),
     )
 
-    metrics, gradients, weights = _reference(workbench, _tensors(tmp_path / "saved" / "adapters"))
+    metrics, gradients, weights = _reference(workbench, checkpoint_tensors(tmp_path / "saved" / "adapters" / "weights"))
     (step,) = read_metrics(tmp_path / "run")
     for name in METRICS:
         assert step[name] == pytest.approx(metrics[name], rel=TOLERANCE), name
-    found = _tensors(tmp_path / "saved" / "gradients")
+    found = checkpoint_tensors(tmp_path / "saved" / "gradients" / "weights")
     assert found.keys() == gradients.keys()
     for name, expected in gradients.items():
         assert expected.norm() > 0, name
@@ -204,10 +191,17 @@ def test_stopped_run_of_adapters_resumes(workbench, workers, tmp_path):
 
     def last(run: str) -> dict[str, Tensor]:
         (checkpoint,) = (tmp_path / run / "longpo" / "checkpoints").glob("*last")
-        return _tensors(checkpoint)
+        return checkpoint_tensors(checkpoint / "weights")
 
     expected, found = last("straight"), last("stopped")
     assert all(".adapter." in name for name in expected), "more than adapters is saved"
     assert any("exp_avg_sq" in name for name in expected), "the checkpoint holds no optimizer state"
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("workbench", ["mistral"], indirect=True)
+def test_adapter_on_the_output_layer_is_refused(workbench, workers, tmp_path):
+    (message,) = workers.run(lora_jobs.refusal_of_adapter, 1, overrides=_overrides(workbench, tmp_path / "run"))
+    assert "LoRALinear wraps the output layer" in message
+    assert "target_modules" in message

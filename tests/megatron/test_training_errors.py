@@ -34,6 +34,12 @@ def test_missing_shards(workers, workbench, tmp_path):
     assert "nowhere holds no manifest.json" in message
 
 
+@pytest.mark.parametrize(("setting", "value"), [("logprob_memory_gb", 0.0), ("logprob_chunk_size", 0)])
+def test_no_memory_for_logits(workers, workbench, tmp_path, setting, value):
+    message = _refusal(workers, workbench, tmp_path, **{f"model__{setting}": value})
+    assert f"model.{setting} is {value}" in message
+
+
 def test_no_paths(workers, workbench, tmp_path):
     assert "data.paths is not set" in _refusal(workers, workbench, tmp_path, data__paths=None)
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from support.jobs.megatron_jobs import finetune
+from support.jobs.megatron_jobs import finetune, refusal
 
 
 def train_adapters(
@@ -25,3 +25,10 @@ def train_adapters(
         callbacks.append(run.Config(StopAfter, stop_after))
     adapters = {"peft": run.Config(llm.peft.LoRA, **lora), "trainer.callbacks": callbacks}
     finetune({**overrides, **adapters}, checkpoints=save_to is None)
+
+
+def refusal_of_adapter(overrides: dict[str, Any]) -> str:
+    import nemo_run as run
+    from nemo.collections import llm
+
+    return refusal({**overrides, "peft": run.Config(llm.peft.LoRA, target_modules=["output_layer"], dim=4)})

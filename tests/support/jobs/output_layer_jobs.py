@@ -7,7 +7,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from support.jobs.gloo_jobs import HIDDEN, ROWS, gloo_group, logprob_problem
-from support.jobs.megatron_jobs import refusal
 from support.memory_use import peak_bytes
 from torch.distributed.tensor.debug import CommDebugMode
 
@@ -161,10 +160,3 @@ def refusal_of_deferral() -> str:
         except InputError as error:
             return str(error)
     raise AssertionError("the setting was not refused")
-
-
-def refusal_of_adapter(overrides: dict[str, Any]) -> str:
-    import nemo_run as run
-    from nemo.collections import llm
-
-    return refusal({**overrides, "peft": run.Config(llm.peft.LoRA, target_modules=["output_layer"], dim=4)})
