@@ -4,11 +4,13 @@ import argparse
 import difflib
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -18,7 +20,8 @@ from megatron.bridge.training.pretrain import pretrain
 from megatron.bridge.training.utils.omegaconf_utils import OverridesError, process_config_with_overrides
 from megatron.bridge.utils import common_utils, instantiate_utils
 
-from nemo_longpo import run_log, setting_names, terminal
+from nemo_longpo import atomic, run_log, setting_names, terminal
+from nemo_longpo.checkpoints import run_directory
 from nemo_longpo.errors import ERROR_MARK, InputError, one_line
 from nemo_longpo.megatron import backend, full_disk
 from nemo_longpo.placement import Precision
@@ -44,6 +47,9 @@ def train(config: bridge_config.ConfigContainer, callbacks: Sequence[bridge_call
     """
     with _process_groups(config), _in_words_of_bridge(config):
         run = run_start.prepare(config)
+        if dist.get_rank() == 0:
+            command = Path(str(config.checkpoint.save)).with_name(run_directory.COMMAND)
+            atomic.write_file(command, shlex.join(sys.argv))
         try:
             pretrain(config, run.step, callbacks=[run.callback, *callbacks])
         except BaseException as error:

@@ -29,6 +29,8 @@ from .forms import NEMO, form_of
 RUN_NAME = "longpo"
 CHECKPOINTS = "checkpoints"
 INPUTS = "inputs"
+COMMAND = "cmd-args.log"
+"""Beside the checkpoints: the command that the run was last started with."""
 TENSORBOARD = "tb_logs"
 METRICS = "metrics.jsonl"
 LAST = "-last"

@@ -25,7 +25,9 @@ ORIGIN_FILE = "imported_weights.json"
 VERSIONS_FILE = "versions.json"
 """Beside it: the versions that the run was last started with, by the names of distributions."""
 _VERSION = 1
-_DISTRIBUTIONS = ("torch", "nemo-toolkit", "megatron-core", "transformer-engine", "lightning", "transformers")
+_DISTRIBUTIONS = (
+    *("torch", "nemo-toolkit", "megatron-bridge", "megatron-core", "transformer-engine", "lightning", "transformers"),
+)
 
 
 @dataclass(frozen=True)

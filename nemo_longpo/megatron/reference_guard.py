@@ -22,9 +22,7 @@ from nemo_longpo.parallel import collectives
 from nemo_longpo.parallel.layout import PairRows, lay_out_pair
 from nemo_longpo.placement import PairLayout
 from nemo_longpo.run_log import LOG
-from nemo_longpo.shards import reference_check
-from nemo_longpo.shards.reader import ShardReader
-from nemo_longpo.shards.schema import PairRecord
+from nemo_longpo.shards import reader as shard_reader, reference_check, schema
 
 from . import run_inputs, topology
 
@@ -47,7 +45,9 @@ class Policy:
     start: Path
     forward_context: Callable[[], AbstractContextManager[Any]] = nullcontext
 
-    def compare(self, readers: Sequence[ShardReader], check: CheckReference, samples: int, seq_length: int) -> None:
+    def compare(
+        self, readers: Sequence[shard_reader.ShardReader], check: CheckReference, samples: int, seq_length: int
+    ) -> None:
         """Compare the policy of a new run with the reference log-probs of `samples` stored pairs, of each reader.
 
         Weights and RoPE of the reference must give its log-probs, up to the rounding of the dtypes. If the RoPE is
@@ -98,7 +98,7 @@ class Policy:
         )
 
     @torch.no_grad()
-    def measure(self, pairs: list[PairRecord]) -> reference_check.Deviation:
+    def measure(self, pairs: list[schema.PairRecord]) -> reference_check.Deviation:
         """Return the same deviation on all ranks, which must all call it. Modules are in evaluation mode meanwhile."""
         here = topology.current_topology()
         cp_rank, cp_size = collectives.place(here.cp_group)
@@ -129,9 +129,9 @@ class Policy:
         return self.run(module, rows), partial(_differences, rows)
 
 
-def choose_on_all(shards: Path, count: int, longest: int) -> tuple[ShardReader, list[PairRecord]]:
+def choose_on_all(shards: Path, count: int, longest: int) -> tuple[shard_reader.ShardReader, list[schema.PairRecord]]:
     """Return the pairs to compare. Raises InputError on all ranks if any rank finds a damaged record."""
-    reader, pairs = ShardReader(shards), []
+    reader, pairs = shard_reader.ShardReader(shards), []
 
     def choose() -> None:
         pairs.extend(reference_check.samples(reader, count, longest))

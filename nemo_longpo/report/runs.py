@@ -13,7 +13,6 @@ from nemo_longpo.checkpoints import run_directory, run_inputs
 from nemo_longpo.errors import InputError
 from nemo_longpo.terminal import count, printable
 
-COMMAND = "cmd-args.log"
 _SETTING = re.compile(r"([A-Za-z_][\w.]*)=(\S*)")
 _LARGEST = 1e300
 # In the output of `longpo evolve`, and of `longpo demo`, which is one round.
@@ -53,12 +52,12 @@ class Run:
     def settings(self) -> dict[str, str]:
         """What the last command of the run set, and what its inputs' record says of the loss and the data."""
         found: dict[str, str] = {}
-        command = self.home / COMMAND
+        command = self.home / run_directory.COMMAND
         if command.is_file():
             words = command.read_bytes().decode("utf-8", "replace")
             found |= {name: printable(value.strip("'\"")) for name, value in _SETTING.findall(words)}
-            if factory := re.search(r"--factory\s+(\S+)", words):
-                found = {"--factory": factory[1]} | found
+            if recipe := re.search(r"(--factory|--recipe)\s+(\S+)", words):
+                found = {recipe[1]: recipe[2]} | found
         if self.inputs:
             found |= {name: str(value) for name, value in self.inputs.loss.items()}
             given = {"start checkpoint": self.inputs.start} if self.inputs.start else {}

@@ -17,6 +17,7 @@ from support.waiting import wait_until
 
 from nemo_longpo.checkpoints import forms, run_directory
 from nemo_longpo.errors import InputError
+from nemo_longpo.report import runs
 from nemo_longpo.shards import fingerprint
 from nemo_longpo.shards.reader import ShardReader
 
@@ -103,6 +104,10 @@ def test_killed_run_goes_on_bit_for_bit(tmp_path, mistral, bridge_programs):
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert "Starting training loop at iteration 0" not in ended.stdout
+    (run,) = runs.read_runs([runs.Place("", killed)])
+    assert run.settings["--recipe"] == "tiny_longpo", "the report says what the last command set"
+    assert run.settings["optimizer.lr"] == "0.01"
+    assert "megatron-bridge" in run.versions
     exact = ("step", "loss", "grad_norm", "lr", "rewards/margins")
     lines = run_directory.read_metrics(killed)
     assert [[line[name] for name in exact] for line in lines] == [[line[name] for name in exact] for line in expected]
