@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import shlex
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import pytest
 import yaml
 from support.bridge_runs import Inputs
 
-from nemo_longpo.costs.model_shape import load_shape
+from nemo_longpo.costs.model_shape import MODELS, load_shape
 from nemo_longpo.errors import InputError
 from nemo_longpo.long_runs import LONG_RUNS
 from nemo_longpo.placement import Placement
@@ -200,3 +201,70 @@ def test_model_that_is_not_trained_here(train, tmp_path, settings, sentence):
     inputs = Inputs.write(tmp_path, "mistral", **settings)
     with pytest.raises(InputError, match=sentence):
         inputs.train(tmp_path / "run", "model.rotary_base=20000")
+
+
+SHAPES = {
+    "Mistral-7B": ("mistral", "mistral-7b"),
+    "Qwen2.5-7B": ("qwen2", "qwen2.5-7b"),
+    "Qwen3-8B": ("qwen3", "qwen3-8b"),
+}
+
+
+def write_config(directory, family, shape, positions):
+    """The `config.json` of a published model at another length; weights are not asked for."""
+    fields = {
+        "architectures": [f"{family.capitalize()}ForCausalLM"],
+        "model_type": family,
+        "num_hidden_layers": shape.layers,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.ffn,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_size,
+        "vocab_size": shape.vocab,
+        "max_position_embeddings": positions,
+        "rope_theta": 1e8,
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        "sliding_window": None,
+        "tie_word_embeddings": shape.tied,
+        "torch_dtype": "bfloat16",
+    }
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(fields))
+    return directory
+
+
+@pytest.mark.parametrize("name", LONG_RUNS)
+def test_recipe_for_gpus_passes_bridges_own_checks(train, tmp_path, monkeypatch, name):
+    """With the model's real sizes and as many ranks as the table says, up to where a GPU would be asked for."""
+    import torch
+    from megatron.bridge.training.config import runtime_config_update
+
+    from nemo_longpo.bridge import architecture, run_settings
+    from nemo_longpo.megatron import backend
+
+    run = LONG_RUNS[name]
+    family, model = SHAPES[run.model]
+    start = write_config(tmp_path / "model", family, MODELS[model], run.seq_length)
+    monkeypatch.setattr(backend, "current_backend", backend.Backend)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda *group: run.placement.gpus)
+    monkeypatch.setenv("WORLD_SIZE", str(run.placement.gpus))
+    config = train.build(name, [f"checkpoint.pretrained_checkpoint={start}"], str(tmp_path / "run"))
+    architecture.adopt(config.model, start)
+    run_settings.check(config)
+    run_settings.complete(config)
+    runtime_config_update(config)
+    made = config.model
+    assert (made.num_layers, made.kv_channels, made.vocab_size) == (MODELS[model].layers, 128, MODELS[model].vocab)
+    assert (made.add_qkv_bias, made.qk_layernorm) == (MODELS[model].bias, MODELS[model].qk_norm)
+    assert (made.bf16, made.params_dtype, config.optimizer.bf16) == (True, torch.bfloat16, True)
+    assert config.data_parallel_size == 1
+    assert made.sequence_parallel == (run.placement.tp > 1)
+    assert made.recompute_granularity == ("selective" if run.length <= 256 * 1024 else "full")
+    assert config.ddp.use_distributed_optimizer
+    assert config.ddp.grad_reduce_in_fp32
+    assert not config.ddp.check_for_nan_in_grad
+    assert config.checkpoint.async_save
+    assert config.scheduler.lr_warmup_steps == 10 * 8
+    assert config.scheduler.lr_warmup_init == pytest.approx(5e-7 / 11)
