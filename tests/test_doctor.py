@@ -67,16 +67,21 @@ def test_the_tested_sets_are_accepted():
     assert "Megatron-Bridge 0.6.2 and Megatron-Core 0.19.2: `python -m nemo_longpo.bridge.train" in ready
 
 
-def pinned(file: str, package: str) -> str | None:
-    path = ROOT / "requirements" / file
-    found = re.search(rf"^{package}==(\S+)$", path.read_text(encoding="utf-8") if path.is_file() else "", re.MULTILINE)
-    return found and found[1]
+def pinned(package: str, *files: str) -> str:
+    """The version in the first of some files of pins that has the package."""
+    for file in files:
+        text = (ROOT / "requirements" / file).read_text(encoding="utf-8")
+        if found := re.search(rf"^{package}==(\S+)$", text, re.MULTILINE):
+            return found[1]
+    raise AssertionError(f"{files} have no {package}")
 
 
 def test_tested_pairs_are_those_that_the_tests_are_pinned_to():
-    nemo = " ".join(trainers.NEMO.tested.values())
-    assert f"{pinned('cpu.txt', 'nemo-toolkit')} with {pinned('cpu.txt', 'megatron-core')}" in nemo
-    assert f"{pinned('nemo26.txt', 'nemo-toolkit')} with {pinned('cpu.txt', 'megatron-core')}" in nemo
+    nemo = [("cpu.txt",), ("nemo26.txt", "cpu.txt"), ("core16.txt", "cpu.txt")]
+    pairs = [f"{pinned('nemo-toolkit', *files)} with {pinned('megatron-core', *files)}" for files in nemo]
+    assert sorted(trainers.NEMO.tested.values()) == sorted(pairs)
+    bridge = f"{pinned('megatron-bridge', 'bridge.txt')} with {pinned('megatron-core', 'bridge.txt')} on Python 3.12"
+    assert [*trainers.BRIDGE.tested.values()] == [bridge]
     for trainer in trainers.TRAINERS:
         for pair, versions in trainer.tested.items():
             assert pair == tuple(map(trainers.release, versions.split()[::2][:2]))

@@ -1,8 +1,9 @@
-"""The first run of docs/bridge.md, by the commands that stand there."""
+"""The first run of docs/bridge.md, by the commands that stand there, and the script of examples/."""
 
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,16 @@ from pathlib import Path
 from nemo_longpo.checkpoints import run_directory
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_example_has_settings_of_the_recipe():
+    from nemo_longpo.bridge import train
+
+    script = (ROOT / "examples/train_128k_bridge.sh").read_text(encoding="utf-8")
+    words = shlex.split(script.replace("\\\n", "").partition("--log-dir ")[2].partition("\n")[0])[1:]
+    config = train.build("mistral_7b_longpo_128k", [word.replace("$", "") for word in words])
+    assert (config.model.rotary_base, config.model.seq_length, config.train.train_iters) == (1e7, 139264, 200)
+    assert config.dataset.paths == ["SHARDS"]
 
 
 def test_the_first_run_trains_reports_and_exports(bridge_programs, tmp_path):

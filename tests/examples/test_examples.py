@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from support.small_corpus import save_stopping_model
 
+from nemo_longpo import setting_names
 from nemo_longpo.cli import build_parser, main
 from nemo_longpo.data_tools.pipeline.config import load_pipeline
 from nemo_longpo.evaluation import data_files, questions, suites
@@ -27,7 +28,7 @@ with open(os.environ["CALLS"], "a") as file:
 if name == "scontrol":
     print("node1\\nnode2")
 inner = next((place for place, word in enumerate(words) if word in ("torchrun", "nemo")), None)
-if name in ("srun", "torchrun"):
+if name in ("srun", "torchrun") and inner is not None:
     os.execvp(words[inner], words[inner:])
 """
 
@@ -90,6 +91,31 @@ def test_one_node_script_runs_all_commands(tmp_path):
     again.mkdir()
     (again / "run_128k" / "start").mkdir(parents=True)
     assert ["longpo", "convert", "import"] not in [words[:3] for words in calls_of("train_128k.sh", again)]
+
+
+def test_script_of_megatron_bridge_trains_what_the_other_trains(tmp_path):
+    """By the names that its settings have with NeMo; tests/bridge holds them to the recipe."""
+    commands = calls_of("train_128k_bridge.sh", tmp_path)
+    for words in commands:
+        if words[0] == "longpo":
+            build_parser().parse_args(words[1:])
+    (torchrun,) = (words for words in commands if words[0] == "torchrun")
+    assert torchrun[1:6] == [
+        "--nproc-per-node=8",
+        "-m",
+        "nemo_longpo.bridge.train",
+        "--recipe",
+        "mistral_7b_longpo_128k",
+    ]
+    given = dict(word.split("=", 1) for word in torchrun[8:])
+    (tmp_path / "other").mkdir()
+    other = calls_of("train_128k.sh", tmp_path / "other")
+    settings = {setting_names.translate_name(name): value for name, value in settings_of(other).items()}
+    assert given["train.train_iters"] == settings["train.train_iters"]
+    assert given["dataset.paths"] == f"[{settings['dataset.paths']}]"
+    (imported,) = (words for words in other if words[:3] == ["longpo", "convert", "import"])
+    policy = build_parser().parse_args(imported[1:])
+    assert (float(given["model.rotary_base"]), int(given["model.seq_length"])) == (policy.rope_theta, policy.max_length)
 
 
 def test_evaluation_script_fetches_looks_and_measures(tmp_path):
