@@ -20,9 +20,7 @@ from nemo_longpo.yaml_input import read_yaml_mapping
 from .families.family import Family
 from .huggingface.config import megatron_fields
 from .huggingface.directory import HfDirectory
-
-FIRST = forms.iteration_name(0)
-"""Directory of an imported checkpoint within what an import writes, as Bridge's own import names it."""
+from .training_state import TrainingState
 
 COMMON = {"checkpoint_version": 3.0, "iteration": 0}
 """What Bridge keeps in `common.pt` of a checkpoint without optimizer and random state."""
@@ -45,8 +43,9 @@ _SWITCHES = ("do_train", "do_valid", "do_test")
 def read_model(checkpoint: Path) -> dict[str, Any]:
     """Return the model's recorded configuration under `config`, as a NeMo checkpoint's record has it.
 
-    `rope_scaling` is there too where our training wrote it, as an object or null; Bridge itself has a switch of that
-    name. Raises InputError if the record is missing or describes no language model, or if it is one of adapters.
+    The settings of the data and of training are under `dataset` and `train`. `rope_scaling` is there too where our
+    training wrote it, as an object or null; Bridge itself has a switch of that name. Raises InputError if the record is
+    missing or describes no language model, or if it is one of adapters.
     """
     completeness.require_files(checkpoint, [forms.RUN_CONFIG])
     path = checkpoint / forms.RUN_CONFIG
@@ -61,7 +60,7 @@ def read_model(checkpoint: Path) -> dict[str, Any]:
         )
     scaling = config.get("rope_scaling")
     ours = {} if isinstance(scaling, bool) else {"rope_scaling": scaling}
-    return {"config": config, **ours}
+    return {"config": config, **{name: record.get(name) for name in ("dataset", "train")}, **ours}
 
 
 def small_files(checkpoint: Path, model: Mapping[str, Any]) -> HfDirectory:
@@ -89,11 +88,13 @@ def write_description(
     model_shape: ModelShape,
     *,
     source: Path,
+    state: TrainingState | None = None,
 ) -> None:
     """Write `run_config.yaml`, `train_state.pt` and the files beside the checkpoint that name it as the newest.
 
-    `source` is recorded as the Hugging Face directory of the model and its tokenizer.
+    `source` is recorded as the Hugging Face directory of the model and its tokenizer; `state` is how far training came.
     """
+    order = dict(state.order) if state else {}
     record = {
         "_target_": "megatron.bridge.training.config.ConfigContainer",
         "model": provider_fields(family, config, model_shape) | {"hf_model_id": str(source)},
@@ -106,20 +107,24 @@ def write_description(
             "_target_": "megatron.bridge.training.config.CheckpointConfig",
             "ckpt_format": "torch_dist",
             "fully_parallel_save": True,
-            "save_optim": False,
+            "save_optim": state is not None,
             "save_rng": False,
         },
+        "train": {name: value for name, value in order.items() if name == "global_batch_size"},
+        "dataset": {name: value for name, value in order.items() if name != "global_batch_size"},
     }
     (checkpoint / forms.RUN_CONFIG).write_text(yaml.safe_dump(record), encoding="utf-8")
-    state = {
-        **{name: torch.tensor(0) for name in _COUNTERS},
+    step = state.step if state else 0
+    counters = dict.fromkeys(_COUNTERS, 0) | {"step": step, "consumed_train_samples": state.samples if state else 0}
+    train_state = {
+        **{name: torch.tensor(value) for name, value in counters.items()},
         "floating_point_operations_so_far": torch.tensor(0.0),
         **{name: torch.tensor(False) for name in _SWITCHES},
     }
     newest_state, newest_iteration = (checkpoint.parent / name for name in forms.TRACKERS)
     for path in (checkpoint / "train_state.pt", newest_state):
-        torch.save(state, path)
-    newest_iteration.write_text("0", encoding="utf-8")
+        torch.save(train_state, path)
+    newest_iteration.write_text(str(step), encoding="utf-8")
 
 
 def provider_fields(family: Family, config: model_config.ModelConfig, model_shape: ModelShape) -> dict[str, Any]:

@@ -19,8 +19,10 @@ IMPORT_EXAMPLE = """example:
 The output is a NeMo checkpoint for `resume.restore_config.path`, or with --format bridge one of Megatron-Bridge for
 `checkpoint.pretrained_checkpoint`; both under any parallel sizes. Weights keep their dtype and bits. Supported:
 Mistral, Qwen2.5, Qwen3 and Llama 3, as safetensors (see --allow-pickle), or in a checkpoint of either trainer, of whose
-run the newest complete one is taken. Optimizer states stay behind. Needs no GPU, and NeMo for its own format; what its
-libraries print while they load is shown with LONGPO_VERBOSE=1."""
+run the newest complete one is taken. With --optimizer its state comes along, and the run goes on at its step:
+give the output to Bridge as `checkpoint.load`, and to NeMo as the first checkpoint of the new run (--output
+RUN/longpo/checkpoints/global_step=N). Needs no GPU, and NeMo for its own format; what its libraries print while they
+load is shown with LONGPO_VERBOSE=1."""
 
 EXPORT_EXAMPLE = """example:
   longpo convert export --checkpoint results --output models/mistral-longpo
@@ -102,6 +104,11 @@ def _import_options(parser: argparse.ArgumentParser) -> None:
         "--allow-pickle",
         action="store_true",
         help="also read pytorch_model.bin files: their tensors, and nothing that would run code",
+    )
+    parser.add_argument(
+        "--optimizer",
+        action="store_true",
+        help="of a checkpoint, take the optimizer's state and the step too, so that the run goes on",
     )
     _add_hashes_option(parser)
     _add_output_options(parser)
@@ -234,6 +241,7 @@ def run_import(arguments: argparse.Namespace) -> None:
         max_length=arguments.max_length,
         full_attention=arguments.full_attention,
         allow_pickle=arguments.allow_pickle,
+        optimizer=arguments.optimizer,
         check_hashes=arguments.check_hashes,
         overwrite=arguments.overwrite,
         workers=arguments.workers,

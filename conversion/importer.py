@@ -5,17 +5,19 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 
 from nemo_longpo.checkpoints import forms, integrity, run_inputs
 from nemo_longpo.checkpoints.run_directory import find_checkpoint
 from nemo_longpo.costs.model_shape import ModelShape
+from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory.model_config import ModelConfig
 from nemo_longpo.shards.fingerprint import weights_fingerprint
 from nemo_longpo.terminal import note
 
-from . import bridge_checkpoint, model_on_disk, outputs, progress, tensor_values, torch_dist
+from . import bridge_checkpoint, model_on_disk, outputs, progress, tensor_values, torch_dist, training_state
 from .families import name_tables
 from .families.family import Family, Piece
 from .huggingface import directory
@@ -36,6 +38,7 @@ def import_checkpoint(
     max_length: int | None = None,
     full_attention: bool = False,
     allow_pickle: bool = False,
+    optimizer: bool = False,
     check_hashes: bool = True,
     overwrite: bool = False,
     workers: int = progress.DEFAULT_WORKERS,
@@ -47,7 +50,8 @@ def import_checkpoint(
     holds size and hash of every file. Another record names the original weights, so that training can check whether
     they scored its shards. `rope_theta`, `rope_scaling` and `max_length` set the policy's rotary base, its scaling and
     the number of positions; the checkpoint keeps all three, and export writes them. A new base with an existing scaling
-    requires `rope_scaling`. Raises InputError, before anything is written, if the input cannot be converted.
+    requires `rope_scaling`. With `optimizer` the state of training goes across too, and the run goes on at its step.
+    Raises InputError, before anything is written, if the input cannot be converted.
     """
     given, model = model, find_checkpoint(model)
     if model != given:
@@ -68,9 +72,16 @@ def import_checkpoint(
     if isinstance(weights, HfWeights):
         check_tensors(weights, family, ModelShape.of(config))
     policy = _Policy(family, config, ModelShape.of(config), weights)
+    state = _read_state(source) if optimizer else None
     with progress.Parts(output, f"import of {model.name}") as parts:
-        _write(source, policy, FORMATS[format], output, parts, overwrite=overwrite, workers=workers)
+        _write(source, policy, state, FORMATS[format], output, parts, overwrite=overwrite, workers=workers)
     return output
+
+
+def _read_state(source: "_Source") -> training_state.TrainingState:
+    if not isinstance(source.weights, torch_dist.DistCheckpoint):
+        raise InputError(f"{source.path} holds no optimizer of a whole model; leave out --optimizer")
+    return training_state.read_state(source.weights, model_on_disk.read_model(source.path))
 
 
 @dataclass(frozen=True)
@@ -107,6 +118,7 @@ def _open(path: Path, output: Path, *, check_hashes: bool) -> _Source:
 def _write(
     source: _Source,
     policy: _Policy,
+    state: training_state.TrainingState | None,
     form: forms.CheckpointForm,
     output: Path,
     parts: progress.Parts,
@@ -116,17 +128,21 @@ def _write(
 ) -> None:
     not_finite = tensor_values.NotFinite()
     chunks = plan_chunks(policy.weights, policy.family, policy.model_shape, not_finite, form)
+    common: dict[str, Any] = dict(bridge_checkpoint.COMMON) if form is forms.BRIDGE else {}
+    if state and isinstance(policy.weights, torch_dist.DistCheckpoint):
+        chunks += training_state.optimizer_chunks(policy.weights, form)
+        common = (training_state.bridge_common if form is forms.BRIDGE else training_state.nemo_common)(state)
     size = sum(chunk.size for chunk in chunks) + outputs.bytes_of(source.origin.companions())
     with outputs.new_model(output, overwrite=overwrite, size=size) as partial_output:
-        within = Path(bridge_checkpoint.FIRST if form is forms.BRIDGE else "")
+        within = Path(forms.iteration_name(state.step if state else 0) if form is forms.BRIDGE else "")
         checkpoint = partial_output / within
         parts.start("describe the model to its trainer")
-        _describe(checkpoint, output / within, source, policy, form)
+        _describe(checkpoint, output / within, source, policy, state, form)
         torch_dist.write_checkpoint(
             checkpoint / form.weights,
             chunks,
             torch_dist.extra_states(policy.model_shape, form),
-            common=bridge_checkpoint.COMMON if form is forms.BRIDGE else {},
+            common=common,
             workers=workers,
             advance=parts.start("write the weights", sum(chunk.size for chunk in chunks)),
         )
@@ -174,7 +190,14 @@ def _load(weights: model_on_disk.Weights, piece: Piece, not_finite: tensor_value
     return tensor_values.to_dtype(piece.join(parts), weights.piece_dtype(piece), piece.entry.key)
 
 
-def _describe(checkpoint: Path, final: Path, source: _Source, policy: _Policy, form: forms.CheckpointForm) -> None:
+def _describe(
+    checkpoint: Path,
+    final: Path,
+    source: _Source,
+    policy: _Policy,
+    state: training_state.TrainingState | None,
+    form: forms.CheckpointForm,
+) -> None:
     """Write all but the tensors into `checkpoint`, whose place will be `final`."""
     with TemporaryDirectory() as scratch:
         artifacts = Path(scratch) / forms.SMALL_FILES
@@ -189,7 +212,7 @@ def _describe(checkpoint: Path, final: Path, source: _Source, policy: _Policy, f
             kept = shutil.copytree(artifacts, checkpoint / form.small_files)
             named = final.absolute() / form.small_files if source.weights else source.path.resolve()
             bridge_checkpoint.write_description(
-                kept.parent, policy.family, policy.config, policy.model_shape, source=named
+                kept.parent, policy.family, policy.config, policy.model_shape, source=named, state=state
             )
             return
         with progress.quiet_libraries():

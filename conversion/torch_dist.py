@@ -13,10 +13,10 @@ import pickle
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PosixPath
 from queue import SimpleQueue
 from types import MappingProxyType
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch.distributed.checkpoint import filesystem, metadata, planner, planner_helpers, utils
@@ -24,7 +24,7 @@ from torch.distributed.checkpoint import filesystem, metadata, planner, planner_
 from nemo_longpo.checkpoints import completeness, pickled
 from nemo_longpo.checkpoints.forms import NEMO, CheckpointForm
 from nemo_longpo.costs.model_shape import ModelShape
-from nemo_longpo.errors import InputError
+from nemo_longpo.errors import InputError, one_line
 
 from .families.family import Piece
 from .progress import work_through
@@ -96,6 +96,29 @@ class DistCheckpoint:
 
     def model_tensors(self) -> list[str]:
         return [key for key in self.tensor_names() if key.startswith(self.form.prefix) and not is_optimizer(key)]
+
+    def parts_of(self, key: str) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Offsets and sizes of the parts in which a tensor is stored."""
+        return [(tuple(chunk.offsets), tuple(chunk.sizes)) for chunk in self._tensor(key).chunks]
+
+    def common(self) -> dict[str, Any]:
+        """What is no tensor and the same on all ranks: counters, settings, the optimizer's groups of parameters.
+
+        Raises InputError if it is damaged, or asks for anything but plain values, tensors and paths.
+        """
+        path, place = self.directory / completeness.COMMON_FILE, None
+        index = metadata.MetadataIndex(completeness.COMMON_OBJECT)
+        if completeness.COMMON_OBJECT in self._metadata.state_dict_metadata:
+            place = self._metadata.storage_data[index]
+            path = self.directory / place.relative_path
+        try:
+            with path.open("rb") as file, torch.serialization.safe_globals([PosixPath]):
+                content: Any = utils._create_file_view(file, place.offset, place.length) if place else file
+                found = torch.load(content, map_location="cpu", weights_only=True)
+        except (OSError, *DAMAGE) as error:
+            raise InputError(f"{path} does not tell how far training came: {one_line(error)}") from error
+        found = found[0] if isinstance(found, list) and found else found  # of the one rank that writes it
+        return found if isinstance(found, dict) else {}
 
     def shape(self, key: str) -> tuple[int, ...]:
         return tuple(self._tensor(key).size)
@@ -226,7 +249,7 @@ def write_checkpoint(
         total = sum(chunk.size for chunk in chunks)
         work_through(chunks, convert, title="import", total=total, workers=workers, advance=advance)
     (directory / ".metadata").write_bytes(pickle.dumps(_metadata(chunks, objects, places)))
-    torch.save({**common, **CONTENT}, directory / completeness.COMMON_FILE)
+    torch.save({**CONTENT, **common}, directory / completeness.COMMON_FILE)
     (directory / "metadata.json").write_text(json.dumps(BACKEND))
 
 

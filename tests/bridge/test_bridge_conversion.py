@@ -1,16 +1,23 @@
 """Checkpoints between `longpo convert` and the real Megatron-Bridge: it loads ours as its own, we export its own."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from support.bridge_runs import Inputs, checkpoints_of
+from support.checkpoint_tensors import checkpoint_tensors
 from support.conversion_cases import files, read_config
 from support.jobs import bridge_conversion_jobs as jobs
 from support.tiny_models import save_tiny
 
+from nemo_longpo.checkpoints import forms
+from nemo_longpo.conversion import importer, model_on_disk, training_state
 from nemo_longpo.conversion.exporter import export_checkpoint
 from nemo_longpo.conversion.importer import import_checkpoint
+from nemo_longpo.conversion.tensor_values import NotFinite
+from nemo_longpo.conversion.torch_dist import write_checkpoint
 
 pytestmark = pytest.mark.distributed
 FAMILIES = ("mistral", "qwen2", "qwen3", "llama")
@@ -58,3 +65,42 @@ def test_a_run_from_an_import_is_a_run_from_the_model(family, workers, tmp_path)
     output = tmp_path / "exported"
     assert workers.run(jobs.export_and_compare, 1, checkpoint=str(checkpoint), output=str(output)) == [None]
     assert read_config(output)["max_position_embeddings"] == 8192
+
+
+def test_a_run_goes_on_from_its_state_in_nemos_form(workers, tmp_path):
+    """Two steps, the state in NeMo's form and from there in Bridge's, two more: the losses and bits of four.
+
+    tests/megatron/test_resume_across.py holds NeMo's half. NeMo is not here, so what its form has beside the weights is
+    written without it.
+    """
+    inputs = Inputs.write(tmp_path, "mistral")
+    settings = ("optimizer.lr=0.01", "checkpoint.save_interval=2", "checkpoint.most_recent_k=-1", "train.train_iters=4")
+    expected = inputs.train(tmp_path / "straight", *settings)
+    first, last = checkpoints_of(tmp_path / "straight")
+    nemo = save_as_nemo(first, tmp_path / "nemo")
+    back = import_checkpoint(nemo, tmp_path / "back", format="bridge", optimizer=True)
+    lines = inputs.train(tmp_path / "again", *settings, f"checkpoint.load={back}")
+    timed = ("tokens_per_second", "tflops_per_device", "step_seconds")
+    assert [{name: line[name] for name in line if name not in timed} for line in lines] == [
+        {name: line[name] for name in line if name not in timed} for line in expected[2:]
+    ]
+    (resumed,) = checkpoints_of(tmp_path / "again")
+    straight, found = checkpoint_tensors(last), checkpoint_tensors(resumed)
+    assert straight.keys() == found.keys()
+    assert any("exp_avg_sq" in name for name in straight)
+    assert not [name for name in straight if not torch.equal(straight[name], found[name])]
+
+
+def save_as_nemo(checkpoint: Path, output: Path) -> Path:
+    source = model_on_disk.open_checkpoint(checkpoint)
+    stored = model_on_disk.stored_weights(checkpoint)
+    state = training_state.read_state(stored, model_on_disk.read_model(checkpoint))
+    chunks = importer.plan_chunks(stored, source.family, source.model_shape, NotFinite(), forms.NEMO)
+    chunks += training_state.optimizer_chunks(stored, forms.NEMO)
+    write_checkpoint(output / "weights", chunks, {}, common=training_state.nemo_common(state))
+    (output / "context").mkdir()
+    shutil.copytree(checkpoint / "hf", output / "context" / "hf")
+    model = {"config": {"rotary_base": source.config.theta}, "tokenizer": {"pretrained_model_name": "hf"}}
+    (output / "context" / "model.yaml").write_text(json.dumps(model))
+    (output / "context" / "io.json").write_text("{}")
+    return output

@@ -21,6 +21,25 @@ from .conversion_cases import read_config
 LAYER = "decoder.layers."
 LINEAR = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
 
+DATA = {"_target_": "nemo_longpo.bridge.pair_dataset.PairDataset", "length_window": 2, "seed": 1234}
+
+
+def common_state(iteration: int) -> dict[str, Any]:
+    """Adam with decay of matrices only, after as many steps of eight samples."""
+    group = {"lr": 0.005, "max_lr": 0.01, "min_lr": 0.001, "betas": (0.9, 0.95), "eps": 1e-8, "lr_mult": 1.0}
+    return {
+        "checkpoint_version": 3.0,
+        "iteration": iteration,
+        "optimizer": {
+            "state": {"common_step": torch.tensor(float(iteration))},
+            "param_groups": [
+                group | {"default_config": True, "wd_mult": share, "weight_decay": 0.1 * share} for share in (1.0, 0.0)
+            ],
+        },
+        "opt_param_scheduler": {"max_lr": 0.01, "min_lr": 0.001, "num_steps": 8 * iteration, "lr_decay_steps": 800},
+        "content_metadata": {"singleton_local_shards": False, "chained_optim_avoid_prefix": True},
+    }
+
 
 def megatron_tensors(model: Path) -> dict[str, Tensor]:
     """Every tensor of a Mistral, Qwen2, Qwen3 or Llama model under Megatron's name, those of layers stacked."""
@@ -68,7 +87,7 @@ def save_run(model: Path, folder: Path, iteration: int = 4, **settings: Any) -> 
     objects: dict[str, Any] = {
         f"{LAYER}{name}._extra_state/shard_{number}_{layers}": [None] for name in LINEAR for number in range(layers)
     }
-    objects[completeness.COMMON_OBJECT] = [{"checkpoint_version": 3.0, "iteration": iteration}]
+    objects[completeness.COMMON_OBJECT] = [common_state(iteration)]
     moments = {
         f"optimizer.state.{name}.{key}": tensor for name in ("exp_avg", "exp_avg_sq") for key, tensor in tensors.items()
     }
@@ -81,7 +100,7 @@ def save_run(model: Path, folder: Path, iteration: int = 4, **settings: Any) -> 
         {"step": torch.tensor(iteration), "consumed_train_samples": torch.tensor(8 * iteration)},
         checkpoint / "train_state.pt",
     )
-    describe(checkpoint, _provider(config, model) | settings)
+    describe(checkpoint, _provider(config, model) | settings, dataset=dict(DATA), train={"global_batch_size": 8})
     (folder / "latest_checkpointed_iteration.txt").write_text(str(iteration))
     return checkpoint
 
