@@ -231,7 +231,9 @@ def install(directory: Path) -> None:
     pytorch.distributed = _module(
         "transformer_engine.pytorch.distributed", CudaRNGStatesTracker=object, activation_recompute_forward=None
     )
-    pytorch.fp8 = _module("transformer_engine.pytorch.fp8", FP8GlobalStateManager=None, fp8_autocast=None)
+    pytorch.fp8 = _module(
+        "transformer_engine.pytorch.fp8", FP8GlobalStateManager=None, fp8_autocast=None, fp8_model_init=None
+    )
     pytorch.tensor = _module("transformer_engine.pytorch.tensor", QuantizedTensor=type("QuantizedTensor", (), {}))
     pytorch.attention = _module("transformer_engine.pytorch.attention")
     pytorch.attention.rope = _module(

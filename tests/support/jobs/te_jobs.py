@@ -35,6 +35,32 @@ def prepare(directory: str) -> None:
     cpu.activate()
 
 
+def prepare_core(directory: str) -> None:
+    """As `prepare`, with Megatron-Core alone."""
+    te_stand_in.install(Path(directory))
+    from nemo_longpo.backends import cpu
+
+    cpu.activate("megatron")
+    torch.cuda.Stream = type("Stream", (), {})  # Megatron's wrapper makes one for Transformer Engine
+
+
+def _core_config(comm_type: str, hierarchical: list[int] | None, cp_size: int):
+    from megatron.core.transformer import TransformerConfig
+
+    return TransformerConfig(
+        num_layers=1,
+        hidden_size=HEADS * HEAD,
+        num_attention_heads=HEADS,
+        num_query_groups=KV_HEADS,
+        kv_channels=HEAD,
+        attention_dropout=0.0,
+        softmax_scale=SCALE,
+        context_parallel_size=cp_size,
+        cp_comm_type=comm_type,
+        hierarchical_context_parallel_sizes=hierarchical,
+    )
+
+
 def _config(comm_type: str, hierarchical: list[int] | None, cp_size: int, qk_norm: bool = False):
     from nemo.collections.llm import MistralConfig7B
 
@@ -101,7 +127,7 @@ def _differences(comm_type: str, hierarchical: list[int] | None, cp_size: int, r
     from nemo_longpo.megatron.attention import CpuPairAttention
     from nemo_longpo.megatron.backend import Backend
 
-    config = _config(comm_type, hierarchical, cp_size)
+    config = _core_config(comm_type, hierarchical, cp_size)
     spec = Backend().layer_spec(config).submodules.self_attention.submodules.core_attention
     ours, expected = _core_attention(spec, config), _core_attention(CpuPairAttention, config)
     assert cp_size == 1 or ours.cp_comm_type == comm_type
@@ -137,6 +163,18 @@ def finetune(transformer_engine: bool, **job: Any) -> dict[str, int]:
         run(**job)
     noted = {name: len(calls) for name, calls in te_stand_in.calls.items()}
     return noted | {name: spy.call_count for (_, name), spy in zip(counted, spies, strict=True)}
+
+
+def train_one_step(**job: Any) -> tuple[Any, int]:
+    """`core_jobs.train_one_step` with Transformer Engine's layers; also how often its attention was called."""
+    from support.jobs import core_jobs
+
+    from nemo_longpo.megatron.backend import Backend, CpuBackend
+
+    te_stand_in.calls.clear()
+    with patch.object(CpuBackend, "layer_spec", Backend.layer_spec):
+        found = core_jobs.train_one_step(**job)
+    return found, len(te_stand_in.calls["DotProductAttention.forward"])
 
 
 def refusals() -> list[str]:
