@@ -1,6 +1,7 @@
 """Train with Megatron-Bridge: `torchrun --nproc-per-node=8 -m nemo_longpo.bridge.train --recipe NAME key=value …`."""
 
 import argparse
+import copy
 import difflib
 import logging
 import os
@@ -42,13 +43,17 @@ recipes:
 def train(config: bridge_config.ConfigContainer, callbacks: Sequence[bridge_callbacks.Callback] = ()) -> None:
     """Run a configuration on this process's share of the job, from its newest complete checkpoint if there is one.
 
-    The environment names the ranks, as `torchrun` sets it. Raises InputError on all ranks if the run cannot be as it is
-    asked for, or ends because of its input; the sentence has Bridge's names of settings.
+    `config` stays as it is given. The environment names the ranks, as `torchrun` or Slurm sets it. Raises InputError on
+    all ranks if the run cannot be as it is asked for, or ends because of its input; the sentence has Bridge's names of
+    settings.
     """
+    config = copy.deepcopy(config)  # Bridge and `prepare` complete theirs
     with _process_groups(config), _in_words_of_bridge(config):
         run = run_start.prepare(config)
         if dist.get_rank() == 0:
-            command = Path(str(config.checkpoint.save)).with_name(run_directory.COMMAND)
+            command = run_directory.beside_checkpoints(Path(config.checkpoint.save)).inputs.with_name(
+                run_directory.COMMAND
+            )
             atomic.write_file(command, shlex.join(sys.argv))
         try:
             pretrain(config, run.step, callbacks=[run.callback, *callbacks])

@@ -12,6 +12,7 @@ import torch
 import transformers
 from support import reference, tiny_models as tiny, training_pairs
 from support.bridge_runs import Inputs, checkpoints_of, records_for
+from support.jobs import bridge_jobs
 from support.scored_pairs import scored_records
 from support.waiting import wait_until
 
@@ -115,6 +116,28 @@ def test_killed_run_goes_on_bit_for_bit(tmp_path, mistral, bridge_programs):
     same_tensors(last, left_alone)
 
 
+@pytest.mark.distributed
+def test_run_goes_on_in_another_layout(tmp_path, mistral, workers):
+    """One process, then two with the pair split, then two with the weights split: one curve."""
+    layouts = (
+        (1, {}),
+        (2, {"model.context_parallel_size": 2}),
+        (2, {"model.tensor_model_parallel_size": 2, "model.sequence_parallel": True}),
+    )
+    given = {
+        "checkpoint.pretrained_checkpoint": str(mistral.model),
+        "dataset.paths": [str(mistral.shards)],
+        "checkpoint.save_interval": 2,
+        "optimizer.lr": 0.01,
+        "scheduler.max_steps": 6,
+    }
+    for turn, (ranks, sizes) in enumerate(layouts):
+        overrides = given | sizes | {"train.train_iters": 2 * turn + 2}
+        workers.run(bridge_jobs.pretrain, ranks, overrides=overrides, log_dir=str(tmp_path / "run"))
+    lines = run_directory.read_metrics(tmp_path / "run")
+    np.testing.assert_allclose(curve_of(lines), expected_curve(mistral, 6, 0.01), rtol=1e-4, atol=1e-7)
+
+
 def test_unfinished_checkpoint_never_counts(tmp_path, mistral):
     """A mark stands beside it from its first byte to its last: the run goes on from the one before."""
     run = tmp_path / "run"
@@ -156,10 +179,17 @@ def test_damaged_checkpoint_is_refused(tmp_path, mistral):
 
 
 def test_finished_run_takes_more_steps_on_the_new_curve(tmp_path, mistral):
-    mistral.train(tmp_path / "run", *FAST, "train.train_iters=2")
-    lines = mistral.train(tmp_path / "run", *FAST, "train.train_iters=4")
+    """Here from one object, which a run leaves as it was."""
+    from nemo_longpo.bridge import train
+
+    overrides = mistral.overrides(*FAST, "train.train_iters=2", "scheduler.lr_warmup_fraction=0.5")
+    config = train.build("tiny_longpo", overrides, str(tmp_path))
+    for steps in (2, 4):
+        config.train.train_iters = steps
+        train.train(config)
+    lines = run_directory.read_metrics(tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
-    assert [line["lr"] for line in lines[2:]] == pytest.approx([0.005, 0.01 * (1 - math.sqrt(0.5)) / 2])
+    assert [line["lr"] for line in lines] == pytest.approx([0.005, 0.01, 0.01, 0.005])
 
 
 def test_next_run_starts_from_a_run(tmp_path, mistral):
