@@ -87,7 +87,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Lengths and placements of the recipes of all ways in.
     "nemo_longpo.long_runs": set(),
     NEMO: {"nemo_longpo.megatron", "nemo_longpo.trainers"} | TRAINING | LAYOUTS | PURE,
-    BRIDGE: {"nemo_longpo.megatron"} | TRAINING | LAYOUTS | PURE,
+    BRIDGE: {"nemo_longpo.costs", "nemo_longpo.megatron"} | TRAINING | LAYOUTS | PURE,
     "nemo_longpo.recipes": set(),
     # The demo is one round of `longpo evolve`.
     "nemo_longpo.recipes.demo": {

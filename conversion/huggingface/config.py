@@ -9,39 +9,16 @@ from typing import Any, Literal
 
 from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.errors import InputError
-from nemo_longpo.model_directory import model_config, rope_settings
+from nemo_longpo.model_directory import computed, model_config, rope_settings
 
 from ..families.name_tables import family_of
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 """Names in `config.json` and on the command line → safetensors' names."""
 
-REQUIRED = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "max_position_embeddings",
-)
-
-COMPUTED: Mapping[str, tuple[tuple[object, ...], str]] = {
-    "hidden_act": (("silu", "swish"), "only silu (SwiGLU layers) is supported"),
-    "attention_bias": ((False, None), "attention has no biases but those of Qwen2"),
-    "use_qk_norm": ((False, None), "queries and keys have norms in Qwen3 only"),
-    "mlp_bias": ((False, None), "feed-forward layers have no biases"),
-    "partial_rotary_factor": ((1, None), "only heads that are rotated as a whole are supported"),
-    "quantization_config": ((None, {}), "the file describes a quantized model; convert the unquantized one"),
-    "auto_map": ((None, {}), "code that comes with a model is never run; remove the field if the model needs none"),
-    "per_layer_config": ((None, {}), "only models whose layers are all alike are supported"),
-}
-"""Field → the values under which the model computes what the Megatron model computes, and what to say of others."""
-
 DUAL_CHUNKS = "dual_chunk_attention_config"
 """Qwen2.5-1M's attention in chunks, for engines that have it (vLLM). Neither Megatron nor `transformers` computes it;
 both read the file as if it were not there."""
-
-LAYER_TYPES = ("full_attention", "sliding_attention")
 
 ScalingChoice = Literal["keep", "none"] | Mapping[str, Any]
 """What becomes of a model's RoPE scaling: it stays, it goes, or another `rope_scaling` object takes its place."""
@@ -50,16 +27,7 @@ ScalingChoice = Literal["keep", "none"] | Mapping[str, Any]
 def check_supported(config: model_config.ModelConfig) -> ModelShape:
     """Return a model's sizes. Raises InputError if Megatron does not compute the model as `transformers` does."""
     file = config.file
-    config.require(*REQUIRED)
-    for name, (supported, advice) in COMPUTED.items():
-        if config.raw.get(name, supported[0]) not in supported:
-            raise InputError(f"{file}: {name} is {config.raw[name]}; {advice}")
-    unknown = set(config.layer_types or ()) - {*LAYER_TYPES}
-    if unknown:
-        raise InputError(
-            f"{file}: layer_types names {', '.join(sorted(unknown))}; supported are {', '.join(LAYER_TYPES)}"
-        )
-    _ = config.rope  # raises InputError
+    computed.require_computed(config)
     if config.stored_dtype not in DTYPES:
         raise InputError(f"{file}: dtype {config.stored_dtype} is not one of {', '.join(DTYPES)}")
     family_of(config)

@@ -15,8 +15,9 @@ from megatron.bridge.utils.activation_map import str_to_callable
 from torch.nn.functional import silu
 
 from nemo_longpo.checkpoints import forms
+from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.errors import InputError, one_line
-from nemo_longpo.model_directory import model_config, rope_settings
+from nemo_longpo.model_directory import computed, model_config, rope_settings
 from nemo_longpo.yaml_input import read_yaml_mapping
 
 from .provider import LongPOProvider
@@ -106,8 +107,12 @@ def _from_huggingface(directory: Path, model: LongPOProvider) -> dict[str, Any]:
             f"{config.file}: model_type is {config.model_type}; nemo_longpo trains Mistral, Qwen2.5 (qwen2), Qwen3 and "
             "Llama 3."
         )
-    if config.quantization_config:
-        raise InputError(f"{config.file} describes a quantized model; take the one that it was made of.")
+    computed.require_computed(config)
+    if config.dual_chunk_attention_config:
+        raise InputError(
+            f"{config.file}: dual_chunk_attention_config asks for attention in chunks, which Megatron does not compute"
+            "; take a copy of the model without that field to train full attention."
+        )
     longer = max(model.seq_length or 0, config.max_position_embeddings or 0)
     window = config.changed({"max_position_embeddings": longer or None}).active_window
     if window is not None:
@@ -119,7 +124,12 @@ def _from_huggingface(directory: Path, model: LongPOProvider) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise InputError(f"{config.file}: Megatron-Bridge refuses the model ({one_line(error)}).") from error
     found = {item.name: getattr(provider, item.name) for item in fields(provider)}
+    said, read = ModelShape.of(config), ModelShape.from_nemo(found | {"window_size": None}, config.file)
+    if said != read:
+        raise InputError(f"{config.file} describes {said}, and Megatron-Bridge makes {read} of it; correct the file.")
     return found | {
+        "attention_dropout": 0.0,  # of other trainings: evaluation has none, and neither has this
+        "hidden_dropout": 0.0,
         "window_size": None,
         "hf_model_id": str(directory),
         "rotary_base": rope.theta,

@@ -4,7 +4,9 @@ import contextlib
 import io
 import json
 import shlex
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -201,6 +203,50 @@ def test_model_that_is_not_trained_here(train, tmp_path, settings, sentence):
     inputs = Inputs.write(tmp_path, "mistral", **settings)
     with pytest.raises(InputError, match=sentence):
         inputs.train(tmp_path / "run", "model.rotary_base=20000")
+
+
+def changed(inputs, folder, **fields):
+    """The same inputs with other fields in the model's config.json."""
+    model = Path(shutil.copytree(inputs.model, folder))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | fields))
+    return replace(inputs, model=model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"model_type": "gemma"}, r"model_type is gemma; nemo_longpo trains Mistral"),
+        ({"hidden_act": "relu"}, r"hidden_act is relu; only silu"),
+        ({"attention_bias": True}, r"attention_bias is True; attention has no biases"),
+        ({"quantization_config": {"bits": 4}}, r"the file describes a quantized model; convert the unquantized one"),
+        ({"dual_chunk_attention_config": {"chunk_size": 8}}, r"asks for attention in chunks"),
+        ({"hidden_size": "wide"}, r"config\.json: field 'hidden_size' should be a whole number"),
+    ],
+)
+def test_architecture_that_is_not_trained_here(train, tmp_path, mistral, fields, sentence):
+    with pytest.raises(InputError, match=sentence):
+        changed(mistral, tmp_path / "model", **fields).train(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_what_a_run_cannot_start_from(train, tmp_path, mistral):
+    """A checkpoint of NeMo, pickled weights, a tokenizer that did not make the shards."""
+    (tmp_path / "nemo" / "weights").mkdir(parents=True)
+    pickled = changed(mistral, tmp_path / "pickled")
+    for path in pickled.model.glob("*.safetensors"):
+        path.rename(path.with_suffix(".bin"))
+    other = changed(mistral, tmp_path / "other")
+    shutil.copyfile(Inputs.write(tmp_path / "qwen2", "qwen2").model / "tokenizer.json", other.model / "tokenizer.json")
+    for inputs, sentence in (
+        (replace(mistral, model=tmp_path / "nemo"), r"nemo is a checkpoint of NeMo; give a Hugging Face directory"),
+        (pickled, r"holds no \.safetensors file"),
+        (other, r"tokenizer"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            inputs.train(tmp_path / "run")
+    assert not (tmp_path / "run" / "longpo" / "checkpoints").exists()
 
 
 SHAPES = {

@@ -7,14 +7,10 @@ import pytest
 from transformers import LlamaConfig, MistralConfig, Qwen2Config
 
 from nemo_longpo.conversion.families.name_tables import FAMILIES
-from nemo_longpo.conversion.huggingface.config import (
-    COMPUTED,
-    check_supported,
-    for_import,
-    with_dtype,
-)
+from nemo_longpo.conversion.huggingface.config import check_supported, for_import, with_dtype
 from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.errors import InputError
+from nemo_longpo.model_directory.computed import COMPUTED
 from nemo_longpo.model_directory.model_config import DEFAULTS, ModelConfig
 
 # Fields of the configuration classes of transformers 4.57; 5 has the same, with the RoPE fields in rope_parameters.
