@@ -40,7 +40,7 @@ TRL_PIP := $(TRL_VENV)/bin/python -m pip --disable-pip-version-check -qq
 SOURCES := nemo_longpo recipes conversion data_tools
 # What needs Megatron-Core alone runs with the versions of both environments.
 CORE_TESTS := $(addprefix tests/megatron/, test_core_step.py test_frugal_layers.py test_attention.py test_gpt.py \
-	test_te_core.py)
+	test_te_core.py test_te_signatures.py)
 
 .PHONY: demo replicate test test-fast test-slow test-distributed test-gpu test-vllm test-bridge fuzz lint docs env nemo26 core16 vllm-env eval-env test-eval \
 	bridge-env trl-env clean
