@@ -148,6 +148,9 @@ def _notes(versions: trainers.Versions, devices: Sequence[str], usable: Sequence
     engine = versions.get("transformer-engine")
     if devices and engine not in (None, "unknown") and trainers.release(engine) != (2, 9):
         notes.append(f"Transformer Engine {engine}: our calls into it are checked against release 2.9")
+    if devices and any(each.name == trainers.BRIDGE.name for each in usable):
+        missing = [name for name in ("nvidia-modelopt", "nvidia-resiliency-ext") if versions.get(name) is None]
+        notes += [f"{name} is not installed; Megatron-Bridge gets a stand-in, as on a CPU" for name in missing]
     return notes + [f"{each.pair} is not tested; tested are {each.tested}" for each in usable if not each.is_tested]
 
 

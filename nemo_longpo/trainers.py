@@ -146,13 +146,10 @@ BRIDGE = Trainer(
         ),
     ),
     on_gpu=(
-        *(
-            Rule(
-                package,
-                lambda found: True,
-                f"on a GPU Megatron-Bridge needs {package}, which is not installed; use {BRIDGE_IMAGE}",
-            )
-            for package in ("transformer-engine", "nvidia-modelopt", "nvidia-resiliency-ext")
+        Rule(
+            "transformer-engine",
+            lambda found: True,
+            f"training on GPU needs Transformer Engine, which is not installed; use {BRIDGE_IMAGE}",
         ),
     ),
     tested={((0, 6), (0, 19)): "0.6.2 with 0.19.2 on Python 3.12"},

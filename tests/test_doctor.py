@@ -125,13 +125,14 @@ def test_unsupported_parts_of_bridge_are_refused(changes, words):
     assert texts("ok", BRIDGE | changes) == []
 
 
-def test_on_a_gpu_bridge_needs_what_the_cpu_backend_stands_in_for():
-    missing = texts("refused", BRIDGE, ("H200",))
-    assert [text.split(" needs ")[1].split(",")[0] for text in missing] == [
-        "transformer-engine",
-        "nvidia-modelopt",
-        "nvidia-resiliency-ext",
-    ]
+def test_on_a_gpu_bridge_needs_transformer_engine_and_has_stand_ins_for_the_others():
+    (missing,) = texts("refused", BRIDGE, ("H200",))
+    assert missing.startswith("training on GPU needs Transformer Engine")
+    with_engine = BRIDGE | {"transformer-engine": "2.17.1"}
+    assert texts("refused", with_engine, ("H200",)) == []
+    told = [text.split()[0] for text in texts("note", with_engine, ("H200",)) if "gets a stand-in" in text]
+    assert told == ["nvidia-modelopt", "nvidia-resiliency-ext"]
+    assert not any("gets a stand-in" in text for text in texts("note", IMAGES["26.08"], ("H200",)))
 
 
 def test_one_trainer_that_runs_is_enough():
