@@ -78,6 +78,9 @@ class LongPOProvider(GPTModelProvider):
             raise InputError(
                 f"model.pair_layout is {self.pair_layout!r}; choose one of {', '.join(get_args(PairLayout))}."
             )
+        for name, kinds in (("rope_scaling", dict | None), ("objective", dict | Objective)):
+            if not isinstance(getattr(self, name), kinds):
+                raise InputError(f"model.{name} is {getattr(self, name)!r}; give an object, {{name: value}}.")
         parse_scaling(self.rope_scaling, "model.rope_scaling")
         _ = self.chosen_objective, self.logit_budget
         self.objective = asdict(self.chosen_objective)

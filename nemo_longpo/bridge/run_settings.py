@@ -77,6 +77,7 @@ _REFUSED = (
     ("train", "rampup_batch_size", None, "the order of the documents follows from one batch size"),
     ("train", "train_samples", None, "the length of a run is train.train_iters"),
     ("dataset", "dataloader_type", "single", "the pairs come in the order of the run"),
+    ("tokenizer", "tokenizer_type", "HuggingFaceTokenizer", "shards are held to the model's own tokenizer"),
     ("checkpoint", "ckpt_format", "torch_dist", "checkpoints of other formats were never resumed"),
 )
 """Section, setting, the value that it must have, and why."""
@@ -91,6 +92,18 @@ def check(config: bridge_config.ConfigContainer) -> None:
     if config.peft is not None:
         raise InputError("peft is set, and adapters are not trained through Megatron-Bridge; leave it out.")
     train, data = config.train, config.dataset
+    for name, value in (
+        ("train.train_iters", train.train_iters),
+        ("train.global_batch_size", train.global_batch_size),
+        ("model.tensor_model_parallel_size", config.model.tensor_model_parallel_size),
+        ("model.pipeline_model_parallel_size", config.model.pipeline_model_parallel_size),
+        ("model.context_parallel_size", config.model.context_parallel_size),
+        ("model.seq_length", config.model.seq_length),
+        ("dataset.seq_length", data.seq_length),
+        ("optimizer.lr", config.optimizer.lr),
+    ):
+        if value is None or value <= 0:
+            raise InputError(f"{name} is {value}; give a number above 0.")
     if train.non_finite_steps not in get_args(finite_steps.NonFinite) or train.max_skipped_steps < 1:
         raise InputError(
             f"train.non_finite_steps={train.non_finite_steps} with max_skipped_steps={train.max_skipped_steps}: the "

@@ -1,12 +1,13 @@
 """Where a run begins, and with what: checked on all ranks before Megatron-Bridge's loop does any work."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 import transformers
-from megatron.bridge.training.config import ConfigContainer
+from megatron.bridge.training.config import ConfigContainer, runtime_config_update
 from megatron.bridge.utils.common_utils import get_local_rank_preinit
 
 from nemo_longpo.checkpoints import completeness, forms, run_directory, trust
@@ -41,6 +42,7 @@ def prepare(config: ConfigContainer) -> Job:
         architecture.adopt(config.model, places.loaded if places.start is None else places.start)
         run_settings.check(config)
         run_settings.complete(config)
+        _check_by_bridge(config)
         places.check(trusted=config.checkpoint.trust_checkpoint)
         if places.resumed:
             _hold_order(config, places.resumed)
@@ -60,6 +62,14 @@ def prepare(config: ConfigContainer) -> Job:
     return _job(config, places, data)
 
 
+def _check_by_bridge(config: ConfigContainer) -> None:
+    """Let Bridge check the settings as `pretrain` will, on a copy. Raises InputError if it refuses them."""
+    try:
+        runtime_config_update(copy.deepcopy(config))
+    except (AssertionError, ValueError) as error:
+        raise InputError(f"Megatron-Bridge refuses the settings: {one_line(error)}") from error
+
+
 def _job(config: ConfigContainer, places: "_Places", data: pair_data.PairData) -> Job:
     model = config.model
     pair_loss = loss.PairLoss(model.chosen_objective, vars(model), model.pair_layout)
@@ -70,7 +80,10 @@ def _job(config: ConfigContainer, places: "_Places", data: pair_data.PairData) -
             run_directory.beside_checkpoints(Path(config.checkpoint.save)).metrics.parent
         )
     metrics = Path(config.logger.tensorboard_dir) / run_directory.METRICS
-    metrics.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        metrics.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{metrics.parent} cannot be made: {error.strerror}; give another directory.") from error
     start = None if places.resumed else places.start
     return Job(step, training_loop.RunCallback(step=step, data=data, metrics=metrics, start=start))
 

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from dataclasses import is_dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, get_args
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import torch
 import torch.distributed as dist
@@ -79,10 +80,14 @@ def build(
         recipes.set_precision(config, precision)
     for override in overrides:
         _require_setting(config, override)
+    before = copy.deepcopy(config)
     try:
-        return process_config_with_overrides(config, cli_overrides=list(overrides))
+        config = process_config_with_overrides(config, cli_overrides=list(overrides))
     except OverridesError as error:
         raise InputError(f"{one_line(error)} (in {' '.join(overrides)})") from error
+    for path in sorted((override.partition("=")[0] for override in overrides), key=lambda path: path.count(".")):
+        _require_kind(before, config, path)
+    return config
 
 
 def _require_setting(config: bridge_config.ConfigContainer, override: str) -> None:
@@ -98,6 +103,28 @@ def _require_setting(config: bridge_config.ConfigContainer, override: str) -> No
             advice = f"did you mean {' or '.join(close)}?" if close else "--dryrun prints those that there are."
             raise InputError(f"there is no setting {path}; {advice}")
         owner = known[name]
+
+
+def _require_kind(before: Any, config: Any, path: str) -> None:
+    """Raises InputError if a value is of another kind than the setting: Bridge takes any, and fails over it later."""
+    *owners, name = path.split(".")
+    for owner in owners:
+        before, config = (part[owner] if isinstance(part, dict) else getattr(part, owner) for part in (before, config))
+    if isinstance(config, dict):
+        return
+    value, hint = getattr(config, name), get_type_hints(type(config)).get(name, Any)
+    if is_dataclass(getattr(before, name)) and not is_dataclass(value):
+        raise InputError(f"{path} is a section of settings and {value!r} is none; give {path}.name=value.")
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if not all(kind in _KINDS for kind in kinds):
+        return
+    if not any(isinstance(value, _KINDS[kind]) and (kind is bool or not isinstance(value, bool)) for kind in kinds):
+        words = " or ".join("null" if kind is NoneType else kind.__name__ for kind in kinds)
+        raise InputError(f"{path} is {value!r}; give {words}.")
+
+
+_KINDS: dict[Any, Any] = {bool: bool, int: int, float: int | float, str: str, NoneType: NoneType}
+"""Kind of a setting -> what its value may be."""
 
 
 @contextmanager

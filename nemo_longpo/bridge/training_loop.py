@@ -58,6 +58,11 @@ class PairDataset(bridge_data.DatasetProvider):
         self, model: LongPOProvider, tokenizer_fingerprint: str | None, global_batch_size: int
     ) -> pair_data.PairData:
         """Open the shards for a model whose architecture is known. Raises InputError if it cannot train on them."""
+        if not isinstance(self.paths, str | list | tuple | None) or self.num_workers < 0:
+            raise InputError(
+                f"dataset.paths is {self.paths!r} and dataset.num_workers {self.num_workers}; give a list of shard "
+                "directories, and 0 processes or more."
+            )
         paths = [self.paths] if isinstance(self.paths, str) else [str(path) for path in self.paths or ()]
         self._order = {"global_batch_size": global_batch_size, "length_window": self.length_window, "seed": self.seed}
         self._opened = pair_data.PairData(
