@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -101,6 +101,10 @@ def _require_setting(config: bridge_config.ConfigContainer, override: str) -> No
         if name not in known:
             close = difflib.get_close_matches(name, known, n=3)
             advice = f"did you mean {' or '.join(close)}?" if close else "--dryrun prints those that there are."
+            if (here := setting_names.translate_name(path)) != path:  # one of NeMo's
+                with suppress(InputError):
+                    _require_setting(config, f"{here}=")
+                    advice = f"with Megatron-Bridge it is {here}."
             raise InputError(f"there is no setting {path}; {advice}")
         owner = known[name]
 

@@ -98,6 +98,11 @@ def test_precision_is_one_choice(train):
         (["--recipe", "mistral"], "there is no recipe mistral; choose one of mistral_7b_longpo_128k, "),
         (["--recipe", "longpo", "optimiser.lr=1"], "there is no setting optimiser.lr; did you mean optimizer?"),
         (
+            ["--recipe", "longpo", "trainer.max_steps=3"],
+            "there is no setting trainer.max_steps; with Megatron-Bridge it is train.train_iters.",
+        ),
+        (["--recipe", "longpo", "trainer.devices=2"], "there is no setting trainer.devices; did you mean train "),
+        (
             ["--recipe", "longpo", "model.pair_layouts=1"],
             "there is no setting model.pair_layouts; did you mean pair_layout?",
         ),
