@@ -9,7 +9,7 @@ import torch
 from support.bridge_runs import Inputs, checkpoints_of
 from support.checkpoint_tensors import checkpoint_tensors
 from support.conversion_cases import files, read_config
-from support.jobs import bridge_conversion_jobs as jobs
+from support.jobs import bridge_conversion_jobs as jobs, bridge_jobs
 from support.tiny_models import save_tiny
 
 from nemo_longpo.checkpoints import forms
@@ -65,6 +65,25 @@ def test_a_run_from_an_import_is_a_run_from_the_model(family, workers, tmp_path)
     output = tmp_path / "exported"
     assert workers.run(jobs.export_and_compare, 1, checkpoint=str(checkpoint), output=str(output)) == [None]
     assert read_config(output)["max_position_embeddings"] == 8192
+
+
+def test_a_run_under_parallel_sizes_is_exported_whole(workers, tmp_path):
+    """Two tensor and two pipeline ranks, which pad the odd vocabulary, learning at rate 0: the model comes back."""
+    inputs = Inputs.write(tmp_path, "mistral")
+    overrides = {
+        "checkpoint.pretrained_checkpoint": str(inputs.model),
+        "dataset.paths": [str(inputs.shards)],
+        "checkpoint.save_interval": 1,
+        "train.train_iters": 1,
+        "optimizer.lr": 0.0,
+        "model.tensor_model_parallel_size": 2,
+        "model.pipeline_model_parallel_size": 2,
+    }
+    workers.run(bridge_jobs.pretrain, 4, overrides=overrides, log_dir=str(tmp_path / "run"))
+    (checkpoint,) = checkpoints_of(tmp_path / "run")
+    rows = model_on_disk.stored_weights(checkpoint).shape("embedding.word_embeddings.weight")[0]
+    assert rows == read_config(inputs.model)["vocab_size"] + 1
+    assert files(export_checkpoint(checkpoint, tmp_path / "back")) == files(inputs.model)
 
 
 def test_a_run_goes_on_from_its_state_in_nemos_form(workers, tmp_path):
