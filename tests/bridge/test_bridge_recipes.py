@@ -312,7 +312,9 @@ def test_recipe_for_gpus_passes_bridges_own_checks(train, tmp_path, monkeypatch,
     monkeypatch.setattr(backend, "current_backend", backend.Backend)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda *group: run.placement.gpus)
     monkeypatch.setenv("WORLD_SIZE", str(run.placement.gpus))
-    config = train.build(name, [f"checkpoint.pretrained_checkpoint={start}"], str(tmp_path / "run"))
+    config = train.build(
+        name, [f"checkpoint.pretrained_checkpoint={start}", "ddp.check_for_nan_in_grad=true"], str(tmp_path / "run")
+    )
     architecture.adopt(config.model, start)
     run_settings.check(config)
     run_settings.complete(config)
