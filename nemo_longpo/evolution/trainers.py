@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nemo_longpo import setting_names
 from nemo_longpo.placement import GLOBAL_BATCH_SIZE
 
 Settings = Mapping[str, Any]
@@ -19,13 +20,24 @@ class Trainer:
     """What its environment must have."""
     module: str | None = None
     """Python's module that trains, on each rank; None if the last of `programs` starts the ranks itself."""
-    steps, batch = "trainer.max_steps", "data.global_batch_size"
     sizes: tuple[str, ...] = ("trainer.num_nodes", "trainer.devices")
     """Settings that an executor decides: nodes, and processes on each."""
-    own: tuple[str, ...] = ("data.paths", "data.seq_length", "resume.restore_config.path", "log.log_dir", "log.name")
-    """Settings that the rounds set themselves."""
     places: tuple[str, ...] = ("trainer.devices", "trainer.num_nodes", "trainer.strategy.", "data.num_workers")
     """Settings of where and how fast, not of what is learned: they may differ when a run is continued."""
+
+    def setting(self, name: str) -> str:
+        """Return this trainer's name of one of NeMo's settings."""
+        return name
+
+    @property
+    def steps(self) -> str:
+        return self.setting("trainer.max_steps")
+
+    @property
+    def own(self) -> list[str]:
+        """Settings that the rounds set themselves."""
+        names = ("data.paths", "data.seq_length", "resume.restore_config.path", "log.log_dir", "log.name")
+        return [self.setting(name) for name in names]
 
     def words(
         self, recipe: str, settings: Settings, shards: Path, length: int, start: Path, training: Path
@@ -39,7 +51,7 @@ class Trainer:
         ]
 
     def batch_size(self, settings: Settings) -> int:
-        return int(settings.get(self.batch, GLOBAL_BATCH_SIZE))
+        return int(settings.get(self.setting("data.global_batch_size"), GLOBAL_BATCH_SIZE))
 
     def learned(self, settings: Settings) -> dict[str, Any]:
         """Return the settings that decide what is learned."""
@@ -52,16 +64,15 @@ class Bridge(Trainer):
     name, title = "bridge", "Megatron-Bridge"
     programs = ("longpo", "torchrun", "python")
     module = "nemo_longpo.bridge.train"
-    steps, batch = "train.train_iters", "train.global_batch_size"
     sizes = ()
-    own = (
-        *("dataset.paths", "dataset.seq_length", "checkpoint.pretrained_checkpoint", "checkpoint.save"),
-        "logger.tensorboard_dir",
-    )
     places = (
         *(f"model.{kind}_parallel_size" for kind in ("tensor_model", "pipeline_model", "context")),
-        *("model.sequence_parallel", "model.recompute_", "dataset.num_workers"),
+        *("model.sequence_parallel", "model.recompute_", "model.cp_comm_type", "model.hierarchical_context_parallel_"),
+        *("model.cpu_offloading", "ddp.", "dataset.num_workers"),
     )
+
+    def setting(self, name: str) -> str:
+        return setting_names.translate_name(name)
 
     def words(
         self, recipe: str, settings: Settings, shards: Path, length: int, start: Path, training: Path

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_longpo import atomic, errors, json_input, yaml_input
+from nemo_longpo import atomic, errors, json_input, setting_names, yaml_input
 from nemo_longpo.checkpoints import run_directory
 from nemo_longpo.model_directory.model_config import ModelConfig
 from nemo_longpo.steps import Step, run_steps
@@ -65,11 +65,16 @@ def demo_round(settings: DemoSettings) -> tuple[list[Step], "Round"]:
     content["rounds"][0]["length"] = tokens
     content["data"]["chunk"] |= {"min_document_tokens": tokens // 2, "seed": seed}
     content["data"]["instruct"]["seed"] = seed
-    names = "trainer.max_steps", "optim.config.lr", "data.seed"
+    train = content["train"]
+    train["settings"] |= {
+        "trainer.max_steps": settings.steps,
+        "optim.config.lr": settings.learning_rate,
+        "data.seed": seed,
+    }
     if settings.bridge is not None:
-        names = "train.train_iters", "optimizer.lr", "dataset.seed"
-        content |= {"train": content["x-bridge"], "environments": {"train": str(settings.bridge.absolute())}}
-    content["train"]["settings"] |= dict(zip(names, (settings.steps, settings.learning_rate, seed), strict=True))
+        content["environments"] = {"train": str(settings.bridge.absolute())}
+        train |= {"trainer": "bridge", "processes": train["settings"].pop("trainer.devices")}
+        train["settings"] = {setting_names.translate_name(name): value for name, value in train["settings"].items()}
     lengths = [*(length for length in content["evaluate"]["lengths"] if length < tokens), tokens]
     content["evaluate"] |= {
         "wording": str(DEMO_DIR / "ruler.json"),

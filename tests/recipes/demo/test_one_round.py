@@ -57,6 +57,24 @@ def test_settings_of_the_command_line_reach_their_commands(programs: Path) -> No
     assert "--lengths 64 96 128 256 300 --samples 5 " in words
 
 
+def test_megatron_bridge_trains_with_the_same_settings(programs: Path, tmp_path: Path) -> None:
+    there = tmp_path / "bridge"
+    there.mkdir()
+    steps = steps_of(programs, bridge=small_evolution.programs(there), steps=7, learning_rate=1e-3, seed=3)
+    started, training = (" ".join(steps[name].command) for name in ("import-1", "train-1"))
+    assert started.startswith(f"{there}/bin/longpo convert import ")
+    assert " --format bridge " in started
+    assert training.startswith(
+        f"{there}/bin/torchrun --nproc-per-node 2 -m nemo_longpo.bridge.train --recipe tiny_longpo "
+    )
+    assert {
+        *("model.context_parallel_size=2", "model.objective.preference_weight=0.1", "model.objective.beta=0.1"),
+        *("scheduler.lr_warmup_fraction=0.1", "train.train_iters=7", "optimizer.lr=0.001", "dataset.seed=3"),
+    } <= {*steps["train-1"].command}
+    assert "trainer." not in training
+    assert steps["data-1"].command[0] == steps_of(programs)["data-1"].command[0]
+
+
 def test_documents_are_written_before_they_are_read(programs: Path) -> None:
     steps = steps_of(programs, documents=3, tokens=64)
     run_steps([steps["documents"]], programs)
