@@ -52,9 +52,7 @@ def train(config: bridge_config.ConfigContainer, callbacks: Sequence[bridge_call
     with _process_groups(config), _in_words_of_bridge(config):
         run = run_start.prepare(config)
         if dist.get_rank() == 0:
-            command = run_directory.beside_checkpoints(Path(config.checkpoint.save)).inputs.with_name(
-                run_directory.COMMAND
-            )
+            command = run_directory.beside_checkpoints(Path(config.checkpoint.save)).command
             atomic.write_file(command, shlex.join(sys.argv))
         try:
             pretrain(config, run.step, callbacks=[run.callback, *callbacks])
@@ -170,8 +168,8 @@ def _in_words_of_bridge(config: bridge_config.ConfigContainer) -> Iterator[None]
     except Exception as error:
         if reason := full_disk.no_room(error):
             raise InputError(
-                f"{config.checkpoint.save} cannot be written: {reason}; make room and run the same command again, and "
-                "it continues from the newest complete checkpoint"
+                f"{config.checkpoint.save} cannot be written: {reason}; make room and run the same command again, "
+                f"{run_directory.GOES_ON}"
             ) from error
         raise
 

@@ -57,6 +57,10 @@ class Beside:
     inputs: Path
     metrics: Path
 
+    @property
+    def command(self) -> Path:
+        return self.inputs.with_name(COMMAND)
+
 
 def beside_checkpoints(folder: Path) -> Beside:
     """Say where the other files of a run lie, given LOG_DIR/NAME/checkpoints; within a folder of another name."""

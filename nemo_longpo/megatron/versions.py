@@ -1,6 +1,7 @@
 """Differences between Megatron-Core 0.15 and 0.19 that this room meets, each with the version that brought it.
 
-Only this file asks which of them is installed; it looks at signatures, because images carry builds between versions.
+Only this file of the room asks which of them is installed; it looks at signatures, because images carry builds between
+versions.
 Where one way of calling serves all versions, the code takes it, and the difference is only listed here:
 
 - 0.16: `TransformerLayer` hands `padding_mask`, of experts, to its feed-forward part. `TiledMLP` takes and drops it.
