@@ -22,9 +22,6 @@ from .huggingface.config import megatron_fields
 from .huggingface.directory import HfDirectory
 from .training_state import TrainingState
 
-COMMON = {"checkpoint_version": 3.0, "iteration": 0}
-"""What Bridge keeps in `common.pt` of a checkpoint without optimizer and random state."""
-
 _YARN = {
     "factor": "yarn_rotary_scaling_factor",
     "original_max_position_embeddings": "yarn_original_max_position_embeddings",

@@ -128,7 +128,7 @@ def _write(
 ) -> None:
     not_finite = tensor_values.NotFinite()
     chunks = plan_chunks(policy.weights, policy.family, policy.model_shape, not_finite, form)
-    common: dict[str, Any] = dict(bridge_checkpoint.COMMON) if form is forms.BRIDGE else {}
+    common: dict[str, Any] = dict(training_state.BRIDGE_COMMON) if form is forms.BRIDGE else {}
     if state and isinstance(policy.weights, torch_dist.DistCheckpoint):
         chunks += training_state.optimizer_chunks(policy.weights, form)
         common = (training_state.bridge_common if form is forms.BRIDGE else training_state.nemo_common)(state)

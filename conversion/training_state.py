@@ -130,13 +130,17 @@ def optimizer_chunks(stored: DistCheckpoint, form: CheckpointForm) -> Iterator[C
             )
 
 
+BRIDGE_COMMON = {"checkpoint_version": 3.0, "iteration": 0}
+"""What Bridge keeps in `common.pt` of a checkpoint without optimizer and random state."""
+
+
 def bridge_common(state: TrainingState) -> dict[str, Any]:
     """What Bridge keeps of a run beside tensors. Of its schedule only the step counts, the rest is the settings'.
 
     They are taken with `scheduler.override_opt_param_scheduler=True`, which our recipes have.
     """
     return {
-        "checkpoint_version": 3.0,
+        **BRIDGE_COMMON,
         "iteration": state.step,
         "optimizer": dict(state.optimizer),
         "opt_param_scheduler": {
