@@ -126,8 +126,10 @@ $(VENV)/eval.stamp: requirements/eval.txt $(VENV)/cpu.stamp
 	$(PIP) install --no-deps -r requirements/eval.txt
 	@touch $@
 
-# Editable, so only a change of packaging asks for this again.
+# Editable, so only a change of packaging asks for this again. What a wheel that was built here leaves behind goes: Python
+# would read its entry points, which may be older, before those of this install.
 $(VENV)/project.stamp: pyproject.toml $(VENV)/cpu.stamp
+	rm -rf build nemo_longpo.egg-info
 	$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 

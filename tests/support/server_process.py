@@ -2,13 +2,14 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from pathlib import Path
 from urllib.error import URLError
+
+from support.free_ports import free_port
 
 # Without chunked prefill, because vLLM on CPU crashes on a seeded request whose prompt it reads in pieces.
 _OPTIONS = {
@@ -33,9 +34,7 @@ class ServerProcess:
     """Serves the model of a directory on a port that stays the same over restarts. Use as `with`."""
 
     def __init__(self, model: Path, log: Path):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/v1"
         self._model, self._log = model, log
 

@@ -9,15 +9,10 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
+from support.free_ports import free_port
 from support.nemo_process import NemoProcess
 
 JOB_TIMEOUT_SECONDS = 240
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def serve(rank: int, connection: Connection) -> None:
