@@ -38,9 +38,6 @@ TRL_VENV := .venv-trl
 DOCS_VENV := .venv-docs
 TRL_PIP := $(TRL_VENV)/bin/python -m pip --disable-pip-version-check -qq
 SOURCES := nemo_longpo recipes conversion data_tools
-# What needs Megatron-Core alone runs with the versions of both environments.
-CORE_TESTS := $(addprefix tests/megatron/, test_core_step.py test_frugal_layers.py test_attention.py test_gpt.py \
-	test_te_core.py test_te_signatures.py)
 
 .PHONY: demo replicate test test-fast test-slow test-distributed test-gpu test-vllm test-bridge fuzz lint docs env nemo26 core16 vllm-env eval-env test-eval \
 	bridge-env trl-env clean
@@ -80,8 +77,9 @@ bridge-env test-bridge:
 else
 bridge-env: $(BRIDGE_VENV)/project.stamp
 
+# What needs Megatron-Core alone runs with the versions of both environments.
 test-bridge: bridge-env
-	$(BRIDGE_VENV)/bin/python -m pytest --disable-warnings tests/bridge tests/backends $(CORE_TESTS)
+	$(BRIDGE_VENV)/bin/python -m pytest --disable-warnings tests/bridge tests/backends tests/megatron
 endif
 
 fuzz: env

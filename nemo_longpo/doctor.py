@@ -88,12 +88,10 @@ def installed_versions() -> dict[str, str | None]:
 
 def version_of_source(module: str) -> str | None:
     """Version of a package on the path, by the numbers in the `package_info.py` that NVIDIA's have; nothing is run."""
-    try:
-        spec = util.find_spec(module)
-    except ModuleNotFoundError:  # of the package that it is part of
+    if not trainers.is_installed(module):
         return None
-    if spec is None:
-        return None
+    spec = util.find_spec(module)
+    assert spec is not None
     for folder in spec.submodule_search_locations or ():
         info = Path(folder, "package_info.py")
         text = info.read_text(encoding="utf-8") if info.is_file() else ""

@@ -6,6 +6,7 @@ Imports the standard library alone, so that it can judge an environment in which
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 NEMO_IMAGE = "the NGC NeMo 25.11 image"
 BRIDGE_IMAGE = "the NGC NeMo 26.08 image"
@@ -18,6 +19,15 @@ def release(version: str | None) -> Release:
     """(major, minor) of a version; (0, 0) if there is none or it is no version number."""
     found = re.match(r"(\d+)\.(\d+)", version or "")
     return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module can be imported; a mere folder of its name on the path, such as a run's `nemo/`, is none."""
+    try:
+        spec = find_spec(module)
+    except ModuleNotFoundError:  # of the package that it is part of
+        return False
+    return spec is not None and spec.origin is not None
 
 
 @dataclass(frozen=True)

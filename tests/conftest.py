@@ -6,7 +6,6 @@ import io
 import logging
 import os
 import signal
-from importlib.util import find_spec
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -25,6 +24,8 @@ import torch
 from support.nemo_process import NemoProcess, import_core, import_nemo, import_nothing
 from support.worker_pool import WorkerPool
 
+from nemo_longpo import trainers
+
 CORE16 = Path(__file__).parent.with_name(".core16")
 
 
@@ -37,7 +38,7 @@ def pytest_collection_modifyitems(items):
 
 
 def _new_process(overlay: Path | None = None) -> NemoProcess:
-    prepare = import_nemo if find_spec("nemo") else import_core
+    prepare = import_nemo if trainers.is_installed("nemo") else import_core
     if torch.cuda.is_available():
         prepare = import_nothing
     return NemoProcess(prepare, overlay=None if overlay is None else str(overlay))
@@ -54,7 +55,7 @@ def nemo_process():
 @pytest.fixture(scope="session")
 def core16_process():
     """Another one, whose Megatron-Core is 0.16."""
-    if not CORE16.is_dir() or not find_spec("nemo"):
+    if not CORE16.is_dir() or not trainers.is_installed("nemo"):
         pytest.skip("`make core16` installs Megatron-Core 0.16 beside 0.15")
     process = _new_process(CORE16)
     yield process

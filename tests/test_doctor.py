@@ -192,9 +192,11 @@ def test_a_version_is_read_from_sources_without_metadata(tmp_path, monkeypatch):
     info.write_text('MAJOR = 0\nMINOR = 16\nPATCH = 0\nPRE_RELEASE = "rc0"\nraise SystemExit\n', encoding="utf-8")
     (info.parent / "__init__.py").write_text("raise SystemExit('imported')\n", encoding="utf-8")
     (tmp_path / "vendor_plain.py").touch()
+    (tmp_path / "vendor_folder").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
     assert doctor.version_of_source("vendor_core.deep") == "0.16.0rc0"
     assert doctor.version_of_source("vendor_plain") == "unknown"
+    assert doctor.version_of_source("vendor_folder") is None
     assert doctor.version_of_source("vendor_core.shallow") is None
     assert doctor.version_of_source("vendor_absent.deep") is None
 

@@ -53,6 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nemo_longpo.setting_names": set(),
     "nemo_longpo.steps": set(),
     "nemo_longpo.terminal": set(),
+    "nemo_longpo.trainers": set(),
     "nemo_longpo.typed_fields": set(),
     "nemo_longpo.checkpoints": set(),
     # What the data tools, training and conversion all ask of a model directory before a library reads it.
@@ -86,7 +87,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | PURE,
     # Lengths and placements of the recipes of all ways in.
     "nemo_longpo.long_runs": set(),
-    NEMO: {"nemo_longpo.megatron", "nemo_longpo.trainers"} | TRAINING | LAYOUTS | PURE,
+    NEMO: {"nemo_longpo.megatron"} | TRAINING | LAYOUTS | PURE,
     BRIDGE: {"nemo_longpo.costs", "nemo_longpo.megatron"} | TRAINING | LAYOUTS | PURE,
     "nemo_longpo.recipes": set(),
     # The demo is one round of `longpo evolve`.
@@ -146,8 +147,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "nemo_longpo.planning",
         "nemo_longpo.yaml_input",
     },
-    "nemo_longpo.trainers": set(),
-    "nemo_longpo.doctor": {"nemo_longpo.trainers"},
+    "nemo_longpo.doctor": set(),
     "nemo_longpo.line_plot": set(),
     # Reads what a run and an evaluation have written.
     "nemo_longpo.report": {
@@ -170,6 +170,7 @@ OPEN_TO_ALL = {
     "nemo_longpo.setting_names",
     "nemo_longpo.steps",
     "nemo_longpo.terminal",
+    "nemo_longpo.trainers",
     "nemo_longpo.typed_fields",
 }
 

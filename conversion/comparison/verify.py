@@ -3,13 +3,13 @@
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 from tqdm import tqdm
 
+from nemo_longpo import trainers
 from nemo_longpo.checkpoints import forms, run_directory, trust
 from nemo_longpo.errors import InputError
 from nemo_longpo.terminal import note
@@ -18,7 +18,7 @@ from ..model_on_disk import NOTHING_ELSE, Access, ModelOnDisk, open_model
 from . import comparison_report, logits, small_files, tensors
 from .logits_jobs import Job, compute
 
-PACKAGES = {"nemo": "NeMo", "megatron": "Megatron-Core"}
+PACKAGES = {"nemo": "NeMo", "megatron.core": "Megatron-Core"}
 """Names of modules → what people call them."""
 
 
@@ -96,8 +96,8 @@ def _side(source: ModelOnDisk) -> comparison_report.Side:
 
 def _require_trainer(*sides: ModelOnDisk) -> None:
     for source in sides:
-        needed = {"nemo": ("nemo", "megatron"), "bridge": ("megatron",), "huggingface": ()}[source.side]
-        if missing := [name for name in needed if not find_spec(name)]:
+        needed = {"nemo": ("nemo", "megatron.core"), "bridge": ("megatron.core",), "huggingface": ()}[source.side]
+        if missing := [name for name in needed if not trainers.is_installed(name)]:
             names = " and ".join(PACKAGES[name] for name in missing)
             raise InputError(
                 f"the logits of {source.path} need {names}, not installed here; pass --no-logits to compare the rest"

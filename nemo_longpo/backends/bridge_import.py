@@ -9,10 +9,10 @@ installed is imported as ever.
 import builtins
 import importlib
 from collections.abc import Collection, Mapping
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
+from nemo_longpo import trainers
 from nemo_longpo.errors import InputError
 
 UNGUARDED = {
@@ -65,7 +65,7 @@ def import_bridge() -> None:
 
     Raises InputError if Megatron-Bridge is not installed.
     """
-    if find_spec("megatron") is None or find_spec("megatron.bridge") is None:
+    if not trainers.is_installed("megatron.bridge"):
         raise InputError(
             "Megatron-Bridge is not installed here: use an image or an environment that has it, for example that of "
             "`make bridge-env`."
@@ -75,7 +75,7 @@ def import_bridge() -> None:
 
 def import_with_stand_ins(unguarded: Mapping[str, Collection[str]]) -> None:
     """Import all modules that a table like `UNGUARDED` names, and give them stand-ins for what is missing of it."""
-    missing = {package for package in unguarded if find_spec(package) is None}
+    missing = {package for package in unguarded if not trainers.is_installed(package)}
     import_statement, import_module = builtins.__import__, importlib.import_module
 
     def import_or_stand_in(

@@ -4,11 +4,12 @@ Here and in `redirections`, and nowhere else, their CUDA calls are answered with
 nothing where an accelerator is present.
 """
 
-from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+from nemo_longpo import trainers
 
 from . import bridge_import, redirections
 
@@ -23,9 +24,9 @@ def is_needed() -> bool:
 
 def installed_line() -> Line:
     """Return the line that this environment holds; NeMo's if it holds both."""
-    if find_spec("nemo"):
+    if trainers.is_installed("nemo"):
         return "nemo"
-    return "bridge" if find_spec("megatron.bridge") else "megatron"
+    return "bridge" if trainers.is_installed("megatron.bridge") else "megatron"
 
 
 def redirections_of(line: Line) -> list[redirections.Redirection]:

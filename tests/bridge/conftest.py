@@ -1,14 +1,14 @@
 """Fixtures of the tests of Megatron-Bridge. Without Bridge, the files of this folder are skipped with a reason."""
 
-from importlib.util import find_spec
-
 import pytest
 from support.bridge_runs import Inputs
 from support.nemo_process import NemoProcess, import_bridge
 from support.workbench import Workbench, make_reference, make_workbench
 from support.worker_pool import WorkerPool
 
-MISSING = find_spec("megatron") is None or find_spec("megatron.bridge") is None
+from nemo_longpo import trainers
+
+MISSING = not trainers.is_installed("megatron.bridge")
 
 
 class SkippedFile(pytest.File):

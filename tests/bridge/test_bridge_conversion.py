@@ -89,7 +89,7 @@ def test_a_run_under_parallel_sizes_is_exported_whole(workers, tmp_path):
 def test_a_run_goes_on_from_its_state_in_nemos_form(workers, tmp_path):
     """Two steps, the state in NeMo's form and from there in Bridge's, two more: the losses and bits of four.
 
-    tests/megatron/test_resume_across.py holds NeMo's half. NeMo is not here, so what its form has beside the weights is
+    tests/nemo/test_resume_across.py holds NeMo's half. NeMo is not here, so what its form has beside the weights is
     written without it.
     """
     inputs = Inputs.write(tmp_path, "mistral")

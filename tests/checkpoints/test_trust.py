@@ -1,6 +1,6 @@
 """The lists of what a checkpoint may name, and what is refused, without the loaders of NeMo, Megatron and PyTorch.
 
-tests/megatron/test_trust.py shows that these exploits run if a loader reads them.
+tests/nemo/test_trust.py shows that these exploits run if a loader reads them.
 """
 
 import _compat_pickle

@@ -166,7 +166,7 @@ def test_code_files_are_not_copied(with_code, tmp_path):
 @pytest.mark.parametrize("exploit", EXPLOITS)
 def test_checkpoint_code_is_not_needed(exploit, nemo_checkpoints, trap, tmp_path):
     """Neither command builds anything that a checkpoint names, so that most of what verify and training refuse is no
-    obstacle here; see tests/megatron/test_trust.py for those."""
+    obstacle here; see tests/nemo/test_trust.py for those."""
     checkpoint = shutil.copytree(nemo_checkpoints["mistral"], tmp_path / "nemo")
     EXPLOITS[exploit][0](checkpoint, trap)
     main(["convert", "inspect", str(checkpoint)])

@@ -1,6 +1,6 @@
 """Parallel sizes do not matter: one import trains under any, and exports do not depend on them.
 
-That one import computes the same losses and gradients under every kind of sizes is `tests/megatron/test_parity.py`.
+That one import computes the same losses and gradients under every kind of sizes is `tests/nemo/test_parity.py`.
 """
 
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 from support import tiny_models as tiny, training_pairs as pairs
 from support.conversion_cases import CASES, files, read_config
-from support.jobs import megatron_jobs
+from support.jobs import nemo_jobs
 
 from nemo_longpo.conversion.exporter import export_checkpoint
 from nemo_longpo.conversion.torch_dist import DistCheckpoint
@@ -52,7 +52,7 @@ def train(
         "trainer.max_steps": steps,
         **{f"trainer.strategy.{name}": value for name, value in sizes.items()},
     }
-    workers.run(megatron_jobs.finetune, ranks, overrides=overrides, checkpoints=True)
+    workers.run(nemo_jobs.finetune, ranks, overrides=overrides, checkpoints=True)
     (last,) = (run / "longpo" / "checkpoints").glob("*last")
     return last
 

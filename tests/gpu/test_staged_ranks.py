@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support import tiny_models as tiny, training_pairs as pairs
-from support.jobs import megatron_jobs, resume_jobs, staged_jobs
+from support.jobs import nemo_jobs, resume_jobs, staged_jobs
 from support.parity import BETA, TOLERANCE, WEIGHT, assert_equal_gradients, train_one_step
 from support.reference import longpo_step
 from torch import Tensor
@@ -137,10 +137,10 @@ def test_a_stopped_run_goes_on(bench, workers, tmp_path):
             **BF16,
         }
 
-    workers.run(megatron_jobs.finetune, 1, overrides=settings("straight"), checkpoints=True)
+    workers.run(nemo_jobs.finetune, 1, overrides=settings("straight"), checkpoints=True)
     workers.run(resume_jobs.finetune_until, 1, overrides=settings("stopped"), step=3)
     assert read_metrics(tmp_path / "stopped")[-1]["step"] == 3
-    workers.run(megatron_jobs.finetune, 1, overrides=settings("stopped"), checkpoints=True)
+    workers.run(nemo_jobs.finetune, 1, overrides=settings("stopped"), checkpoints=True)
     straight, stopped = (read_metrics(tmp_path / run) for run in ("straight", "stopped"))
     assert [line["step"] for line in stopped] == [1, 2, 3, 4]
     assert straight[3]["loss"] < 0.99 * straight[0]["loss"], "the steps change little, and so hold little"

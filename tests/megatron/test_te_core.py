@@ -4,7 +4,6 @@ The environment's, and 0.16.1 beside it; 0.19.2 in that of Megatron-Bridge. See 
 what only a GPU can.
 """
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from support.parity_cases import OFFLOAD, TILES
 from support.workbench import Workbench, make_reference, make_workbench
 from support.worker_pool import WorkerPool
 
+from nemo_longpo import trainers
 from nemo_longpo.checkpoints.run_directory import find_checkpoint
 from nemo_longpo.objective import METRICS, Objective
 
@@ -26,7 +26,7 @@ CORE16 = Path(__file__).parents[2] / ".core16"
 @pytest.fixture(scope="module", params=[None, CORE16], ids=["", "0.16"])
 def te_workers(request, tmp_path_factory):
     """Two processes in which `import transformer_engine` finds the stand-in."""
-    if request.param and not (CORE16.is_dir() and find_spec("nemo")):
+    if request.param and not (CORE16.is_dir() and trainers.is_installed("nemo")):
         pytest.skip("`make core16` installs Megatron-Core 0.16 beside 0.15")
     folder = str(tmp_path_factory.mktemp("metadata"))
     parent = NemoProcess(te_jobs.prepare_core, overlay=request.param and str(request.param), directory=folder)

@@ -166,7 +166,7 @@ def test_overrides_spell_the_placement(placement, expected):
 
 
 def test_recipe_matches_the_recommendation(tmp_path, capsys):
-    """As `nemo llm finetune --yaml` takes it; tests/megatron/test_nemo_cli.py trains with one."""
+    """As `nemo llm finetune --yaml` takes it; tests/nemo/test_nemo_cli.py trains with one."""
     file = tmp_path / "plan.yaml"
     assert main([*COMMAND, "--recipe", str(file), "--json"]) == 0
     recipe = yaml.safe_load(file.read_text())

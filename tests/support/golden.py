@@ -5,11 +5,11 @@ import os
 from pathlib import Path
 
 import numpy as np
-from support.jobs import megatron_jobs
+from support.jobs import nemo_jobs
 
 from nemo_longpo.checkpoints.run_directory import read_metrics
 
-CURVE = Path(__file__).parents[1] / "megatron" / "golden_curve.json"
+CURVE = Path(__file__).parents[1] / "nemo" / "golden_curve.json"
 NAMES = ("loss", "loss/nll", "loss/longpo", "rewards/margins", "grad_norm")
 # Of a curve's largest value. One process, two context, tensor or pipeline ranks, and two full sequences per pair stay
 # within 3e-7 of each other over these 20 steps; the rest is room for other processors' rounding.
@@ -33,7 +33,7 @@ def assert_golden_curve(workbench, workers, directory: Path) -> None:
         "trainer.max_steps": 20,
         "trainer.strategy.context_parallel_size": 2,
     }
-    workers.run(megatron_jobs.finetune, 2, overrides=overrides)
+    workers.run(nemo_jobs.finetune, 2, overrides=overrides)
     steps = read_metrics(directory / "run")
     found = {name: [step[name] for step in steps] for name in NAMES}
     if os.environ.get("LONGPO_WRITE_GOLDEN"):

@@ -84,7 +84,7 @@ def examine(nemo_root: Path, output: Path) -> None:
 def train(checkpoint: Path, output: Path, steps: int) -> None:
     """Our recipe on pairs for the tiny Mistral; a run that is there already in `output/longpo` goes on."""
     from support import training_pairs as pairs
-    from support.jobs.megatron_jobs import finetune
+    from support.jobs.nemo_jobs import finetune
     from support.tiny_models import DEFAULT_STYLE, tiny_tokenizer
 
     from nemo_longpo.conversion.model_on_disk import open_checkpoint

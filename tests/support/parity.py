@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from support.checkpoint_tensors import checkpoint_tensors
-from support.jobs import megatron_jobs
+from support.jobs import nemo_jobs
 from support.parity_cases import CONCATENATED, SEQUENCE_PARALLEL
 from torch import Tensor
 
@@ -19,7 +19,7 @@ BETA, WEIGHT = 0.1, 0.5
 
 
 def train_one_step(
-    workbench, workers, directory: Path, case, finetune=megatron_jobs.finetune
+    workbench, workers, directory: Path, case, finetune=nemo_jobs.finetune
 ) -> tuple[dict, dict[str, Tensor], list[list[int]]]:
     """The step's metrics, its gradients under Hugging Face's names, and the rows of every rank's micro-batches.
 

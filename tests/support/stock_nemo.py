@@ -27,7 +27,7 @@ CONVERTED = {
 def convert(case: str, hf: Path, nemo: Path, output: Path) -> None:
     """Both directions, by NeMo's own converters."""
     from nemo.collections import llm
-    from support.jobs.megatron_jobs import leave_process_group
+    from support.jobs.nemo_jobs import leave_process_group
 
     config = getattr(llm, {"Mistral": "MistralConfig7B"}.get(CONVERTED[case], f"{CONVERTED[case]}Config"))
     sizes = {"num_layers": 1, "hidden_size": 8, "ffn_hidden_size": 8, "num_attention_heads": 1}  # read from HF instead
@@ -44,7 +44,7 @@ def finetune(checkpoint: Path, output: Path) -> None:
     from nemo import lightning as nl
     from nemo.collections import llm
     from nemo.lightning.io import load_context
-    from support.jobs.megatron_jobs import leave_process_group
+    from support.jobs.nemo_jobs import leave_process_group
 
     config, tokenizer = (load_context(checkpoint, subpath=f"model.{part}") for part in ("config", "tokenizer"))
     llm.finetune(

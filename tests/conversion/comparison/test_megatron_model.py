@@ -120,7 +120,7 @@ def test_adapters_are_merged(nemo_checkpoints, tmp_path, in_worker):
 
 @pytest.mark.parametrize("exploit", ["a process in a field", "a pickle in common.pt", "a pickle among the tensors"])
 def test_checkpoint_code_does_not_run(exploit, hf_models, nemo_checkpoints, tmp_path, in_worker):
-    """tests/megatron/test_trust.py shows that it would run."""
+    """tests/nemo/test_trust.py shows that it would run."""
     plant, sentence = EXPLOITS[exploit]
     plant(shutil.copytree(nemo_checkpoints["mistral"], tmp_path / "nemo"), tmp_path / "trap")
     with pytest.raises(InputError, match=re.escape(sentence)):

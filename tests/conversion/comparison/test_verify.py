@@ -142,7 +142,7 @@ def test_other_sizes_have_no_logits(hf_models, capsys):
 
 
 def test_without_nemo_only_logits_are_refused(hf_models, nemo_checkpoints, monkeypatch, capsys):
-    monkeypatch.setattr(verify_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(verify_module.trainers, "is_installed", lambda name: False)
     sides = hf_models["mistral"], nemo_checkpoints["mistral"]
     status, line = run(capsys, *sides)
     assert status == 2

@@ -2,7 +2,7 @@
 
 All values are small multiples of powers of two, so that every sum is exact in fp32 in whatever order it is taken, and
 the export must agree bit for bit with a reference in float64. What NeMo itself writes is exported in
-tests/megatron/test_lora.py, and held against what Megatron computes.
+tests/nemo/test_lora.py, and held against what Megatron computes.
 """
 
 import json

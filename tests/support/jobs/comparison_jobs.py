@@ -1,6 +1,6 @@
 """Jobs of a `WorkerPool` worker that compute logits, to avoid another import of NeMo."""
 
-from support.jobs.megatron_jobs import leave_process_group
+from support.jobs.nemo_jobs import leave_process_group
 
 from nemo_longpo.conversion.comparison.logits_jobs import Job, run_job
 from nemo_longpo.errors import InputError

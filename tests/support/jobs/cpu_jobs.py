@@ -257,7 +257,7 @@ def names_called_by_training(line: cpu.Line, directory: str) -> set[str]:
 
 
 def _train_with_nemo(directory: str) -> None:
-    from support.jobs.megatron_jobs import finetune
+    from support.jobs.nemo_jobs import finetune
 
     overrides = {
         "data.paths": f"{directory}/shards",

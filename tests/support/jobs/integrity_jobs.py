@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from support.jobs.megatron_jobs import finetune
+from support.jobs.nemo_jobs import finetune
 
 from nemo_longpo.errors import InputError
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from support.jobs.megatron_jobs import finetune, refusal
+from support.jobs.nemo_jobs import finetune, refusal
 
 
 def train_adapters(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.jobs.megatron_jobs import finetune
+from support.jobs.nemo_jobs import finetune
 
 
 def finetune_until(overrides: dict[str, Any], step: int) -> None:

@@ -29,9 +29,9 @@ def get_ready() -> None:
 
 
 def finetune(overrides: dict[str, Any], **job: Any) -> list[int]:
-    """`megatron_jobs.finetune` of as many ranks as `trainer.devices` says, each a node of its own."""
+    """`nemo_jobs.finetune` of as many ranks as `trainer.devices` says, each a node of its own."""
     from support import staged_backend  # noqa: F401 (registers the backend)
-    from support.jobs import megatron_jobs
+    from support.jobs import nemo_jobs
 
     from nemo_longpo.nemo import strategy
 
@@ -40,7 +40,7 @@ def finetune(overrides: dict[str, Any], **job: Any) -> list[int]:
     with ExitStack() as patches:
         patches.enter_context(patch.dict(os.environ, {**place, "TORCHELASTIC_RUN_ID": "staged"}))
         patches.enter_context(patch.dict(strategy._WITHOUT_ACCELERATOR, process_group_backend="staged"))
-        return megatron_jobs.finetune(overrides | SETTINGS | {"trainer.num_nodes": ranks}, **job)
+        return nemo_jobs.finetune(overrides | SETTINGS | {"trainer.num_nodes": ranks}, **job)
 
 
 def collectives(device: str) -> dict[str, np.ndarray]:

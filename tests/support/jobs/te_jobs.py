@@ -140,13 +140,13 @@ def _differences(comm_type: str, hierarchical: list[int] | None, cp_size: int, r
 
 
 def finetune(transformer_engine: bool, **job: Any) -> dict[str, int]:
-    """`megatron_jobs.finetune`, with Transformer Engine's layers and what a GPU fuses, or as on every CPU.
+    """`nemo_jobs.finetune`, with Transformer Engine's layers and what a GPU fuses, or as on every CPU.
 
     Megatron's formula of the fused gate runs as it is written, not compiled. Returns how often each of Transformer
     Engine's functions was called, that formula, and ours for the rotary angles.
     """
     from megatron.core.transformer import mlp
-    from support.jobs.megatron_jobs import finetune as run
+    from support.jobs.nemo_jobs import finetune as run
 
     from nemo_longpo.megatron import gpt
     from nemo_longpo.megatron.backend import Backend, CpuBackend

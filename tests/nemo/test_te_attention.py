@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.checkpoint_tensors import checkpoint_tensors
-from support.jobs import megatron_jobs, te_jobs
+from support.jobs import nemo_jobs, te_jobs
 from support.nemo_process import NemoProcess
 from support.worker_pool import WorkerPool
 
@@ -111,6 +111,6 @@ def test_refused_before_training(workbench, workers, tmp_path):
         "trainer.strategy.context_parallel_size": 4,
         "trainer.strategy.cp_comm_type": "a2a",
     }
-    (message,) = workers.run(megatron_jobs.refusal, 1, overrides=settings)
+    (message,) = workers.run(nemo_jobs.refusal, 1, overrides=settings)
     assert "2 key/value heads" in message
     assert "trainer.strategy.cp_comm_type=a2a" in message

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from support import training_pairs as pairs
-from support.jobs import megatron_jobs
+from support.jobs import nemo_jobs
 from support.reference import longpo_step
 from transformers import AutoModelForCausalLM
 
@@ -26,7 +26,7 @@ def _first_step(workbench, workers, run, **precision) -> dict[str, float]:
         "trainer.strategy.tensor_model_parallel_size": 2,  # the small model has two heads for keys and values
         **precision,
     }
-    workers.run(megatron_jobs.finetune, 4, overrides=overrides, recipe_name="mistral_7b_longpo_128k")
+    workers.run(nemo_jobs.finetune, 4, overrides=overrides, recipe_name="mistral_7b_longpo_128k")
     (metrics,) = read_metrics(run)
     return metrics
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from support import tiny_models as tiny, training_pairs as pairs
-from support.jobs import megatron_jobs
+from support.jobs import nemo_jobs
 from support.parity import TOLERANCE, assert_equal_gradients, train_one_step
 
 from nemo_longpo.conversion.exporter import export_checkpoint
@@ -34,7 +34,7 @@ def saved_by_training(workbench, workers, directory: Path) -> Path:
         "optim.config.lr": 1e-2,
         "trainer.max_steps": 1,
     }
-    workers.run(megatron_jobs.finetune, 1, overrides=overrides, checkpoints=True)
+    workers.run(nemo_jobs.finetune, 1, overrides=overrides, checkpoints=True)
     (last,) = (directory / "longpo" / "checkpoints").glob("*last")
     return last
 

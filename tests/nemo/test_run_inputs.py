@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from support import tiny_models as tiny, training_pairs as pairs
-from support.jobs import megatron_jobs
+from support.jobs import nemo_jobs
 
 from nemo_longpo.checkpoints.run_directory import read_metrics
 from nemo_longpo.conversion.importer import import_checkpoint
@@ -30,7 +30,7 @@ def _train(workers, workbench, run: Path, **overrides) -> str:
     """The first rank's log."""
     saving = {"log__ckpt__every_n_train_steps": 1, "log__ckpt__save_optim_on_train_end": True}
     settings = _settings(workbench, run, **saving, **overrides)
-    workers.run(megatron_jobs.finetune, 1, overrides=settings, checkpoints=True)
+    workers.run(nemo_jobs.finetune, 1, overrides=settings, checkpoints=True)
     return "".join(path.read_text() for path in (run / "longpo").rglob("nemo_log*.txt"))
 
 
@@ -50,7 +50,7 @@ def test_changed_inputs_are_refused_at_resume(workers, workbench, tmp_path):
     }
     for setting, path in others.items():
         settings = _settings(workbench, run, **{setting: str(path)}, trainer__max_steps=2)
-        (message,) = workers.run(megatron_jobs.refusal, 1, overrides=settings, checkpoints=True)
+        (message,) = workers.run(nemo_jobs.refusal, 1, overrides=settings, checkpoints=True)
         assert str(path) in message
         assert setting.replace("__", ".") in message
         assert "resume.accept_changes=True if you want this change" in message
@@ -99,20 +99,20 @@ def test_changed_shard_stops_all_ranks(workers, workbench, tmp_path):
     content[position] ^= 1
     parallel = {"trainer__devices": 2, "trainer__strategy__context_parallel_size": 2, "data__paths": str(shards)}
     two_ranks = _settings(workbench, tmp_path / "run", **parallel)
-    workers.run(megatron_jobs.finetune, 2, overrides=two_ranks)
+    workers.run(nemo_jobs.finetune, 2, overrides=two_ranks)
     memory = tmp_path / "run" / "longpo" / "inputs" / "checked_shards.json"
     assert str(file) in memory.read_text()
     file.write_bytes(content)
-    first, second = workers.run(megatron_jobs.refusal, 2, overrides=two_ranks)
+    first, second = workers.run(nemo_jobs.refusal, 2, overrides=two_ranks)
     assert first == second
     assert first.startswith(f"{file} has sha256")
     (message,) = workers.run(
-        megatron_jobs.refusal,
+        nemo_jobs.refusal,
         1,
         overrides=_settings(workbench, tmp_path / "new", data__paths=str(shards)),
     )
     assert message == first
     workers.run(
-        megatron_jobs.finetune, 1,
+        nemo_jobs.finetune, 1,
         overrides=_settings(workbench, tmp_path / "new", data__paths=str(shards), data__check_hashes=False),
     )  # fmt: skip

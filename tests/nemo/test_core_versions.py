@@ -11,7 +11,7 @@ import torch
 from support import parity, parity_cases
 from support.checkpoint_tensors import checkpoint_tensors
 from support.golden import assert_golden_curve
-from support.jobs import megatron_jobs, resume_jobs, version_jobs
+from support.jobs import nemo_jobs, resume_jobs, version_jobs
 from support.worker_pool import WorkerPool
 from transformers import AutoModelForCausalLM
 
@@ -66,13 +66,13 @@ def test_a_run_moves_to_the_later_version(workbench, workers, core16_process, co
             "trainer.strategy.context_parallel_size": 2,
         }
 
-    workers.run(megatron_jobs.finetune, 2, overrides=settings("stays"), checkpoints=True)
+    workers.run(nemo_jobs.finetune, 2, overrides=settings("stays"), checkpoints=True)
     workers.run(resume_jobs.finetune_until, 2, overrides=settings("moves"), step=3)
     with pytest.raises(AssertionError, match="was killed"):
         WorkerPool(core16_process, 2).run(
-            megatron_jobs.finetune, 2, overrides=settings("moves"), checkpoints=True, kill_after=5
+            nemo_jobs.finetune, 2, overrides=settings("moves"), checkpoints=True, kill_after=5
         )
-    core16_workers.run(megatron_jobs.finetune, 2, overrides=settings("moves"), checkpoints=True)
+    core16_workers.run(nemo_jobs.finetune, 2, overrides=settings("moves"), checkpoints=True)
 
     names = ("step", "loss", "grad_norm", "lr", "rewards/margins")
     stayed, moved = (
@@ -139,6 +139,6 @@ def test_conditions_that_are_gone_are_refused(workbench, core16_workers, tmp_pat
         "optim.no_weight_decay_cond": version_jobs.decays_nothing,
         "trainer.max_steps": 1,
     }
-    (said,) = core16_workers.run(megatron_jobs.refusal, 1, overrides=settings)
+    (said,) = core16_workers.run(nemo_jobs.refusal, 1, overrides=settings)
     assert "optim.no_weight_decay_cond is set" in said
     assert "Megatron-Core 0.15" in said

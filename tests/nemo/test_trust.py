@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from support.exploits import EXPLOITS
-from support.jobs import megatron_jobs
+from support.jobs import nemo_jobs
 from support.waiting import wait_until
 
 from nemo_longpo.checkpoints.integrity import write_record
@@ -42,11 +42,11 @@ def plant_in(checkpoint: Path, exploit: str, trap: Path) -> str:
 def test_start_that_runs_code_is_refused(exploit, workbench, settings, workers, tmp_path):
     trap = tmp_path / "trap"
     sentence = harmful(workbench.checkpoint, tmp_path / "start", exploit, trap)
-    (message,) = workers.run(megatron_jobs.refusal, 1, overrides=settings)
+    (message,) = workers.run(nemo_jobs.refusal, 1, overrides=settings)
     assert sentence in message
     assert not trap.exists()
     assert not list((tmp_path / "run").rglob("checkpoints/*"))
-    workers.run(megatron_jobs.attempt, 1, overrides=settings | {"resume.trust_checkpoint": True})
+    workers.run(nemo_jobs.attempt, 1, overrides=settings | {"resume.trust_checkpoint": True})
     wait_until(trap.exists)  # another process makes it in some of the cases
 
 
@@ -54,10 +54,10 @@ def test_start_that_runs_code_is_refused(exploit, workbench, settings, workers, 
 def test_resume_that_runs_code_is_refused(exploit, workbench, settings, workers, tmp_path):
     settings |= {"resume.restore_config.path": str(workbench.checkpoint), "trainer.max_steps": 2}
     trained = settings | {"log.ckpt.every_n_train_steps": 1, "trainer.max_steps": 1}
-    workers.run(megatron_jobs.finetune, 1, overrides=trained, checkpoints=True)
+    workers.run(nemo_jobs.finetune, 1, overrides=trained, checkpoints=True)
     last = find_checkpoint(tmp_path / "run")
     trap = tmp_path / "trap"
     sentence = plant_in(last, exploit, trap)
-    (message,) = workers.run(megatron_jobs.refusal, 1, overrides=settings)
+    (message,) = workers.run(nemo_jobs.refusal, 1, overrides=settings)
     assert sentence in message
     assert not trap.exists()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support import tiny_models as tiny, training_pairs as pairs
-from support.jobs import megatron_jobs
+from support.jobs import nemo_jobs
 from transformers import AutoModelForCausalLM
 
 from nemo_longpo.checkpoints.run_directory import list_checkpoints, read_metrics
@@ -60,7 +60,7 @@ def parallel(cp: int = 1, tp: int = 1, pp: int = 1, dp: int = 1) -> dict:
 @pytest.mark.parametrize("sizes", [{"cp": 2, "dp": 2}, {"pp": 2}, {"tp": 2, "dp": 2}], ids=str)
 def test_all_ranks_name_the_document(workers, workbench, poisoned, tmp_path, sizes):
     given = poisoned | parallel(**sizes) | {"data.global_batch_size": 4, "trainer.max_steps": 2}
-    messages = workers.run(megatron_jobs.refusal, given["trainer.devices"], overrides=given, checkpoints=True)
+    messages = workers.run(nemo_jobs.refusal, given["trainer.devices"], overrides=given, checkpoints=True)
     assert len(set(messages)) == 1
     assert messages[0].startswith("Step 1: the loss of 'doc-2' is not a finite number. It was not applied")
     assert read_metrics(tmp_path / "run") == []
@@ -70,14 +70,14 @@ def test_all_ranks_name_the_document(workers, workbench, poisoned, tmp_path, siz
 def test_newest_sound_checkpoint_stays_and_the_run_goes_on_without_the_step(workers, workbench, poisoned, tmp_path):
     """One pair per step, in an order that has the third document third."""
     given = poisoned | parallel(cp=2) | {"data.global_batch_size": 1, "data.seed": 1, "trainer.max_steps": 4}
-    messages = workers.run(megatron_jobs.refusal, 2, overrides=given, checkpoints=True)
+    messages = workers.run(nemo_jobs.refusal, 2, overrides=given, checkpoints=True)
     bad = 3
     assert all(message.startswith(f"Step {bad}: the loss of 'doc-2'") for message in messages)
     folder = tmp_path / "run" / "longpo" / "checkpoints"
     assert list_checkpoints(folder).newest.name.startswith(f"global_step={bad - 1}")
     assert [metrics["step"] for metrics in read_metrics(tmp_path / "run")] == list(range(1, bad))
     given["trainer.strategy.non_finite_steps"] = "skip"
-    workers.run(megatron_jobs.finetune, 2, overrides=given, checkpoints=True)
+    workers.run(nemo_jobs.finetune, 2, overrides=given, checkpoints=True)
     metrics = read_metrics(tmp_path / "run")
     assert [step["step"] for step in metrics if step.get("skipped")] == [bad]
     assert [step["step"] for step in metrics if not np.isfinite([step["loss"], step["grad_norm"]]).all()] == [bad]
@@ -101,7 +101,7 @@ def weights(folder: Path, step: int, scratch: Path) -> dict[str, torch.Tensor]:
 def test_skipping_has_an_end(workers, workbench, poisoned, tmp_path):
     given = poisoned | parallel(dp=2) | {"data.global_batch_size": 4, "trainer.max_steps": 9}
     given |= {"trainer.strategy.non_finite_steps": "skip", "trainer.strategy.max_skipped_steps": 2}
-    first, second = workers.run(megatron_jobs.refusal, 2, overrides=given, checkpoints=True)
+    first, second = workers.run(nemo_jobs.refusal, 2, overrides=given, checkpoints=True)
     assert first == second
     assert first.startswith("Step 3: the loss of 'doc-2' is not a finite number. 2 step(s) before it were left out")
     assert [metrics["skipped"] for metrics in read_metrics(tmp_path / "run")] == [1, 1]
@@ -116,7 +116,7 @@ def test_gradient_of_one_rank_stops_all(workers, workbench, tmp_path):
         "log.log_dir": str(tmp_path / "run"),
         "trainer.max_steps": 3,
     } | parallel(cp=2)
-    messages = workers.run(megatron_jobs.refusal_of_poisoned_gradient, 2, overrides=given, rank=1, step=2)
+    messages = workers.run(nemo_jobs.refusal_of_poisoned_gradient, 2, overrides=given, rank=1, step=2)
     assert len(set(messages)) == 1
     assert messages[0].startswith(
         "Step 2: the gradient is not a finite number, though every loss is; its documents are "
@@ -127,5 +127,5 @@ def test_gradient_of_one_rank_stops_all(workers, workbench, tmp_path):
 
 def test_unknown_policy_is_refused(workers, workbench, poisoned):
     for wrong in ({"trainer.strategy.non_finite_steps": "ignore"}, {"trainer.strategy.max_skipped_steps": 0}):
-        (message,) = workers.run(megatron_jobs.refusal, 1, overrides=poisoned | wrong, checkpoints=True)
+        (message,) = workers.run(nemo_jobs.refusal, 1, overrides=poisoned | wrong, checkpoints=True)
         assert "one of error, skip, the second 1 or more" in message

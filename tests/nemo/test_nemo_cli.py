@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.jobs import megatron_jobs
+from support.jobs import nemo_jobs
 from support.training_pairs import with_short_prompts, write_tiny_shards
 
 from nemo_longpo.checkpoints.run_directory import find_checkpoint, metrics_file, read_metrics
@@ -48,7 +48,7 @@ def _nemo(
 
 def test_help_lists_the_recipes(tmp_path, programs, workers):
     shown = _nemo(tmp_path, "--help", programs=programs).stdout
-    (recipes,) = workers.run(megatron_jobs.names_of_recipes, 1)
+    (recipes,) = workers.run(nemo_jobs.names_of_recipes, 1)
     assert [name for name in recipes if name not in shown] == []
 
 

@@ -9,7 +9,7 @@ import torch
 from support import tiny_models
 from support.checkpoint_tensors import checkpoint_tensors
 from support.exploits import edit_recorded
-from support.jobs import megatron_jobs, resume_jobs
+from support.jobs import nemo_jobs, resume_jobs
 from support.worker_pool import WorkerPool
 
 from nemo_longpo.checkpoints.run_directory import find_checkpoint, metrics_file, read_metrics
@@ -60,7 +60,7 @@ def test_killed_run_equals_undisturbed_run(workbench, nemo_process, workers, tmp
     assert saved == [2, 4, 6, 7]
     killed = settings("killed", **{"data.num_workers": 1})
     with pytest.raises(AssertionError, match="was killed"):
-        WorkerPool(nemo_process, 2).run(megatron_jobs.finetune, 2, overrides=killed, checkpoints=True, kill_after=3)
+        WorkerPool(nemo_process, 2).run(nemo_jobs.finetune, 2, overrides=killed, checkpoints=True, kill_after=3)
     assert [line["step"] for line in _metrics(tmp_path / "killed")] == [1, 2, 3]
     workers.run(resume_jobs.finetune_until_removal, 2, overrides=killed)
     assert _left_over(tmp_path / "killed") == {
@@ -73,7 +73,7 @@ def test_killed_run_equals_undisturbed_run(workbench, nemo_process, workers, tmp
     workers.run(resume_jobs.finetune_until, 2, overrides=killed, step=5)
     (tmp_path / "killed").rename(tmp_path / "moved")
     moved = settings("moved", **{"data.num_workers": 1})
-    workers.run(megatron_jobs.finetune, 2, overrides=moved, checkpoints=True)
+    workers.run(nemo_jobs.finetune, 2, overrides=moved, checkpoints=True)
 
     straight, resumed = _metrics(tmp_path / "straight"), _metrics(tmp_path / "moved")
     assert [line["step"] for line in resumed] == [1, 2, 3, 4, 5, 6, 7]
@@ -90,7 +90,7 @@ def test_killed_run_equals_undisturbed_run(workbench, nemo_process, workers, tmp
 
     more = {"trainer.max_steps": 9}
     for run in ("straight", "moved"):
-        workers.run(megatron_jobs.finetune, 2, overrides=settings(run, **more), checkpoints=True)
+        workers.run(nemo_jobs.finetune, 2, overrides=settings(run, **more), checkpoints=True)
     longer, resumed = _metrics(tmp_path / "straight"), _metrics(tmp_path / "moved")
     assert longer[:7] == straight
     assert resumed == longer
@@ -124,7 +124,7 @@ def test_the_last_step_is_saved_once(workbench, workers, tmp_path):
     assert _left_over(tmp_path) == {"global_step=2", "global_step=2-last -> global_step=2"}
 
     settings["resume.resume_if_exists"] = False
-    (message,) = workers.run(megatron_jobs.refusal, 1, overrides=settings, checkpoints=True)
+    (message,) = workers.run(nemo_jobs.refusal, 1, overrides=settings, checkpoints=True)
     assert "holds checkpoints already (global_step=2), and this run would start over beside them" in message
 
 
@@ -136,4 +136,4 @@ def test_rows_that_are_not_recorded_are_those_of_the_tokenizer(workers, workbenc
     for multiple, rows in ((1, tokens), (128, -(-tokens // 128) * 128)):
         for name, value in (("vocab_size", None), ("make_vocab_size_divisible_by", multiple)):
             edit_recorded(checkpoint, "model.config", name, {"type": "leaf", "value": value})
-        assert workers.run(megatron_jobs.embedding_rows, 1, checkpoint=str(checkpoint)) == [(rows, rows)]
+        assert workers.run(nemo_jobs.embedding_rows, 1, checkpoint=str(checkpoint)) == [(rows, rows)]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from support.checkpoint_tensors import checkpoint_tensors
-from support.jobs import megatron_jobs
+from support.jobs import nemo_jobs
 
 from nemo_longpo.checkpoints.run_directory import find_checkpoint, read_metrics
 from nemo_longpo.conversion.importer import import_checkpoint
@@ -29,7 +29,7 @@ def test_a_run_goes_on_after_the_way_through_bridge(workbench, workers, tmp_path
             "optim.config.lr": 1e-2,
             "trainer.max_steps": 4,
         }
-        workers.run(megatron_jobs.finetune, 1, overrides=settings, checkpoints=True)
+        workers.run(nemo_jobs.finetune, 1, overrides=settings, checkpoints=True)
 
     train("straight")
     folder = tmp_path / "straight" / "longpo" / "checkpoints"

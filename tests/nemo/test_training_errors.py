@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from support import tiny_models as tiny, training_pairs as pairs
-from support.jobs import megatron_jobs
+from support.jobs import nemo_jobs
 
 from nemo_longpo.checkpoints.integrity import RECORD
 from nemo_longpo.checkpoints.run_directory import read_metrics
@@ -23,7 +23,7 @@ def _refusal(workers, workbench, tmp_path, **overrides) -> str:
         "trainer.max_steps": 1,
         **{name.replace("__", "."): value for name, value in overrides.items()},
     }
-    (message,) = workers.run(megatron_jobs.refusal, 1, overrides=settings)
+    (message,) = workers.run(nemo_jobs.refusal, 1, overrides=settings)
     assert not list((tmp_path / "run").rglob("checkpoints/*"))
     assert not read_metrics(tmp_path / "run")
     return message

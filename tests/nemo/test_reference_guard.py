@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from support import tiny_models as tiny, training_pairs as pairs
-from support.jobs import megatron_jobs
+from support.jobs import nemo_jobs
 from support.scored_pairs import scored_records
 
 from nemo_longpo.checkpoints.run_directory import read_metrics
@@ -49,7 +49,7 @@ def log_of(run: Path) -> str:
 
 
 def train(workers, given: dict, **job) -> str:
-    workers.run(megatron_jobs.finetune, given["trainer.devices"], overrides=given, **job)
+    workers.run(nemo_jobs.finetune, given["trainer.devices"], overrides=given, **job)
     return log_of(Path(given["log.log_dir"]))
 
 
@@ -81,7 +81,7 @@ def test_difference_is_the_one_to_hugging_face(request, workbench, workers, tmp_
     counts = [len(logps) for pair in compared for logps in (*pair.ref_chosen_logps, *pair.ref_rejected_logps)]
     mean = 0.5 * sum((count + 1) // 2 for count in counts) / sum(counts)
     given = settings(workbench, shards, tmp_path / "run", sizes, **more)
-    messages = workers.run(megatron_jobs.refusal, given["trainer.devices"], overrides=given)
+    messages = workers.run(nemo_jobs.refusal, given["trainer.devices"], overrides=given)
     assert len(set(messages)) == 1, "all ranks say the same"
     ((found, most),) = figures(messages[0])
     assert (found, most) == (pytest.approx(mean, rel=0.02), pytest.approx(0.5, rel=0.02))
@@ -119,7 +119,7 @@ def test_other_weights_are_refused(workers, workbench, tmp_path):
     shards = make_shards(workbench, tmp_path / "shards")
     other = import_checkpoint(tiny.save_tiny(tmp_path / "hf", "mistral", seed=5), tmp_path / "other")
     given = settings(workbench, shards, tmp_path / "run", resume__restore_config__path=str(other))
-    (message,) = workers.run(megatron_jobs.refusal, 1, overrides=given)
+    (message,) = workers.run(nemo_jobs.refusal, 1, overrides=given)
     assert message.startswith(f"{shards}: the policy's log-probs differ from the reference's over ")
     assert f"check {other}: its weights are " in message
     assert "scored the shards; import the model that scored the pairs" in message
@@ -140,7 +140,7 @@ def test_other_prompts_are_refused(workers, workbench, tmp_path):
         for record in scored_records(workbench.hf, "short")
     ]
     given = settings(workbench, make_shards(workbench, tmp_path / "shards", records=records), tmp_path / "run")
-    (message,) = workers.run(megatron_jobs.refusal, 1, overrides=given)
+    (message,) = workers.run(nemo_jobs.refusal, 1, overrides=given)
     assert "its weights scored the shards, so tokenizer, chat template, RoPE or precision may differ" in message
 
 

@@ -61,12 +61,6 @@ def test_the_first_rank_says_how_far_training_has_come(tmp_path):
     assert live_status.read_status(tmp_path).state == "done"
 
 
-def test_an_error_before_the_first_step_has_no_record_to_end():
-    from nemo_longpo.nemo.callbacks import MetricsCallback
-
-    MetricsCallback().on_exception(None, None, ValueError("before the first step"))
-
-
 def test_memory_is_written_where_there_is_a_gpu(tmp_path, monkeypatch):
     for present, expected in ((True, 61.5), (False, None)):
         monkeypatch.setattr(torch.cuda, "is_available", lambda present=present: present)

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 from safetensors.torch import load_file
-from support.jobs import megatron_jobs
+from support.jobs import nemo_jobs
 from support.parity import BETA, WEIGHT, assert_equal_gradients
 
 from nemo_longpo.conversion.exporter import export_checkpoint
@@ -43,7 +43,7 @@ def test_tied_weights_on_two_stages(workbench, reference, request, pool, overlap
         "trainer.strategy.ddp.overlap_grad_reduce": overlap,
         "trainer.strategy.ddp.overlap_param_gather": False,
     }
-    job, end = megatron_jobs.finetune_with_shares_of_the_optimizer, tmp_path / "end"
+    job, end = nemo_jobs.finetune_with_shares_of_the_optimizer, tmp_path / "end"
     request.getfixturevalue(pool).run(job, 4, overrides=settings, weights=str(end / "weights"))
     shutil.copytree(workbench.checkpoint / "context", end / "context")
     trained = load_file(export_checkpoint(end, tmp_path / "hf") / "model.safetensors")

@@ -2,7 +2,7 @@
 
 A change that is meant to move the curve writes it anew, and says why in its commit message:
 
-    LONGPO_WRITE_GOLDEN=1 python -m pytest tests/megatron/test_golden.py
+    LONGPO_WRITE_GOLDEN=1 python -m pytest tests/nemo/test_golden.py
 """
 
 import pytest

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support import tiny_models as tiny, training_pairs as pairs
-from support.jobs import megatron_jobs
+from support.jobs import nemo_jobs
 from torch import Tensor
 
 from nemo_longpo.conversion.exporter import export_checkpoint
@@ -60,7 +60,7 @@ def runs(workers, tmp_path_factory) -> dict[str, tuple[Tensor, np.ndarray]]:
         gradients, logprobs = directory / "gradients", directory / "logprobs.npy"
         files = {"gradients": str(gradients / "weights"), "logprobs": str(logprobs)}
         directory.mkdir()
-        workers.run(megatron_jobs.finetune, settings.get("trainer.devices", 1), overrides=overrides, **files)
+        workers.run(nemo_jobs.finetune, settings.get("trainer.devices", 1), overrides=overrides, **files)
         shutil.copytree(checkpoint / "context", gradients / "context")
         found = load_file(export_checkpoint(gradients, directory / "hf") / "model.safetensors")
         return torch.cat([found[name].flatten() for name in sorted(found)]), np.load(logprobs)

@@ -1,4 +1,4 @@
-"""Jobs of a `WorkerPool` worker: the real recipe through `llm.finetune`, and the results for tests."""
+"""Jobs of a `WorkerPool` worker with NeMo: the real recipe through `llm.finetune`, and the results for tests."""
 
 import contextlib
 import gc

@@ -1,0 +1,26 @@
+"""What the data module restores from a checkpoint, and what it does not."""
+
+import pytest
+
+from nemo_longpo.errors import InputError
+
+TRAINED = {"consumed_samples": 12, "order": {"global_batch_size": 2, "length_window": 4, "seed": 1234}}
+
+
+@pytest.mark.parametrize(("name", "value"), [("global_batch_size", 4), ("length_window", 1), ("seed", 1)])
+def test_changed_order_is_refused_at_resume(name, value):
+    from nemo_longpo.nemo.data_module import LongPODataModule
+
+    settings = {**TRAINED["order"], name: value}
+    with pytest.raises(InputError, match=f"data.{name}={TRAINED['order'][name]}, and data.{name}={value} now"):
+        LongPODataModule("shards", **settings).load_state_dict(TRAINED)
+
+
+@pytest.mark.parametrize("state", [TRAINED, {"consumed_samples": 12}], ids=["same order", "older checkpoint"])
+def test_continues_after_trained_documents(state, monkeypatch):
+    from nemo_longpo.nemo.data_module import LongPODataModule
+
+    monkeypatch.setattr("nemo_longpo.nemo.data_module.update_num_microbatches", lambda **told: None)
+    data = LongPODataModule("shards", **TRAINED["order"])
+    data.load_state_dict(state)
+    assert data.data_sampler.init_consumed_samples == 12
