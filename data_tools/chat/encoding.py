@@ -10,7 +10,7 @@ together with what stands around it, its `Frame`, up to the next special tokens.
 message.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -89,11 +89,19 @@ class TextEncoder:
         self._has_prefix = any(self._direct(probe, False) != self._strip(self._anchors[0], probe) for probe in _PROBES)
         self._prefix_after_special = self._has_prefix and self._adds_prefix_after_special()
 
+    def keep_as_text(self, tokens: Iterable[int]) -> None:
+        """Let these added tokens be plain text in contents too, although the tokenizer's files do not call them
+        special, as DeepSeek's do not its openings of turns. This holds for the tokenizer itself from here on."""
+        added = self.tokenizer.added_tokens_decoder
+        marks = [added[token] for token in sorted(tokens) if token in added and not added[token].special]
+        if marks and self.tokenizer.is_fast:
+            self.tokenizer.backend_tokenizer.add_special_tokens(marks)
+
     def encode(self, text: str, place: Place, *, content: bool) -> list[int]:
         """Return token ids of `text` at `place`.
 
-        Special tokens spelled out in `content` (a document, an answer) stay plain text: no document can end a turn.
-        In template pieces they are special.
+        Special tokens spelled out in `content` (a document, an answer) stay plain text: no document can end a turn,
+        or begin one. In template pieces they are special.
         """
         return self.encoded(text, place, content=content).ids if text else []
 

@@ -33,12 +33,13 @@ class LongPair:
 
 class SpecialTokens:
     """The special tokens of a Hugging Face tokenizer as ids, and as text those that end an answer or stand in the chat
-    template, which are the ones `written` in a conversation. The unknown token is a piece of text like others."""
+    template, which are the ones `written` in a conversation, and special even if the tokenizer's files do not say so.
+    The unknown token is a piece of text like others."""
 
     def __init__(self, tokenizer: Any, end_ids: frozenset[int], template_ids: frozenset[int]):
         added = tokenizer.added_tokens_decoder
         special = {index for index, token in added.items() if token.special} | set(tokenizer.all_special_ids)
-        self.ids = (frozenset(special) | end_ids) - {tokenizer.unk_token_id}
+        self.ids = (frozenset(special) | end_ids | template_ids) - {tokenizer.unk_token_id}
         self.written = self.ids & (end_ids | template_ids)
         self._tokenizer = tokenizer
         self._ends = tuple(added[index].content for index in sorted(end_ids) if index in added)

@@ -71,6 +71,7 @@ class ChatTemplate:
                 "token, so the model could not learn to stop; add its end-of-turn token to the template"
             )
         self.end_of_turn_ids: list[int] = closing[: ends[0] + 1]
+        self._encoder.keep_as_text(self.special_ids())
         self._check_generation_prompt()
 
     def prints_day(self) -> bool:
@@ -99,10 +100,10 @@ class ChatTemplate:
         return self._made[turns]
 
     def special_ids(self) -> frozenset[int]:
-        """The added tokens that stand in the template's pieces."""
-        return (
-            frozenset(token for piece in self.turn_pieces(2).piece_ids for token in piece) & self._encoder.special_ids
-        )
+        """The added tokens that stand in the template's pieces, whatever the tokenizer's files call them. White space
+        is none of them, although Gemma's files add tokens for it."""
+        written = {token for piece in self.turn_pieces(2).piece_ids for token in piece} & self._encoder.special_ids
+        return frozenset(token for token in written if self.tokenizer.convert_ids_to_tokens(token).strip())
 
     def _make_pieces(self, turns: int) -> TurnPieces:
         pieces = self._pieces(turns, "")
