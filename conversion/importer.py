@@ -25,14 +25,14 @@ from .huggingface.config import ScalingChoice, for_import
 from .huggingface.weights import HfWeights, check_tensors
 from .nemo_checkpoint import context
 
-FORMATS: dict[str, forms.CheckpointForm] = {form.side: form for form in (forms.NEMO, forms.BRIDGE)}
+FORMATS: dict[str, forms.CheckpointForm] = {form.trainer: form for form in (forms.NEMO, forms.BRIDGE)}
 
 
 def import_checkpoint(
     model: Path,
     output: Path,
     *,
-    format: str = forms.NEMO.side,
+    format: str = forms.NEMO.trainer,
     rope_theta: float | None = None,
     rope_scaling: ScalingChoice | None = None,
     max_length: int | None = None,

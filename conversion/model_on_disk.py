@@ -12,6 +12,7 @@ from nemo_longpo.costs.model_shape import ModelShape
 from nemo_longpo.errors import InputError
 from nemo_longpo.model_directory import downloads, rope_settings
 from nemo_longpo.model_directory.model_config import ModelConfig
+from nemo_longpo.trainers import TrainerName
 
 from . import bridge_checkpoint, torch_dist
 from .families import name_tables
@@ -77,7 +78,7 @@ class ModelOnDisk:
 
     path: Path
     access: Access
-    side: Literal["huggingface", "nemo", "bridge"]
+    kind: TrainerName | Literal["huggingface"]
     config: ModelConfig
     origin: HfDirectory
     family: Family
@@ -106,7 +107,7 @@ def open_model(path: Path, access: Access = NOTHING_ELSE) -> ModelOnDisk:
     return ModelOnDisk(
         path=path,
         access=access,
-        side="huggingface",
+        kind="huggingface",
         config=directory.config,
         origin=directory,
         family=family,
@@ -159,7 +160,7 @@ def open_checkpoint(path: Path, access: Access = NOTHING_ELSE) -> ModelOnDisk:
     return ModelOnDisk(
         path=path,
         access=access,
-        side=form.side,
+        kind=form.trainer,
         config=config,
         origin=origin,
         family=family,

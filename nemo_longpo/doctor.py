@@ -138,7 +138,7 @@ def _notes(versions: trainers.Versions, devices: Sequence[str], usable: Sequence
         for package in ("torch", "nemo-toolkit", "megatron-bridge", "megatron-core")
         if versions.get(package) == "unknown"
     ]
-    if any(each.name == trainers.NEMO.name for each in usable) and trainers.release(versions.get("numpy")) >= (2, 0):
+    if any(each.name == trainers.NEMO.title for each in usable) and trainers.release(versions.get("numpy")) >= (2, 0):
         notes.append("numpy 2 has not been tried with NeMo; the tested set has numpy 1.26")
     if not devices:
         notes.append("no CUDA device: training runs on the CPU backend (gloo, fp32, small models)")
@@ -146,7 +146,7 @@ def _notes(versions: trainers.Versions, devices: Sequence[str], usable: Sequence
     engine = versions.get("transformer-engine")
     if devices and engine not in (None, "unknown") and trainers.release(engine) != (2, 9):
         notes.append(f"Transformer Engine {engine}: our calls into it are checked against release 2.9")
-    if devices and any(each.name == trainers.BRIDGE.name for each in usable):
+    if devices and any(each.name == trainers.BRIDGE.title for each in usable):
         missing = [name for name in ("nvidia-modelopt", "nvidia-resiliency-ext") if versions.get(name) is None]
         notes += [f"{name} is not installed; Megatron-Bridge gets a stand-in, as on a CPU" for name in missing]
     return notes + [f"{each.pair} is not tested; tested are {each.tested}" for each in usable if not each.is_tested]

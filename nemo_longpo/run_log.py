@@ -1,4 +1,4 @@
-"""The log of a training run, for rooms that know no trainer: each way in says where its lines go."""
+"""The log of a training run, for rooms that know no trainer: each trainer's room says where its lines go."""
 
 import logging
 from typing import Any

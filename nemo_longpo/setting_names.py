@@ -1,4 +1,4 @@
-"""Megatron-Bridge's names of settings, from NeMo's: in sentences of what both ways in share, and in plans."""
+"""Megatron-Bridge's names of settings, from NeMo's: in sentences of what both trainers share, and in plans."""
 
 import re
 from typing import Any

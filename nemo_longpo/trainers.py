@@ -1,4 +1,4 @@
-"""The two ways in, NeMo 2 and Megatron-Bridge: what each needs, and which versions the tests run.
+"""The two trainers, NeMo 2 and Megatron-Bridge: what each is called and needs, and which versions the tests run.
 
 Imports the standard library alone, so that it can judge an environment in which nothing else works.
 """
@@ -7,6 +7,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Literal
+
+TrainerName = Literal["nemo", "bridge"]
+"""How files and commands call a trainer, and whose form a checkpoint has."""
 
 NEMO_IMAGE = "the NGC NeMo 25.11 image"
 BRIDGE_IMAGE = "the NGC NeMo 26.08 image"
@@ -50,16 +54,18 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True)
 class Trainer:
-    """One way in.
+    """What runs the steps of training, around Megatron-Core.
 
     Attributes:
+        title: what people call it.
         package: the installed package that makes it.
         on_gpu: what it needs besides on a GPU; without one, the CPU backend stands in.
         tested: releases of the package and of Megatron-Core -> the versions that the tests run.
         start: how training is started.
     """
 
-    name: str
+    name: TrainerName
+    title: str
     package: str
     rules: tuple[Rule, ...]
     on_gpu: tuple[Rule, ...]
@@ -74,7 +80,8 @@ TORCH = Rule(
     "torch 2.6 or later is needed",
 )
 NEMO = Trainer(
-    name="NeMo",
+    name="nemo",
+    title="NeMo",
     package="nemo-toolkit",
     rules=(
         TORCH,
@@ -125,7 +132,8 @@ NEMO = Trainer(
     start="`nemo llm finetune --help` lists the recipes",
 )
 BRIDGE = Trainer(
-    name="Megatron-Bridge",
+    name="bridge",
+    title="Megatron-Bridge",
     package="megatron-bridge",
     rules=(
         TORCH,
@@ -198,7 +206,7 @@ def _judge(trainer: Trainer, versions: Versions, devices: Sequence[str]) -> Inst
     version, core = str(versions[trainer.package]), versions.get("megatron-core")
     rules = (*trainer.rules, *(trainer.on_gpu if devices else ()))
     return Installed(
-        name=trainer.name,
+        name=trainer.title,
         version=version,
         megatron_core=core,
         is_tested=(release(version), release(core)) in trainer.tested,

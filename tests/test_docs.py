@@ -24,7 +24,7 @@ def test_files_that_are_named_exist(document):
 
 
 def test_both_ways_in_are_named_with_what_is_tested():
-    cells = {name: (nemo, bridge) for name, nemo, bridge in documents.rows_behind("README.md", "[start:ways]")}
+    cells = {name: (nemo, bridge) for name, nemo, bridge in documents.rows_behind("README.md", "[start:trainers]")}
     for text, trainer in zip(cells["tested, without a GPU"], (trainers.NEMO, trainers.BRIDGE), strict=True):
         tested = re.findall(r"\d+\.\d+\.\d+", " ".join(trainer.tested.values()))
         assert set(re.findall(r"\d+\.\d+\.\d+", text)) == set(tested)

@@ -20,7 +20,7 @@ FOLDERS = {
 PURE = {"nemo_longpo.objective", "nemo_longpo.logprobs"}
 LAYOUTS = {"nemo_longpo.parallel", "nemo_longpo.attention"}
 ENGINE = {"nemo_longpo.megatron", "nemo_longpo.backends"}
-# The ways in: what needs a trainer around Megatron-Core.
+# What needs a trainer around Megatron-Core.
 NEMO = "nemo_longpo.nemo"
 BRIDGE = "nemo_longpo.bridge"
 TRAINING = {
@@ -85,7 +85,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     }
     | LAYOUTS
     | PURE,
-    # Lengths and placements of the recipes of all ways in.
+    # Lengths and placements of the recipes of all trainers.
     "nemo_longpo.long_runs": set(),
     NEMO: {"nemo_longpo.megatron"} | TRAINING | LAYOUTS | PURE,
     BRIDGE: {"nemo_longpo.costs", "nemo_longpo.megatron"} | TRAINING | LAYOUTS | PURE,
@@ -296,7 +296,7 @@ def test_only_the_adapter_and_its_users_import_the_trainer():
 
 
 def test_the_engine_needs_megatron_core_alone():
-    """NeMo, its launcher and Lightning are one way in, Megatron-Bridge another: neither knows the other."""
+    """NeMo, its launcher and Lightning belong to one trainer, Megatron-Bridge is the other: neither knows the other."""
     foreign = {
         "nemo_longpo.megatron": ("nemo", "nemo_run", "lightning", "pytorch_lightning", "megatron.bridge"),
         NEMO: ("megatron.bridge",),

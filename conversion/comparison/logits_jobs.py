@@ -78,7 +78,7 @@ def compute(jobs: Sequence[Job]) -> None:
 def run_job(job: Job) -> None:
     """Do a job in this process."""
     source = open_model(job.model, job.access)
-    if source.side != "huggingface":
+    if source.kind != "huggingface":
         from .megatron_model import load_megatron
 
         model, forward = load_megatron(source, job.rope)

@@ -25,12 +25,12 @@ WITHIN = "model/"
 
 def load_megatron(source: ModelOnDisk, rope: RopeSettings | None) -> tuple[torch.nn.Module, Forward]:
     """The model and its forward function; `rope` takes the place of what training would read from the checkpoint."""
-    if source.side == "nemo":
+    if source.kind == "nemo":
         # Before the redirections: torch.compile at import time trips over them.
         import nemo.collections.llm  # noqa: F401
     started = backend.start_backend()
     topology.become_single_process()
-    config, own_rope = _nemo_architecture(source) if source.side == "nemo" else _bridge_architecture(source)
+    config, own_rope = _nemo_architecture(source) if source.kind == "nemo" else _bridge_architecture(source)
     rope = rope or own_rope
     config.vocab_size = source.model_shape.vocab
     job_settings.put_one_process_on(config)

@@ -86,7 +86,7 @@ def verify(
 
 
 def _side(source: ModelOnDisk) -> comparison_report.Side:
-    form = forms.form_of(source.path) if source.side != "huggingface" else None
+    form = forms.form_of(source.path) if source.kind != "huggingface" else None
     kind = form.title if form else "Hugging Face directory"
     shapes = (shape for piece in source.family.pieces(source.model_shape) for shape in piece.part_shapes)
     return comparison_report.Side(
@@ -96,7 +96,7 @@ def _side(source: ModelOnDisk) -> comparison_report.Side:
 
 def _require_trainer(*sides: ModelOnDisk) -> None:
     for source in sides:
-        needed = {"nemo": ("nemo", "megatron.core"), "bridge": ("megatron.core",), "huggingface": ()}[source.side]
+        needed = {"nemo": ("nemo", "megatron.core"), "bridge": ("megatron.core",), "huggingface": ()}[source.kind]
         if missing := [name for name in needed if not trainers.is_installed(name)]:
             names = " and ".join(PACKAGES[name] for name in missing)
             raise InputError(
@@ -156,7 +156,7 @@ def _compare_logits(
             token_ids = list(sequences.values())
             job = Job(model=side.path, output=output, sequences=token_ids, access=access, rope=rope, round_to=round_to)
             jobs.append(job)
-        same = "huggingface" not in (a.side, b.side) or a.side == b.side
+        same = "huggingface" not in (a.kind, b.kind) or a.kind == b.kind
         for together in [jobs] if same else [[job] for job in jobs]:
             note(f"logits of {' and '.join(str(job.model) for job in together)}")
             compute(together)

@@ -4,12 +4,13 @@ import math
 import pickle
 from collections.abc import Mapping
 from pathlib import Path, PosixPath
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from nemo_longpo.checkpoints import forms
 from nemo_longpo.model_directory.model_config import ModelConfig
+from nemo_longpo.trainers import TrainerName
 
 from .. import model_on_disk, torch_dist
 from ..nemo_checkpoint.adapters import Adapters
@@ -41,7 +42,7 @@ def describe_checkpoint(path: Path, advice: Advice, headers_only: bool) -> dict[
         tokenizer = describe_tokenizer(opened.origin.path, raw, advice, transformers=version)
     if opened and not headers_only:
         not_finite = advice.attempt("export", lambda: look_at_checkpoint(opened, advice))
-    trainer = {
+    found = {
         "model": _name(model),
         "config": _name(model["config"]),
         "adapters": _describe_adapters(adapters, model),
@@ -52,7 +53,7 @@ def describe_checkpoint(path: Path, advice: Advice, headers_only: bool) -> dict[
         "optimizer": _describe_optimizer(stored) if stored else None,
     }
     return {
-        "kind": "nemo adapters" if adapters else form.side,
+        "kind": "nemo adapters" if adapters else form.trainer,
         "architecture": family.architecture if family else None,
         "family": family.model_type if family else None,
         "parameters": parameters(opened.family, opened.model_shape) if opened else None,
@@ -60,7 +61,7 @@ def describe_checkpoint(path: Path, advice: Advice, headers_only: bool) -> dict[
         "sizes": sizes(config),
         "positions": positions(config),
         "tokenizer": tokenizer,
-        **{side: trainer if form.side == side else None for side in ("nemo", "bridge")},
+        **{name: found if form.trainer == name else None for name in get_args(TrainerName)},
     }
 
 

@@ -13,8 +13,8 @@ from nemo_longpo import trainers
 
 from . import bridge_import, redirections
 
-Line = Literal["nemo", "bridge", "megatron"]
-"""What trains in a process: NeMo, Megatron-Bridge, or our own loop with Megatron-Core alone."""
+Trainer = trainers.TrainerName | Literal["megatron"]
+"""What trains in a process: NeMo, Megatron-Bridge, or a loop around Megatron-Core alone."""
 
 
 def is_needed() -> bool:
@@ -22,17 +22,17 @@ def is_needed() -> bool:
     return not torch.cuda.is_available()
 
 
-def installed_line() -> Line:
-    """Return the line that this environment holds; NeMo's if it holds both."""
+def installed_trainer() -> Trainer:
+    """Return the trainer that this environment holds; NeMo's if it holds both."""
     if trainers.is_installed("nemo"):
         return "nemo"
     return "bridge" if trainers.is_installed("megatron.bridge") else "megatron"
 
 
-def redirections_of(line: Line) -> list[redirections.Redirection]:
-    """Return what a process of this line replaces: Megatron-Core's calls, and those of NeMo or Megatron-Bridge."""
+def redirections_of(trainer: Trainer) -> list[redirections.Redirection]:
+    """Return what a process of this trainer replaces: Megatron-Core's calls, and those of NeMo or Megatron-Bridge."""
     owners = {"nemo": redirections.of_nemo, "bridge": redirections.of_bridge, "megatron": list}
-    return [*redirections.of_megatron(), *owners[line]()]
+    return [*redirections.of_megatron(), *owners[trainer]()]
 
 
 def _names_cuda(value: Any) -> bool:
@@ -69,24 +69,24 @@ def is_active() -> bool:
     return _mode is not None
 
 
-def activate(line: Line | None = None) -> bool:
+def activate(trainer: Trainer | None = None) -> bool:
     """Redirect CUDA calls to the CPU, once per process, if there is no accelerator.
 
     Args:
-        line: what trains in this process; by default, what is installed. Megatron-Bridge is imported here with the
+        trainer: what trains in this process; by default, what is installed. Megatron-Bridge is imported here with the
             stand-ins that it needs, beside an accelerator too.
 
     Returns:
         Whether the redirections are in force.
     """
     global _mode
-    line = line or installed_line()
-    if line == "bridge":
+    trainer = trainer or installed_trainer()
+    if trainer == "bridge":
         bridge_import.import_bridge()
     if not is_needed():
         return False
     if _mode is None:
-        for redirection in redirections_of(line):
+        for redirection in redirections_of(trainer):
             setattr(redirection.owner, redirection.name, redirection.stand_in)
         _mode = _CudaMeansCpu()
         _mode.__enter__()

@@ -47,7 +47,7 @@ class LongPOCheckpointing(bridge_config.CheckpointConfig):
 
 
 def placement_of(config: bridge_config.ConfigContainer) -> Placement:
-    """How the configuration divides the job, in the words that both ways in share."""
+    """How the configuration divides the job, in the words that both trainers share."""
     model = config.model
     return Placement(
         tp=model.tensor_model_parallel_size,

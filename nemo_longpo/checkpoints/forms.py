@@ -19,7 +19,8 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+
+from nemo_longpo.trainers import TrainerName
 
 SMALL_FILES = "hf"
 """Last component of the directory with the small files of the Hugging Face model."""
@@ -27,7 +28,7 @@ SMALL_FILES = "hf"
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointForm:
-    """Places are relative to the checkpoint.
+    """How a trainer lays out a checkpoint. Places are relative to the checkpoint.
 
     `weights`: directory of the tensors. `parts`: files of every complete checkpoint, beside those with the tensors.
     `prefix`: what the model's tensors are called by before Megatron's own names. `notes`: directory of what we record
@@ -35,7 +36,7 @@ class CheckpointForm:
     the trainer. `last`: the file that the trainer writes last.
     """
 
-    side: Literal["nemo", "bridge"]
+    trainer: TrainerName
     title: str
     weights: str
     parts: tuple[str, ...]
@@ -47,7 +48,7 @@ class CheckpointForm:
 
 
 NEMO = CheckpointForm(
-    side="nemo",
+    trainer="nemo",
     title="NeMo checkpoint",
     weights="weights",
     parts=(
@@ -62,7 +63,7 @@ NEMO = CheckpointForm(
 
 RUN_CONFIG = "run_config.yaml"
 BRIDGE = CheckpointForm(
-    side="bridge",
+    trainer="bridge",
     title="Megatron-Bridge checkpoint",
     weights="",
     parts=(".metadata", "metadata.json", "train_state.pt", RUN_CONFIG),

@@ -21,7 +21,7 @@ from nemo_longpo.typed_fields import Built, build, is_whole
 from nemo_longpo.yaml_input import read_yaml_mapping
 
 from . import evolution_settings as told, places, reach
-from .trainers import TRAINERS
+from .training_command import COMMANDS
 
 _ADVICE = "see examples/evolve.yaml"
 _ALSO = {"nemo": " with NeMo", "torchrun": " with Megatron-Bridge"}
@@ -153,7 +153,7 @@ def _check_environments(
 ) -> None:
     """Raises InputError if a program is missing on this machine; those of a container are in its image."""
     contained = _contained(rounds, executors)
-    training = [program for own in rounds for program in own.train.way_in.programs]
+    training = [program for own in rounds for program in own.train.command.programs]
     needed = {"data": ["python", "longpo"], "train": list(dict.fromkeys(training)), "eval": ["longpo"]}
     for name, programs in needed.items():
         for program in programs if name not in contained else ():
@@ -231,12 +231,12 @@ def _training(file: told.FileFields, given: told.RoundFields, paths: list[Path],
                 f"{where}: settings.{name} must be a text, a number, true, false or a list under its whole name, such "
                 f"as optim.config.lr, not {short_repr(value)}"
             )
-    if training.trainer not in TRAINERS:
-        raise InputError(f"{where}: trainer is {training.trainer!r}; choose one of {', '.join(TRAINERS)}")
-    for name in training.way_in.own:
+    if training.trainer not in COMMANDS:
+        raise InputError(f"{where}: trainer is {training.trainer!r}; choose one of {', '.join(COMMANDS)}")
+    for name in training.command.own:
         if name in training.settings:
             raise InputError(f"{where}: {name} is set by the rounds themselves; remove it from 'settings'")
-    name = training.way_in.steps
+    name = training.command.steps
     if not is_whole(steps := training.settings.get(name)):
         found = f"settings lack {name}" if steps is None else f"{name} is {short_repr(steps)}, not"
         raise InputError(f"{where}: {found}{', ' if steps is None else ' '}a whole number of optimizer steps; give it")

@@ -10,7 +10,7 @@ from nemo_longpo.evaluation.eval_settings import QuestionSettings
 from nemo_longpo.placement import LONGEST_BRANCH
 from nemo_longpo.typed_fields import Count, Names, Number, Size
 
-from .trainers import TRAINERS, Trainer
+from .training_command import COMMANDS, TrainingCommand
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Training:
     restarts: Count = 3
 
     @property
-    def way_in(self) -> Trainer:
-        return TRAINERS[self.trainer]
+    def command(self) -> TrainingCommand:
+        return COMMANDS[self.trainer]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,8 +64,8 @@ def forecast(evolution: Evolution) -> list[Forecast]:
 
 
 def _round(evolution: Evolution, own: Round, shape: model_shape.ModelShape, disk: int) -> Forecast:
-    steps = own.train.settings[own.train.way_in.steps]
-    documents = steps * own.train.way_in.batch_size(own.train.settings)
+    steps = own.train.settings[own.train.command.steps]
+    documents = steps * own.train.command.batch_size(own.train.settings)
     evaluation, not_counted = asking.evaluation_requests(own, models=2)
     found: dict[str, float | None] = dict.fromkeys(("data_gpu_hours", "gpu_hours", "evaluation_gpu_hours"))
     why = ["give 'hardware' for GPU hours"] if evolution.hardware is None else []
@@ -100,7 +100,7 @@ def _training_hours(
     if own.train.settings.get("model.objective.loss_type") == "solopo":
         return None, "where short prompts are trained on too, `longpo plan --short-tokens` estimates the training"
     branch = min(TYPICAL_BRANCH, own.max_length - own.length)
-    pairs = own.train.way_in.batch_size(own.train.settings)
+    pairs = own.train.command.batch_size(own.train.settings)
     trained = job.Job(shape=shape, trunk=own.length, chosen=branch, rejected=branch, pairs=pairs)
     machine = speed.Machine(devices.find_gpu(hardware.gpu), hardware.gpus, hardware.gpus_per_node)
     found = search.search(trained, machine, search.Wishes())

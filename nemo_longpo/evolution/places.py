@@ -58,7 +58,7 @@ def placement(training: Training, described: Mapping[str, Mapping[str, Any]], wh
     Raises InputError if the file gives others, or if nothing would start the processes.
     """
     name, settings = training.executor, training.settings
-    module = training.way_in.module
+    module = training.command.module
     if training.processes > 1 and (module is None or name != HERE or training.launcher):
         raise errors.InputError(
             f"{where}: processes are those that torchrun starts on this machine for trainer bridge; remove it, and "
@@ -72,7 +72,7 @@ def placement(training: Training, described: Mapping[str, Mapping[str, Any]], wh
             f"{where}: executor {name!r} starts no ranks for trainer bridge; give it launcher: torchrun"
         )
     values = own.get("nodes", 1), own.get("torchrun_nproc_per_node") or own.get("ntasks_per_node", 1)
-    found = dict(zip(training.way_in.sizes, values, strict=False))
+    found = dict(zip(training.command.sizes, values, strict=False))
     for setting, value in found.items():
         if settings.get(setting, value) != value:
             raise errors.InputError(
@@ -99,7 +99,7 @@ def starting(evolution: Evolution, training: Training) -> list[str]:
     A module is started by Python where an executor's torchrun does the rest, else by torchrun, or by what stands behind
     the words of a launcher.
     """
-    module = training.way_in.module
+    module = training.command.module
     if module is None:
         return [*training.launcher, program(evolution, training.executor, "train", "nemo")]
     if training.launcher:
@@ -113,7 +113,7 @@ def starting(evolution: Evolution, training: Training) -> list[str]:
 def program_here(evolution: Evolution, training: Training, name: str) -> str:
     """Return a program for a command that runs on this machine in any case and starts others through NeMo-Run: of the
     training environment if NeMo is in it, else of the one that runs this."""
-    elsewhere = training.way_in.module is not None or in_container(training.executor, evolution.executors)
+    elsewhere = training.command.module is not None or in_container(training.executor, evolution.executors)
     return (Environments() if elsewhere else evolution.environments).program("train", name)
 
 

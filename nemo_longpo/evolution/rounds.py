@@ -64,7 +64,7 @@ def import_step(evolution: Evolution, own: Round, name: str, start: Path) -> Ste
     """Return the step that makes the checkpoint `start` of the round's model, with its RoPE base and positions."""
     step = Step(
         name=name,
-        title=f"convert the model to {own.train.way_in.title}",
+        title=f"convert the model to {own.train.command.trainer.title}",
         command=(places.program(evolution, own.train.executor, "train", "longpo"), *_import_words(own, start)),
         inputs=(own.start,),
         outputs=(start,),
@@ -82,7 +82,7 @@ def train_step(evolution: Evolution, own: Round, name: str, *, shards: Path, sta
         title=f"train at {own.length:,} tokens",
         command=(
             *places.starting(evolution, train),
-            *train.way_in.words(train.factory, train.settings, shards, own.max_length, start, training),
+            *train.command.words(train.factory, train.settings, shards, own.max_length, start, training),
         ),
         inputs=(shards, start),
         outputs=(training,),
@@ -90,7 +90,7 @@ def train_step(evolution: Evolution, own: Round, name: str, *, shards: Path, sta
             "factory": train.factory,
             **({} if train.trainer == "nemo" else {"trainer": train.trainer}),
             "seq_length": own.max_length,
-            **train.way_in.learned(train.settings),
+            **train.command.learned(train.settings),
         },
         env=dict(evolution.env) | train.env,
     )

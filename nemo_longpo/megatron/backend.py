@@ -141,12 +141,12 @@ class CpuBackend(Backend):
         return TransformerBlockSubmodules(layer_specs=layers, layer_norm=attention.RMSNorm)
 
 
-def start_backend(line: cpu.Line | None = None) -> Backend:
+def start_backend(trainer: cpu.Trainer | None = None) -> Backend:
     """Prepare training on the CPU if there is no accelerator; call it before anything touches a device.
 
-    `line` is what trains in this process, NeMo or Megatron-Bridge; by default, what is installed.
+    `trainer` is what trains in this process, NeMo or Megatron-Bridge; by default, what is installed.
     """
-    cpu.activate(line)
+    cpu.activate(trainer)
     return current_backend()
 
 

@@ -1,4 +1,4 @@
-"""The NeMo 2 way in: its recipes, and its model, data module, strategy and callbacks around our model, data and loss.
+"""Training with NeMo 2: its recipes, and its model, data module, strategy and callbacks around our data and loss.
 
-`nemo_longpo.bridge` is the way in with Megatron-Bridge.
+`nemo_longpo.bridge` is the same with Megatron-Bridge.
 """

@@ -11,10 +11,11 @@ from nemo_longpo.costs import devices, model_shape
 from nemo_longpo.costs.rates import KINDS
 from nemo_longpo.errors import InputError
 from nemo_longpo.terminal import note, positive_number, show, whole_number
+from nemo_longpo.trainers import TrainerName
 
 from . import rates_file
 from .job import Job
-from .report import TrainerName, as_json, as_recipe, nothing_fits, render
+from .report import as_json, as_recipe, nothing_fits, render
 from .search import Wishes, search
 from .speed import Machine
 

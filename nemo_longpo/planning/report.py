@@ -3,11 +3,12 @@
 import json
 import shlex
 from dataclasses import asdict, replace
-from typing import Any, Literal
+from typing import Any
 
 from nemo_longpo import setting_names
 from nemo_longpo.costs import devices, flops
 from nemo_longpo.placement import Placement
+from nemo_longpo.trainers import TrainerName
 
 from .compute import Compute
 from .job import Job
@@ -27,7 +28,6 @@ PARTS = {
 SHOWN = 5
 """How many alternatives, and how many refusals, are printed; --json has all."""
 
-TrainerName = Literal["nemo", "bridge"]
 
 FACTORY = "longpo"
 """The recipe without a placement of its own, which the settings of a plan complete."""

@@ -14,7 +14,7 @@ from support.worker_pool import WorkerPool
 
 from nemo_longpo.backends import bridge_import, cpu
 
-LINE = cpu.installed_line()
+TRAINER = cpu.installed_trainer()
 
 needs_no_accelerator = pytest.mark.skipif(
     torch.cuda.is_available(), reason="an accelerator is present, and the CPU backend stays off beside one"
@@ -28,7 +28,7 @@ READ_NOT_CALLED = {
 
 
 def test_does_nothing_beside_an_accelerator(monkeypatch):
-    def redirections(line):
+    def redirections(trainer):
         raise AssertionError("asked what to replace")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -63,7 +63,7 @@ class Findings:
 @pytest.fixture(scope="module")
 def not_redirected(request):
     """A process that has imported the trainer, and whose forks are not redirected yet."""
-    if LINE == "nemo":
+    if TRAINER == "nemo":
         yield request.getfixturevalue("nemo_process")
         return
     process = NemoProcess(bridge_import.import_bridge)
@@ -75,12 +75,12 @@ def not_redirected(request):
 def findings(not_redirected, tmp_path_factory) -> Findings:
     pool, directory = WorkerPool(not_redirected, 2), str(tmp_path_factory.mktemp("training"))
     try:
-        (met_before,) = pool.run(cpu_jobs.met_needs, 1, line=LINE)
-        redirected, _ = pool.run(cpu_jobs.activate_twice, 2, line=LINE)
+        (met_before,) = pool.run(cpu_jobs.met_needs, 1, trainer=TRAINER)
+        redirected, _ = pool.run(cpu_jobs.activate_twice, 2, trainer=TRAINER)
         pool.run(cpu_jobs.ordinary_calls_stay, 1)
-        pool.run(cpu_jobs.prepare_training, 1, line=LINE, directory=directory)
-        called = pool.run(cpu_jobs.names_called_by_training, 2, line=LINE, directory=directory)
-        (met_after,) = pool.run(cpu_jobs.met_needs, 1, line=LINE)
+        pool.run(cpu_jobs.prepare_training, 1, trainer=TRAINER, directory=directory)
+        called = pool.run(cpu_jobs.names_called_by_training, 2, trainer=TRAINER, directory=directory)
+        (met_after,) = pool.run(cpu_jobs.met_needs, 1, trainer=TRAINER)
         (dropout,) = pool.run(cpu_jobs.recomputed_dropout, 1)
     finally:
         pool.close()
@@ -91,14 +91,14 @@ def findings(not_redirected, tmp_path_factory) -> Findings:
 @needs_no_accelerator
 class TestWithoutAccelerator:
     def test_every_redirection_is_documented(self, findings):
-        assert sorted(findings.redirected) == sorted(cpu_jobs.NEEDS[LINE])
+        assert sorted(findings.redirected) == sorted(cpu_jobs.NEEDS[TRAINER])
 
     def test_no_redirected_call_works_without_us(self, findings):
         """If one does, upstream no longer needs it: delete the redirection."""
         assert findings.met_before == set()
 
     def test_every_redirected_call_works_with_us(self, findings):
-        assert findings.met_after == {*cpu_jobs.NEEDS[LINE], *cpu_jobs.MODE_NEEDS}
+        assert findings.met_after == {*cpu_jobs.NEEDS[TRAINER], *cpu_jobs.MODE_NEEDS}
 
     def test_training_calls_every_redirection(self, findings):
         """Delete a redirection that is never called."""

@@ -145,7 +145,7 @@ NEEDS_OF_MEGATRON: dict[str, Callable[[], bool]] = {
     "megatron.core.dist_checkpointing.strategies.filesystem_async._results_queue": _results_queue_without_a_helper,
     "Tensor.cuda": lambda: torch.ones(1).cuda().device.type == "cpu",
 }
-NEEDS: dict[cpu.Line, dict[str, Callable[[], bool]]] = {
+NEEDS: dict[cpu.Trainer, dict[str, Callable[[], bool]]] = {
     "nemo": {
         **NEEDS_OF_MEGATRON,
         "torch.cuda.Stream": lambda: torch.cuda.Stream() is not None,
@@ -183,8 +183,8 @@ def _holds(need: Callable[[], bool]) -> bool:
         return False
 
 
-def met_needs(line: cpu.Line) -> set[str]:
-    return {name for name, need in (NEEDS[line] | MODE_NEEDS).items() if _holds(need)}
+def met_needs(trainer: cpu.Trainer) -> set[str]:
+    return {name for name, need in (NEEDS[trainer] | MODE_NEEDS).items() if _holds(need)}
 
 
 def _noting_calls(redirection: Redirection) -> Redirection:
@@ -199,19 +199,19 @@ def _noting_calls(redirection: Redirection) -> Redirection:
     return redirection._replace(stand_in=noted)
 
 
-def activate_twice(line: cpu.Line) -> list[str]:
+def activate_twice(trainer: cpu.Trainer) -> list[str]:
     """Switch the backend on, noting who is called; returns the redirections' names."""
-    made = [_noting_calls(redirection) for redirection in cpu.redirections_of(line)]
+    made = [_noting_calls(redirection) for redirection in cpu.redirections_of(trainer)]
     with patch.object(cpu, "redirections_of", return_value=made) as redirections:
         assert not cpu.is_active()
-        assert cpu.activate(line)
+        assert cpu.activate(trainer)
         mode = cpu._mode
-        assert cpu.activate(line), "a second call says that the redirections are in force"
+        assert cpu.activate(trainer), "a second call says that the redirections are in force"
         assert cpu._mode is mode
         redirections.assert_called_once()
     assert cpu.is_active()
     # Imports under the redirections.
-    importlib.import_module({"nemo": "nemo.collections.llm", "bridge": "nemo_longpo.bridge.train"}[line])
+    importlib.import_module({"nemo": "nemo.collections.llm", "bridge": "nemo_longpo.bridge.train"}[trainer])
     return [name_of(redirection) for redirection in made]
 
 
@@ -235,24 +235,24 @@ def recomputed_dropout() -> tuple[np.ndarray, np.ndarray]:
     return out.detach().numpy(), ones.grad.numpy()
 
 
-def prepare_training(line: cpu.Line, directory: str) -> None:
-    """Write a model as what a training of this line starts from, and shards of one record."""
+def prepare_training(trainer: cpu.Trainer, directory: str) -> None:
+    """Write a model as what a training with this trainer starts from, and shards of one record."""
     root = Path(directory)
     tokenizer = tiny.tiny_tokenizer(tiny.DEFAULT_STYLE["mistral"])
     vocab_size = tiny.tiny_model("mistral", tokenizer).config.vocab_size
     record = pairs.random_record(np.random.default_rng(0), vocab_size, trunk=8, turns=1)
     pairs.write_shards(root / "shards", [record], tokenizer, vocab_size)
     tiny.save_tiny(root / "hf")
-    if line == "nemo":
+    if trainer == "nemo":
         from nemo_longpo.conversion.importer import import_checkpoint
 
         import_checkpoint(root / "hf", root / "nemo")
 
 
-def names_called_by_training(line: cpu.Line, directory: str) -> set[str]:
+def names_called_by_training(trainer: cpu.Trainer, directory: str) -> set[str]:
     """Train for a step on two context ranks with recompute, and save: the redirections that this rank called."""
     _called.clear()
-    {"nemo": _train_with_nemo, "bridge": _train_with_bridge}[line](directory)
+    {"nemo": _train_with_nemo, "bridge": _train_with_bridge}[trainer](directory)
     return _called
 
 

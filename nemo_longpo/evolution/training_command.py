@@ -1,21 +1,20 @@
-"""The ways in that can train a round, NeMo and Megatron-Bridge: their commands, and their names of settings."""
+"""How a round starts its trainer, NeMo or Megatron-Bridge: the command, and the trainer's names of settings."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nemo_longpo import setting_names
+from nemo_longpo import setting_names, trainers
 from nemo_longpo.placement import GLOBAL_BATCH_SIZE
 
 Settings = Mapping[str, Any]
 
 
-class Trainer:
-    """NeMo; `Bridge` overrides what differs."""
+class TrainingCommand:
+    """NeMo's; `BridgeCommand` overrides what differs."""
 
-    name, title = "nemo", "NeMo"
-    """As the file says it, and `longpo convert import --format`."""
+    trainer = trainers.NEMO
     programs: tuple[str, ...] = ("longpo", "nemo")
     """What its environment must have."""
     module: str | None = None
@@ -58,10 +57,10 @@ class Trainer:
         return {name: value for name, value in settings.items() if not name.startswith(self.places)}
 
 
-class Bridge(Trainer):
-    """Megatron-Bridge; torchrun starts a process for each GPU."""
+class BridgeCommand(TrainingCommand):
+    """Megatron-Bridge's; torchrun starts a process for each GPU."""
 
-    name, title = "bridge", "Megatron-Bridge"
+    trainer = trainers.BRIDGE
     programs = ("longpo", "torchrun", "python")
     module = "nemo_longpo.bridge.train"
     sizes = ()
@@ -89,4 +88,6 @@ def _in_hydras_words(value: Any) -> str:
     return json.dumps(value) if isinstance(value, list | bool | None) else str(value)
 
 
-TRAINERS = {trainer.name: trainer for trainer in (Trainer(), Bridge())}
+COMMANDS: dict[str, TrainingCommand] = {
+    command.trainer.name: command for command in (TrainingCommand(), BridgeCommand())
+}
