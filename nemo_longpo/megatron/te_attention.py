@@ -70,9 +70,19 @@ class TEPairAttention(TEDotProductAttention):
         assert packed_seq_params is None, "a micro-batch is one pair"
 
         def attend_causally(query_SBHD: Tensor, key_SBKD: Tensor, value_SBKD: Tensor) -> Tensor:
+            rows = (_beginning_its_memory(part) for part in (query_SBHD, key_SBKD, value_SBKD))
             # super() without arguments works only in a method's own frame.
-            return super(TEPairAttention, self).forward(query_SBHD, key_SBKD, value_SBKD, None, attn_mask_type)
+            return super(TEPairAttention, self).forward(*rows, None, attn_mask_type)
 
         return attend_over_trees(
             query, key, value, attention_mask, attend_causally, self.branch_group, self.branch_scale
         )
+
+
+def _beginning_its_memory(rows: Tensor) -> Tensor:
+    """Copy contiguous rows out of the midst of another tensor: those of a second trunk, which is a short prompt.
+
+    Transformer Engine recognises memory layouts by strides and offsets (attention/dot_product_attention/utils.py:2006
+    of 2.9), and refuses such rows; rows that are not contiguous it copies by itself.
+    """
+    return rows.clone() if rows.storage_offset() and rows.is_contiguous() else rows
