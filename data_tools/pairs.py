@@ -15,6 +15,7 @@ import numpy as np
 from nemo_longpo.errors import InputError
 
 from .chat.format import ChatFormat
+from .quality.wrapping import holds_thought
 from .runner.rows import PartsSource, Row
 
 BRANCHES = ("chosen", "rejected")
@@ -63,7 +64,8 @@ def read_chunks(row: Row) -> list[str]:
 
 
 def check_answers(pair: Pair, chat: ChatFormat, where: str) -> None:
-    """Check answers. Raises InputError if one is empty, ends with an end of turn, or holds a special token."""
+    """Check answers. Raises InputError if one is empty, ends with an end of turn, or holds a special token or a
+    thought."""
     for index, turn in enumerate(pair.turns):
         for name in BRANCHES:
             if is_empty(turn, name):
@@ -82,6 +84,18 @@ def check_answers(pair: Pair, chat: ChatFormat, where: str) -> None:
                     f"{where}: field 'turns[{index}].{name}' holds the special token {found[0]}, so it is no answer or "
                     "more than one; remove the turn, or let `longpo data filter --model` remove it"
                 )
+            _refuse_thought(chat, getattr(turn, name), f"{where}: field 'turns[{index}].{name}'")
+
+
+def _refuse_thought(chat: ChatFormat, answer: str, field: str) -> None:
+    remedy = "remove the turn, or let `longpo data filter --model` remove it"
+    if holds_thought(answer):
+        raise InputError(f"{field} holds a thought, and answers that think are not supported; {remedy}")
+    if chat.rewrites(answer):
+        raise InputError(
+            f"{field} holds text that the chat template of {chat.tokenizer.name_or_path} leaves out or changes, as it "
+            f"does with thoughts; {remedy}"
+        )
 
 
 def is_empty(turn: Turn, name: str) -> bool:

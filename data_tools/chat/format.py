@@ -105,6 +105,10 @@ class ChatFormat:
         """The tokens of an answer given as text, without the end of turn."""
         return self._template.answer_ids(text)
 
+    def rewrites(self, answer: str) -> bool:
+        """Whether the template writes an answer otherwise than it stands here, as it does with thoughts."""
+        return self._template.rewrites(answer)
+
     def finished(self, response_ids: Sequence[int]) -> list[int]:
         """A response with its end of turn: what every span covers and every log-prob sum runs over."""
         return [*response_ids, *self.end_of_turn_ids]

@@ -20,6 +20,7 @@ from nemo_longpo.shards import fingerprint, schema
 
 from .encoding import Frame, Message, Place, TextEncoder, make_frame
 
+_ROLES = ("user", "assistant")
 _PADDING = "\t\n\t"
 # Whatever a template prints of a date, it is not the same for both of these.
 _OTHER_DAYS = (date(1987, 1, 9), date(1994, 6, 15))
@@ -42,9 +43,9 @@ class ChatTemplate:
     """The pieces of a Hugging Face tokenizer's chat template, for conversations of any number of turns.
 
     A template that asks for the time is told midnight of `day`, so that it says the same tomorrow. Raises InputError if
-    there is no template, if it refuses user/assistant turns, changes contents, renders an answer otherwise than it
-    prompts for one, does not end an answer with a special token, says something else each time, or is told something
-    (`kwargs`) that changes nothing.
+    there is no template, if it refuses user/assistant turns, changes contents, renders an answer of any turn otherwise
+    than it prompts for one, does not end an answer with a special token, says something else each time, or is told
+    something (`kwargs`) that changes nothing.
 
     Every answer stands behind what prompts for it. A template that writes less in front of earlier answers than of the
     last one, as Qwen3's leaves their thinking out, is completed: each turn of a pair is an answer to learn.
@@ -87,12 +88,41 @@ class ChatTemplate:
         return pieces.frames[turn].message(self._encoder, text, stretches)
 
     def answer_ids(self, text: str) -> list[int]:
-        """Return the token ids of an answer, tokenised apart: a model has read its opening before it writes a token."""
+        """Return the token ids of an answer, tokenised apart: a model has read its opening before it writes a token.
+
+        White space at its ends is what the template leaves there.
+        """
         pieces = self.turn_pieces(1)
         left, right = pieces.strips[1]
         text = text.lstrip() if left else text
         text = text.rstrip() if right else text
+        text = self._written(text, behind=0) or text
         return self._encoder.encode(pieces.spaces[1] + text, pieces.places[1], content=True)
+
+    def rewrites(self, text: str) -> bool:
+        """Whether the template writes an answer otherwise than it stands here, in the last turn or in an earlier one,
+        but for white space at its ends: templates of models that think leave out what they take for a thought."""
+        return any(self._written(text, behind) is None for behind in (0, 1))
+
+    def _written(self, text: str, behind: int) -> str | None:
+        """The text as the template writes it for an answer with `behind` turns behind it; None if it changes more than
+        white space at the ends, or refuses it."""
+
+        def rendered(answer: str) -> str:
+            contents = ["content0qzx", answer, *("content1qzx", "content2qzx") * behind]
+            messages = [
+                {"role": role, "content": told} for role, told in zip(_ROLES * (behind + 1), contents, strict=True)
+            ]
+            return self._render(messages, add_generation_prompt=False)
+
+        before, _, after = rendered("content3qzx").partition("content3qzx")
+        try:
+            found = rendered(text)
+        except InputError:
+            return None
+        written = found.removeprefix(before).removesuffix(after)
+        same = found == before + written + after and written in text and written.strip() == text.strip()
+        return written if same else None
 
     def turn_pieces(self, turns: int) -> TurnPieces:
         if turns not in self._made:
@@ -145,9 +175,9 @@ class ChatTemplate:
     def _pieces(self, turns: int, padding: str, day: date | None = None) -> list[str]:
         """Return the template's text around 2 * turns contents. Each content is a marker word between `padding`."""
         markers = [f"content{index}qzx" for index in range(2 * turns)]
-        roles = ("user", "assistant")
         messages = [
-            {"role": roles[index % 2], "content": padding + marker + padding} for index, marker in enumerate(markers)
+            {"role": role, "content": padding + marker + padding}
+            for role, marker in zip(_ROLES * turns, markers, strict=True)
         ]
         rendered = self._render(messages, add_generation_prompt=False, day=day)
         pieces = _split(rendered, markers, self.tokenizer.name_or_path)
@@ -206,16 +236,23 @@ class ChatTemplate:
             )
 
     def _check_generation_prompt(self) -> None:
-        marker = "content0qzx"
-        rendered = self._render([{"role": "user", "content": marker}], add_generation_prompt=True)
-        opening, _, prompt = rendered.partition(marker)
-        pieces = self._pieces(1, "")
-        if (opening, prompt.rstrip(" ")) != (pieces[0], pieces[1].rstrip(" ")):
-            raise InputError(
-                f"the chat template of {self.tokenizer.name_or_path} prompts for an answer with {prompt!r} but writes "
-                f"answers after {pieces[1]!r}; use a template where the two are the same, or make them so with "
-                "--chat-template-kwargs (Qwen3's: '{\"enable_thinking\": false}')"
-            )
+        """What prompts for a first and a second answer must be what answers are written behind, also earlier ones."""
+        one, two = self._pieces(1, ""), self._pieces(2, "")
+        (opening, first), (_, second) = self._prompt(1), self._prompt(2)
+        for prompt, piece in ((first, one[1]), (second, two[3]), (first, two[1])):
+            if opening != one[0] or prompt.rstrip(" ") != piece.rstrip(" "):
+                raise InputError(
+                    f"the chat template of {self.tokenizer.name_or_path} prompts for an answer with {prompt!r} but "
+                    f"writes answers after {piece!r}; use a template where the two are the same, or make them so with "
+                    "--chat-template-kwargs (Qwen3's: '{\"enable_thinking\": false}')"
+                )
+
+    def _prompt(self, turns: int) -> tuple[str, str]:
+        """What the template writes in front of the last user message, and behind it to prompt for an answer."""
+        contents = [f"content{index}qzx" for index in range(2 * turns - 1)]
+        messages = [{"role": role, "content": text} for role, text in zip(_ROLES * turns, contents, strict=False)]
+        before, _, behind = self._render(messages, add_generation_prompt=True).rpartition(contents[-1])
+        return before, behind
 
 
 def _what_failed(error: Exception, template: str) -> str:

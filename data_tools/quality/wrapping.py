@@ -16,6 +16,9 @@ _ORDINAL, _CATEGORY, _FRAME = alternation("ordinal"), alternation("category"), a
 # Markup
 _NAME = rf"(?:(?:{QUESTION_LABEL}|li)[ _-]?\d{{0,2}}|\d{{1,2}})"
 _THINKING = re.compile(r"\A.*</think(?:ing)?>|<(think(?:ing)?|reasoning)>.*\Z", re.IGNORECASE | re.DOTALL)
+_THOUGHT = re.compile(
+    r"\A\s*(?:<(?:think(?:ing)?|reasoning)>|\[THINK\])|</think(?:ing)?>|\[/THINK\]", re.IGNORECASE | re.DOTALL
+)
 _ELEMENT = re.compile(
     rf"<(?P<tag>{_NAME})(?:\s[^<>]*)?>(?P<content>(?:(?!</?{_NAME}\b).)*)</(?P=tag)\s*>", re.IGNORECASE | re.DOTALL
 )
@@ -108,6 +111,11 @@ _CLOSERS = "\"'”’»」』)）*_"
 def without_thinking(text: str) -> str:
     """Remove what a reasoning model writes before its answer."""
     return _THINKING.sub("", text).strip()
+
+
+def holds_thought(text: str) -> bool:
+    """Whether an answer begins with a thought, or holds the end of one."""
+    return _THOUGHT.search(text) is not None
 
 
 def markup_items(text: str) -> list[str]:

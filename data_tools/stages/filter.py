@@ -10,15 +10,16 @@ from nemo_longpo.errors import InputError
 
 from ..chat.format import ChatFormat
 from ..model import load_chat, tokenizer_identity
-from ..pairs import Pair, Turn, check_own_rows, is_empty, parse_pair, special_tokens, without_spelled_ends
+from ..pairs import BRANCHES, Pair, Turn, check_own_rows, is_empty, parse_pair, special_tokens, without_spelled_ends
 from ..prompts import Prompts, choose_prompts
 from ..quality.language import similarity, words
 from ..quality.useless_answers import compressed_share, is_refusal, longest_copy, longest_loop, repeats, searchable
+from ..quality.wrapping import holds_thought
 from ..runner import PartResult, PartsJob, Process, Row, Tick, open_parts, run_parts
 from ..settings import CpuWorkShare, FilterSettings, TemplateKwargs
 from .registry import Report, StageCall
 
-_BRANCHES: dict[str, tuple[str, ...]] = {"none": (), "chosen": ("chosen",), "both": ("chosen", "rejected")}
+_BRANCHES: dict[str, tuple[str, ...]] = {"none": (), "chosen": ("chosen",), "both": BRANCHES}
 
 
 def run_filter(call: StageCall) -> Report:
@@ -68,7 +69,7 @@ def _filter_rows(
         if chat is not None:
             pair, spelled_ends = without_spelled_ends(chat, pair)
             counts["spelled_ends_left_out"] += spelled_ends
-            raw_turns = [raw | _special_tokens(chat, turn) for turn, raw in zip(pair.turns, raw_turns, strict=True)]
+            raw_turns = [raw | _seen_by_model(chat, turn) for turn, raw in zip(pair.turns, raw_turns, strict=True)]
         kept = _kept_turns(pair, raw_turns, settings, prompts, counts)
         if kept:
             records.append({"doc_id": pair.doc_id, "document": pair.document, "turns": kept})
@@ -97,9 +98,10 @@ def _kept_turns(
     return kept
 
 
-def _special_tokens(chat: ChatFormat, turn: Turn) -> dict[str, list[str]]:
-    """Return the special tokens in both answers, as `respond` records them."""
-    return {f"{name}_special_tokens": special_tokens(chat, turn, name) for name in ("chosen", "rejected")}
+def _seen_by_model(chat: ChatFormat, turn: Turn) -> dict[str, Any]:
+    """Return the special tokens in both answers, and whether the template writes them otherwise, as `respond` does."""
+    found = {f"{name}_special_tokens": special_tokens(chat, turn, name) for name in BRANCHES}
+    return found | {f"{name}_rewritten": chat.rewrites(getattr(turn, name)) for name in BRANCHES}
 
 
 def drop_reason(
@@ -112,11 +114,15 @@ def drop_reason(
     """
     if is_empty(turn, "chosen") or is_empty(turn, "rejected"):
         return "empty"
-    if raw.get("chosen_cut_at") or any(raw.get(f"{name}_special_tokens") for name in ("chosen", "rejected")):
+    if raw.get("chosen_cut_at") or any(raw.get(f"{name}_special_tokens") for name in BRANCHES):
         return "special_token"
+    if any(holds_thought(getattr(turn, name)) for name in BRANCHES):
+        return "thought"
+    if any(raw.get(f"{name}_rewritten") for name in BRANCHES):
+        return "rewritten"
     if any(_is_loop(getattr(turn, name), settings) for name in _BRANCHES[settings.drop_loops]):
         return "loop"
-    finished = ("chosen",) if settings.keep_truncated == "rejected" else ("chosen", "rejected")
+    finished = ("chosen",) if settings.keep_truncated == "rejected" else BRANCHES
     if any(raw.get(f"{name}_finish_reason") == "length" for name in finished):
         return "truncated"
     if settings.drop_identical and turn.chosen.strip() == turn.rejected.strip():

@@ -48,6 +48,11 @@ def verbatim(words):
         ("empty", {"chosen": " \n"}, {"chosen": "."}, None),
         ("empty", {"rejected": " "}, {"rejected": "?"}, None),
         ("empty", {"raw": {"chosen_token_ids": []}}, {"raw": {"chosen_token_ids": [5]}}, None),
+        ("thought", {"rejected": "<think>\nHm.\n</think>\n\nA boy."}, {"rejected": "A <think> tag, and a boy."}, None),
+        ("thought", {"chosen": "Hm.\n</think>\n\nThe captain."}, {"chosen": "</thin>"}, None),
+        ("thought", {"chosen": " [THINK]Hm.[/THINK]The captain."}, {"chosen": "[HINT]The captain."}, None),
+        ("thought", {"chosen": "<think>Hm.", "raw": {"chosen_finish_reason": "length"}}, {"chosen": "Hm."}, None),
+        ("rewritten", {"raw": {"rejected_rewritten": True}}, {"raw": {"rejected_rewritten": False}}, None),
         ("truncated", {"raw": {"chosen_finish_reason": "length"}}, {"raw": {"chosen_finish_reason": "stop"}}, None),
         (
             "truncated",
