@@ -190,7 +190,6 @@ class TokenisedPair:
     def check_model(self, vocab_size: int, chat: ChatFormat) -> None:
         """Raises InputError if the ids are outside a model's vocabulary, or answers hold special tokens or do not end
         as the model ends them."""
-        end_of_turn = chat.end_of_turn_ids
         lists = {name: getattr(self.pair, name) for name in _ID_FIELDS} | _numbered("short_prompts", self.prompts)
         for name, ids in lists.items():
             if max(ids) >= vocab_size:
@@ -200,12 +199,12 @@ class TokenisedPair:
                 )
         for branch in BRANCHES:
             for index, response in enumerate(self.responses(branch)):
-                if response[-len(end_of_turn) :] != end_of_turn or len(response) == len(end_of_turn):
+                answer = response[:-1]
+                if chat.finished(answer) != response or not answer:
                     raise InputError(
                         f"{self.row.where}: field '{branch}_spans[{index}]' must cover an answer and its end of turn "
-                        f"{end_of_turn}; give the model whose chat template made the ids"
+                        f"{chat.end_of_turn_ids}; give the model whose chat template made the ids"
                     )
-                answer = response[: -len(end_of_turn)]
                 if found := chat.special.within(answer, chat.text(answer)):
                     raise InputError(
                         f"{self.row.where}: field '{branch}_spans[{index}]' covers the special token {found[0]} within "

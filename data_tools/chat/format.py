@@ -102,7 +102,8 @@ class ChatFormat:
         return [*message.before, *message.ids, *message.after]
 
     def response_ids(self, text: str) -> list[int]:
-        """The tokens of an answer given as text, without the end of turn."""
+        """The tokens of an answer given as text, without the end of turn but with the template's text in front of it,
+        as a model writes it."""
         return self._template.answer_ids(text)
 
     def rewrites(self, answer: str) -> bool:
@@ -110,18 +111,20 @@ class ChatFormat:
         return self._template.rewrites(answer)
 
     def finished(self, response_ids: Sequence[int]) -> list[int]:
-        """A response with its end of turn: what every span covers and every log-prob sum runs over."""
-        return [*response_ids, *self.end_of_turn_ids]
+        """A response with its end of turn: what every span covers and every log-prob sum runs over.
 
-    def generated_response(self, generated: Sequence[int]) -> list[int]:
-        """A generated answer without what the template puts between an answer and its last end-of-turn token."""
-        lead = self.end_of_turn_ids[:-1]
-        ids = list(generated)
-        return ids[: -len(lead)] if lead and ids[-len(lead) :] == lead else ids
+        Text that a template writes in front of its last token, such as a line break, is added unless the response ends
+        with it: a model that wrote it may have done so in one token with its last word.
+        """
+        lead = self._template.end_text
+        written = lead and self._decoded(response_ids[-len(lead) - 1 :]).endswith(lead)
+        return [*response_ids, *self.end_of_turn_ids[-1 if written else 0 :]]
 
     def text(self, ids: Sequence[int]) -> str:
-        text = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text.strip()
+        return self._decoded(ids).strip()
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def content_length(self, text: str) -> int:
         """Tokens of a text as the content of a user message."""

@@ -72,6 +72,9 @@ class ChatTemplate:
                 "token, so the model could not learn to stop; add its end-of-turn token to the template"
             )
         self.end_of_turn_ids: list[int] = closing[: ends[0] + 1]
+        end = tokenizer.convert_ids_to_tokens(self.end_of_turn_ids[-1])
+        # What the template writes between an answer and its last token, where this is tokens of its own.
+        self.end_text = self._pieces(1, "")[2].partition(end)[0] if ends[0] else ""
         self._encoder.keep_as_text(self.special_ids())
         self._check_generation_prompt()
 
@@ -90,14 +93,15 @@ class ChatTemplate:
     def answer_ids(self, text: str) -> list[int]:
         """Return the token ids of an answer, tokenised apart: a model has read its opening before it writes a token.
 
-        White space at its ends is what the template leaves there.
+        White space at its ends is what the template leaves there. Text of the template between an answer and the
+        turn's last token is part of it, because a token may hold the answer's last word and this text.
         """
         pieces = self.turn_pieces(1)
         left, right = pieces.strips[1]
         text = text.lstrip() if left else text
         text = text.rstrip() if right else text
         text = self._written(text, behind=0) or text
-        return self._encoder.encode(pieces.spaces[1] + text, pieces.places[1], content=True)
+        return self._encoder.encode(pieces.spaces[1] + text + self.end_text, pieces.places[1], content=True)
 
     def rewrites(self, text: str) -> bool:
         """Whether the template writes an answer otherwise than it stands here, in the last turn or in an earlier one,

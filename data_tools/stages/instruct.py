@@ -113,7 +113,7 @@ def _list_of_requests(count: int) -> dict[str, Any]:
 def _text(completion: Completion, loaded: model_stage.LoadedModel) -> str:
     """Return an answer's text up to its first special token; what follows is no instruction."""
     chat = loaded.chat
-    return chat.text(chat.special.in_front_of(chat.generated_response(completion.ids)))
+    return chat.text(chat.special.in_front_of(completion.ids))
 
 
 def _with_instructions(

@@ -63,12 +63,11 @@ def _answer(name: str, completion: Completion, chat: ChatFormat) -> dict[str, An
     """Return the fields of an answer. It ends before its first special token, which is recorded; later text is dropped
     but counts for the finish reason. Special tokens that the model spelled out are recorded too, and whether the chat
     template would write the answer otherwise."""
-    written = chat.generated_response(completion.ids)
-    ids = chat.special.in_front_of(written)
-    text, cut = chat.text(ids), len(ids) < len(written)
+    ids = chat.special.in_front_of(completion.ids)
+    text, cut = chat.text(ids), len(ids) < len(completion.ids)
     answer: dict[str, Any] = {name: text, f"{name}_token_ids": ids, f"{name}_finish_reason": completion.finish_reason}
     if cut:
-        answer[f"{name}_cut_at"] = chat.tokenizer.convert_ids_to_tokens(written[len(ids)])
+        answer[f"{name}_cut_at"] = chat.tokenizer.convert_ids_to_tokens(completion.ids[len(ids)])
     if spelled := chat.special.within(ids, text):
         answer[f"{name}_special_tokens"] = spelled
     if chat.rewrites(text):

@@ -222,13 +222,31 @@ def test_templates_beyond_the_rules_are_refused(template, message):
         ChatFormat(with_template(template))
 
 
+LEADS = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '\n<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
 def test_text_before_end_token_belongs_to_end_of_turn():
-    template = (
-        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '\n<|im_end|>' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-    )
-    chat = ChatFormat(with_template(template))
+    """A token may hold the end of an answer and this text; what a model wrote is kept, and nothing is written twice."""
+    chat = ChatFormat(with_template(LEADS))
     assert chat.tokenizer.convert_ids_to_tokens(chat.end_of_turn_ids) == ["Ċ", "<|im_end|>"]
-    newline = chat.end_of_turn_ids[0]
-    assert chat.generated_response([5, 6, newline]) == [5, 6]
-    assert chat.generated_response([5, 6]) == [5, 6]
+    newline, end = chat.end_of_turn_ids
+    assert chat.finished([5, 6]) == [5, 6, newline, end]
+    assert chat.finished([5, 6, newline]) == [5, 6, newline, end]
+    merged = chat.tokenizer.convert_tokens_to_ids("ĊĊ")
+    assert chat.finished([5, 6, merged]) == [5, 6, merged, end]
+
+
+@pytest.mark.parametrize(
+    ("style", "end"), [("qwen2.5", "<|im_end|>"), ("mistral-v0.1", "</s>"), ("mistral-v0.3", "</s>")]
+)
+@pytest.mark.parametrize("lead", ["\n", "\n\n", " ", " fin"])
+def test_answers_and_their_ends_are_what_a_server_makes_of_them(style, end, lead):
+    template = LEADS.replace("\n<|im_end|>", f"{lead}{end}").replace("<|im_start|>", "[at]")
+    chat = ChatFormat(with_template(template, style))
+    for answer in ("The river.", "A small boat\n", "12", "A boat fin"):
+        messages = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": answer}]
+        whole = chat.tokenizer.apply_chat_template(messages)
+        assert [*chat.prompt("Who?"), *chat.finished(chat.response_ids(answer))] == whole
