@@ -37,7 +37,7 @@ def sum_pair(logprobs: Tensor, rows: layout.PairRows, objective: Objective, cp_g
 
     divergence = torch.zeros_like(logprobs)
     if objective.loss_type == "sft_chosen_constraint":
-        divergence = token_divergence(logprobs, torch.where(rows.chosen_mask > 0, rows.ref_logps, logprobs.detach()))
+        divergence = token_divergence(logprobs, torch.where(rows.chosen_mask > 0, rows.ref_logps, logprobs))
     partial = {
         "chosen": total(logprobs, rows.chosen_mask),
         "rejected": total(logprobs, rows.rejected_mask),
