@@ -1,4 +1,4 @@
-"""Which models are trained at which length on which GPUs: the table behind the recipes of NeMo and of Megatron-Bridge.
+"""What the recipes of NeMo and of Megatron-Bridge have in common: the paper's constants, and the table of long runs.
 
 Mistral-7B-Instruct-v0.2, Qwen2.5-7B-Instruct and Qwen3-8B at 128K to 1M tokens on GPUs of 80 GB. All have the paper's
 constants, and differ in length and placement. The models can be divided by the same sizes (32 and 28 heads, 8 and 4 of
@@ -7,9 +7,10 @@ them for keys and values), so the first two use the same placements.
 
 from dataclasses import dataclass, replace
 
-from .placement import LONGEST_BRANCH, Placement
+from .placement import GLOBAL_BATCH_SIZE, LONGEST_BRANCH, Placement, Precision
 
 K = 1024
+ONE_GPU = Placement()
 
 # Tensor parallelism splits the weights within a node, context parallelism splits the pair over the other GPUs.
 ONE_NODE = Placement(tp=4, cp=2)
@@ -17,6 +18,29 @@ TWO_NODES = Placement(tp=4, cp=4)
 # Inputs of layers in host memory, 277 GB for Mistral-7B at 1M tokens; feed-forward parts in tiles.
 FRUGAL_NODE = replace(ONE_NODE, offload_layer_inputs=True, mlp_tile_tokens=16 * K)
 FOUR_GPUS = replace(FRUGAL_NODE, tp=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeSettings:
+    """What a recipe is made from; the paper's constants where nothing else is said.
+
+    `seq_length` are the tokens of the longest sequence. `warmup_ratio` is a share of `max_steps`. With `data_workers`,
+    so many processes per rank read and lay out its next pairs during training.
+    """
+
+    seq_length: int
+    placement: Placement = ONE_GPU
+    precision: Precision = "bf16-mixed"
+    global_batch_size: int = GLOBAL_BATCH_SIZE
+    learning_rate: float = 5e-7
+    warmup_ratio: float = 0.1
+    max_steps: int = 100
+    save_every_n_steps: int = 50
+    data_workers: int = 0
+
+
+LONGPO = RecipeSettings(seq_length=8192)
+TINY_LONGPO = replace(LONGPO, global_batch_size=4, learning_rate=1e-4, warmup_ratio=0.0)
 
 
 @dataclass(frozen=True)
@@ -29,14 +53,12 @@ class LongRun:
     note: str = ""
 
     @property
-    def seq_length(self) -> int:
-        """Tokens of the longest sequence: a document and an answer."""
-        return self.length + LONGEST_BRANCH
-
-    @property
-    def placement(self) -> Placement:
-        """Recomputes the feed-forward part of each layer up to 256K tokens, whole layers beyond."""
-        return self.on.recomputing("mlp" if self.length <= 256 * K else "full")
+    def settings(self) -> RecipeSettings:
+        """For a document and an answer. Recomputes the feed-forward part of each layer up to 256K tokens, whole layers
+        beyond.
+        """
+        placement = self.on.recomputing("mlp" if self.length <= 256 * K else "full")
+        return RecipeSettings(seq_length=self.length + LONGEST_BRANCH, placement=placement, data_workers=1)
 
     @property
     def summary(self) -> str:

@@ -5,52 +5,48 @@ by `section.name=value` on the command line of `nemo_longpo.bridge.train`, or on
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from megatron.bridge.training import config as bridge_config, mixed_precision
 from megatron.bridge.training.tokenizers.config import TokenizerConfig
 
 from nemo_longpo.checkpoints import run_directory
-from nemo_longpo.long_runs import LONG_RUNS
+from nemo_longpo.long_runs import LONG_RUNS, LONGPO, TINY_LONGPO, RecipeSettings
 from nemo_longpo.megatron import job_settings
-from nemo_longpo.placement import GLOBAL_BATCH_SIZE, Placement, Precision
+from nemo_longpo.placement import Placement, Precision
 
 from . import run_settings, training_loop
 from .provider import LongPOProvider
 
-ONE_GPU = Placement()
+LOG_DIR = "nemo_experiments"
 
 
-def longpo_config(
-    *,
-    seq_length: int,
-    placement: Placement = ONE_GPU,
-    precision: Precision = "bf16-mixed",
-    global_batch_size: int = GLOBAL_BATCH_SIZE,
-    learning_rate: float = 5e-7,
-    warmup_ratio: float = 0.1,
-    max_steps: int = 100,
-    save_every_n_steps: int = 50,
-    data_workers: int = 0,
-    log_dir: str = "nemo_experiments",
-) -> bridge_config.ConfigContainer:
+def longpo_config(*, log_dir: str = LOG_DIR, **settings: Any) -> bridge_config.ConfigContainer:
     """Return a complete configuration with the paper's constants.
 
-    The model comes from `checkpoint.pretrained_checkpoint`, the data from `dataset.paths`. The run's files lie in
-    `log_dir` as those of NeMo's runs do.
+    `settings` are fields of `RecipeSettings`, of which only `seq_length` must be given. The model comes from
+    `checkpoint.pretrained_checkpoint`, the data from `dataset.paths`. The run's files lie in `log_dir` as those of
+    NeMo's runs do.
     """
+    return make_config(RecipeSettings(**settings), log_dir)
+
+
+def make_config(settings: RecipeSettings, log_dir: str = LOG_DIR) -> bridge_config.ConfigContainer:
+    placement = settings.placement
     config = bridge_config.ConfigContainer(
         model=_model(placement),
         train=run_settings.LongPOTraining(
-            train_iters=max_steps, global_batch_size=global_batch_size, micro_batch_size=1
+            train_iters=settings.max_steps, global_batch_size=settings.global_batch_size, micro_batch_size=1
         ),
         validation=bridge_config.ValidationConfig(eval_interval=None, eval_iters=0),
-        optimizer=_optimizer(placement, learning_rate),
+        optimizer=_optimizer(placement, settings.learning_rate),
         scheduler=bridge_config.SchedulerConfig(
             lr_decay_style="cosine",
-            lr_warmup_fraction=warmup_ratio,
+            lr_warmup_fraction=settings.warmup_ratio,
             start_weight_decay=0.0,
             end_weight_decay=0.0,
             override_opt_param_scheduler=True,
@@ -62,19 +58,25 @@ def longpo_config(
             use_distributed_optimizer=True,
         ),
         dataset=training_loop.PairDataset(
-            seq_length=seq_length, num_workers=data_workers, persistent_workers=data_workers > 0
+            seq_length=settings.seq_length,
+            num_workers=settings.data_workers,
+            persistent_workers=settings.data_workers > 0,
         ),
         logger=bridge_config.LoggerConfig(log_interval=1),
         tokenizer=TokenizerConfig(tokenizer_type="HuggingFaceTokenizer"),
         checkpoint=run_settings.LongPOCheckpointing(
-            save="", save_interval=save_every_n_steps, most_recent_k=1, ckpt_format="torch_dist", async_save=True
+            save="",
+            save_interval=settings.save_every_n_steps,
+            most_recent_k=1,
+            ckpt_format="torch_dist",
+            async_save=True,
         ),
         # Ours names the documents, and may leave a step out; Bridge's would end the process first.
         rerun_state_machine=bridge_config.RerunStateMachineConfig(rerun_mode="disabled", check_for_nan_in_loss=False),
         dist=bridge_config.DistributedInitConfig(),
     )
     set_log_dir(config, log_dir)
-    set_precision(config, precision)
+    set_precision(config, settings.precision)
     if config.mixed_precision is not None:
         config.mixed_precision.grad_reduce_in_fp32 = placement.grad_reduce_in_fp32
     return config
@@ -132,21 +134,17 @@ def _optimizer(placement: Placement, learning_rate: float) -> bridge_config.Opti
 
 
 def _long(name: str) -> bridge_config.ConfigContainer:
-    # One process per rank reads and lays out its next pairs during training.
-    run = LONG_RUNS[name]
-    return longpo_config(seq_length=run.seq_length, placement=run.placement, data_workers=1)
+    return make_config(LONG_RUNS[name].settings)
 
 
 def longpo(precision: Precision = "bf16-mixed") -> bridge_config.ConfigContainer:
     """LongPO with the paper's constants for any model, length and GPUs."""
-    return longpo_config(seq_length=8192, precision=precision)
+    return make_config(replace(LONGPO, precision=precision))
 
 
 def tiny_longpo(precision: Precision = "32") -> bridge_config.ConfigContainer:
     """LongPO for small Mistral, Qwen2.5, Qwen3 and Llama 3 checkpoints; runs without a GPU."""
-    return longpo_config(
-        seq_length=8192, precision=precision, global_batch_size=4, learning_rate=1e-4, warmup_ratio=0.0
-    )
+    return make_config(replace(TINY_LONGPO, precision=precision))
 
 
 RECIPES: dict[str, Callable[[], bridge_config.ConfigContainer]] = {

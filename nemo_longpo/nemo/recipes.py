@@ -7,8 +7,9 @@ Those for 7B and 8B models are the rows of `LONG_RUNS`.
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import reduce
-from typing import Optional
+from typing import Any, Optional
 
 import fiddle as fdl
 import nemo_run as run
@@ -22,37 +23,29 @@ from nemo.lightning.pytorch.callbacks import PEFT
 from nemo_run.core.frontend.console.api import CONSOLE
 
 from nemo_longpo.checkpoints.run_directory import RUN_NAME, TENSORBOARD
-from nemo_longpo.long_runs import LONG_RUNS, LongRun
+from nemo_longpo.long_runs import LONG_RUNS, LONGPO, TINY_LONGPO, LongRun, RecipeSettings
 from nemo_longpo.objective import Objective
-from nemo_longpo.placement import GLOBAL_BATCH_SIZE, Placement, Precision
+from nemo_longpo.placement import Precision
 
 from . import callbacks, checkpoint_callback, data_module, model, resume, schedule, strategy
 
-ONE_GPU = Placement()
 
-
-def longpo_recipe(
-    *,
-    seq_length: int,
-    placement: Placement = ONE_GPU,
-    precision: Precision = "bf16-mixed",
-    global_batch_size: int = GLOBAL_BATCH_SIZE,
-    learning_rate: float = 5e-7,
-    warmup_ratio: float = 0.1,
-    max_steps: int = 100,
-    save_every_n_steps: int = 50,
-    data_workers: int = 0,
-) -> run.Partial:
+def longpo_recipe(**settings: Any) -> run.Partial:
     """Return a complete `llm.finetune` configuration with the paper's constants; its paths can all be overridden.
 
-    The architecture and the tokenizer come from `resume.restore_config.path`, the data from `data.paths`.
+    `settings` are fields of `RecipeSettings`, of which only `seq_length` must be given. The architecture and the
+    tokenizer come from `resume.restore_config.path`, the data from `data.paths`.
     """
+    return make_recipe(RecipeSettings(**settings))
+
+
+def make_recipe(settings: RecipeSettings) -> run.Partial:
     model_config = run.Config(model.LongPOModel, objective=run.Config(Objective))
     data_config = run.Config(
         data_module.LongPODataModule,
-        seq_length=seq_length,
-        global_batch_size=global_batch_size,
-        num_workers=data_workers,
+        seq_length=settings.seq_length,
+        global_batch_size=settings.global_batch_size,
+        num_workers=settings.data_workers,
     )
     for config in (model_config, data_config):
         fdl.materialize_defaults(config)  # so that `--dryrun` shows all our settings
@@ -60,9 +53,9 @@ def longpo_recipe(
         llm.finetune,
         model=model_config,
         data=data_config,
-        trainer=_trainer(precision, max_steps),
-        log=_log(save_every_n_steps),
-        optim=_optimizer(precision, learning_rate, warmup_ratio),
+        trainer=_trainer(settings),
+        log=_log(settings),
+        optim=_optimizer(settings),
         resume=run.Config(
             resume.LongPOResume,
             restore_config=run.Config(nl.RestoreConfig, path="", load_artifacts=True),
@@ -71,13 +64,13 @@ def longpo_recipe(
         ),
         tokenizer="model",
     )
-    for path, value in placement.settings().items():
+    for path, value in settings.placement.settings().items():
         *owners, name = path.split(".")
         setattr(reduce(getattr, owners, recipe), name, value)
     return recipe
 
 
-def _trainer(precision: Precision, max_steps: int) -> run.Config[nl.Trainer]:
+def _trainer(settings: RecipeSettings) -> run.Config[nl.Trainer]:
     """Return the trainer. Weights are in the training precision from the start; no whole model in fp32 exists.
 
     Gradients and weights are sent between GPUs during computation.
@@ -85,7 +78,7 @@ def _trainer(precision: Precision, max_steps: int) -> run.Config[nl.Trainer]:
     return run.Config(
         nl.Trainer,
         accelerator="auto",
-        max_steps=max_steps,
+        max_steps=settings.max_steps,
         limit_val_batches=0,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
@@ -100,35 +93,33 @@ def _trainer(precision: Precision, max_steps: int) -> run.Config[nl.Trainer]:
         ),
         plugins=run.Config(
             nl.MegatronMixedPrecision,
-            precision=precision,
-            params_dtype=torch.bfloat16 if precision == "bf16-mixed" else torch.float32,
+            precision=settings.precision,
+            params_dtype=torch.bfloat16 if settings.precision == "bf16-mixed" else torch.float32,
         ),
         callbacks=[run.Config(callbacks.MetricsCallback)],
     )
 
 
-def _optimizer(
-    precision: Precision, learning_rate: float, warmup_ratio: float
-) -> run.Config[nl.MegatronOptimizerModule]:
+def _optimizer(settings: RecipeSettings) -> run.Config[nl.MegatronOptimizerModule]:
     """Return Adam without weight decay; linear warm-up, then a cosine to zero over the run's `max_steps`."""
     return run.Config(
         nl.MegatronOptimizerModule,
         config=run.Config(
             OptimizerConfig,
             optimizer="adam",
-            lr=learning_rate,
+            lr=settings.learning_rate,
             weight_decay=0.0,
             adam_beta1=0.9,
             adam_beta2=0.95,
             clip_grad=1.0,
-            bf16=precision == "bf16-mixed",
+            bf16=settings.precision == "bf16-mixed",
             use_distributed_optimizer=True,
         ),
-        lr_scheduler=run.Config(schedule.WarmupCosine, warmup_ratio=warmup_ratio, min_lr=0.0),
+        lr_scheduler=run.Config(schedule.WarmupCosine, warmup_ratio=settings.warmup_ratio, min_lr=0.0),
     )
 
 
-def _log(save_every_n_steps: int) -> run.Config[nl.NeMoLogger]:
+def _log(settings: RecipeSettings) -> run.Config[nl.NeMoLogger]:
     """Return a log with one run directory under `log_dir`; `…-last` is the newest checkpoint, complete for resuming."""
     return run.Config(
         nl.NeMoLogger,
@@ -144,7 +135,7 @@ def _log(save_every_n_steps: int) -> run.Config[nl.NeMoLogger]:
             monitor="global_step",
             mode="max",
             filename="{global_step:.0f}",
-            every_n_train_steps=save_every_n_steps,
+            every_n_train_steps=settings.save_every_n_steps,
             save_optim_on_train_end=True,  # a finished run may be given more steps
             enable_version_counter=False,
         ),
@@ -168,8 +159,7 @@ def recipe(function: Callable[..., run.Partial]) -> Callable[..., run.Partial]:
 
 def _recipe_of(name: str, long_run: LongRun) -> Callable[[], run.Partial]:
     def build() -> run.Partial:
-        # One process per rank reads and lays out its next pairs during training.
-        return longpo_recipe(seq_length=long_run.seq_length, placement=long_run.placement, data_workers=1)
+        return make_recipe(long_run.settings)
 
     build.__name__, build.__doc__ = name, long_run.summary
     return build
@@ -182,7 +172,7 @@ for _name, _long_run in LONG_RUNS.items():
 @recipe
 def longpo(precision: Precision = "bf16-mixed") -> run.Partial:
     """LongPO with the paper's constants for any model, length and GPUs; `longpo plan --recipe` sets the rest."""
-    return longpo_recipe(seq_length=8192, precision=precision)
+    return make_recipe(replace(LONGPO, precision=precision))
 
 
 @recipe
@@ -191,9 +181,7 @@ def tiny_longpo(precision: Precision = "32") -> run.Partial:
 
     `precision` is that of weights, activations and optimizer together: `--factory "tiny_longpo(precision=bf16-mixed)"`.
     """
-    return longpo_recipe(
-        seq_length=8192, precision=precision, global_batch_size=4, learning_rate=1e-4, warmup_ratio=0.0
-    )
+    return make_recipe(replace(TINY_LONGPO, precision=precision))
 
 
 @run.cli.factory(target=PEFT, name="lora")

@@ -48,7 +48,7 @@ def test_every_recipe_builds_with_the_papers_constants(train, name):
 def test_placement_is_that_of_the_table(train, name):
     from nemo_longpo.bridge import run_settings
 
-    config, run = train.build(name), LONG_RUNS[name]
+    config, run = train.build(name), LONG_RUNS[name].settings
     found, wanted = run_settings.placement_of(config), run.placement
     assert (found.tp, found.pp, found.cp) == (wanted.tp, wanted.pp, wanted.cp)
     assert found.sequence_parallel == (wanted.tp > 1)
@@ -306,7 +306,7 @@ def test_recipe_for_gpus_passes_bridges_own_checks(train, tmp_path, monkeypatch,
     from nemo_longpo.bridge import architecture, run_settings
     from nemo_longpo.megatron import backend
 
-    run = LONG_RUNS[name]
+    run = LONG_RUNS[name].settings
     family, model = SHAPES[run.model]
     start = write_config(tmp_path / "model", family, MODELS[model], run.seq_length)
     monkeypatch.setattr(backend, "current_backend", backend.Backend)
