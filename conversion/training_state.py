@@ -24,6 +24,8 @@ SHARDING, RESHARDABLE = "distrib_optim_sharding_type", "fully_reshardable"
 _KEY = re.compile(r"(optimizer\.state\.\w+\.)(.+)")
 _NEMO_NAMES = {"wd_mult": "pre_wd_mult", "lr_mult": "pre_lr_mult"}
 """What Megatron and NeMo call a field of a group of parameters."""
+LIGHTNING = "2.4.0"
+"""The release of Lightning in whose words `_fit_loop` is written, whichever is installed; later ones migrate it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +174,7 @@ def nemo_common(state: TrainingState) -> dict[str, Any]:
     return {
         "epoch": 0,
         "global_step": state.step,
-        "pytorch-lightning_version": "2.4.0",
+        "pytorch-lightning_version": LIGHTNING,
         "state_dict": {},
         "loops": {"fit_loop": _fit_loop(state.step)},
         "callbacks": {},

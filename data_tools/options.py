@@ -72,6 +72,11 @@ def settings_from(kind: type[AnySettings], values: Mapping[str, Any]) -> AnySett
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items()})
 
 
+def mappings_as_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of a YAML file as commands take them: a mapping, such as a chat template's values, as JSON."""
+    return {name: json.dumps(value) if isinstance(value, dict) else value for name, value in values.items()}
+
+
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
     """Return readable differences of two JSON values: "settings.seed was 0, now 1"."""
     if isinstance(old, dict) and isinstance(new, dict):

@@ -1,6 +1,5 @@
 """Read the file of `longpo data run`: which stages, with which settings, on which machines."""
 
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -15,7 +14,7 @@ from nemo_longpo.errors import InputError
 from nemo_longpo.yaml_input import read_yaml_mapping
 
 from ..engines.engine_options import EngineOptions
-from ..options import Settings, setting, settings_from
+from ..options import Settings, mappings_as_json, setting, settings_from
 from ..stages import registry
 
 _TOP_KEYS = ("input", "model", "output", "prompts", "executors", "stages")
@@ -155,7 +154,7 @@ def _told(
     refuse_unknown(values, ("env", *launch_names, *own_names), f"{where}:")
     # YAML reads a bare 2026-03-31 as a date; values for the chat template may be a mapping.
     own = {key: str(value) if isinstance(value, date) else value for key, value in values.items() if key in own_names}
-    own |= {key: json.dumps(value) for key, value in own.items() if isinstance(value, dict)}
+    own = mappings_as_json(own)
     try:
         for kind in registry.STAGES[name].settings:
             settings_from(kind, own)

@@ -3,7 +3,6 @@
 Everything that can be known before the first step is checked here, because a round takes hours.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -251,8 +250,7 @@ def _evaluation(
     file: told.FileFields, given: told.RoundFields, gate: told.GateLimits, paths: list[Path], where: str
 ) -> tuple[tuple[str, ...], dict[str, Any], str]:
     """Return the flags of `longpo eval`, the settings that decide what it measures, and the executor it runs on."""
-    content = {**file.evaluate, **given.evaluate}
-    content |= {name: json.dumps(value) for name, value in content.items() if isinstance(value, dict)}
+    content = options.mappings_as_json({**file.evaluate, **given.evaluate})
     kinds = (*settings.ENGINE_SETTINGS, settings.TemplateKwargs, JudgeSettings)
     of_models = {item.name: kind for kind in kinds for item in fields(kind)}
     own_names = [item.name for item in fields(told.Evaluating)]

@@ -35,6 +35,33 @@ def _short_sums(model, record, side):
     return total
 
 
+def _of_side(model, record, side, mean, free, aligned):
+    """What one answer's tokens sum to: `policy`, `reference`, their `ratio`; and all `logprobs` of its sequence.
+
+    With `aligned`, `short` is the ratio where the policy has read the short prompt.
+    """
+    trunk, spans = record["trunk"], record[f"{side}_spans"]
+    logprobs = _logprobs(model, trunk + record[side])
+    policy = sum(logprobs[len(trunk) + place - 1] for start, end in spans for place in range(start, end))
+    reference = math.fsum(value for turn in ([] if free else record[f"ref_{side}"]) for value in turn)
+    scored = sum(end - start for start, end in spans) if mean else 1
+    found = {"logprobs": logprobs, "policy": policy, "reference": reference, "ratio": (policy - reference) / scored}
+    return found | ({"short": (_short_sums(model, record, side) - reference) / scored} if aligned else {})
+
+
+def _rewards(chosen, rejected, beta, name):
+    rewards = {f"{name}chosen": beta * chosen, f"{name}rejected": beta * rejected}
+    margin = beta * (chosen - rejected)
+    return rewards | {f"{name}margins": margin, f"{name}accuracies": 1.0 if margin > 0 else 0.0}
+
+
+def _nll(record, logprobs):
+    """The mean over all tokens of the chosen sequence but the first and the ignored ones."""
+    ignored = {place for start, end in record["ignore_spans"] for place in range(start, end)}
+    kept = [place for place in range(1, len(logprobs) + 1) if place not in ignored]
+    return -sum(logprobs[place - 1] for place in kept) / len(kept)
+
+
 def longpo_step(
     model,
     records,
@@ -62,57 +89,28 @@ def longpo_step(
     """
     totals = {}
     for record in records:
-        sums = {}
-        for side in ("chosen", "rejected"):
-            ids = record["trunk"] + record[side]
-            logprobs = _logprobs(model, ids)
-            policy = 0.0
-            for start, end in record[f"{side}_spans"]:
-                for place in range(start, end):
-                    policy = policy + logprobs[len(record["trunk"]) + place - 1]
-            sums[side] = policy
-            read = [] if free else record[f"ref_{side}"]
-            sums[f"ref_{side}"] = math.fsum(value for turn in read for value in turn)
-            scored = sum(end - start for start, end in record[f"{side}_spans"]) if mean else 1
-            sums[f"ratio_{side}"] = (policy - sums[f"ref_{side}"]) / scored
-            if aligned:
-                sums[f"short_{side}"] = (_short_sums(model, record, side) - sums[f"ref_{side}"]) / scored
-            if side == "chosen":
-                ignored = {p for start, end in record["ignore_spans"] for p in range(start, end)}
-                kept = [p for p in range(1, len(ids)) if p not in ignored]
-                nll = -sum(logprobs[p - 1] for p in kept) / len(kept)
-        ratios = sums["ratio_chosen"], sums["ratio_rejected"]
+        chosen, rejected = (_of_side(model, record, side, mean, free, aligned) for side in ("chosen", "rejected"))
+        nll = _nll(record, chosen["logprobs"])
         here = beta * (len(record["trunk"]) / at) ** exponent
-        reward_chosen, reward_rejected = (here * ratio for ratio in ratios)
-        margin = reward_chosen - reward_rejected
-        short = {}
+        values = _rewards(chosen["ratio"], rejected["ratio"], here, "rewards/")
         if aligned:
-            ratios = sums["short_chosen"], sums["short_rejected"]
-            distance = sum(here * torch.abs(sums[f"ratio_{side}"] - sums[f"short_{side}"]) for side in aligned)
-            difference = here * (ratios[0] - ratios[1])
-            short = {
-                "loss/alignment": distance,
-                "rewards/short_chosen": here * ratios[0],
-                "rewards/short_rejected": here * ratios[1],
-                "rewards/short_margins": difference,
-                "rewards/short_accuracies": 1.0 if difference > 0 else 0.0,
+            sides = {"chosen": chosen, "rejected": rejected}
+            distance = sum(here * torch.abs(sides[name]["ratio"] - sides[name]["short"]) for name in aligned)
+            values |= _rewards(chosen["short"], rejected["short"], here, "rewards/short_") | {
+                "loss/alignment": distance
             }
+        ratios = [side["short" if aligned else "ratio"] for side in (chosen, rejected)]
         preference = _preference(ratios, here, shape, target, exchanged)
         loss = preference + alignment * distance if aligned else nll + weight * preference
         (loss / len(records)).backward()
-        values = {
+        values |= {
             "loss": loss,
             "loss/nll": nll,
             "loss/longpo": preference,
-            "rewards/chosen": reward_chosen,
-            "rewards/rejected": reward_rejected,
-            "rewards/margins": margin,
-            "rewards/accuracies": 1.0 if margin > 0 else 0.0,
-            "logps/chosen": sums["chosen"],
-            "logps/rejected": sums["rejected"],
-            "ref_logps/chosen": sums["ref_chosen"],
-            "ref_logps/rejected": sums["ref_rejected"],
-            **short,
+            "logps/chosen": chosen["policy"],
+            "logps/rejected": rejected["policy"],
+            "ref_logps/chosen": chosen["reference"],
+            "ref_logps/rejected": rejected["reference"],
         }
         for name, value in values.items():
             totals[name] = totals.get(name, 0.0) + torch.as_tensor(value).item() / len(records)

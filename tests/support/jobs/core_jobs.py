@@ -26,7 +26,7 @@ def train_one_step(model: str, weights: str, shards: str, objective: Objective, 
     from megatron.core import dist_checkpointing, distributed, optimizer, parallel_state, tensor_parallel
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
-    from nemo_longpo.megatron import backend, gpt, job_settings, loss, topology
+    from nemo_longpo.megatron import backend, loss, topology
 
     cp, tp, pp, _, more = case
     settings = dict(more)
@@ -37,24 +37,13 @@ def train_one_step(model: str, weights: str, shards: str, objective: Objective, 
     parallel_state.initialize_model_parallel(tp, pp, context_parallel_size=cp)
     tensor_parallel.model_parallel_cuda_manual_seed(1)
     try:
-        config, rope = _architecture(model, placement)
-        job_settings.put_on(config, placement)
-        job_settings.complete(here.prepare(config), rope)
-        stage = gpt.LogprobGPTModel(
-            config,
-            rope,
-            LogitBudget(1.0, chunk),
-            here,
-            offload_layer_inputs=placement.offload_layer_inputs,
-            mlp_tile_tokens=placement.mlp_tile_tokens,
-        )
-        stage.load_state_dict(dist_checkpointing.load(stage.sharded_state_dict(), weights), strict=False)
+        stage = _load_stage(model, weights, placement, LogitBudget(1.0, chunk), here)
         settings = distributed.DistributedDataParallelConfig(grad_reduce_in_fp32=True)
-        wrapped = distributed.DistributedDataParallel(config, settings, stage)
+        wrapped = distributed.DistributedDataParallel(stage.config, settings, stage)
         descent = optimizer.get_megatron_optimizer(optimizer.OptimizerConfig(lr=1e-3, clip_grad=0.0), [wrapped])
-        config.finalize_model_grads_func = distributed.finalize_model_grads
+        stage.config.finalize_model_grads_func = distributed.finalize_model_grads
 
-        groups, pair_loss = topology.current_topology(), loss.PairLoss(objective, vars(config), layout)
+        groups, pair_loss = topology.current_topology(), loss.PairLoss(objective, vars(stage.config), layout)
         cp_rank, dp_rank = groups.cp_group.rank(), groups.dp_group.rank()
 
         def forward_step(records: Any, module: Any) -> Any:
@@ -68,7 +57,7 @@ def train_one_step(model: str, weights: str, shards: str, objective: Objective, 
             data_iterator=iter(mine),
             model=[wrapped],
             num_microbatches=len(mine),
-            seq_length=config.seq_length,
+            seq_length=stage.config.seq_length,
             micro_batch_size=1,
             forward_only=False,
         )
@@ -81,6 +70,27 @@ def train_one_step(model: str, weights: str, shards: str, objective: Objective, 
     finally:
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
+
+
+def _load_stage(model: str, weights: str, placement: Placement, budget: LogitBudget, here: Any) -> Any:
+    """This rank's pipeline stage, with its weights."""
+    from megatron.core import dist_checkpointing
+
+    from nemo_longpo.megatron import gpt, job_settings
+
+    config, rope = _architecture(model, placement)
+    job_settings.put_on(config, placement)
+    job_settings.complete(here.prepare(config), rope)
+    stage = gpt.LogprobGPTModel(
+        config,
+        rope,
+        budget,
+        here,
+        offload_layer_inputs=placement.offload_layer_inputs,
+        mlp_tile_tokens=placement.mlp_tile_tokens,
+    )
+    stage.load_state_dict(dist_checkpointing.load(stage.sharded_state_dict(), weights), strict=False)
+    return stage
 
 
 def _architecture(model: str, placement: Placement) -> tuple[Any, Any]:

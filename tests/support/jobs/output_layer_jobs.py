@@ -77,6 +77,27 @@ def score_with_tensor_parallelism(
         return [tensor.numpy() for tensor in found], counts
 
 
+def _embedding_and_output(
+    config: Any, weight: torch.Tensor, tied: bool, unused_rows: int
+) -> tuple[torch.nn.Module, list[torch.Tensor]]:
+    """A module of both, and their weights, or the one that they share."""
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel import VocabParallelEmbedding
+
+    vocab, whole = len(weight), parallel_state.get_tensor_model_parallel_group()
+    model = torch.nn.Module()
+    model.embedding = VocabParallelEmbedding(
+        vocab, HIDDEN, init_method=torch.nn.init.normal_, config=config, tp_group=whole
+    )
+    model.output_layer = _output_layer(config, vocab, whole, skip_weight_param_allocation=tied)
+    model.output_layer.real_rows -= unused_rows
+    weights = [model.embedding.weight] if tied else [model.embedding.weight, model.output_layer.weight]
+    weights[0].zero_out_wgrad = tied
+    for tensor, shift in zip(weights, (0, 1), strict=False):
+        tensor.data.copy_(weight.roll(shift, 0))
+    return model, weights
+
+
 def accumulate(
     vocab: int,
     tied: bool,
@@ -99,7 +120,6 @@ def accumulate(
     """
     from megatron.core import parallel_state
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
-    from megatron.core.tensor_parallel import VocabParallelEmbedding
 
     generator = torch.Generator().manual_seed(vocab)
     weight = torch.randn(vocab, HIDDEN, generator=generator)
@@ -107,17 +127,8 @@ def accumulate(
     grad = torch.randn(ROWS, generator=generator)
     with gloo_group() as group:
         parallel_state.initialize_model_parallel()
-        config, whole = _config(torch.bfloat16), parallel_state.get_tensor_model_parallel_group()
-        model = torch.nn.Module()
-        model.embedding = VocabParallelEmbedding(
-            vocab, HIDDEN, init_method=torch.nn.init.normal_, config=config, tp_group=whole
-        )
-        model.output_layer = _output_layer(config, vocab, whole, skip_weight_param_allocation=tied)
-        model.output_layer.real_rows -= unused_rows
-        weights = [model.embedding.weight] if tied else [model.embedding.weight, model.output_layer.weight]
-        weights[0].zero_out_wgrad = tied
-        for tensor, shift in zip(weights, (0, 1), strict=False):
-            tensor.data.copy_(weight.roll(shift, 0))
+        config = _config(torch.bfloat16)
+        model, weights = _embedding_and_output(config, weight, tied, unused_rows)
         settings = DistributedDataParallelConfig(
             grad_reduce_in_fp32=reduce_in_fp32, overlap_grad_reduce=overlap, use_distributed_optimizer=distributed
         )
