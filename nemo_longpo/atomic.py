@@ -8,6 +8,7 @@ it ends, so the next run for the same output can tell what a killed run has left
 import errno
 import fcntl
 import os
+import re
 import shutil
 import signal
 import socket
@@ -27,6 +28,26 @@ NO_ROOM = {
     errno.EFBIG: "a file may not become that large here",
 }
 """What the operating system's codes for "no room" mean."""
+
+NO_ACCESS = {
+    errno.EACCES: "you do not have the right to it",
+    errno.EPERM: "the system does not permit it",
+    errno.EROFS: "the file system is read-only",
+    errno.ENOTDIR: "a part of this path is a file",
+    errno.EEXIST: "a file or a broken link of this name is there",
+    errno.ENAMETOOLONG: "the name is too long",
+}
+"""What the operating system's codes for a place that cannot be used mean."""
+
+
+def unusable_place(error: OSError) -> str | None:
+    """Return in one sentence which file or directory cannot be used, and why; None if the place is not at fault."""
+    if error.errno in NO_ROOM:
+        return f"{error.filename or 'a file'} cannot be written: {NO_ROOM[error.errno]}; make room and run it again"
+    if error.errno not in NO_ACCESS or error.filename is None:
+        return None
+    place = re.sub(r"(^|/)\.(.+?)\.partial-.*", r"\1\2", os.fsdecode(error.filename))
+    return f"{place} cannot be used: {NO_ACCESS[error.errno]}; correct that, or give another place"
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import functools
 import sys
 import traceback
 
-from nemo_longpo import __version__
+from nemo_longpo import __version__, atomic
 from nemo_longpo.errors import ERROR_MARK, InputError
 from nemo_longpo.terminal import READER_LEFT, escape_what_the_terminal_lacks, note, reader_left, show
 
@@ -70,6 +70,9 @@ def _run(argv: list[str] | None) -> int:
     except Exception as error:  # else Python would end with 1, and a script would take the crash for an answer
         if isinstance(error, BrokenPipeError) and reader_left(failed=True):
             return READER_LEFT
+        if isinstance(error, OSError) and (sentence := atomic.unusable_place(error)):
+            note(f"{ERROR_MARK}{sentence}")
+            return 2
         show(traceback.format_exc(), file=sys.stderr)
         note("longpo: this is a fault of the program, not of its input; please report it with the lines above")
         return 2

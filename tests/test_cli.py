@@ -1,5 +1,6 @@
 """The meaning of a command's exit status."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -50,6 +51,21 @@ def test_what_is_no_crash_shows_no_traceback(error, status, monkeypatch, capsys)
     monkeypatch.setattr("nemo_longpo.doctor.render", raising(error))
     assert cli.main(["doctor"]) == status
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "sentence"),
+    [
+        (errno.EROFS, "work/.shards.partial-host-7/new", "work/shards cannot be used: the file system is read-only; "),
+        (errno.EACCES, ".model.partial-host-7", "model cannot be used: you do not have the right to it; correct that, "),
+        (errno.ENOTDIR, "notes.md/out", "notes.md/out cannot be used: a part of this path is a file; correct that, or "),
+        (errno.ENOSPC, None, "a file cannot be written: the disk is full; make room and run it again\n"),
+    ],
+)
+def test_a_place_that_cannot_be_used_is_no_crash(code, name, sentence, monkeypatch, capsys):
+    monkeypatch.setattr("nemo_longpo.doctor.render", raising(OSError(code, "of the system", name)))
+    assert cli.main(["doctor"]) == 2
+    assert capsys.readouterr().err.startswith(f"longpo: error: {sentence}")
 
 
 @pytest.mark.parametrize(
