@@ -57,8 +57,8 @@ def test_what_is_no_crash_shows_no_traceback(error, status, monkeypatch, capsys)
     ("code", "name", "sentence"),
     [
         (errno.EROFS, "work/.shards.partial-host-7/new", "work/shards cannot be used: the file system is read-only; "),
-        (errno.EACCES, ".model.partial-host-7", "model cannot be used: you do not have the right to it; correct that, "),
-        (errno.ENOTDIR, "notes.md/out", "notes.md/out cannot be used: a part of this path is a file; correct that, or "),
+        (errno.EACCES, ".model.partial-host-7", "model cannot be used: you do not have the right to it; "),
+        (errno.ENOTDIR, "notes.md/out", "notes.md/out cannot be used: a part of this path is a file; "),
         (errno.ENOSPC, None, "a file cannot be written: the disk is full; make room and run it again\n"),
     ],
 )

@@ -24,8 +24,9 @@ class Step:
 
     A command runs in the folder of its log, `logs/NAME.log`, so its paths are absolute. `lines` are the command lines
     that a function starts, for `--dry-run`. `settings` decide what the outputs become. A step is done when it has run
-    and its outputs exist; a step that knows better has a `check`. It returns the report of a finished step, {} if
-    something is missing, and raises InputError if the outputs were made from something else.
+    and its outputs exist, refused if one exists that it was not started for; a step that knows better has a `check`.
+    It returns the report of a finished step, {} if something is missing, and raises InputError if the outputs were made
+    from something else.
     """
 
     name: str
@@ -138,6 +139,9 @@ def _judge_step(
         source = sources[0].step.name
         why = f"step {step.name!r} is done and has read what step {source!r} would make again; give --redo {source}"
         return Turn(step=step, state=REFUSED, why=f"{why} to make both again")
+    if record is None and step.check is None and (found := [path for path in step.outputs if path.exists()]):
+        why = f"{found[0]} is there, and no step {step.name!r} is recorded that wrote it"
+        return Turn(step=step, state=REFUSED, why=f"{why}; move it away, or give another output")
     if sources:  # a step with a check of its own makes it when its turn has come and its input is whole
         return Turn(step=step, state=TO_RUN)
     if step.check is None:

@@ -36,6 +36,14 @@ def test_unfinished_step_is_held_to_its_settings(tmp_path: Path) -> None:
     assert run_steps([python("bad", "", settings={"rate": 1})], tmp_path)["bad"].seconds is not None
 
 
+@pytest.mark.parametrize("name", ["a", "c"])  # "c" reads what is still to be made
+def test_what_no_step_has_written_is_not_overwritten(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(InputError, match=f"/{name} is there, and no step '{name}' is recorded that wrote it; move it"):
+        run_steps(chain(tmp_path), tmp_path)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
+
+
 def test_step_with_a_check_is_asked(tmp_path: Path) -> None:
     """Also without `steps.json`: it knows its parts, and what they were made from."""
     parts = tmp_path / "parts"
