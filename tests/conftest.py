@@ -21,7 +21,7 @@ atexit.register(gc.freeze)
 
 import pytest
 import torch
-from support.nemo_process import NemoProcess, import_core, import_nemo, import_nothing
+from support.prepared_process import PreparedProcess, import_core, import_nemo, import_nothing
 from support.worker_pool import WorkerPool
 
 from nemo_longpo import trainers
@@ -37,11 +37,11 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
-def _new_process(overlay: Path | None = None) -> NemoProcess:
+def _new_process(overlay: Path | None = None) -> PreparedProcess:
     prepare = import_nemo if trainers.is_installed("nemo") else import_core
     if torch.cuda.is_available():
         prepare = import_nothing
-    return NemoProcess(prepare, overlay=None if overlay is None else str(overlay))
+    return PreparedProcess(prepare, overlay=None if overlay is None else str(overlay))
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ NEMO = "nemo_longpo.nemo"
 BRIDGE = "nemo_longpo.bridge"
 TRAINING = {
     "nemo_longpo.checkpoints",
-    "nemo_longpo.long_runs",
+    "nemo_longpo.recipe_table",
     "nemo_longpo.model_directory",
     "nemo_longpo.shards",
     "nemo_longpo.yaml_input",
@@ -86,7 +86,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | LAYOUTS
     | PURE,
     # Lengths and placements of the recipes of all trainers.
-    "nemo_longpo.long_runs": set(),
+    "nemo_longpo.recipe_table": set(),
     NEMO: {"nemo_longpo.megatron"} | TRAINING | LAYOUTS | PURE,
     BRIDGE: {"nemo_longpo.costs", "nemo_longpo.megatron"} | TRAINING | LAYOUTS | PURE,
     "nemo_longpo.recipes": set(),

@@ -15,9 +15,9 @@ from megatron.bridge.training import config as bridge_config, mixed_precision
 from megatron.bridge.training.tokenizers.config import TokenizerConfig
 
 from nemo_longpo.checkpoints import run_directory
-from nemo_longpo.long_runs import LONG_RUNS, LONGPO, TINY_LONGPO, RecipeSettings
 from nemo_longpo.megatron import job_settings
 from nemo_longpo.placement import Placement, Precision
+from nemo_longpo.recipe_table import LONG_RUNS, LONGPO, TINY_LONGPO, RecipeSettings
 
 from . import run_settings, training_loop
 from .provider import LongPOProvider

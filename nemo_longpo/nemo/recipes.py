@@ -23,9 +23,9 @@ from nemo.lightning.pytorch.callbacks import PEFT
 from nemo_run.core.frontend.console.api import CONSOLE
 
 from nemo_longpo.checkpoints.run_directory import RUN_NAME, TENSORBOARD
-from nemo_longpo.long_runs import LONG_RUNS, LONGPO, TINY_LONGPO, LongRun, RecipeSettings
 from nemo_longpo.objective import Objective
 from nemo_longpo.placement import Precision
+from nemo_longpo.recipe_table import LONG_RUNS, LONGPO, TINY_LONGPO, LongRun, RecipeSettings
 
 from . import callbacks, checkpoint_callback, data_module, model, resume, schedule, strategy
 

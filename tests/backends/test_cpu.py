@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support.jobs import cpu_jobs
-from support.nemo_process import NemoProcess
+from support.prepared_process import PreparedProcess
 from support.worker_pool import WorkerPool
 
 from nemo_longpo.backends import bridge_import, cpu
@@ -66,7 +66,7 @@ def not_redirected(request):
     if TRAINER == "nemo":
         yield request.getfixturevalue("nemo_process")
         return
-    process = NemoProcess(bridge_import.import_bridge)
+    process = PreparedProcess(bridge_import.import_bridge)
     yield process
     process.close()
 

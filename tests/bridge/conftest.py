@@ -2,7 +2,7 @@
 
 import pytest
 from support.bridge_runs import Inputs
-from support.nemo_process import NemoProcess, import_bridge
+from support.prepared_process import PreparedProcess, import_bridge
 from support.workbench import Workbench, make_reference, make_workbench
 from support.worker_pool import WorkerPool
 
@@ -25,7 +25,7 @@ def pytest_pycollect_makemodule(module_path, parent):
 @pytest.fixture(scope="session")
 def bridge_process():
     """The process that has imported Bridge, for all that must not do it again."""
-    process = NemoProcess(import_bridge)
+    process = PreparedProcess(import_bridge)
     yield process
     process.close()
 

@@ -14,10 +14,10 @@ from support.bridge_runs import Inputs
 
 from nemo_longpo.costs.model_shape import MODELS, load_shape
 from nemo_longpo.errors import InputError
-from nemo_longpo.long_runs import LONG_RUNS
 from nemo_longpo.placement import Placement
 from nemo_longpo.planning.job import Job
 from nemo_longpo.planning.report import overrides
+from nemo_longpo.recipe_table import LONG_RUNS
 
 
 @pytest.fixture(scope="module")

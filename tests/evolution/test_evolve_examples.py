@@ -12,7 +12,7 @@ from nemo_longpo.evolution.evolution_file import load_evolution
 from nemo_longpo.evolution.evolution_settings import Evolution
 from nemo_longpo.evolution.forecast import forecast
 from nemo_longpo.evolution.rounds import evolution_steps
-from nemo_longpo.long_runs import LONG_RUNS
+from nemo_longpo.recipe_table import LONG_RUNS
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from support.jobs import te_jobs
-from support.nemo_process import NemoProcess
 from support.parity import BETA, TOLERANCE, WEIGHT, assert_equal_gradients, under_their_names
 from support.parity_cases import OFFLOAD, TILES
+from support.prepared_process import PreparedProcess
 from support.workbench import Workbench, make_reference, make_workbench
 from support.worker_pool import WorkerPool
 
@@ -29,7 +29,7 @@ def te_workers(request, tmp_path_factory):
     if request.param and not (CORE16.is_dir() and trainers.is_installed("nemo")):
         pytest.skip("`make core16` installs Megatron-Core 0.16 beside 0.15")
     folder = str(tmp_path_factory.mktemp("metadata"))
-    parent = NemoProcess(te_jobs.prepare_core, overlay=request.param and str(request.param), directory=folder)
+    parent = PreparedProcess(te_jobs.prepare_core, overlay=request.param and str(request.param), directory=folder)
     pool = WorkerPool(parent, 2)
     yield pool
     pool.close()

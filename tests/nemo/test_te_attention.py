@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.checkpoint_tensors import checkpoint_tensors
 from support.jobs import nemo_jobs, te_jobs
-from support.nemo_process import NemoProcess
+from support.prepared_process import PreparedProcess
 from support.worker_pool import WorkerPool
 
 from nemo_longpo.checkpoints.run_directory import read_metrics
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.distributed
 @pytest.fixture(scope="module")
 def te_workers(tmp_path_factory):
     """Two processes in which `import transformer_engine` finds the stand-in."""
-    parent = NemoProcess(te_jobs.prepare, directory=str(tmp_path_factory.mktemp("metadata")))
+    parent = PreparedProcess(te_jobs.prepare, directory=str(tmp_path_factory.mktemp("metadata")))
     pool = WorkerPool(parent, 2)
     yield pool
     pool.close()

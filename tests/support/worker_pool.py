@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from support.free_ports import free_port
-from support.nemo_process import NemoProcess
+from support.prepared_process import PreparedProcess
 
 JOB_TIMEOUT_SECONDS = 240
 
@@ -40,7 +40,7 @@ class WorkerPool:
     A worker that fails or hangs ends them all; the next job then starts others.
     """
 
-    def __init__(self, parent: NemoProcess, size: int):
+    def __init__(self, parent: PreparedProcess, size: int):
         self._parent, self._size = parent, size
         self._lives: list[socket.socket] = []
         self._connections: list[Connection] = []

@@ -1,5 +1,5 @@
-"""A process that has imported NeMo and forks others on demand: the import takes nine seconds of processor time, a fork
-next to none. It has loaded nothing of this package, so a fork begins as a new process would.
+"""A process that has imported a trainer and forks others on demand: NeMo's import takes nine seconds of processor time,
+a fork next to none. It has loaded nothing of this package, so a fork begins as a new process would.
 
 Whoever asks holds a connection for as long as the fork shall live: when it is closed, by `kill -9` too, the fork and
 all that it has started are killed. Programs ask by themselves: `write_programs` makes a folder with `longpo`, `nemo`
@@ -180,7 +180,7 @@ def _fork_on_demand(
             asked.close()
 
 
-class NemoProcess:
+class PreparedProcess:
     """The process, after `prepare(**arguments)`. It begins at once; who asks meanwhile waits.
 
     Packages in the folder `overlay` take the place of the environment's.
