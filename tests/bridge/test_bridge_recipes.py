@@ -306,12 +306,13 @@ def test_recipe_for_gpus_passes_bridges_own_checks(train, tmp_path, monkeypatch,
     from nemo_longpo.bridge import architecture, run_settings
     from nemo_longpo.megatron import backend
 
-    run = LONG_RUNS[name].settings
+    run = LONG_RUNS[name]
+    settings = run.settings
     family, model = SHAPES[run.model]
-    start = write_config(tmp_path / "model", family, MODELS[model], run.seq_length)
+    start = write_config(tmp_path / "model", family, MODELS[model], settings.seq_length)
     monkeypatch.setattr(backend, "current_backend", backend.Backend)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda *group: run.placement.gpus)
-    monkeypatch.setenv("WORLD_SIZE", str(run.placement.gpus))
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda *group: settings.placement.gpus)
+    monkeypatch.setenv("WORLD_SIZE", str(settings.placement.gpus))
     config = train.build(
         name, [f"checkpoint.pretrained_checkpoint={start}", "ddp.check_for_nan_in_grad=true"], str(tmp_path / "run")
     )
@@ -324,7 +325,7 @@ def test_recipe_for_gpus_passes_bridges_own_checks(train, tmp_path, monkeypatch,
     assert (made.add_qkv_bias, made.qk_layernorm) == (MODELS[model].bias, MODELS[model].qk_norm)
     assert (made.bf16, made.params_dtype, config.optimizer.bf16) == (True, torch.bfloat16, True)
     assert config.data_parallel_size == 1
-    assert made.sequence_parallel == (run.placement.tp > 1)
+    assert made.sequence_parallel == (settings.placement.tp > 1)
     assert made.recompute_granularity == ("selective" if run.length <= 256 * 1024 else "full")
     assert config.ddp.use_distributed_optimizer
     assert config.ddp.grad_reduce_in_fp32
