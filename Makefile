@@ -8,6 +8,7 @@
 #   make fuzz    40 times as many damaged files as in `make test`, other ones each time (FUZZ_FACTOR=400 for more)
 #   make env     only the environment
 #   make nemo26, make core16   NeMo 2.6 and Megatron-Core 0.16 beside it, for the tests of what must work there too
+#   make te29, make test-te   Transformer Engine's own Python 2.9 over kernels in plain torch, several ranks without a GPU
 #   make vllm-env, make test-vllm   the second environment (vLLM cannot live beside NeMo), and the tests that need it
 #   make eval-env, make test-eval   `longpo eval` in an environment of its own, without NeMo, and a run of it there
 #   make bridge-env, make test-bridge   Megatron-Bridge, which needs Python 3.12, and its tests; skipped where that is missing
@@ -34,12 +35,13 @@ BRIDGE_PYTHON ?= $(shell for python in python3.12 $(HOME)/.pyenv/versions/3.12*/
 	$$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo $$python && break; done)
 NEMO26 := .nemo26
 CORE16 := .core16
+TE29 := .te29
 TRL_VENV := .venv-trl
 DOCS_VENV := .venv-docs
 TRL_PIP := $(TRL_VENV)/bin/python -m pip --disable-pip-version-check -qq
 SOURCES := nemo_longpo recipes conversion data_tools
 
-.PHONY: demo replicate test test-fast test-slow test-distributed test-gpu test-vllm test-bridge fuzz lint docs env nemo26 core16 vllm-env eval-env test-eval \
+.PHONY: demo replicate test test-fast test-slow test-distributed test-gpu test-te test-vllm test-bridge fuzz lint docs env nemo26 core16 te29 vllm-env eval-env test-eval \
 	bridge-env trl-env clean
 .DELETE_ON_ERROR:
 
@@ -63,6 +65,9 @@ test-distributed: env core16 | test-slow
 
 test-gpu: env
 	$(BIN)/python -m pytest -m gpu
+
+test-te: env te29
+	$(BIN)/python -m pytest tests/te
 
 test-vllm: vllm-env $(VLLM_VENV)/models.stamp
 	$(VLLM_BIN)/python -m pytest tests/vllm
@@ -99,6 +104,8 @@ nemo26: $(NEMO26)/packages.stamp
 
 core16: $(CORE16)/packages.stamp
 
+te29: $(TE29)/packages.stamp
+
 vllm-env: $(VLLM_VENV)/project.stamp $(VLLM_VENV)/eval.stamp
 
 define check-python
@@ -132,7 +139,7 @@ $(VENV)/project.stamp: pyproject.toml $(VENV)/cpu.stamp
 	@touch $@
 
 # One package alone: first on the path, it takes the place of the environment's and uses everything else that lies there.
-$(NEMO26)/packages.stamp $(CORE16)/packages.stamp: .%/packages.stamp: requirements/%.txt $(VENV)/cpu.stamp
+$(NEMO26)/packages.stamp $(CORE16)/packages.stamp $(TE29)/packages.stamp: .%/packages.stamp: requirements/%.txt $(VENV)/cpu.stamp
 	rm -rf .$*
 	$(PIP) install --no-deps --target .$* -r $<
 	@touch $@
@@ -206,7 +213,7 @@ $(DOCS_VENV)/packages.stamp: requirements/docs.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(NEMO26) $(CORE16) $(VLLM_VENV) $(EVAL_VENV) $(BRIDGE_VENV) $(TRL_VENV) $(DOCS_VENV)
+	rm -rf $(VENV) $(NEMO26) $(CORE16) $(TE29) $(VLLM_VENV) $(EVAL_VENV) $(BRIDGE_VENV) $(TRL_VENV) $(DOCS_VENV)
 	rm -rf build site dist nemo_longpo.egg-info demo_output replication_output nemo_experiments
 	rm -rf onelogger.err onelogger.log
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis

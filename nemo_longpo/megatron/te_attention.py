@@ -8,6 +8,7 @@ heads of this rank, D head size.
 
 from typing import Any
 
+import torch
 from megatron.core.extensions.transformer_engine import TEDotProductAttention
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer import TransformerConfig, enums
@@ -70,9 +71,9 @@ class TEPairAttention(TEDotProductAttention):
         assert packed_seq_params is None, "a micro-batch is one pair"
 
         def attend_causally(query_SBHD: Tensor, key_SBKD: Tensor, value_SBKD: Tensor) -> Tensor:
-            rows = (_beginning_its_memory(part) for part in (query_SBHD, key_SBKD, value_SBKD))
+            query, key, value = (_beginning_its_memory(rows) for rows in (query_SBHD, key_SBKD, value_SBKD))
             # super() without arguments works only in a method's own frame.
-            return super(TEPairAttention, self).forward(*rows, None, attn_mask_type)
+            return super(TEPairAttention, self).forward(query, key, value, None, attn_mask_type)
 
         return attend_over_trees(
             query, key, value, attention_mask, attend_causally, self.branch_group, self.branch_scale
@@ -85,4 +86,6 @@ def _beginning_its_memory(rows: Tensor) -> Tensor:
     Transformer Engine recognises memory layouts by strides and offsets (attention/dot_product_attention/utils.py:2006
     of 2.9), and refuses such rows; rows that are not contiguous it copies by itself.
     """
-    return rows.clone() if rows.storage_offset() and rows.is_contiguous() else rows
+    within = rows.is_contiguous() and rows.storage_offset()
+    # Of a single row the strides would stay, and are compared too.
+    return rows.clone(memory_format=torch.contiguous_format) if within else rows

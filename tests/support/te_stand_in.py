@@ -142,9 +142,10 @@ class DotProductAttention(_Module):
         assert (given.attn_mask_type, given.attention_mask) == ("causal", None)
         assert (query.shape[2], key.shape[2], value.shape[2]) == (self.heads, self.kv_heads, self.kv_heads)
         assert query.shape[0] == key.shape[0] == value.shape[0]
-        # It copies other rows, so that they do; in the midst of another tensor it knows no memory layout.
-        within = [rows for rows in (query, key, value) if rows.is_contiguous() and rows.storage_offset()]
-        assert not within, "The provided qkv memory layout is not supported!"
+        # It copies rows that are not contiguous, then knows their memory layout by offsets and strides.
+        q, k, v = (rows.contiguous() for rows in (query, key, value))
+        known = not any(rows.storage_offset() for rows in (q, k, v)) and k.stride() == v.stride()
+        assert known, "The provided qkv memory layout is not supported!"
         cp_size = prod(group.size() for group in self.groups)
         self._refuse(query, cp_size)
         rank, stride = 0, 1

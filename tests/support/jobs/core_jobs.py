@@ -47,7 +47,8 @@ def train_one_step(model: str, weights: str, shards: str, objective: Objective, 
         cp_rank, dp_rank = groups.cp_group.rank(), groups.dp_group.rank()
 
         def forward_step(records: Any, module: Any) -> Any:
-            rows = lay_out_pair(next(records), layout, cp, tp).on_rank(cp, cp_rank)
+            short = objective.reads_short_prompts
+            rows = lay_out_pair(next(records), layout, cp, tp, short_prompts=short).on_rank(cp, cp_rank)
             return loss.logprobs_of(module, rows), partial(pair_loss, rows, cp_group=groups.cp_group)
 
         mine = [*ShardReader(shards)][dp_rank :: groups.dp_group.size()]

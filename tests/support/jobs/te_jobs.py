@@ -1,4 +1,4 @@
-"""What fresh workers run on the stand-in for Transformer Engine; the first job of each worker is `prepare`."""
+"""What fresh workers run on the stand-in for Transformer Engine, or on its own Python over kernels in plain torch."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from support import te_stand_in
+from support import te_kernels, te_stand_in
 from support.jobs.gloo_jobs import gloo_group
 
 HEADS, KV_HEADS, HEAD = 8, 4, 16
@@ -42,6 +42,15 @@ def prepare_core(directory: str) -> None:
 
     cpu.activate("megatron")
     torch.cuda.Stream = type("Stream", (), {})  # Megatron's wrapper makes one for Transformer Engine
+
+
+def prepare_sources(sources: str, directory: str, flash: bool) -> None:
+    """As `prepare_core`, with Transformer Engine's own Python; with `flash` over flash-attn 2, otherwise over cuDNN."""
+    te_kernels.install(Path(sources), Path(directory), flash)
+    from nemo_longpo.backends import cpu
+
+    cpu.activate("megatron")
+    torch.compiler.set_stance("force_eager")
 
 
 def _core_config(comm_type: str, hierarchical: list[int] | None, cp_size: int):
@@ -175,6 +184,18 @@ def train_one_step(**job: Any) -> tuple[Any, int]:
     with patch.object(CpuBackend, "layer_spec", Backend.layer_spec):
         found = core_jobs.train_one_step(**job)
     return found, len(te_stand_in.calls["DotProductAttention.forward"])
+
+
+def train_one_step_on_sources(**job: Any) -> tuple[Any, list[str]]:
+    """`core_jobs.train_one_step` with Transformer Engine's layers and rotary embedding; also the kernels called."""
+    from support.jobs import core_jobs
+
+    from nemo_longpo.megatron.backend import Backend, CpuBackend
+
+    te_kernels.called.clear()
+    with patch.object(CpuBackend, "layer_spec", Backend.layer_spec), patch.object(CpuBackend, "fuse", Backend.fuse):
+        found = core_jobs.train_one_step(**job)
+    return found, list(te_kernels.called)
 
 
 def refusals() -> list[str]:
