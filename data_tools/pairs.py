@@ -123,7 +123,7 @@ def special_tokens(chat: ChatFormat, turn: Turn, name: str) -> list[str]:
     ids = getattr(turn, f"{name}_token_ids")
     if ids is None:
         return chat.special.within((), getattr(turn, name))
-    return chat.special.within(ids, chat.text([token for token in ids if token < len(chat.tokenizer)]))
+    return chat.special.within(ids, chat.text([token for token in ids if token < chat.known_ids]))
 
 
 def without_spelled_ends(chat: ChatFormat, pair: Pair) -> tuple[Pair, int]:

@@ -83,6 +83,7 @@ class ChatFormat:
         template_kwargs: Mapping[str, Any] | None = None,
     ):
         self.tokenizer = tokenizer
+        self.known_ids = len(tokenizer)  # asked once: a tokenizer counts by building its whole vocabulary
         self.template_kwargs = dict(template_kwargs or {})
         day = day or date.today()
         self._template = ChatTemplate(tokenizer, day, self.template_kwargs)

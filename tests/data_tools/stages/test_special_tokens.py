@@ -7,8 +7,11 @@ from support.small_corpus import declare_ends, save_reciting_model
 from support.tiny_models import tiny_tokenizer
 from support.tokenised_pairs import tokenised_record
 
+from nemo_longpo.data_tools.chat.format import ChatFormat
 from nemo_longpo.data_tools.engines.engine import Completion
 from nemo_longpo.data_tools.model import load_chat
+from nemo_longpo.data_tools.pairs import check_answers, parse_pair
+from nemo_longpo.data_tools.runner.rows import Row
 from nemo_longpo.data_tools.stages.respond import _answer
 from nemo_longpo.errors import InputError
 from nemo_longpo.shards.reader import ShardReader
@@ -206,6 +209,18 @@ def test_special_tokens_spelled_within_an_answer(longpo, write, model, tmp_path)
     assert report["spelled_ends_left_out"] == 2
     assert rows(tmp_path / "filtered")[0]["turns"] == [turns[2] | {"chosen": "Bob did"}]
     assert longpo("score", "--pairs", tmp_path / "filtered", *words, tmp_path / "scored")[0] == 0
+
+
+def test_the_vocabulary_is_not_counted_for_every_token(monkeypatch):
+    """A tokenizer counts its tokens by building its vocabulary, which takes 37 ms for one of 128,256."""
+    chat, counted = ChatFormat(tiny_tokenizer("qwen2.5")), []
+    size = len(chat.tokenizer)
+    turn = {"chunk": "A boat.", "instruction": "Who?", "chosen": "aB", "rejected": "h"}
+    ids = {"chosen_token_ids": [IDS[1], IDS[2], size + 5] * 100, "rejected_token_ids": [IDS[4]] * 100}
+    pair = parse_pair(Row({"doc_id": "d", "document": "A boat.", "turns": [turn | ids]}, "line 1"))
+    monkeypatch.setattr(type(chat.tokenizer), "__len__", lambda tokenizer: counted.append(tokenizer) or size)
+    check_answers(pair, chat, "line 1")
+    assert len(counted) < 10
 
 
 def test_documents_and_instructions_may_spell_special_tokens(longpo, write, model, tmp_path):
