@@ -111,8 +111,11 @@ def check(config: bridge_config.ConfigContainer) -> None:
         )
     config.model.check()
     pair_data.check_settings(
+        seq_length=data.seq_length,
+        global_batch_size=train.global_batch_size,
         micro_batch_size=train.micro_batch_size,
         length_window=data.length_window,
+        seed=data.seed,
         check_reference=data.check_reference,
         check_reference_samples=data.check_reference_samples,
     )

@@ -26,9 +26,21 @@ ORDER_SETTINGS = ("global_batch_size", "length_window", "seed")  # what the orde
 
 
 def check_settings(
-    *, micro_batch_size: int, length_window: int, check_reference: str, check_reference_samples: int
+    *,
+    seq_length: int,
+    global_batch_size: int,
+    micro_batch_size: int,
+    length_window: int,
+    seed: int,
+    check_reference: str,
+    check_reference_samples: int,
 ) -> None:
     """Raises InputError for a setting of the data that no run can have."""
+    for name, value in (("seq_length", seq_length), ("global_batch_size", global_batch_size)):
+        if value < 1:
+            raise InputError(f"data.{name} is {value}; give a number above 0.")
+    if seed < 0:
+        raise InputError(f"data.seed is {seed}; give 0 or a number above it.")
     if micro_batch_size != 1:
         raise InputError(f"data.micro_batch_size is {micro_batch_size}; a micro-batch is one pair, set it to 1.")
     if length_window < 1:

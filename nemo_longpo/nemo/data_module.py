@@ -58,8 +58,11 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
     ):
         super().__init__()
         pair_data.check_settings(
+            seq_length=seq_length,
+            global_batch_size=global_batch_size,
             micro_batch_size=micro_batch_size,
             length_window=length_window,
+            seed=seed,
             check_reference=check_reference,
             check_reference_samples=check_reference_samples,
         )

@@ -93,6 +93,9 @@ class LongPOStrategy(MegatronStrategy):
                 f"trainer.strategy.non_finite_steps={non_finite_steps} with max_skipped_steps={max_skipped_steps}: the "
                 f"first is one of {', '.join(get_args(finite_steps.NonFinite))}, the second 1 or more."
             )
+        for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size"):
+            if (size := kwargs.get(name, 1)) < 1:
+                raise InputError(f"trainer.strategy.{name} is {size}; give a number above 0.")
         core_versions.refuse_untried()
         full_disk.leave_to_main_thread()
         run_log.send_to(logging)

@@ -8,6 +8,7 @@ from support import training_pairs
 from torch.utils.data import DataLoader
 
 from nemo_longpo.errors import InputError
+from nemo_longpo.megatron import pair_data
 from nemo_longpo.parallel.layout import lay_out_pair
 
 
@@ -30,3 +31,22 @@ def test_loader_yields_rank_rows_and_errors(workers):
     with pytest.raises(InputError, match=r"^doc-7 is damaged$"):
         next_rows(items)
     items.close()  # ends the worker; the exception would keep it, and the collector waits five seconds for it
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seq_length", 0),
+        ("global_batch_size", -2),
+        ("micro_batch_size", 2),
+        ("length_window", 0),
+        ("seed", -1),
+        ("check_reference_samples", 0),
+    ],
+)
+def test_data_settings_that_no_run_can_have(name, value):
+    sizes = {"seq_length": 64, "global_batch_size": 4, "micro_batch_size": 1, "length_window": 1, "seed": 0}
+    settings = {**sizes, "check_reference": "error", "check_reference_samples": 1}
+    pair_data.check_settings(**settings)
+    with pytest.raises(InputError, match=rf"data\.{name} is {value}; "):
+        pair_data.check_settings(**{**settings, name: value})

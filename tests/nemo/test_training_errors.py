@@ -148,9 +148,16 @@ def test_sizes_beyond_the_devices(workers, workbench, tmp_path):
     assert "divisible by the product" in _refusal(workers, workbench, tmp_path, **overrides)
 
 
-def test_several_pairs_per_micro_batch(workers, workbench, tmp_path):
-    assert "micro-batch is one pair" in _refusal(workers, workbench, tmp_path, data__micro_batch_size=2)
-
-
-def test_no_window_at_all(workers, workbench, tmp_path):
-    assert "data.length_window is 0" in _refusal(workers, workbench, tmp_path, data__length_window=0)
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("data.global_batch_size", 0),
+        ("trainer.max_steps", -1),
+        ("trainer.strategy.context_parallel_size", 0),
+        ("optim.lr_scheduler.warmup_ratio", 1.5),
+    ],
+)
+def test_numbers_that_no_run_can_have(workers, workbench, tmp_path, setting, value):
+    """NeMo said nothing to the first and third, and trained for ever at a rate near 0 with the others."""
+    message = _refusal(workers, workbench, tmp_path, **{setting.replace(".", "__"): value})
+    assert f"{setting} is {value}; give " in message
