@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import is_dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -49,8 +49,8 @@ def train(config: bridge_config.ConfigContainer, callbacks: Sequence[bridge_call
     settings.
     """
     config = copy.deepcopy(config)  # Bridge and `prepare` complete theirs
-    with _process_groups(config), _in_words_of_bridge(config):
-        run = run_start.prepare(config)
+    with _process_groups(config), _in_words_of_bridge(config), ExitStack() as whole_run:
+        run = run_start.prepare(config, whole_run)
         if dist.get_rank() == 0:
             command = run_directory.beside_checkpoints(Path(config.checkpoint.save)).command
             atomic.write_file(command, shlex.join(sys.argv))
@@ -58,6 +58,9 @@ def train(config: bridge_config.ConfigContainer, callbacks: Sequence[bridge_call
             pretrain(config, run.step, callbacks=[run.callback, *callbacks])
         except BaseException as error:
             run.callback.end(error)
+            if isinstance(error, SystemExit) and config.train.exit_signal_handler and not error.code:
+                # Else whoever waits for the run would go on with what is half trained.
+                error.code = 128 + config.train.exit_signal
             raise
         run.callback.end()
 

@@ -157,6 +157,13 @@ def find_checkpoints(path: Path) -> list[Path]:
     return _complete_in(folders, path)
 
 
+def newest_step(path: Path) -> int | None:
+    """Return the optimizer step in the name of a run directory's newest complete checkpoint; None if there is none."""
+    complete = [checkpoint for folder in _find_folders(path) for checkpoint in list_checkpoints(folder).complete]
+    step = max((_age(checkpoint)[0] for checkpoint in complete), default=-1)
+    return None if step < 0 else step
+
+
 def _complete_in(folders: list[Path], path: Path) -> list[Path]:
     """Return the complete checkpoints of the one folder that `path` holds. Raises InputError if that cannot be."""
     if len(folders) > 1:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_longpo import atomic
+from nemo_longpo.checkpoints import run_directory
 from nemo_longpo.data_tools.pipeline.config import parse_pipeline
 from nemo_longpo.data_tools.settings import EngineSettings
 from nemo_longpo.data_tools.stages.registry import STAGES
@@ -93,8 +94,19 @@ def train_step(evolution: Evolution, own: Round, name: str, *, shards: Path, sta
             **train.command.learned(train.settings),
         },
         env=dict(evolution.env) | train.env,
+        confirm=partial(_require_last_step, name, training, train.settings[train.command.steps]),
     )
     return places.placed(evolution, train.executor, step, parallel=True, restarts=train.restarts)
+
+
+def _require_last_step(name: str, training: Path, steps: int) -> None:
+    """Raises InputError if training has ended well before its last step, as after a signal or at a limit of time."""
+    reached = run_directory.newest_step(training)
+    if reached is not None and reached < steps:
+        raise InputError(
+            f"step {name!r}: training has ended and its newest checkpoint in {training} is of step {reached} of "
+            f"{steps}; the same command goes on from there"
+        )
 
 
 def export_step(

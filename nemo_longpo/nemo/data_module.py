@@ -8,6 +8,7 @@ from nemo.collections.common.tokenizers import TokenizerSpec
 from nemo.lightning import MegatronDataSampler, data, io
 from torch.utils.data import DataLoader
 
+from nemo_longpo.errors import InputError
 from nemo_longpo.megatron import pair_data, run_inputs
 from nemo_longpo.megatron.reference_guard import CheckReference
 from nemo_longpo.megatron.topology import current_topology, raise_on_all
@@ -16,6 +17,26 @@ from nemo_longpo.shards import fingerprint
 from nemo_longpo.shards.reader import ShardReader
 
 from .callbacks import inputs_directory
+
+
+def refuse_other_steps(trainer: pl.Trainer) -> None:
+    """Raises InputError for a setting with which Lightning would begin the order of the documents again and again, or
+    count other steps than optimizer steps."""
+    if trainer.max_steps < 1:
+        raise InputError(
+            f"trainer.max_steps is {trainer.max_steps}; give the number of optimizer steps, 1 or more: the documents "
+            "and the learning rate of the run follow from it."
+        )
+    if trainer.limit_train_batches != 1.0 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        raise InputError(
+            f"trainer.limit_train_batches is {trainer.limit_train_batches}, which would train on the first documents "
+            "again and again; leave it (and trainer.overfit_batches) out, and set trainer.max_steps."
+        )
+    if trainer.accumulate_grad_batches != 1:
+        raise InputError(
+            f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}, but every optimizer step takes "
+            "data.global_batch_size pairs already, one after another; leave it out, and set that."
+        )
 
 
 class LongPODataModule(pl.LightningDataModule, io.IOMixin):
@@ -98,6 +119,7 @@ class LongPODataModule(pl.LightningDataModule, io.IOMixin):
             )
 
     def _open(self) -> None:
+        refuse_other_steps(self.trainer)
         known = fingerprint.tokenizer_fingerprint(self.tokenizer.tokenizer) if self.tokenizer is not None else None
         model: Any = self.trainer.lightning_module
         self.pairs = pair_data.PairData(

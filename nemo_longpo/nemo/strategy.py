@@ -9,6 +9,7 @@ from typing import Any, Literal, Optional, Union, get_args
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from lightning.pytorch.utilities import exceptions
 from megatron.core.distributed import DistributedDataParallelConfig
 from nemo.lightning import MegatronStrategy, resume
 from nemo.utils import logging
@@ -175,8 +176,14 @@ class LongPOStrategy(MegatronStrategy):
         return super().load_checkpoint(checkpoint_path, selective_restore)
 
     def on_exception(self, exception: BaseException) -> None:
-        """Name a full disk, and end the processes that would wait for this one."""
+        """Name a full disk, and end the processes that would wait for this one.
+
+        A run that SIGTERM has stopped ends as programs do that a signal ends. Lightning's exit status would be 0, and
+        whoever waits for the run (a job that depends on it, a round) would go on with what is half trained.
+        """
         super().on_exception(exception)
+        if isinstance(exception, exceptions.SIGTERMException):
+            exception.code = 128 + signal.SIGTERM
         refusal = exception if isinstance(exception, InputError) else self._full_disk(exception)
         if refusal is None:
             return

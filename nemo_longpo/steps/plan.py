@@ -26,7 +26,8 @@ class Step:
     that a function starts, for `--dry-run`. `settings` decide what the outputs become. A step is done when it has run
     and its outputs exist, refused if one exists that it was not started for; a step that knows better has a `check`.
     It returns the report of a finished step, {} if something is missing, and raises InputError if the outputs were made
-    from something else.
+    from something else. A command may end well before its work is done; `confirm` then raises InputError, and the step
+    is not done.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Step:
     outputs: tuple[Path, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     check: Callable[[], Report] | None = None
+    confirm: Callable[[], None] | None = None
     env: Mapping[str, str] = field(default_factory=dict)
 
     def reads(self, path: Path) -> bool:

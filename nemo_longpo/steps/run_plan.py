@@ -218,6 +218,8 @@ class _Runner:
             process.run_command(step, self.output / "logs" / f"{step.name}.log", watch)
         if missing := [str(path) for path in step.outputs if not path.exists()]:
             raise InputError(f"step {step.name!r} has ended and not written {', '.join(missing)}; run it again")
+        if step.confirm:
+            step.confirm()
         seconds = round(time.monotonic() - started, 1)
         self._note(step, seconds=seconds, report=report or {})
         process.show_progress(f"{label}: {seconds:.0f} s", last=True)

@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import re
+import signal
 import subprocess
 from dataclasses import replace
 
@@ -13,6 +15,7 @@ import transformers
 from support import reference, tiny_models as tiny, training_pairs
 from support.bridge_runs import Inputs, checkpoints_of, records_for
 from support.checkpoint_tensors import checkpoint_tensors
+from support.held_lock import hold
 from support.jobs import bridge_jobs
 from support.scored_pairs import scored_records
 from support.waiting import wait_until
@@ -139,6 +142,14 @@ def test_unfinished_checkpoint_never_counts(tmp_path, mistral):
     assert curve_of(again) == curve_of(first)
     assert checkpoints_of(run) == [two, four]
     assert not list(two.parent.glob("*-unfinished"))
+    run_directory.mark(four).touch()
+    with hold(run / "longpo" / "inputs" / "lock", 600) as other:
+        assert other.stdout.readline()
+        with pytest.raises(InputError, match=f"another run writes into {run}/longpo"):
+            mistral.train(run, *FAST, keep, "train.train_iters=6")
+        other.kill()
+    assert run_directory.mark(four).exists(), "the other run is at work on it"
+    run_directory.mark(four).unlink()
     assert (four / "integrity.json").is_file()
     assert (four / "hf" / "config.json").read_bytes() == (mistral.model / "config.json").read_bytes()
 
@@ -179,6 +190,23 @@ def test_finished_run_takes_more_steps_on_the_new_curve(tmp_path, mistral):
     lines = run_directory.read_metrics(tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert [line["lr"] for line in lines] == pytest.approx([0.005, 0.01, 0.01, 0.005])
+
+
+def test_run_that_a_signal_ends_says_so(tmp_path, mistral):
+    """Bridge saves and would end with status 0, which a job that depends on the run takes for its end."""
+    from nemo_longpo.bridge import train
+
+    class Signal(train.bridge_callbacks.Callback):
+        def on_train_step_end(self, context):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    overrides = mistral.overrides("train.exit_signal_handler=true", "train.train_iters=9")
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as left:
+        train.train(train.build("tiny_longpo", overrides, str(tmp_path)), [Signal()])
+    signal.signal(signal.SIGTERM, before)
+    assert left.value.code == 128 + signal.SIGTERM
+    assert run_directory.newest_step(tmp_path) == 1
 
 
 def test_next_run_starts_from_a_run(tmp_path, mistral):

@@ -13,6 +13,7 @@ from support import small_evolution
 from support.small_plans import is_alive
 from support.waiting import wait_until
 
+from nemo_longpo.checkpoints.forms import NEMO
 from nemo_longpo.cli import build_parser, main
 from nemo_longpo.data_tools.pipeline.config import load_pipeline
 from nemo_longpo.errors import InputError
@@ -62,6 +63,21 @@ def test_dry_run_shows_every_command(tmp_path, told, capsys):
         "--lengths 64 256 --samples 8 --seed 1234 --output X/out/round-2/evaluation",
     ]
     assert not (tmp_path / "out").exists()
+
+
+def test_training_that_ends_before_its_last_step_is_not_exported(tmp_path, told):
+    """Its program ends well: a signal has stopped it in its time of grace, or its own limit of time."""
+    half = tmp_path / "out" / "round-1" / "training" / "longpo" / "checkpoints" / "global_step=2"
+    for part in (*NEMO.parts, "weights/__0_0.distcp"):
+        (half / part).parent.mkdir(parents=True, exist_ok=True)
+        (half / part).write_text(part)
+    (confirm,) = [
+        step.confirm for step in evolution_steps(small_evolution.load(tmp_path, told)) if step.name == "train-1"
+    ]
+    with pytest.raises(InputError, match="is of step 2 of 4; the same command goes on from there"):
+        confirm()
+    half.rename(half.with_name("global_step=4"))
+    confirm()
 
 
 def test_training_is_started_by_a_launcher(tmp_path, told):

@@ -16,6 +16,23 @@ def test_changed_order_is_refused_at_resume(name, value):
         LongPODataModule("shards", **settings).load_state_dict(TRAINED)
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("max_steps", -1), ("max_steps", 0), ("limit_train_batches", 2), ("limit_train_batches", 0.5),
+     ("overfit_batches", 3), ("accumulate_grad_batches", 2)],
+)  # fmt: skip
+def test_what_would_repeat_documents_is_refused(setting, value):
+    """Lightning would begin the order again behind `limit_train_batches`, and without `max_steps` at every step."""
+    import lightning.pytorch as pl
+
+    from nemo_longpo.nemo.data_module import refuse_other_steps
+
+    plain = {"logger": False, "enable_checkpointing": False, "accelerator": "cpu", "barebones": False}
+    refuse_other_steps(pl.Trainer(**plain, max_steps=5))
+    with pytest.raises(InputError, match=rf"trainer\.{setting}\b.*(is {value}|out)"):
+        refuse_other_steps(pl.Trainer(**plain, **{"max_steps": 5, setting: value}))
+
+
 @pytest.mark.parametrize("state", [TRAINED, {"consumed_samples": 12}], ids=["same order", "older checkpoint"])
 def test_continues_after_trained_documents(state, monkeypatch):
     from nemo_longpo.nemo.data_module import LongPODataModule

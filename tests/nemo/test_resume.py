@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,12 @@ import torch
 from support import tiny_models
 from support.checkpoint_tensors import checkpoint_tensors
 from support.exploits import edit_recorded
+from support.held_lock import hold
 from support.jobs import nemo_jobs, resume_jobs
 from support.worker_pool import WorkerPool
 
 from nemo_longpo.checkpoints.run_directory import find_checkpoint, metrics_file, read_metrics
+from nemo_longpo.live_status import read_status
 
 pytestmark = pytest.mark.distributed
 
@@ -102,7 +105,9 @@ def test_killed_run_equals_undisturbed_run(workbench, nemo_process, workers, tmp
 
 @pytest.mark.parametrize("workbench", ["mistral"], indirect=True)
 def test_the_last_step_is_saved_once(workbench, workers, tmp_path):
-    """Of a run of one step, of one that is given another, and of none that has nothing left to do."""
+    """Of a run of one step, of one that is given another, and of none that has nothing left to do.
+
+    A run that is ended before by SIGTERM says so to whoever waits for it."""
     settings = {
         "data.paths": str(workbench.shards),
         "data.global_batch_size": 2,
@@ -111,6 +116,9 @@ def test_the_last_step_is_saved_once(workbench, workers, tmp_path):
         "log.ckpt.every_n_train_steps": 2,
         "trainer.max_steps": 1,
     }
+    stopped = settings | {"trainer.max_steps": 9, "log.log_dir": str(tmp_path / "stopped")}
+    assert workers.run(resume_jobs.exit_status_after_sigterm, 1, overrides=stopped, step=1) == [128 + signal.SIGTERM]
+    assert read_status(tmp_path / "stopped").state == "stopped"
     assert workers.run(resume_jobs.count_saves, 1, overrides=settings) == [[1]]
     assert _left_over(tmp_path) == {"global_step=1", "global_step=1-last -> global_step=1"}
     metrics = _metrics(tmp_path)
@@ -122,6 +130,13 @@ def test_the_last_step_is_saved_once(workbench, workers, tmp_path):
     assert _metrics(tmp_path)[:1] == metrics
     assert [line["step"] for line in _metrics(tmp_path)] == [1, 2]
     assert _left_over(tmp_path) == {"global_step=2", "global_step=2-last -> global_step=2"}
+
+    lock = tmp_path / "longpo" / "inputs" / "lock"
+    with hold(lock, 600) as other:
+        assert other.stdout.readline()
+        (message,) = workers.run(nemo_jobs.refusal, 1, overrides=settings, checkpoints=True)
+        other.kill()
+    assert f"another run writes into {tmp_path}/longpo" in message
 
     settings["resume.resume_if_exists"] = False
     (message,) = workers.run(nemo_jobs.refusal, 1, overrides=settings, checkpoints=True)

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,20 @@ def test_missing_output_is_made_again(tmp_path: Path) -> None:
     (tmp_path / "c").unlink()
     run_steps(chain(tmp_path), tmp_path)
     assert calls(tmp_path) == "abcc"
+
+
+def test_a_command_that_ends_before_its_work_is_done_is_not_done(tmp_path: Path) -> None:
+    def confirm() -> None:
+        if calls(tmp_path) == "ab":
+            raise InputError("half of it is missing")
+
+    first, second, third = chain(tmp_path)
+    plan = [first, replace(second, confirm=confirm), third]
+    with pytest.raises(InputError, match="half of it is missing"):
+        run_steps(plan, tmp_path)
+    assert read_records(tmp_path)["b"].seconds is None
+    run_steps(plan, tmp_path)
+    assert calls(tmp_path) == "abbc"
 
 
 def test_redo_makes_a_step_and_its_readers_again(tmp_path: Path) -> None:

@@ -89,14 +89,14 @@ class SaveLogprobs(pl.Callback):
 
 
 class KillAfter(pl.Callback):
-    """Kill this process silently, like a lost node."""
+    """Kill this process silently, like a lost node, or send it another signal."""
 
-    def __init__(self, step: int):
-        self.step = step
+    def __init__(self, step: int, number: int = signal.SIGKILL):
+        self.step, self.number = step, number
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args) -> None:
         if trainer.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.number)
 
 
 class Interrupted(BaseException):

@@ -1,6 +1,7 @@
 """Jobs of a `WorkerPool` worker for tests of resuming: runs that end early."""
 
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,15 @@ def finetune_until_removal(overrides: dict[str, Any]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MegatronStrategy, "remove_checkpoint", remove_half)
         _run_until_interrupted(overrides)
+
+
+def exit_status_after_sigterm(overrides: dict[str, Any], step: int) -> object:
+    """Send every rank SIGTERM after a step, as Slurm does, and return what the program would end with."""
+    from support.jobs.callbacks import KillAfter
+
+    with pytest.raises(SystemExit) as left:
+        finetune(overrides, checkpoints=True, callbacks=[KillAfter(step, signal.SIGTERM)])
+    return left.value.code
 
 
 def _run_until_interrupted(overrides: dict[str, Any], *callbacks: Any) -> None:
