@@ -246,6 +246,29 @@ def locked(directory: Path, operation: int) -> Iterator[int]:
 
 
 @contextmanager
+def owned_file(path: Path, owner: str) -> Iterator[None]:
+    """Hold a file that names its owner, until the block or the process ends; processes that it starts do not hold it.
+
+    Unlike `locked` it holds on network file systems that have locks for bytes of files only; where there are none at
+    all, nothing is held. Nothing else in the process may open the file meanwhile: with its closing the lock would go.
+    Raises BlockingIOError, with the owner as its text, if another process holds it.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise BlockingIOError(os.pread(descriptor, 1000, 0).decode(errors="replace")) from error
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, owner.encode(), 0)
+        os.fsync(descriptor)  # for other machines
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def stopped_by_sigterm() -> Iterator[None]:
     """End the block like an exception at SIGTERM, which batch systems send when time is up, so that it cleans up."""
 

@@ -1,6 +1,7 @@
 """Where a run begins, and with what: checked on all ranks before Megatron-Bridge's loop does any work."""
 
 import copy
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from megatron.bridge.utils.common_utils import get_local_rank_preinit
 
 from nemo_longpo.checkpoints import completeness, forms, run_directory, trust
 from nemo_longpo.errors import InputError, one_line
-from nemo_longpo.megatron import finite_steps, loss, pair_data, run_inputs, topology
+from nemo_longpo.megatron import finite_steps, held_directory, loss, pair_data, run_inputs, topology
 from nemo_longpo.run_log import LOG
 from nemo_longpo.shards.fingerprint import tokenizer_fingerprint
 from nemo_longpo.yaml_input import read_yaml_mapping
@@ -28,8 +29,10 @@ class Job:
     callback: training_loop.RunCallback
 
 
-def prepare(config: ConfigContainer) -> Job:
+def prepare(config: ConfigContainer, whole_run: ExitStack) -> Job:
     """Complete the configuration in place, open the data, and hold both to what the run began with.
+
+    `whole_run` keeps other runs out of the run's directory, from before the first write until it is closed.
 
     Process groups of the whole job must exist; all ranks call this, and see the run's directory. Raises InputError on
     all ranks if the run cannot be as it is asked for.
@@ -51,6 +54,7 @@ def prepare(config: ConfigContainer) -> Job:
     topology.raise_on_all(check_and_open)
     (data,) = opened
     inputs = run_directory.beside_checkpoints(Path(config.checkpoint.save)).inputs
+    whole_run.enter_context(held_directory.held(inputs, first=is_first))
     if config.dataset.check_hashes:
         run_inputs.check_shards(data.readers, inputs, local_rank=get_local_rank_preinit(), first=is_first)
     topology.raise_on_all(lambda: _hold_inputs(config, places, data, inputs), here=is_first)

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from nemo.utils import logging
 from nemo_longpo.atomic import explain_full_disk
 from nemo_longpo.checkpoints import integrity, run_directory
 from nemo_longpo.errors import InputError
+from nemo_longpo.megatron import held_directory
 from nemo_longpo.megatron.topology import gather_from_all, raise_on_all
 
 
@@ -34,6 +36,8 @@ class LongPOCheckpoint(ModelCheckpoint):
     """
 
     def setup(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        inputs = run_directory.beside_checkpoints(self._folder).inputs
+        self._held.enter_context(held_directory.held(inputs, first=trainer.is_global_zero))
         super().setup(trainer, *args, **kwargs)  # removes unfinished checkpoints
         self.always_save_context = self.save_context_on_train_end = False
         _require_one_choice(str(trainer.ckpt_path))
@@ -54,6 +58,11 @@ class LongPOCheckpoint(ModelCheckpoint):
     def _recorder(self) -> integrity.Recorder:
         """The recorder, made on first use; in a run that is refused, that may be before `setup`."""
         return integrity.Recorder()
+
+    @cached_property
+    def _held(self) -> ExitStack:
+        """What keeps other runs out while this one is at work."""
+        return ExitStack()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -79,10 +88,12 @@ class LongPOCheckpoint(ModelCheckpoint):
         for checkpoint in self._recorder.unfinished:
             logging.info(f"Recording the hashes of {checkpoint} before the run ends")
         self._recorder.collect(wait=True)
+        self._held.close()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._recorder.forget_all()
         super().on_exception(trainer, pl_module, exception)
+        self._held.close()
 
     def _monitor_candidates(self, trainer: pl.Trainer) -> dict[str, torch.Tensor]:
         """Return NeMo's values with the number of the finished step; NeMo gives the one before it."""
