@@ -210,6 +210,6 @@ def _hold_inputs(config: ConfigContainer, places: _Places, data: pair_data.PairD
         places.start,
         data.readers,
         config.model.chosen_objective,
-        is_resumed=places.resumed is not None,
+        resumed=places.resumed,
         accept_changes=config.checkpoint.accept_changes,
     )

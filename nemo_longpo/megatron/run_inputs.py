@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from nemo_longpo.checkpoints import completeness, integrity
+from nemo_longpo.checkpoints import completeness, integrity, run_directory
 from nemo_longpo.checkpoints.run_inputs import Given, RunInputs, read_inputs, read_origin, write_inputs, write_versions
 from nemo_longpo.errors import InputError, one_line
 from nemo_longpo.objective import Objective
@@ -37,12 +37,13 @@ def hold_inputs(
     readers: Sequence[ShardReader],
     objective: Objective,
     *,
-    is_resumed: bool,
+    resumed: Path | None,
     accept_changes: bool,
 ) -> None:
-    """Record in `directory` what a run was given, or hold it to what is recorded there when the run is resumed.
+    """Record in `directory` what a run was given, or hold it to what it began with when it goes on from a checkpoint.
 
-    A run without a checkpoint starts again and accepts any inputs. A changed loss is only logged. One rank calls this.
+    That is recorded beside the checkpoint `resumed`, which may be of a run in another directory. A run without a
+    checkpoint starts again and accepts any inputs. A changed loss is only logged. One rank calls this.
 
     Raises InputError if start checkpoint or shards changed, unless `accept_changes`, or if they cannot be recorded.
     """
@@ -51,14 +52,16 @@ def hold_inputs(
         tuple(Given(str(reader.directory), reader.manifest.fingerprint) for reader in readers),
         loss_settings(objective),
     )
-    begun = read_inputs(directory) if is_resumed else None
+    begun = None
+    if resumed is not None:
+        begun = read_inputs(run_directory.beside_checkpoints(resumed.parent).inputs) or read_inputs(directory)
     if begun is not None:
         # A run that began before a setting existed began with its default.
         begun = replace(begun, loss=loss_settings(Objective()) | begun.loss)
         for change in found.loss_changes_from(begun):
             LOG.warning(f"This run continues with {change}")
         _refuse(list(found.changes_from(begun)), accept_changes)
-    elif not is_resumed and start and objective.ref_context:
+    elif resumed is None and start and objective.ref_context:
         warn_of_other_reference(start, readers)
     write_inputs(directory, found)
     write_versions(directory, torch.cuda.get_device_name() if torch.cuda.is_available() else None)

@@ -94,7 +94,7 @@ class KeepInputs(pl.Callback):
             self.start,
             data.readers,
             pl_module.objective,
-            is_resumed=bool(trainer.ckpt_path),
+            resumed=run_directory.checkpoint_of(trainer.ckpt_path) if trainer.ckpt_path else None,
             accept_changes=self.accept_changes,
         )
         topology.raise_on_all(hold, here=trainer.is_global_zero)

@@ -141,6 +141,11 @@ class LongPOResume(AutoResume):
         if trainer.ckpt_path and origin and self.restore_config.load_artifacts:
             _take_tokenizer(model, origin, self.trust_checkpoint)
 
+    def get_context_path(self, model: LongPOModel | None = None) -> Path | None:
+        """Return where the tokenizer comes from: `resume_from_path` too, which NeMo's own method does not look at."""
+        context = run_directory.checkpoint_of(self.resume_from_path) / "context" if self.resume_from_path else None
+        return context if context and context.is_dir() else super().get_context_path(model)
+
     def _check_beside(self, trainer: pl.Trainer, model: LongPOModel) -> None:
         if not isinstance(trainer.checkpoint_callback, ModelCheckpoint):
             return

@@ -253,6 +253,8 @@ def test_other_shards_are_refused_at_a_resume(tmp_path, mistral):
     other = replace(mistral, shards=training_pairs.write_tiny_shards(tmp_path / "shards", records_for(97, 2)))
     with pytest.raises(InputError, match=r"dataset\.paths holds shards .* checkpoint\.accept_changes=True"):
         other.train(tmp_path / "run", *FAST, "train.train_iters=4")
+    with pytest.raises(InputError, match=r"dataset\.paths holds shards .* checkpoint\.accept_changes=True"):
+        other.train(tmp_path / "elsewhere", *FAST, "train.train_iters=4", f"checkpoint.load={tmp_path / 'run'}")
     other.train(tmp_path / "run", *FAST, "train.train_iters=3", "checkpoint.accept_changes=True")
 
 

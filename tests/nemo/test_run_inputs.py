@@ -54,6 +54,14 @@ def test_changed_inputs_are_refused_at_resume(workers, workbench, tmp_path):
         assert str(path) in message
         assert setting.replace("__", ".") in message
         assert "resume.accept_changes=True if you want this change" in message
+    elsewhere = {
+        "data__paths": str(others["data__paths"]),
+        "resume__resume_from_path": str(run),
+        "trainer__max_steps": 2,
+    }
+    settings = _settings(workbench, tmp_path / "elsewhere", **elsewhere)
+    (message,) = workers.run(nemo_jobs.refusal, 1, overrides=settings, checkpoints=True)
+    assert "data.paths holds shards that this run did not begin with" in message
     moved = {
         "data__paths": str(shutil.copytree(workbench.shards, tmp_path / "moved-shards")),
         "resume__restore_config__path": str(shutil.copytree(workbench.checkpoint, tmp_path / "moved-start")),
