@@ -22,11 +22,6 @@ from .callbacks import inputs_directory
 def refuse_other_steps(trainer: pl.Trainer) -> None:
     """Raises InputError for a setting with which Lightning would begin the order of the documents again and again, or
     count other steps than optimizer steps."""
-    if trainer.max_steps < 1:
-        raise InputError(
-            f"trainer.max_steps is {trainer.max_steps}; give the number of optimizer steps, 1 or more: the documents "
-            "and the learning rate of the run follow from it."
-        )
     if trainer.limit_train_batches != 1.0 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         raise InputError(
             f"trainer.limit_train_batches is {trainer.limit_train_batches}, which would train on the first documents "

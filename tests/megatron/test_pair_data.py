@@ -8,7 +8,6 @@ from support import training_pairs
 from torch.utils.data import DataLoader
 
 from nemo_longpo.errors import InputError
-from nemo_longpo.megatron import pair_data
 from nemo_longpo.parallel.layout import lay_out_pair
 
 
@@ -45,6 +44,8 @@ def test_loader_yields_rank_rows_and_errors(workers):
     ],
 )
 def test_data_settings_that_no_run_can_have(name, value):
+    from nemo_longpo.megatron import pair_data
+
     sizes = {"seq_length": 64, "global_batch_size": 4, "micro_batch_size": 1, "length_window": 1, "seed": 0}
     settings = {**sizes, "check_reference": "error", "check_reference_samples": 1}
     pair_data.check_settings(**settings)

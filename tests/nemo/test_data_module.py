@@ -18,11 +18,11 @@ def test_changed_order_is_refused_at_resume(name, value):
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("max_steps", -1), ("max_steps", 0), ("limit_train_batches", 2), ("limit_train_batches", 0.5),
+    [("limit_train_batches", 2), ("limit_train_batches", 0.5),
      ("overfit_batches", 3), ("accumulate_grad_batches", 2)],
 )  # fmt: skip
 def test_what_would_repeat_documents_is_refused(setting, value):
-    """Lightning would begin the order again behind `limit_train_batches`, and without `max_steps` at every step."""
+    """Lightning would begin the order again behind `limit_train_batches`, with every step."""
     import lightning.pytorch as pl
 
     from nemo_longpo.nemo.data_module import refuse_other_steps
