@@ -184,6 +184,8 @@ def test_tile_of_a_budget():
     assert LogitBudget(1.0).tile(152_064, 3584, torch.bfloat16) == (8192, 15_232)
     assert LogitBudget(4.0).tile(32_768, 4096, torch.bfloat16) == (17_408, 32_768)
     assert LogitBudget(0.05).tile(152_064, 3584, torch.bfloat16) == (832, 5120)
+    assert LogitBudget(1.0).tile(20_000, 4096, torch.bfloat16) == (8192, 10_048)
+    assert LogitBudget(1e-3).tile(152_064, 3584, torch.bfloat16) == (17, 4928)
     assert LogitBudget(1e-9).tile(152_064, 3584, torch.bfloat16) == (1, 64)
     assert LogitBudget(1.0, rows=7).tile(152_064, 3584, torch.bfloat16) == (7, 152_064)
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from support import training_pairs
-from torch import distributed as dist
 
 from nemo_longpo.megatron import loss
 from nemo_longpo.objective import Objective
@@ -15,13 +14,6 @@ from nemo_longpo.parallel.layout import lay_out_pair
 
 VOCABULARY = 50
 TABLE = -4 * torch.rand(VOCABULARY, 100, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-
-
-@pytest.fixture
-def alone():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield dist.group.WORLD
-    dist.destroy_process_group()
 
 
 def answers(record, side, trunk=None):

@@ -98,15 +98,6 @@ def weights(folder: Path, step: int, scratch: Path) -> dict[str, torch.Tensor]:
     return load_file(export_checkpoint(checkpoint, scratch / f"exported-{step}") / "model.safetensors")
 
 
-def test_skipping_has_an_end(workers, workbench, poisoned, tmp_path):
-    given = poisoned | parallel(dp=2) | {"data.global_batch_size": 4, "trainer.max_steps": 9}
-    given |= {"trainer.strategy.non_finite_steps": "skip", "trainer.strategy.max_skipped_steps": 2}
-    first, second = workers.run(nemo_jobs.refusal, 2, overrides=given, checkpoints=True)
-    assert first == second
-    assert first.startswith("Step 3: the loss of 'doc-2' is not a finite number. 2 step(s) before it were left out")
-    assert [metrics["skipped"] for metrics in read_metrics(tmp_path / "run")] == [1, 1]
-
-
 def test_gradient_of_one_rank_stops_all(workers, workbench, tmp_path):
     """The losses are sound; what is not finite lies in the gradients of the second rank alone."""
     given = {
