@@ -328,6 +328,8 @@ def test_files_beside_the_checkpoints(tmp_path):
     beside = beside_checkpoints(tmp_path / "run" / "name" / "checkpoints")
     assert beside.inputs == tmp_path / "run" / "name" / "inputs"
     assert beside.metrics == tmp_path / "run" / "tb_logs" / "name" / "metrics.jsonl"
+    assert beside.command == tmp_path / "run" / "name" / "cmd-args.log"
     within = beside_checkpoints(tmp_path / "one")
     assert within.inputs == tmp_path / "one" / "inputs"
     assert log_dir_of(within.metrics) == tmp_path / "one"
+    assert log_dir_of(tmp_path / "moved" / "metrics.jsonl") == tmp_path / "moved"
