@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from nemo_longpo.errors import InputError
-from nemo_longpo.megatron.finite_steps import FiniteSteps
 
 SOUND, BAD = (torch.tensor([1.0, value]) for value in (2.0, math.nan))
 
@@ -27,6 +26,8 @@ def may_be_applied(alone, monkeypatch):
 
 def test_only_steps_in_a_row_count(may_be_applied, capsys):
     """After a sound step as many may be left out again; then one more ends the run."""
+    from nemo_longpo.megatron.finite_steps import FiniteSteps
+
     finite = FiniteSteps("skip", 2)
     gradients = (BAD, BAD, SOUND, BAD, BAD)
     found = [may_be_applied(finite, step, gradient) for step, gradient in enumerate(gradients, 1)]
@@ -38,5 +39,7 @@ def test_only_steps_in_a_row_count(may_be_applied, capsys):
 
 @pytest.mark.parametrize("loss", [math.inf, math.nan])
 def test_a_loss_counts_though_the_gradient_is_sound(may_be_applied, loss):
+    from nemo_longpo.megatron.finite_steps import FiniteSteps
+
     with pytest.raises(InputError, match=r"^Step 1: the loss of 'doc-1' is not a finite number\. It was not applied"):
         may_be_applied(FiniteSteps("error", 1), 1, losses=(1.0, loss))
