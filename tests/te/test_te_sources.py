@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from support import tiny_models as tiny, training_pairs as pairs
 from support.jobs import te_jobs
-from support.nemo_process import NemoProcess
 from support.parity import BETA, TOLERANCE, WEIGHT, assert_equal_gradients, under_their_names
 from support.parity_cases import CONCATENATED, FULL, OFFLOAD, SELECTIVE, SEQUENCE_PARALLEL, TILES
+from support.prepared_process import PreparedProcess
 from support.reference import longpo_step
 from support.workbench import make_workbench
 from support.worker_pool import WorkerPool
@@ -58,7 +58,7 @@ OBJECTIVES = {
 def pools(tmp_path_factory):
     """Four processes for each kind of kernel."""
     parents = {
-        name: NemoProcess(
+        name: PreparedProcess(
             te_jobs.prepare_sources,
             sources=str(SOURCES),
             directory=str(tmp_path_factory.mktemp("metadata")),
