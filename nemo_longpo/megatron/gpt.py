@@ -3,6 +3,8 @@
 Shape legend: B sequences, R local rows, H hidden size, P this rank's rows of the vocabulary, D head size.
 """
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -203,3 +205,17 @@ class LogprobGPTModel(GPTModel):
             )
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         return self.output_layer(hidden_states, weight, labels=labels)
+
+
+@contextmanager
+def turned_by(rope: RopeSettings, modules: Iterable[torch.nn.Module]) -> Iterator[None]:
+    """Let the models in `modules` turn queries and keys by other settings, of the same attention factor."""
+    models = [part for module in modules for part in module.modules() if isinstance(part, LogprobGPTModel)]
+    own = [model.inverse_frequencies for model in models]
+    try:
+        for model in models:
+            model.inverse_frequencies = inverse_frequencies(rope, model.config.kv_channels)
+        yield
+    finally:
+        for model, frequencies in zip(models, own, strict=True):
+            model.inverse_frequencies = frequencies

@@ -1,6 +1,7 @@
 """Before the first step of a new run: does its policy give the log-probs that the reference left in the shards?
 
-The pairs go through the model as it trains, in its layout and on all its ranks, forward only.
+The pairs go through the model as it trains, in its layout and on all its ranks, forward only. One thing is different:
+queries and keys are turned by the reference's RoPE. Every round raises the base, and its weights must match even so.
 """
 
 import time
@@ -24,7 +25,7 @@ from nemo_longpo.placement import PairLayout
 from nemo_longpo.run_log import LOG
 from nemo_longpo.shards import reader as shard_reader, reference_check, schema
 
-from . import run_inputs, topology
+from . import gpt, run_inputs, topology
 
 CheckReference = Literal["error", "warn", "off"]
 
@@ -50,8 +51,8 @@ class Policy:
     ) -> None:
         """Compare the policy of a new run with the reference log-probs of `samples` stored pairs, of each reader.
 
-        Weights and RoPE of the reference must give its log-probs, up to the rounding of the dtypes. If the RoPE is
-        another, as in every LongPO round, the difference is only logged. All ranks must call this.
+        The reference's weights must give its log-probs, up to the rounding of the dtypes. Where the policy cannot take
+        on the reference's RoPE, see `reference_rope`, the difference is only logged. All ranks must call this.
 
         Raises InputError on all ranks, if they differ and `check` is "error".
         """
@@ -68,14 +69,22 @@ class Policy:
                 f"{longest} tokens (shards before schema version 3 have none)"
             )
             return
-        found = self.measure(pairs)
+        unlike, rope = "", self.rope
+        try:
+            rope = reference_check.reference_rope(reader.manifest, self.rope)
+        except InputError as reason:
+            unlike = str(reason)
+        with gpt.turned_by(rope, self.modules):
+            found = self.measure(pairs)
         dtypes = reader.manifest.reference.dtype, self.dtype
         allowed = reference_check.allowed_mean(*dtypes)
         difference = f"the policy's log-probs differ from the reference's {found}"
-        other_rope = reference_check.rope_difference(reader.manifest, self.rope)
+        if rope != self.rope:
+            scaling = f", {rope.scaling}" if rope.scaling else ""
+            difference = f"turned by the reference's RoPE (base {rope.theta:g}{scaling}), {difference}"
         seconds = f"{time.perf_counter() - started:.1f} s"
-        if other_rope:
-            LOG.info(f"{shards}: {difference}; no equality is asked for, since {other_rope} ({seconds})")
+        if unlike:
+            LOG.info(f"{shards}: {difference}; no equality is asked for, since {unlike} ({seconds})")
         elif found.mean <= allowed:
             LOG.info(f"{shards}: {difference}; {allowed:g} on average is allowed in {'/'.join(dtypes)} ({seconds})")
         else:
@@ -87,13 +96,13 @@ class Policy:
     def _problem(self, shards: Path, difference: str, allowed: float, scored: str) -> str:
         weights = run_inputs.original_weights(self.start)
         if weights == scored:
-            cause = "its weights scored the shards, so tokenizer, chat template, RoPE or precision may differ"
+            cause = "its weights scored the shards, so tokenizer, chat template or precision may differ"
         elif weights is None:
-            cause = "it may have other weights than those that scored the shards, or another tokenizer or RoPE"
+            cause = "it may have other weights than those that scored the shards, or another tokenizer"
         else:
             cause = f"its weights are {weights[:12]}…, and {scored[:12]}… scored the shards"
         return (
-            f"{shards}: {difference}, and {allowed:g} on average is allowed for equal weights and RoPE; check "
+            f"{shards}: {difference}, and {allowed:g} on average is allowed for equal weights; check "
             f"{self.start}: {cause}; import the model that scored the pairs, score them again with this one"
         )
 

@@ -1,7 +1,7 @@
 """What a run compares at its start: log-probs of its policy with those that a reference model left in the shards.
 
-A policy with the weights and the RoPE of the reference must give the same numbers on what the reference read. Pure: the
-forward is the caller's.
+A policy with the weights of the reference must give the same numbers on what the reference read, once queries and keys
+are turned by the reference's RoPE. Pure: the forward is the caller's.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ CANDIDATES = 16
 """Documents, spread over the shards, of which the shortest are compared."""
 ALLOWED_MEAN = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
 """Mean absolute difference per token that two programs of one model may show in a dtype. Between float32 programs it is
-some 1e-6, between bfloat16 ones up to 0.03; another model, template or RoPE base gives more than these bounds."""
+some 1e-6, between bfloat16 ones up to 0.03; another model or template gives more than these bounds."""
 
 
 @dataclass(frozen=True)
@@ -102,21 +102,22 @@ def allowed_mean(*dtypes: str) -> float:
     return max(ALLOWED_MEAN.get(dtype, ALLOWED_MEAN["bfloat16"]) for dtype in dtypes)
 
 
-def rope_difference(manifest: Manifest, policy: RopeSettings) -> str:
-    """Say how the reference's RoPE differs from the policy's; "" if it does not.
+def reference_rope(manifest: Manifest, policy: RopeSettings) -> RopeSettings:
+    """Return the reference's RoPE, which a model with the policy's can take on for the comparison.
 
-    What the manifest does not record, or records as something that is not trained here, differs.
+    Raises InputError, with a text to stand behind "since", if it cannot: the manifest does not record the RoPE, or one
+    that is not trained here, or one that scales the scores otherwise, for which layers are built.
     """
     recorded = manifest.reference.rope
     if not recorded:
-        return "the shards do not record the reference's RoPE"
+        raise InputError("the shards do not record the reference's RoPE")
     try:
         reference = ModelConfig.parse(recorded, "the shards' manifest").rope
     except InputError as error:
-        return f"the reference has a RoPE that is not trained here ({error})"
-    changes = []
-    if policy.theta != reference.theta:
-        changes.append(f"base {policy.theta:g} instead of {reference.theta:g}")
-    if policy.scaling != reference.scaling:
-        changes.append(f"scaling {policy.scaling} instead of {reference.scaling}")
-    return f"the policy has RoPE {' and '.join(changes)}" if changes else ""
+        raise InputError(f"the reference has a RoPE that is not trained here ({error})") from None
+    if reference.attention_factor != policy.attention_factor:
+        raise InputError(
+            f"the reference's RoPE scaling multiplies queries and keys by {reference.attention_factor:g}, and the "
+            f"policy's by {policy.attention_factor:g}"
+        )
+    return reference

@@ -141,18 +141,31 @@ def test_other_prompts_are_refused(workers, workbench, tmp_path):
     ]
     given = settings(workbench, make_shards(workbench, tmp_path / "shards", records=records), tmp_path / "run")
     (message,) = workers.run(nemo_jobs.refusal, 1, overrides=given)
-    assert "its weights scored the shards, so tokenizer, chat template, RoPE or precision may differ" in message
+    assert "its weights scored the shards, so tokenizer, chat template or precision may differ" in message
 
 
 @MISTRAL
-def test_raised_rope_base_is_reported(workers, workbench, tmp_path):
+def test_raised_rope_base_is_left_aside(workers, workbench, tmp_path):
+    """As every LongPO round raises it: the same weights match, and others are refused as without; training has the
+    raised base."""
     shards = make_shards(workbench, tmp_path / "shards")
     raised = import_checkpoint(workbench.hf, tmp_path / "raised", rope_theta=1e7)
-    given = settings(workbench, shards, tmp_path / "run", resume__restore_config__path=str(raised))
-    log = train(workers, given)
-    ((mean, most),) = figures(log)
-    assert 1e-3 < mean < most
-    assert "no equality is asked for, since the policy has RoPE base 1e+07 instead of 10000" in log
+    steps = {}
+    for choice in ("error", "off"):
+        given = settings(
+            workbench, shards, tmp_path / choice, resume__restore_config__path=str(raised), data__check_reference=choice
+        )
+        log = train(workers, given)
+        steps[choice] = [line["loss"] for line in read_metrics(tmp_path / choice)]
+        for mean, most in figures(log):
+            assert mean <= most < 1e-5
+            assert "turned by the reference's RoPE (base 10000), the policy's log-probs differ" in log
+    assert steps["error"] == steps["off"] != []
+    hf = tiny.save_tiny(tmp_path / "hf", "mistral", seed=5)
+    other = import_checkpoint(hf, tmp_path / "other", rope_theta=1e7)
+    given = settings(workbench, shards, tmp_path / "refused", resume__restore_config__path=str(other))
+    (message,) = workers.run(nemo_jobs.refusal, 1, overrides=given)
+    assert f"check {other}: its weights are " in message
 
 
 @MISTRAL

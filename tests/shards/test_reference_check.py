@@ -1,12 +1,14 @@
 """What a run compares at its start with the stored reference log-probs, and how its ranks' sums become figures."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from support.small_shards import PROVENANCE, make_record, write
 
-from nemo_longpo.model_directory.rope_settings import LinearScaling, RopeSettings
+from nemo_longpo.errors import InputError
+from nemo_longpo.model_directory.rope_settings import LinearScaling, RopeSettings, YarnScaling
 from nemo_longpo.shards import reference_check
 from nemo_longpo.shards.manifest import ReferenceModel
 from nemo_longpo.shards.reader import ShardReader
@@ -99,24 +101,34 @@ def test_coarsest_dtype_counts(dtypes, allowed):
     assert reference_check.allowed_mean(*dtypes) == allowed
 
 
+PLAIN, YARN = RopeSettings(1e4), YarnScaling(factor=4.0, original_max_position_embeddings=64)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "policy", "reference"),
+    [
+        ({"rope_theta": 1e4}, PLAIN, PLAIN),
+        ({"rope_theta": 1e4, "max_position_embeddings": 64}, PLAIN, PLAIN),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, PLAIN, RopeSettings(5e5)),
+        ({"rope_theta": 1e6}, RopeSettings(1e7), RopeSettings(1e6)),
+        ({"rope_theta": 1e4}, RopeSettings(1e4, LinearScaling(2.0)), PLAIN),
+        ({"rope_theta": 1e4, "rope_scaling": LINEAR}, PLAIN, RopeSettings(1e4, LinearScaling(2.0))),
+    ],
+)
+def test_rope_of_the_reference(reader, recorded, policy, reference):
+    manifest = replace(reader.manifest, reference=ReferenceModel("c" * 64, recorded, "float32"))
+    assert reference_check.reference_rope(manifest, policy) == reference
+
+
 @pytest.mark.parametrize(
     ("recorded", "policy", "said"),
     [
-        ({"rope_theta": 1e4}, RopeSettings(1e4), ""),
-        ({"rope_theta": 1e4, "max_position_embeddings": 64}, RopeSettings(1e4), ""),
-        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, RopeSettings(5e5), ""),
-        ({"rope_theta": 1e6}, RopeSettings(1e7), "the policy has RoPE base 1e+07 instead of 1e+06"),
-        (
-            {"rope_theta": 1e4},
-            RopeSettings(1e4, LinearScaling(2.0)),
-            "the policy has RoPE scaling LinearScaling(factor=2.0) instead of None",
-        ),
-        ({"rope_theta": 1e4, "rope_scaling": LINEAR}, RopeSettings(1e4, LinearScaling(2.0)), ""),
-        ({}, RopeSettings(1e4), "the shards do not record the reference's RoPE"),
-        ({"rope_theta": 1e4, "rope_scaling": LINEAR | {"type": "dynamic"}}, RopeSettings(1e4), "not trained here"),
+        ({}, PLAIN, "the shards do not record the reference's RoPE"),
+        ({"rope_theta": 1e4, "rope_scaling": LINEAR | {"type": "dynamic"}}, PLAIN, "not trained here"),
+        ({"rope_theta": 1e4}, RopeSettings(1e4, YARN), "multiplies queries and keys by 1, and the policy's by 1.13863"),
     ],
 )
-def test_rope_of_the_reference(reader, recorded, policy, said):
+def test_rope_that_the_policy_cannot_take_on(reader, recorded, policy, said):
     manifest = replace(reader.manifest, reference=ReferenceModel("c" * 64, recorded, "float32"))
-    found = reference_check.rope_difference(manifest, policy)
-    assert (said in found, found == "") == (True, said == "")
+    with pytest.raises(InputError, match=re.escape(said)):
+        reference_check.reference_rope(manifest, policy)
