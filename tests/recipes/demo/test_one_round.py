@@ -14,7 +14,7 @@ from nemo_longpo.cli import main
 from nemo_longpo.errors import InputError
 from nemo_longpo.recipes.demo import cli, one_round
 from nemo_longpo.recipes.demo.one_round import DemoSettings, demo_round, format_summary
-from nemo_longpo.steps import Step, run_steps
+from nemo_longpo.steps import Step, plan, run_steps
 
 SMALL = ("--documents", "3", "--tokens", "256", "--steps", "4", "--samples", "8")
 METRICS = ("loss", "loss/nll", "loss/longpo", "rewards/chosen", "rewards/rejected", "rewards/margins")
@@ -127,7 +127,7 @@ def test_bad_settings_are_refused_before_anything_is_written(
 def test_demo_ends_with_summary_and_plots(
     programs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the commands' stand-ins, which write no page."""
+    """With the commands' stand-ins, which write no page, in an output that two steps have begun."""
     monkeypatch.setattr(one_round, "BASE_MODEL", Path(small_evolution.content(programs.parent)["base"]))
     training = programs / "round-1/training"
     metrics = training / "tb_logs/longpo/metrics.jsonl"
@@ -139,6 +139,9 @@ def test_demo_ends_with_summary_and_plots(
         (checkpoint / name).parent.mkdir(parents=True, exist_ok=True)
         (checkpoint / name).write_text("whole")
     (programs / "round-1/data/shards").mkdir(parents=True)
+    steps = steps_of(programs, documents=3, tokens=256, steps=4, samples=8)
+    begun = {name: plan.Record(settings=steps[name].recorded_settings()) for name in ("data-1", "train-1")}
+    plan.write_records(programs, begun)
     tasks = [
         {"length": length, "models": {"before": {"mean": before}, "after": {"mean": 95.0}}}
         for length, before in ((64, 98.0), (256, 70.0))
